@@ -1,0 +1,1 @@
+# Makes memslots a package that other Cython code can cimport from.

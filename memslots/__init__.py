@@ -1,0 +1,45 @@
+"""Guest memory slots as KVM keeps them: which slot of guest memory holds this page, while memory is being re-arranged."""
+
+from memslots.errors import (
+    BusyError,
+    InvalidRegionError,
+    InvariantError,
+    MemslotError,
+    NoSuchSlotError,
+    NotMappedError,
+    OverlapError,
+    ReadOnlyError,
+)
+from memslots.faces import AddressSpace, Vcpu
+from memslots.memslots import Memslots
+from memslots.records import Change, Flags, Slot, VcpuStats
+
+__version__ = "0.1.0"
+
+PAGE_SHIFT = 12
+"""log2 of a page's size in bytes."""
+PAGE_SIZE = 1 << PAGE_SHIFT
+"""A page's size in bytes."""
+BAD_HVA = (1 << 64) - 1
+"""What ``translate`` gives for an address that no slot holds."""
+
+__all__ = [
+    "BAD_HVA",
+    "PAGE_SHIFT",
+    "PAGE_SIZE",
+    "AddressSpace",
+    "BusyError",
+    "Change",
+    "Flags",
+    "InvalidRegionError",
+    "InvariantError",
+    "MemslotError",
+    "Memslots",
+    "NoSuchSlotError",
+    "NotMappedError",
+    "OverlapError",
+    "ReadOnlyError",
+    "Slot",
+    "Vcpu",
+    "VcpuStats",
+]

@@ -1,0 +1,17 @@
+"""Python integers as fields of a given width, with errors that name the field."""
+
+from cpython.number cimport PyNumber_Index
+from libc.stdint cimport uint64_t
+
+
+cdef uint64_t field_of(object value, str name, int bits) except? ERROR64:
+    cdef object number
+    try:
+        number = PyNumber_Index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, not {type(value).__name__!r}") from None
+    if number < 0:
+        raise OverflowError(f"{name} must not be negative: {number}")
+    if number.bit_length() > bits:
+        raise OverflowError(f"{name} does not fit its {bits} bits: {number:#x}")
+    return number

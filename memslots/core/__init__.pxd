@@ -1,0 +1,1 @@
+# Makes memslots.core a package that other Cython code can cimport from.

@@ -1,0 +1,1 @@
+"""The C level: structs and free functions for `cimport`, nothing for `import`."""

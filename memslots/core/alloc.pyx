@@ -1,0 +1,53 @@
+"""All memory of the core comes from here, so that it can be counted and made to fail."""
+
+from libc.stdint cimport int64_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset
+from posix.stdlib cimport posix_memalign
+
+from memslots.core.atomics cimport fetch_add, fetch_sub_release, load_relaxed, store_relaxed
+
+cdef uint64_t live = 0  # handed out and not given back
+cdef uint64_t asked = 0  # asked for, ever
+cdef uint64_t fail_at = 0  # the value of `asked` at which to give NULL; 0: never
+
+
+cdef bint must_fail() noexcept nogil:
+    """Counts a request; whether it is the one that alloc_fail_nth named."""
+    return fetch_add(&asked, 1) + 1 == load_relaxed(&fail_at)
+
+
+cdef void *alloc_zeroed(size_t size) noexcept nogil:
+    cdef void *memory = NULL if must_fail() else calloc(1, size)
+    if memory is not NULL:
+        fetch_add(&live, 1)
+    return memory
+
+
+cdef void *alloc_lines(size_t size) noexcept nogil:
+    cdef void *memory = NULL
+    # Whole lines: two structs that different threads write never share one.
+    size = (size + CACHE_LINE - 1) & ~<size_t>(CACHE_LINE - 1)
+    if must_fail() or posix_memalign(&memory, CACHE_LINE, size) != 0:
+        return NULL
+    memset(memory, 0, size)
+    fetch_add(&live, 1)
+    return memory
+
+
+cdef void alloc_free(void *memory) noexcept nogil:
+    if memory is not NULL:
+        free(memory)
+        fetch_sub_release(&live, 1)
+
+
+cdef int64_t alloc_live() noexcept nogil:
+    return <int64_t>load_relaxed(&live)
+
+
+cdef int64_t alloc_asked() noexcept nogil:
+    return <int64_t>load_relaxed(&asked)
+
+
+cdef void alloc_fail_nth(int64_t nth) noexcept nogil:
+    store_relaxed(&fail_at, load_relaxed(&asked) + <uint64_t>nth if nth > 0 else 0)

@@ -1,0 +1,44 @@
+"""The little of C11's memory model that Cython has no words for.
+
+GCC's and Clang's `__atomic` built-ins are used because they work on plain members; C11's own want `_Atomic`
+types, which Cython cannot declare.
+"""
+
+from libc.stdint cimport uint64_t
+
+cdef extern from *:
+    """
+    #if defined(__x86_64__) || defined(__i386__)
+    #define memslots_cpu_relax() __builtin_ia32_pause()
+    #elif defined(__aarch64__)
+    #define memslots_cpu_relax() __asm__ __volatile__("yield" ::: "memory")
+    #else
+    #define memslots_cpu_relax() __asm__ __volatile__("" ::: "memory")
+    #endif
+    #define memslots_load_acquire(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
+    #define memslots_load_relaxed(p) __atomic_load_n((p), __ATOMIC_RELAXED)
+    #define memslots_store_release(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
+    #define memslots_store_relaxed(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
+    #define memslots_fence() __atomic_thread_fence(__ATOMIC_SEQ_CST)
+    #define memslots_fetch_add(p, v) __atomic_fetch_add((p), (v), __ATOMIC_RELAXED)
+    #define memslots_fetch_sub_release(p, v) __atomic_fetch_sub((p), (v), __ATOMIC_RELEASE)
+    #define memslots_fetch_or(p, v) __atomic_fetch_or((p), (v), __ATOMIC_RELAXED)
+    #define memslots_fetch_and(p, v) __atomic_fetch_and((p), (v), __ATOMIC_RELAXED)
+    #define memslots_exchange(p, v) __atomic_exchange_n((p), (v), __ATOMIC_RELAXED)
+    """
+    # One declaration for pointers and one for counts; the built-ins take either.
+    void *load_acquire_ptr "memslots_load_acquire"(void *const *) noexcept nogil
+    void *load_relaxed_ptr "memslots_load_relaxed"(void *const *) noexcept nogil
+    void store_release_ptr "memslots_store_release"(void **, void *) noexcept nogil
+    void store_relaxed_ptr "memslots_store_relaxed"(void **, void *) noexcept nogil
+    uint64_t load_acquire "memslots_load_acquire"(const uint64_t *) noexcept nogil
+    uint64_t load_relaxed "memslots_load_relaxed"(const uint64_t *) noexcept nogil
+    void store_relaxed "memslots_store_relaxed"(uint64_t *, uint64_t) noexcept nogil
+    void store_release "memslots_store_release"(uint64_t *, uint64_t) noexcept nogil
+    uint64_t fetch_add "memslots_fetch_add"(uint64_t *, uint64_t) noexcept nogil
+    uint64_t fetch_sub_release "memslots_fetch_sub_release"(uint64_t *, uint64_t) noexcept nogil
+    uint64_t fetch_or "memslots_fetch_or"(uint64_t *, uint64_t) noexcept nogil
+    uint64_t fetch_and "memslots_fetch_and"(uint64_t *, uint64_t) noexcept nogil
+    uint64_t exchange "memslots_exchange"(uint64_t *, uint64_t) noexcept nogil
+    void fence "memslots_fence"() noexcept nogil
+    void cpu_relax "memslots_cpu_relax"() noexcept nogil

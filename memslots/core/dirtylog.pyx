@@ -1,0 +1,63 @@
+"""The dirty log of a slot. The property D1 and the contract of each function are in dirtylog.pxd."""
+
+from libc.stdint cimport uint64_t
+from libc.string cimport memcpy, memset
+
+from memslots.core.alloc cimport alloc_free, alloc_zeroed
+from memslots.core.atomics cimport exchange, fetch_and
+
+cdef extern from *:
+    """
+    #if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    #define memslots_le64(word) __builtin_bswap64(word)
+    #else
+    #define memslots_le64(word) (word)
+    #endif
+    """
+    uint64_t le64 "memslots_le64"(uint64_t word) noexcept nogil  # to and from little-endian
+
+
+cdef uint64_t *dirty_new(uint64_t npages, bint all_set) noexcept nogil:
+    cdef uint64_t words = dirty_words(npages)
+    cdef uint64_t *bitmap = <uint64_t *>alloc_zeroed(words * sizeof(uint64_t))
+    if bitmap is not NULL and all_set:
+        memset(bitmap, 0xFF, words * sizeof(uint64_t))
+        if npages & 63:
+            bitmap[words - 1] = (<uint64_t>1 << (npages & 63)) - 1
+    return bitmap
+
+
+cdef void dirty_free(uint64_t *bitmap) noexcept nogil:
+    alloc_free(bitmap)
+
+
+cdef void dirty_get(slot *s, unsigned char *out, bint take) noexcept nogil:
+    cdef uint64_t word
+    cdef uint64_t i
+    for i in range(dirty_words(s.npages)):
+        word = load_relaxed(&s.dirty[i])
+        if take and word != 0:
+            word = exchange(&s.dirty[i], 0)
+        word = le64(word)
+        memcpy(out + i * sizeof(word), &word, sizeof(word))
+
+
+cdef void dirty_put(slot *s, const unsigned char *bitmap) noexcept nogil:
+    cdef uint64_t word
+    cdef uint64_t i
+    for i in range(dirty_words(s.npages)):
+        memcpy(&word, bitmap + i * sizeof(word), sizeof(word))
+        exchange(&s.dirty[i], le64(word))
+
+
+cdef void dirty_clear(
+    slot *s, uint64_t first_page, uint64_t num_pages, const unsigned char *bitmap
+) noexcept nogil:
+    cdef uint64_t *dirty = s.dirty + (first_page >> 6)
+    cdef uint64_t word
+    cdef uint64_t i
+    for i in range(dirty_words(num_pages)):
+        memcpy(&word, bitmap + i * sizeof(word), sizeof(word))
+        word = le64(word)
+        if word != 0:
+            fetch_and(&dirty[i], ~word)

@@ -1,0 +1,39 @@
+"""An interval tree: which host ranges overlap this one?
+
+A red-black tree ordered by a range's first byte, whose nodes also keep
+
+  H1  the greatest last byte of any range in the node's subtree
+
+so that a search passes over subtrees that end too early. Ranges may overlap one another and be equal. A range is two 64-bit
+numbers, first and last byte (inclusive, so that it can reach the last address), at a fixed distance from its node.
+"""
+
+from libc.stddef cimport ptrdiff_t
+
+from memslots.core.rbtree cimport rb_node, rb_root
+from memslots.core.units cimport hva_t
+
+cdef struct hva_node:
+    rb_node rb  # must come first: a pointer to it is a pointer to the hva_node
+    hva_t greatest  # H1; the tree's own, nobody else writes it
+
+
+# An empty tree. `range_offset`: from an hva_node's address to the first byte's number; the last byte's follows it.
+cdef void hva_init(rb_root *root, ptrdiff_t range_offset) noexcept nogil
+# Goes with rb_insert, rb_erase, rb_replace and the walks of rbtree, on &node.rb.
+
+# The first range (in order of first bytes) that has a byte in common with [first, last], or NULL. O(log n).
+cdef hva_node *hva_first_overlap(const rb_root *root, hva_t first, hva_t last) noexcept nogil
+# The next one after `node`, which a call with the same [first, last] gave, or NULL. All k overlaps take O(log n + k)
+# where the ranges of the tree are disjoint, and never more than O(min(n, k * log n)).
+cdef hva_node *hva_next_overlap(
+    const rb_root *root, const hva_node *node, hva_t first, hva_t last
+) noexcept nogil
+
+
+cdef inline hva_t hva_first(const rb_root *root, const rb_node *node) noexcept nogil:
+    return (<const hva_t *>(<const char *>node + root.key_offset))[0]
+
+
+cdef inline hva_t hva_last(const rb_root *root, const rb_node *node) noexcept nogil:
+    return (<const hva_t *>(<const char *>node + root.key_offset))[1]

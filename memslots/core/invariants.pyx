@@ -1,0 +1,240 @@
+"""The only checker. What it checks is stated where invariants.pxd says."""
+
+from libc.stdint cimport uint64_t
+
+from memslots.core.dirtylog cimport dirty_words
+from memslots.core.hvatree cimport hva_last, hva_node
+from memslots.core.idtable cimport idtable, idtable_find
+from memslots.core.rbtree cimport (
+    RB_BLACK,
+    RB_RED,
+    rb_color,
+    rb_first,
+    rb_key,
+    rb_next,
+    rb_node,
+    rb_parent,
+    rb_root,
+)
+from memslots.core.slot cimport (
+    SLOT_INVALID,
+    SLOT_LOG_DIRTY_PAGES,
+    slot,
+    slot_end_gfn,
+    slot_of_gfn_node,
+    slot_of_hva_node,
+)
+from memslots.core.slotset cimport slotset, slotset_by_id, slotset_count, slotset_first, slotset_step
+from memslots.core.space cimport SWAPPING, space, space_active
+
+
+cdef property_id check_links(
+    const rb_root *root, uint64_t most, uint64_t *count, uint64_t *depth, const void **where
+) noexcept nogil:
+    """R2 to R5. Goes down by child links and up by its own steps, each checked (R5) before the next: so it ends."""
+    cdef const rb_node *node = root.node
+    cdef const rb_node *came_from = NULL
+    cdef uint64_t level = 1  # nodes from the root to here
+    cdef uint64_t black = 0  # black ones among them
+    cdef uint64_t full = 0  # black ones on any full way down; 0: none seen yet
+    cdef int side
+    count[0] = 0
+    depth[0] = 0
+    where[0] = node
+    if node is NULL:
+        return HOLDS
+    if rb_parent(node) is not NULL:
+        return R5
+    if rb_color(node) != RB_BLACK:
+        return R2
+    while node is not NULL:
+        where[0] = node
+        if came_from is rb_parent(node):  # arrived from above
+            count[0] += 1
+            if count[0] > most:
+                return R5  # more nodes than there can be: some are reached twice
+            depth[0] = max(depth[0], level)
+            black += rb_color(node)
+            for side in range(2):
+                if node.child[side] is NULL:
+                    if full == 0:
+                        full = black
+                    if black != full:
+                        return R4
+                elif rb_parent(node.child[side]) is not node:
+                    return R5
+                elif rb_color(node) == RB_RED and rb_color(node.child[side]) == RB_RED:
+                    return R3
+            if node.child[0] is not NULL:
+                side = 0
+            elif node.child[1] is not NULL:
+                side = 1
+            else:
+                side = 2
+        elif came_from is node.child[0] and node.child[1] is not NULL:
+            if node.child[1] is node.child[0]:
+                return R5
+            side = 1
+        else:
+            side = 2
+        came_from = node
+        if side < 2:
+            level += 1
+            node = node.child[side]
+        else:
+            level -= 1
+            black -= rb_color(node)
+            node = rb_parent(node)
+    return HOLDS
+
+
+cdef property_id check_tree(
+    const rb_root *root, uint64_t most, uint64_t *count, uint64_t *depth, const void **where
+) noexcept nogil:
+    cdef property_id broken = check_links(root, most, count, depth, where)
+    cdef const rb_node *node
+    cdef const rb_node *next
+    if broken != HOLDS:
+        return broken
+    node = rb_first(root)
+    while node is not NULL:
+        where[0] = node
+        next = rb_next(node)
+        if next is not NULL and rb_key(root, next) < rb_key(root, node):
+            return R1
+        node = next
+    return HOLDS
+
+
+cdef property_id check_greatest(const rb_root *root, const void **where) noexcept nogil:
+    cdef const rb_node *node = rb_first(root)
+    cdef const hva_node *child
+    cdef uint64_t greatest
+    cdef int side
+    while node is not NULL:
+        where[0] = node
+        greatest = hva_last(root, node)
+        for side in range(2):
+            child = <const hva_node *>node.child[side]
+            if child is not NULL:
+                greatest = max(greatest, child.greatest)
+        if (<const hva_node *>node).greatest != greatest:
+            return H1
+        node = rb_next(node)
+    return HOLDS
+
+
+cdef bint dirty_log_agrees(const slot *s) noexcept nogil:
+    """D1."""
+    if (s.dirty is not NULL) != ((s.flags & SLOT_LOG_DIRTY_PAGES) != 0):
+        return False
+    return s.dirty is NULL or s.npages & 63 == 0 or (
+        s.dirty[dirty_words(s.npages) - 1] >> (s.npages & 63) == 0
+    )
+
+
+cdef uint64_t items_in(const idtable *ids) noexcept nogil:
+    """How many places of the table are taken."""
+    cdef uint64_t size = <uint64_t>1 << ids.order if ids.places is not NULL else 0
+    cdef uint64_t taken = 0
+    cdef uint64_t i
+    for i in range(size):
+        taken += ids.places[i] is not NULL
+    return taken
+
+
+cdef property_id check_slots(const slotset *set, uint64_t *id) noexcept nogil:
+    """S1 to S4 and D1, for a set whose trees hold R1 to R5."""
+    cdef slot *s = slotset_first(set)
+    cdef slot *next
+    cdef uint64_t npages = 0
+    cdef bint last_used_seen = set.last_used is NULL
+    while s is not NULL:
+        id[0] = s.id
+        if slotset_by_id(set, s.id) is not s:
+            return S1
+        next = slotset_step(set, s, 1)
+        if next is not NULL and slot_end_gfn(s) > next.base_gfn:
+            return S2
+        if not dirty_log_agrees(s):
+            return D1
+        last_used_seen |= set.last_used is s
+        npages += s.npages
+        s = next
+    id[0] = ~<uint64_t>0
+    if not last_used_seen:
+        return S3
+    if npages != set.npages:
+        return S4
+    return HOLDS
+
+
+cdef void check_set(const slotset *set, report *out) noexcept nogil:
+    cdef uint64_t most = slotset_count(set)
+    cdef uint64_t count
+    cdef uint64_t depth
+    cdef const void *where = NULL
+    out.k = set.k
+    out.in_hva_tree = False
+    out.broken = check_tree(&set.gfn_tree, most, &count, &depth, &where)
+    out.depth = max(out.depth, depth)
+    if out.broken != HOLDS:
+        out.id = slot_of_gfn_node(<const rb_node *>where, set.k).id
+        return
+    if count != most or items_in(&set.ids) != most:
+        out.broken = S1
+        return
+    out.in_hva_tree = True
+    out.broken = check_tree(&set.hva_tree, most, &count, &depth, &where)
+    out.depth = max(out.depth, depth)
+    if out.broken == HOLDS:
+        out.broken = check_greatest(&set.hva_tree, &where)
+    if out.broken != HOLDS:
+        out.id = slot_of_hva_node(<const hva_node *>where, set.k).id
+        return
+    out.in_hva_tree = False
+    # Every node of the hva tree lies in a slot, of one of the sets' slots; as many as the set has, and none twice.
+    out.broken = S1 if count != most else check_slots(set, &out.id)
+
+
+cdef bint hva_tree_holds(const slotset *set, const slot *s) noexcept nogil:
+    """Whether the way up from the slot's node ends at the root of this set's hva tree."""
+    cdef const rb_node *node = &s.hva_node[set.k].rb
+    while rb_parent(node) is not NULL:
+        node = rb_parent(node)
+    return node is set.hva_tree.node
+
+
+cdef void check_space(const space *sp, report *out) noexcept nogil:
+    cdef const slotset *active = space_active(sp)
+    cdef const slotset *other = &sp.sets[1 - active.k]
+    cdef slot *s
+    cdef slot *twin
+    cdef int k
+    out.broken = HOLDS
+    out.id = ~<uint64_t>0
+    out.depth = 0
+    for k in range(2):
+        check_set(&sp.sets[k], out)
+        if out.broken != HOLDS:
+            return
+    out.k = active.k
+    s = slotset_first(active)
+    twin = slotset_first(other)
+    while s is not NULL and s is twin:
+        out.id = s.id
+        if not hva_tree_holds(active, s) or not hva_tree_holds(other, s):
+            out.broken = S1
+            return
+        if s.flags & SLOT_INVALID:
+            out.broken = P1
+            return
+        s = slotset_step(active, s, 1)
+        twin = slotset_step(other, twin, 1)
+    if s is not twin:
+        out.broken = P1
+        out.id = s.id if s is not NULL else twin.id
+        return
+    out.id = ~<uint64_t>0
+    if active.generation & SWAPPING:
+        out.broken = P2

@@ -1,0 +1,70 @@
+"""The read side: which slot holds this gfn, and where does the host keep it.
+
+Two caches stand before the search: each set's last-used, which all share, and one of each vCPU's own. A vCPU's is
+valid for one generation only, and a vCPU that misses searches the tree without asking or telling the set's.
+
+Whoever calls these keeps the writer from freeing what is found: by being inside srcu_enter and srcu_leave, or by holding a
+lock that the writer needs before it frees.
+"""
+
+from libc.stdint cimport int32_t, uint64_t
+
+from memslots.core.atomics cimport load_relaxed
+from memslots.core.slot cimport SLOT_INVALID, SLOT_READONLY, slot, slot_gfn_to_hva, slot_has_gfn
+from memslots.core.slotset cimport slotset, slotset_find, slotset_search
+from memslots.core.space cimport space, space_active
+from memslots.core.units cimport BAD_HVA, PAGE_OFFSET_MASK, gfn_t, gpa_t, gpa_to_gfn, hva_t
+
+# A vCPU's last-used slot. One thread at a time uses it.
+cdef struct vcpu_cache:
+    slot *last_used  # found at `generation`, or NULL; at any other generation it may be gone
+    uint64_t generation
+    uint64_t hits  # look-ups that last_used answered
+    uint64_t misses  # look-ups that went to the tree
+
+
+cdef inline slot *lookup_in(slotset *set, vcpu_cache *own, gfn_t gfn) noexcept nogil:
+    """The slot of `set` that has the gfn, or NULL; by the vCPU's cache, or by the set's where `own` is NULL."""
+    cdef slot *s
+    if own is NULL:
+        return slotset_find(set, gfn)
+    s = own.last_used
+    if s is not NULL and own.generation == load_relaxed(&set.generation) and slot_has_gfn(s, gfn):
+        own.hits += 1
+        return s
+    own.misses += 1
+    s = slotset_search(set, gfn)
+    if s is not NULL:
+        own.last_used = s
+        own.generation = load_relaxed(&set.generation)
+    return s
+
+
+cdef inline slot *lookup_gfn(space *sp, vcpu_cache *own, gfn_t gfn) noexcept nogil:
+    """The slot that has the gfn now, or NULL. O(log n), O(1) where the cache has it."""
+    return lookup_in(space_active(sp), own, gfn)
+
+
+cdef inline bint slot_usable(const slot *s, bint write) noexcept nogil:
+    """Whether an access may go through this slot: it is there, not about to go, and for a write not READONLY."""
+    return s is not NULL and not s.flags & (SLOT_INVALID | (SLOT_READONLY if write else 0))
+
+
+cdef inline hva_t lookup_hva(slotset *set, vcpu_cache *own, gpa_t gpa, bint write) noexcept nogil:
+    """The host address of a guest address, or BAD_HVA."""
+    cdef gfn_t gfn = gpa_to_gfn(gpa)
+    cdef slot *s = lookup_in(set, own, gfn)
+    if not slot_usable(s, write):
+        return BAD_HVA
+    return slot_gfn_to_hva(s, gfn) + (gpa & PAGE_OFFSET_MASK)
+
+
+# The same for `count` of them at once, all from one set: the id or -1, the address or BAD_HVA. `out` may be where the input is.
+cdef void lookup_ids(
+    space *sp, vcpu_cache *own, const gfn_t *gfns, int32_t *out, size_t count
+) noexcept nogil
+cdef void lookup_hvas(
+    space *sp, vcpu_cache *own, const gpa_t *gpas, hva_t *out, size_t count, bint write
+) noexcept nogil
+# Marks `count` pages in the dirty logs of their slots, those that log.
+cdef void lookup_mark_dirty(space *sp, vcpu_cache *own, const gfn_t *gfns, size_t count) noexcept nogil

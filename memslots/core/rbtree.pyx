@@ -1,0 +1,283 @@
+"""An intrusive red-black tree. The properties R1 to R5 and the contract of each function are in rbtree.pxd.
+
+In the drawings capital letters are black nodes, small letters red ones, (p) is either colour, and the case shown is
+that of side 0; side 1 is its mirror image.
+"""
+
+
+cdef inline int side_of(const rb_node *parent, const rb_node *node) noexcept nogil:
+    return parent.child[1] is node
+
+
+cdef inline bint is_red(const rb_node *node) noexcept nogil:
+    """A missing child counts as black."""
+    return node is not NULL and rb_color(node) == RB_RED
+
+
+cdef inline void set_parent(rb_node *node, rb_node *parent) noexcept nogil:
+    node.parent_and_color = <size_t>parent | rb_color(node)
+
+
+cdef inline void set_color(rb_node *node, size_t color) noexcept nogil:
+    node.parent_and_color = <size_t>rb_parent(node) | color
+
+
+cdef inline void set_link(rb_root *root, rb_node *parent, rb_node *old, rb_node *new) noexcept nogil:
+    """Makes the one link that leads down to `old` lead to `new`; a NULL parent means the root's."""
+    if parent is NULL:
+        root.node = new
+    else:
+        parent.child[side_of(parent, old)] = new
+
+
+cdef inline void refresh_up(rb_root *root, rb_node *node) noexcept nogil:
+    """Brings the subtree values of `node` and those above it up to date; stops where one has not changed."""
+    while node is not NULL and root.refresh(root, node):
+        node = rb_parent(node)
+
+
+cdef void rotate(rb_root *root, rb_node *node, int side) noexcept nogil:
+    """Sinks `node` to `side`; its child from the other side comes up into its place. Colours stay with their nodes.
+
+            (n)                (c)
+           /   \              /   \
+          1    (c)   ->     (n)    3        side 0
+              /   \        /   \
+             2     3      1     2
+    """
+    cdef rb_node *child = node.child[1 - side]
+    cdef rb_node *inner = child.child[side]
+    cdef rb_node *parent = rb_parent(node)
+    node.child[1 - side] = inner
+    if inner is not NULL:
+        set_parent(inner, node)
+    child.child[side] = node
+    set_link(root, parent, node, child)
+    set_parent(child, parent)
+    set_parent(node, child)
+    if root.refresh is not NULL:
+        # Both stand over other subtrees now. The top one holds what the other held: nothing changes above it.
+        root.refresh(root, node)
+        root.refresh(root, child)
+
+
+cdef void rebalance_insert(rb_root *root, rb_node *node) noexcept nogil:
+    """Restores R2 and R3 where `node` is red and its parent may be too. R1, R4 and R5 hold throughout."""
+    cdef rb_node *parent = rb_parent(node)
+    cdef rb_node *grand
+    cdef rb_node *uncle
+    cdef int side
+    while is_red(parent):
+        grand = rb_parent(parent)  # there is one: a red parent is not the root (R2)
+        side = side_of(grand, parent)
+        uncle = grand.child[1 - side]
+        if is_red(uncle):
+            # Case 1: a red uncle. Recolour; g may now sit under a red parent: go on from there.
+            #
+            #       G            g
+            #      / \          / \
+            #     p   u   ->   P   U
+            #    /            /
+            #   n            n
+            set_color(parent, RB_BLACK)
+            set_color(uncle, RB_BLACK)
+            set_color(grand, RB_RED)
+            node = grand
+            parent = rb_parent(node)
+            continue
+        if side_of(parent, node) != side:
+            # Case 2: the node is the inner grandchild. Turn it outward; n and p change names.
+            #
+            #       G            G
+            #      / \          / \
+            #     p   U   ->   n   U
+            #      \          /
+            #       n        p
+            rotate(root, parent, side)
+            parent = node
+        # Case 3: the node is the outer grandchild. Turn the grandparent down; done.
+        #
+        #       G            P
+        #      / \          / \
+        #     p   U   ->   n   g
+        #    /                  \
+        #   n                    U
+        set_color(parent, RB_BLACK)
+        set_color(grand, RB_RED)
+        rotate(root, grand, 1 - side)
+        break
+    set_color(root.node, RB_BLACK)
+
+
+cdef void rebalance_erase(rb_root *root, rb_node *parent, int side) noexcept nogil:
+    """Restores R4 where the ways through `parent.child[side]` pass one black node too few.
+
+    The short subtree is drawn as *; its root is black or missing, so its sibling exists (R4).
+    """
+    cdef rb_node *sibling
+    cdef rb_node *node
+    while True:
+        sibling = parent.child[1 - side]
+        if is_red(sibling):
+            # Case 1: a red sibling. Turn it up; the new sibling is black.
+            #
+            #      P              S
+            #     / \            / \
+            #    *   s    ->    p   D
+            #       / \        / \
+            #      C   D      *   C
+            set_color(sibling, RB_BLACK)
+            set_color(parent, RB_RED)
+            rotate(root, parent, side)
+            sibling = parent.child[1 - side]
+        if not is_red(sibling.child[0]) and not is_red(sibling.child[1]):
+            # Case 2: the sibling and its children are black. Take a black from its side as well: a red parent turns black
+            # and makes up for both; otherwise the parent's whole subtree is short: go on from there.
+            #
+            #     (p)            (p)
+            #     / \            / \
+            #    *   S    ->    *   s
+            #       / \            / \
+            #      C   D          C   D
+            set_color(sibling, RB_RED)
+            node = parent
+            parent = rb_parent(node)
+            if is_red(node) or parent is NULL:
+                set_color(node, RB_BLACK)
+                return
+            side = side_of(parent, node)
+            continue
+        if not is_red(sibling.child[1 - side]):
+            # Case 3: of the sibling's children only the near one is red. Turn it up: it is the new sibling.
+            #
+            #     (p)            (p)
+            #     / \            / \
+            #    *   S    ->    *   C
+            #       / \              \
+            #      c   D              s
+            #                          \
+            #                           D
+            set_color(sibling, RB_RED)
+            rotate(root, sibling, 1 - side)
+            sibling = parent.child[1 - side]
+            set_color(sibling, RB_BLACK)
+        # Case 4: the sibling's far child is red. Turn the parent down into the short side, as a black node; done.
+        #
+        #     (p)            (s)
+        #     / \            / \
+        #    *   S    ->    P   D
+        #       / \        / \
+        #     (c)  d      *  (c)
+        set_color(sibling, rb_color(parent))
+        set_color(parent, RB_BLACK)
+        set_color(sibling.child[1 - side], RB_BLACK)
+        rotate(root, parent, side)
+        return
+
+
+cdef rb_node *rb_end(const rb_root *root, int side) noexcept nogil:
+    cdef rb_node *node = root.node
+    if node is not NULL:
+        while node.child[side] is not NULL:
+            node = node.child[side]
+    return node
+
+
+cdef rb_node *rb_step(const rb_node *node, int side) noexcept nogil:
+    cdef rb_node *other = node.child[side]
+    if other is not NULL:
+        # The nearest below: one step to the side, then all the way back.
+        while other.child[1 - side] is not NULL:
+            other = other.child[1 - side]
+        return other
+    # None below: the first above that this subtree lies before (side 1) or after (side 0).
+    other = rb_parent(node)
+    while other is not NULL and other.child[side] is node:
+        node = other
+        other = rb_parent(node)
+    return other
+
+
+cdef void rb_insert(rb_root *root, rb_node *node) noexcept nogil:
+    cdef uint64_t key = rb_key(root, node)
+    cdef rb_node *parent = NULL
+    cdef rb_node **link = &root.node
+    while link[0] is not NULL:
+        parent = link[0]
+        link = &parent.child[rb_key(root, parent) <= key]
+    node.child[0] = NULL
+    node.child[1] = NULL
+    node.parent_and_color = <size_t>parent | RB_RED
+    link[0] = node
+    if root.refresh is not NULL:
+        root.refresh(root, node)
+        refresh_up(root, parent)
+    rebalance_insert(root, node)
+
+
+cdef void rb_erase(rb_root *root, rb_node *node) noexcept nogil:
+    cdef rb_node *heir  # takes the place of `node`
+    cdef rb_node *orphan  # takes the place that the heir leaves, or the node's own; may be NULL
+    cdef rb_node *parent = rb_parent(node)  # in the end: of the place that has lost a node
+    cdef int side = 0  # in the end: the side of that place under its parent
+    cdef size_t lost = rb_color(node)  # the colour that the ways through that place have lost
+
+    if node.child[0] is not NULL and node.child[1] is not NULL:
+        # Two children: the next node has no child on side 0. It leaves its place to its only child and moves in here,
+        # in the erased node's colour.
+        heir = rb_step(node, 1)
+        orphan = heir.child[1]
+        lost = rb_color(heir)
+        if rb_parent(heir) is node:
+            side = 1
+            set_link(root, parent, node, heir)
+            parent = heir
+        else:
+            set_link(root, parent, node, heir)
+            parent = rb_parent(heir)
+            parent.child[0] = orphan
+            heir.child[1] = node.child[1]
+            set_parent(heir.child[1], heir)
+        heir.child[0] = node.child[0]
+        set_parent(heir.child[0], heir)
+        heir.parent_and_color = node.parent_and_color
+    else:
+        # One child or none: it moves up.
+        heir = NULL
+        orphan = node.child[node.child[0] is NULL]
+        if parent is not NULL:
+            side = side_of(parent, node)
+        set_link(root, parent, node, orphan)
+    if orphan is not NULL:
+        set_parent(orphan, parent)
+
+    if root.refresh is not NULL:
+        if heir is not NULL:
+            # The heir's value is that of its old place: "unchanged" means nothing up to and including it.
+            node = parent
+            while node is not heir:
+                root.refresh(root, node)
+                node = rb_parent(node)
+            root.refresh(root, heir)
+            refresh_up(root, rb_parent(heir))
+        else:
+            refresh_up(root, parent)
+
+    if lost == RB_BLACK:
+        if orphan is not NULL:
+            # An only child is red (R4: the other side is empty); black, it makes up for what was lost.
+            set_color(orphan, RB_BLACK)
+        elif parent is not NULL:
+            rebalance_erase(root, parent, side)
+
+
+cdef void rb_replace(rb_root *root, rb_node *old, rb_node *new) noexcept nogil:
+    cdef int side
+    new[0] = old[0]
+    set_link(root, rb_parent(old), old, new)
+    for side in range(2):
+        if new.child[side] is not NULL:
+            set_parent(new.child[side], new)
+    if root.refresh is not NULL:
+        root.refresh(root, new)
+        refresh_up(root, rb_parent(new))

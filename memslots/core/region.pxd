@@ -1,0 +1,89 @@
+"""The rules of set_region: what a caller's region asks for, and whether it may have it.
+
+The numbers are those of docs/rules.md: in that order, the first rule that applies decides.
+"""
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from memslots.core.slot cimport slot
+from memslots.core.slotset cimport slotset
+from memslots.core.units cimport gfn_t, gpa_t, hva_t
+
+cdef struct limits:
+    uint32_t max_slots  # an id is below it
+    uint32_t nspaces  # an as_id is below it
+    gfn_t max_gfn  # the highest gfn a slot may hold
+    hva_t max_hva  # a slot's last host byte is below it
+    uint32_t manual_dirty_log  # 0, 1 or 3, as KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 takes it
+
+cdef struct region:
+    uint32_t id
+    uint32_t as_id
+    uint32_t flags  # SLOT_*
+    gfn_t base_gfn
+    uint64_t npages  # 0: the slot is to go
+    hva_t userspace_addr
+
+cdef enum refusal:
+    ALLOWED = 0
+    # rule 1
+    UNKNOWN_FLAGS
+    # rule 2
+    SIZE_NOT_ALIGNED
+    GPA_NOT_ALIGNED
+    HVA_NOT_ALIGNED
+    HVA_BEYOND_MAX
+    NO_SUCH_SPACE
+    ID_BEYOND_MAX
+    GPA_WRAPS
+    # rule 3, and the verbs that need a slot
+    NO_SUCH_SLOT
+    # rule 4
+    TOO_MANY_PAGES
+    # rule 5
+    HVA_DIFFERS
+    NPAGES_DIFFER
+    READONLY_TOGGLES
+    # rule 6
+    OVERLAPS
+    # rule 7
+    BEYOND_MAX_GFN
+    # create's own
+    NO_PAGES
+    ID_IN_USE
+    # memory
+    NO_MEMORY
+
+cdef enum change_kind:
+    CHANGE_NONE
+    CHANGE_CREATE
+    CHANGE_DELETE
+    CHANGE_MOVE
+    CHANGE_FLAGS_ONLY
+
+# What a region that may have what it asks for asks for.
+cdef struct plan:
+    change_kind kind
+    slot *old  # the slot of this id, or NULL
+    slot *existing  # with OVERLAPS: the slot in the way
+
+
+# Rules 1 and 2 for the call in bytes, and the region that it names. `slot_arg` has the space in bits 16 to 31.
+cdef refusal region_from_bytes(
+    const limits *lim,
+    uint32_t slot_arg,
+    uint32_t flags,
+    gpa_t guest_phys_addr,
+    uint64_t memory_size,
+    hva_t userspace_addr,
+    region *out,
+) noexcept nogil
+# Rules 1 and 2 for a region in pages.
+cdef refusal region_check(const limits *lim, const region *r) noexcept nogil
+# Rules 3 to 6, against the slots of a set. O(log n).
+cdef refusal region_plan(const slotset *set, const region *r, plan *out) noexcept nogil
+
+
+cdef inline bint region_beyond_max_gfn(const limits *lim, const region *r) noexcept nogil:
+    """Rule 7, which comes late: after the overlap, and for a move after the slot was marked INVALID."""
+    return r.base_gfn + r.npages - 1 > lim.max_gfn

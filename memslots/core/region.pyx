@@ -1,0 +1,83 @@
+"""The rules of set_region. The contract of each function is in region.pxd."""
+
+from memslots.core.slot cimport SLOT_CALLER_FLAGS, SLOT_READONLY
+from memslots.core.slotset cimport slotset_by_id, slotset_overlap
+from memslots.core.units cimport PAGE_SHIFT, gfn_range_fits, gpa_to_gfn, page_aligned
+
+cdef enum:
+    MAX_NPAGES = 0x7FFFFFFF  # rule 4
+    AS_ID_SHIFT = 16  # where set_region's slot has the address space
+    ID_MASK = (1 << 16) - 1
+
+
+cdef refusal region_from_bytes(
+    const limits *lim,
+    uint32_t slot_arg,
+    uint32_t flags,
+    gpa_t guest_phys_addr,
+    uint64_t memory_size,
+    hva_t userspace_addr,
+    region *out,
+) noexcept nogil:
+    out.id = slot_arg & ID_MASK
+    out.as_id = slot_arg >> AS_ID_SHIFT
+    out.flags = flags
+    out.base_gfn = gpa_to_gfn(guest_phys_addr)
+    out.npages = gpa_to_gfn(memory_size)
+    out.userspace_addr = userspace_addr
+    if flags & ~<uint32_t>SLOT_CALLER_FLAGS:
+        return UNKNOWN_FLAGS
+    if not page_aligned(memory_size):
+        return SIZE_NOT_ALIGNED
+    if not page_aligned(guest_phys_addr):
+        return GPA_NOT_ALIGNED
+    return region_check(lim, out)
+
+
+cdef refusal region_check(const limits *lim, const region *r) noexcept nogil:
+    if r.flags & ~<uint32_t>SLOT_CALLER_FLAGS:
+        return UNKNOWN_FLAGS
+    if not page_aligned(r.userspace_addr):
+        return HVA_NOT_ALIGNED
+    if r.as_id >= lim.nspaces:
+        return NO_SUCH_SPACE
+    if r.id >= lim.max_slots:
+        return ID_BEYOND_MAX
+    if not gfn_range_fits(r.base_gfn, r.npages):
+        return GPA_WRAPS
+    # npages fits an address space now, so the shift loses nothing.
+    if r.userspace_addr > lim.max_hva or r.npages << PAGE_SHIFT > lim.max_hva - r.userspace_addr:
+        return HVA_BEYOND_MAX
+    return ALLOWED
+
+
+cdef refusal region_plan(const slotset *set, const region *r, plan *out) noexcept nogil:
+    cdef slot *old = slotset_by_id(set, r.id)
+    out.old = old
+    out.existing = NULL
+    out.kind = CHANGE_NONE
+    if r.npages == 0:
+        out.kind = CHANGE_DELETE
+        return ALLOWED if old is not NULL else NO_SUCH_SLOT
+    if r.npages > MAX_NPAGES:
+        return TOO_MANY_PAGES
+    if old is NULL:
+        out.kind = CHANGE_CREATE
+    else:
+        if r.userspace_addr != old.userspace_addr:
+            return HVA_DIFFERS
+        if r.npages != old.npages:
+            return NPAGES_DIFFER
+        if (r.flags ^ old.flags) & SLOT_READONLY:
+            return READONLY_TOGGLES
+        if r.base_gfn != old.base_gfn:
+            out.kind = CHANGE_MOVE
+        elif r.flags != old.flags:
+            out.kind = CHANGE_FLAGS_ONLY
+        else:
+            return ALLOWED
+    if out.kind != CHANGE_FLAGS_ONLY:
+        out.existing = slotset_overlap(set, r.base_gfn, r.npages, old)
+        if out.existing is not NULL:
+            return OVERLAPS
+    return ALLOWED

@@ -1,0 +1,107 @@
+"""One set of slots: found by gfn, by host range, by id.
+
+  S1  all three indexes hold the same slots
+  S2  no two slots of a set share a gfn
+  S3  last-used is NULL or a slot of the set
+  S4  the counts of slots and of pages agree with the slots
+
+Readers use the active set, so only the inactive one is changed; what readers write themselves is last-used alone.
+"""
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from memslots.core.atomics cimport load_relaxed_ptr, store_relaxed_ptr
+from memslots.core.hvatree cimport hva_first_overlap, hva_next_overlap
+from memslots.core.idtable cimport idtable, idtable_find, idtable_spare
+from memslots.core.rbtree cimport rb_first, rb_floor, rb_last, rb_node, rb_root, rb_step
+from memslots.core.slot cimport slot, slot_end_gfn, slot_has_gfn, slot_of_gfn_node, slot_of_hva_node
+from memslots.core.units cimport gfn_t, hva_t
+
+cdef struct slotset:
+    rb_root gfn_tree  # the slots by base_gfn
+    uint64_t generation  # see space; here, beside the tree, since a reader reads both
+    int k  # which of a slot's nodes are this set's: 0 or 1
+    uint64_t last_used_line[8]  # keeps the members before and behind last_used in other cache lines
+    slot *last_used  # the slot found last, or NULL; readers write it
+    uint64_t tables_line[8]
+    rb_root hva_tree  # the slots by host range
+    idtable ids  # the slots by id
+    uint64_t npages  # the sum of the slots' npages
+
+
+cdef void slotset_init(slotset *set, int k) noexcept nogil
+# Gives back what the set has got for itself; the slots in it are not its own.
+cdef void slotset_clear(slotset *set) noexcept nogil
+# Changes the set from holding `old` to holding `new`: NULL `old` adds, NULL `new` removes; otherwise `new` takes the place of
+# `old`, whose id and host range it has. An addition takes `spare`, got with idtable_get_spare(&set.ids) for it. Cannot fail.
+# O(log n); a replacement with an equal base_gfn O(1).
+cdef void slotset_put(slotset *set, slot *old, slot *new, idtable_spare *spare) noexcept nogil
+# A slot other than `except_for` (may be NULL) that has a gfn in [base_gfn, base_gfn + npages), or NULL. O(log n).
+cdef slot *slotset_overlap(
+    const slotset *set, gfn_t base_gfn, uint64_t npages, const slot *except_for
+) noexcept nogil
+
+
+cdef inline uint32_t slotset_count(const slotset *set) noexcept nogil:
+    return set.ids.count
+
+
+cdef inline slot *slotset_search(const slotset *set, gfn_t gfn) noexcept nogil:
+    """The slot that has the gfn, or NULL; last-used is neither asked nor told. O(log n)."""
+    cdef slot *s = slot_of_gfn_node(rb_floor(&set.gfn_tree, gfn), set.k)
+    return s if s is not NULL and slot_has_gfn(s, gfn) else NULL
+
+
+cdef inline slot *slotset_find(slotset *set, gfn_t gfn) noexcept nogil:
+    """The slot that has the gfn, or NULL; asks last-used first and tells it. O(log n), O(1) where last-used has it."""
+    cdef slot *s = <slot *>load_relaxed_ptr(<void *const *>&set.last_used)
+    if s is not NULL and slot_has_gfn(s, gfn):
+        return s
+    s = slotset_search(set, gfn)
+    if s is not NULL:
+        store_relaxed_ptr(<void **>&set.last_used, s)
+    return s
+
+
+cdef inline slot *slotset_by_id(const slotset *set, uint32_t id) noexcept nogil:
+    """The slot of this id, or NULL. O(1)."""
+    return <slot *>idtable_find(&set.ids, id)
+
+
+cdef inline slot *slotset_first(const slotset *set) noexcept nogil:
+    """The slot with the lowest gfn, or NULL."""
+    return slot_of_gfn_node(rb_first(&set.gfn_tree), set.k)
+
+
+cdef inline slot *slotset_last(const slotset *set) noexcept nogil:
+    """The slot with the highest gfn, or NULL."""
+    return slot_of_gfn_node(rb_last(&set.gfn_tree), set.k)
+
+
+cdef inline slot *slotset_step(const slotset *set, const slot *s, int side) noexcept nogil:
+    """The neighbour by gfn of a slot of the set (side 0: before, 1: after), or NULL."""
+    return slot_of_gfn_node(rb_step(&s.gfn_node[set.k], side), set.k)
+
+
+cdef inline slot *slotset_first_from(const slotset *set, gfn_t gfn) noexcept nogil:
+    """The first slot that ends after `gfn`: the one that has it, else the next one; or NULL. O(log n)."""
+    cdef rb_node *node = rb_floor(&set.gfn_tree, gfn)
+    if node is NULL:
+        return slotset_first(set)
+    if slot_end_gfn(slot_of_gfn_node(node, set.k)) <= gfn:
+        node = rb_step(node, 1)
+    return slot_of_gfn_node(node, set.k)
+
+
+cdef inline slot *slotset_first_hva(const slotset *set, hva_t first, hva_t last) noexcept nogil:
+    """The first slot, by userspace_addr, with a host byte in [first, last] (both inclusive), or NULL. O(log n)."""
+    return slot_of_hva_node(hva_first_overlap(&set.hva_tree, first, last), set.k)
+
+
+cdef inline slot *slotset_next_hva(
+    const slotset *set, const slot *s, hva_t first, hva_t last
+) noexcept nogil:
+    """The one after `s`, which a call with the same [first, last] gave, or NULL."""
+    return slot_of_hva_node(
+        hva_next_overlap(&set.hva_tree, &s.hva_node[set.k], first, last), set.k
+    )

@@ -1,0 +1,69 @@
+"""One set of slots. The properties S1 to S4 and the contract of each function are in slotset.pxd."""
+
+from libc.stddef cimport ptrdiff_t
+from libc.stdint cimport uint64_t
+
+from memslots.core.hvatree cimport hva_init
+from memslots.core.idtable cimport (
+    idtable_add,
+    idtable_clear,
+    idtable_init,
+    idtable_remove,
+    idtable_replace,
+    idtable_spare,
+)
+from memslots.core.rbtree cimport rb_erase, rb_init, rb_insert, rb_replace
+
+
+cdef inline ptrdiff_t distance(const void *start, const void *end) noexcept nogil:
+    return <const char *>end - <const char *>start
+
+
+cdef void slotset_init(slotset *set, int k) noexcept nogil:
+    cdef slot shape  # only its layout is used
+    rb_init(&set.gfn_tree, distance(&shape.gfn_node[k], &shape.base_gfn), NULL)
+    hva_init(&set.hva_tree, distance(&shape.hva_node[k], &shape.userspace_addr))
+    idtable_init(&set.ids, distance(&shape, &shape.id))
+    set.generation = 0
+    set.k = k
+    set.last_used = NULL
+    set.npages = 0
+
+
+cdef void slotset_clear(slotset *set) noexcept nogil:
+    idtable_clear(&set.ids)
+    slotset_init(set, set.k)
+
+
+cdef void slotset_put(slotset *set, slot *old, slot *new, idtable_spare *spare) noexcept nogil:
+    cdef int k = set.k
+    # S3. A reader that came before the swap may have left the old slot here; none is left now.
+    if set.last_used is old:
+        set.last_used = NULL
+    if old is NULL:
+        rb_insert(&set.gfn_tree, &new.gfn_node[k])
+        rb_insert(&set.hva_tree, &new.hva_node[k].rb)
+        idtable_add(&set.ids, new, spare)
+        set.npages += new.npages
+    elif new is NULL:
+        rb_erase(&set.gfn_tree, &old.gfn_node[k])
+        rb_erase(&set.hva_tree, &old.hva_node[k].rb)
+        idtable_remove(&set.ids, old)
+        set.npages -= old.npages
+    else:
+        if new.base_gfn == old.base_gfn:
+            rb_replace(&set.gfn_tree, &old.gfn_node[k], &new.gfn_node[k])
+        else:
+            rb_erase(&set.gfn_tree, &old.gfn_node[k])
+            rb_insert(&set.gfn_tree, &new.gfn_node[k])
+        rb_replace(&set.hva_tree, &old.hva_node[k].rb, &new.hva_node[k].rb)
+        idtable_replace(&set.ids, old, new)
+
+
+cdef slot *slotset_overlap(
+    const slotset *set, gfn_t base_gfn, uint64_t npages, const slot *except_for
+) noexcept nogil:
+    cdef slot *s = slotset_first_from(set, base_gfn)
+    if s is not NULL and s is except_for:
+        s = slotset_step(set, s, 1)
+    return s if s is not NULL and s.base_gfn < base_gfn + npages else NULL

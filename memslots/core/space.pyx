@@ -1,0 +1,36 @@
+"""An address space. The properties P1 to P3 and the contract of each function are in space.pxd."""
+
+from memslots.core.alloc cimport alloc_free, alloc_lines
+from memslots.core.atomics cimport store_relaxed, store_release_ptr
+from memslots.core.slotset cimport slotset_clear, slotset_init
+
+
+cdef space *space_new(uint32_t as_id, uint32_t nspaces) noexcept nogil:
+    cdef space *sp = <space *>alloc_lines(sizeof(space))
+    if sp is not NULL:
+        slotset_init(&sp.sets[0], 0)
+        slotset_init(&sp.sets[1], 1)
+        sp.active = &sp.sets[0]
+        sp.active.generation = as_id
+        sp.as_id = as_id
+        sp.nspaces = nspaces
+    return sp
+
+
+cdef void space_free(space *sp) noexcept nogil:
+    if sp is not NULL:
+        slotset_clear(&sp.sets[0])
+        slotset_clear(&sp.sets[1])
+        alloc_free(sp)
+
+
+cdef void space_swap_begin(space *sp) noexcept nogil:
+    cdef slotset *next = space_inactive(sp)
+    # A set never shows a generation that a cache may hold for other slots: this one has not been seen yet.
+    store_relaxed(&next.generation, sp.active.generation | SWAPPING)
+    # Release: pairs with the acquire in space_active.
+    store_release_ptr(<void **>&sp.active, next)
+
+
+cdef void space_swap_end(space *sp) noexcept nogil:
+    store_relaxed(&sp.active.generation, (sp.active.generation & ~SWAPPING) + sp.nspaces)

@@ -1,0 +1,43 @@
+"""The units of the core: page numbers, addresses, and the conversions between them.
+
+A name says its unit: gfn and npages count pages, gpa and hva are bytes. Nothing converts silently.
+"""
+
+from libc.stdint cimport uint64_t
+
+ctypedef uint64_t gfn_t  # a guest page frame's number: gpa >> PAGE_SHIFT
+ctypedef uint64_t gpa_t  # a guest physical address, in bytes
+ctypedef uint64_t hva_t  # a host virtual address, in bytes
+
+cdef enum:
+    PAGE_SHIFT = 12
+    PAGE_SIZE = 1 << 12
+    PAGE_OFFSET_MASK = (1 << 12) - 1
+
+cdef extern from *:
+    """
+    /* The host address that no page has: what a translation gives where there is none. */
+    #define MEMSLOTS_BAD_HVA UINT64_MAX
+    /* The greatest gfn whose address fits 64 bits. */
+    #define MEMSLOTS_LAST_GFN (UINT64_MAX >> 12)
+    """
+    const hva_t BAD_HVA "MEMSLOTS_BAD_HVA"
+    const gfn_t LAST_GFN "MEMSLOTS_LAST_GFN"
+
+
+cdef inline gfn_t gpa_to_gfn(gpa_t gpa) noexcept nogil:
+    return gpa >> PAGE_SHIFT
+
+
+cdef inline gpa_t gfn_to_gpa(gfn_t gfn) noexcept nogil:
+    """The address of a page's first byte. `gfn` is at most LAST_GFN (see `gfn_range_fits`)."""
+    return gfn << PAGE_SHIFT
+
+
+cdef inline bint page_aligned(uint64_t address) noexcept nogil:
+    return (address & PAGE_OFFSET_MASK) == 0
+
+
+cdef inline bint gfn_range_fits(gfn_t base_gfn, uint64_t npages) noexcept nogil:
+    """Whether the end of the range, as an address, is below 2**64: rule 2's "wraps 64 bits"."""
+    return base_gfn <= LAST_GFN and npages <= LAST_GFN - base_gfn

@@ -1,0 +1,67 @@
+"""The write side: one change of one slot, in steps.
+
+A change goes through the inactive set. Each step that ends in a swap is three: do it, wait for the readers (srcu_wait, the
+caller's part, since only the caller knows which locks to let go meanwhile), and end it:
+
+    update_get                 all memory the change can need; the only step that can fail
+    for DELETE and MOVE        update_invalidate_begin   an INVALID copy of the slot is what readers find
+                                 wait, update_invalidate_end
+    ... the owner of the sets asks whoever may refuse ...
+    then either                update_apply_begin        readers find what was asked for
+                                 wait, update_apply_end    both sets hold it (P1)
+    or, refused:               update_revert_begin       readers find the old slot again
+                                 wait, update_revert_end   both sets hold it (P1)
+    update_end                 what is left over is freed
+
+    which slot the active and the inactive set hold, step by step (a: active, i: inactive):
+
+                    before   invalidate    apply       carried    |  revert      carried
+                                                       over       |              back
+        CREATE      a - i -                a n i -     a n i n    |  (nothing was done)
+        FLAGS_ONLY  a o i o                a n i o     a n i n    |  (nothing was done)
+        MOVE        a o i o  a x i o       a n i x     a n i n    |  a o i x     a o i o
+        DELETE      a o i o  a x i o       a - i x     a - i -    |  a o i x     a o i o
+
+        o: old, n: new, x: the INVALID copy of old
+"""
+
+from memslots.core.idtable cimport idtable_spare
+from memslots.core.region cimport change_kind, limits, plan, refusal, region
+from memslots.core.slot cimport slot
+from memslots.core.space cimport space
+
+cdef struct change:
+    change_kind kind
+    space *sp
+    slot *old  # as it is before the change; NULL: there is none
+    slot *new  # as it is after it; NULL: there is none
+    slot *invalid  # the INVALID copy of old, for DELETE and MOVE; otherwise NULL
+    slot *held[2]  # [k]: which of the three set k holds now
+    idtable_spare spare[2]  # [k]: for set k's id table
+    bint done  # whether it was applied: `old` is what is left over, not `new`
+
+
+# Gets all the memory of a change that region_plan allowed (not CHANGE_NONE). NO_MEMORY: nothing was got.
+cdef refusal update_get(
+    change *c, space *sp, const limits *lim, const region *r, const plan *p
+) noexcept nogil
+
+cdef void update_invalidate_begin(change *c) noexcept nogil
+cdef void update_invalidate_end(change *c) noexcept nogil
+cdef void update_apply_begin(change *c) noexcept nogil
+cdef void update_apply_end(change *c) noexcept nogil
+cdef void update_revert_begin(change *c) noexcept nogil
+cdef void update_revert_end(change *c) noexcept nogil
+
+# Frees what no set holds any more; the records of those slots are the caller's, to let go before.
+cdef void update_end(change *c) noexcept nogil
+
+
+cdef inline bint update_must_invalidate(const change *c) noexcept nogil:
+    """Whether this change goes through INVALID."""
+    return c.invalid is not NULL
+
+
+cdef inline slot *update_leftover(const change *c) noexcept nogil:
+    """The slot, besides `invalid`, that no set holds once the change has ended; may be NULL."""
+    return c.old if c.done else c.new

@@ -1,0 +1,138 @@
+"""The errors. Each has the errno that KVM gives in that case, so code written for ``fcntl.ioctl`` keeps working.
+
+After any of them nothing has changed.
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from memslots.records import Slot
+
+__all__ = [
+    "BusyError",
+    "InvalidRegionError",
+    "InvariantError",
+    "MemslotError",
+    "NoSuchSlotError",
+    "NotMappedError",
+    "OverlapError",
+    "ReadOnlyError",
+]
+
+
+class MemslotError(OSError):
+    """What all errors of this package have in common.
+
+    Attributes
+    ----------
+    errno : int
+        What the ioctl would have failed with.
+    strerror : str
+        Which rule, which slot, which values.
+    rule : int or None
+        The number of the rule of set_region that refused (docs/rules.md), where one did.
+    """
+
+    rule: int | None
+
+    def __init__(self, errno: int, strerror: str, rule: int | None = None) -> None:
+        super().__init__(errno, strerror)
+        self.rule = rule
+
+
+class InvalidRegionError(MemslotError, ValueError):
+    """A value that the rules do not allow (EINVAL)."""
+
+
+class OverlapError(MemslotError):
+    """The guest pages asked for are, in part, another slot's (EEXIST).
+
+    Attributes
+    ----------
+    existing : Slot
+        The slot in the way.
+    requested : Slot
+        The slot that was to be.
+    """
+
+    existing: Slot
+    requested: Slot
+
+    def __init__(
+        self,
+        errno: int,
+        strerror: str,
+        rule: int | None = None,
+        *,
+        existing: Slot | None = None,
+        requested: Slot | None = None,
+    ) -> None:
+        super().__init__(errno, strerror, rule)
+        if existing is not None:
+            self.existing = existing
+        if requested is not None:
+            self.requested = requested
+
+
+class NoSuchSlotError(MemslotError, KeyError):
+    """There is no such slot: EINVAL from a change, ENOENT from the dirty log and from ``vm[id]``, as KVM has it."""
+
+
+class NotMappedError(MemslotError):
+    """No slot holds the guest address, or the one that does is INVALID: about to go or to move (EFAULT)."""
+
+
+class ReadOnlyError(MemslotError):
+    """A write to a guest address whose slot is READONLY (EFAULT)."""
+
+
+class BusyError(MemslotError):
+    """A change, or a check, from inside a listener: a change is under way (EBUSY)."""
+
+    def __init__(self, errno: int, strerror: str, rule: int | None = None) -> None:
+        super().__init__(errno, strerror, rule)
+
+
+# What each property says, by its number; the core states them where they belong.
+PROPERTIES = {
+    "R1": "in walking order the keys never fall",
+    "R2": "the root is black",
+    "R3": "a red node has no red child",
+    "R4": "every way down passes the same number of black nodes",
+    "R5": "a child's parent link names its parent",
+    "H1": "a node has the greatest last byte of its subtree",
+    "S1": "all three indexes hold the same slots",
+    "S2": "no two slots share a gfn",
+    "S3": "last-used is NULL or a slot of the set",
+    "S4": "the counts of slots and pages agree with the slots",
+    "P1": "between changes both sets hold the same slots",
+    "P2": "between changes bit 63 of the generation is clear",
+    "D1": "a slot has a dirty bitmap exactly if it logs, and no bit past its last page",
+}
+
+
+class InvariantError(AssertionError):
+    """``check()`` found a property that does not hold.
+
+    Attributes
+    ----------
+    property : str
+        Its number, such as ``"R3"``.
+    """
+
+    property: str
+
+    def __init__(self, property: str, where: str = "") -> None:
+        super().__init__(f"{property}: {PROPERTIES[property]}{where and ': not so ' + where}")
+        self.property = property
+
+    def __reduce__(self) -> tuple[type[InvariantError], tuple[str], dict[str, object]]:
+        return type(self), (self.property,), {"args": self.args}
+
+
+def busy(what: str) -> BusyError:
+    """The error for ``what`` tried from inside a listener."""
+    return BusyError(_errno.EBUSY, f"{what} from inside a listener: a change is under way")

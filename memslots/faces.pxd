@@ -1,0 +1,11 @@
+"""The read face, as memslots.pyx extends it. Not installed: Cython code outside goes through memslots.pxd."""
+
+from memslots.core.lookup cimport vcpu_cache
+from memslots.core.machine cimport machine
+from memslots.core.space cimport space
+
+cdef class ReadFace:
+    cdef machine *m  # the machine whose address space is read
+    cdef space *sp  # the address space
+    cdef vcpu_cache *own  # a last-used slot of its own, or NULL: the set's is used
+    cdef object owner  # the Memslots that owns m; None in the Memslots itself

@@ -1,0 +1,448 @@
+"""The read face: looking up, and the three that have it: every Memslots, and AddressSpace and Vcpu, which are made here.
+
+A single look-up holds the GIL from the search until it has its own reference to the Slot found; a writer frees nothing
+without the GIL, so that is all the protection it needs. Batch calls let the GIL go and enter the readers' section instead.
+
+Whatever may run other Python code (an allocation can, by way of the garbage collector) is done before slots are walked, or after.
+"""
+
+import errno
+
+cimport cython
+from cpython.list cimport PyList_GET_SIZE, PyList_New, PyList_SET_ITEM
+from cpython.ref cimport Py_INCREF
+from libc.stdint cimport uint32_t, uint64_t
+
+from memslots.arguments cimport u32, u64
+from memslots.batch cimport LOOKUP_IDS, TRANSLATE_READ, TRANSLATE_WRITE, batch_kind, run_batch
+from memslots.core.lookup cimport lookup_gfn, slot_usable, vcpu_cache
+from memslots.core.machine cimport machine
+from memslots.core.slot cimport slot, slot_gfn_to_hva
+from memslots.core.slotset cimport (
+    slotset,
+    slotset_by_id,
+    slotset_count,
+    slotset_first_from,
+    slotset_first_hva,
+    slotset_init,
+    slotset_last,
+    slotset_next_hva,
+    slotset_step,
+)
+from memslots.core.space cimport space, space_active, space_generation
+from memslots.core.units cimport PAGE_OFFSET_MASK, PAGE_SHIFT, gfn_t, gpa_t, gpa_to_gfn, hva_t
+
+from memslots.errors import InvalidRegionError, NoSuchSlotError, NotMappedError, ReadOnlyError
+from memslots.records import Slot, VcpuStats
+
+# What a face reads that was never tied to a machine (made by a bare __new__): nothing.
+cdef machine NO_MACHINE
+cdef space NOWHERE
+slotset_init(&NOWHERE.sets[0], 0)
+slotset_init(&NOWHERE.sets[1], 1)
+NOWHERE.active = &NOWHERE.sets[0]
+
+
+cdef object slot_error(const slotset *set, gpa_t gpa):
+    """Why no access may use a guest address: which slot is in the way, or what lies around the hole."""
+    cdef gfn_t gfn = gpa_to_gfn(gpa)
+    cdef slot *after = slotset_first_from(set, gfn)
+    cdef slot *before
+    cdef str text = f"gpa {gpa:#x} (gfn {gfn:#x})"
+    if after is not NULL and after.base_gfn <= gfn:
+        if slot_usable(after, False):
+            return ReadOnlyError(errno.EFAULT, f"{text} is in {<object>after.record}: no write")
+        return NotMappedError(
+            errno.EFAULT, f"{text} is in {<object>after.record}, which is about to go or to move"
+        )
+    text += " is in no slot"
+    before = slotset_step(set, after, 0) if after is not NULL else slotset_last(set)
+    if before is not NULL:
+        text += f"; before it is {<object>before.record}"
+    if after is not NULL:
+        text += f"; after it is {<object>after.record}"
+    return NotMappedError(errno.EFAULT, text)
+
+
+# What a walk over slots takes in: those with a gfn, or a host byte, in [first, last].
+cdef struct extent:
+    bint by_hva
+    uint64_t first
+    uint64_t last
+
+
+cdef inline slot *walk_first(const slotset *set, const extent *e) noexcept:
+    cdef slot *s
+    if e.by_hva:
+        return slotset_first_hva(set, e.first, e.last)
+    s = slotset_first_from(set, e.first)
+    return s if s is not NULL and s.base_gfn <= e.last else NULL
+
+
+cdef inline slot *walk_next(const slotset *set, const extent *e, const slot *s) noexcept:
+    cdef slot *next
+    if e.by_hva:
+        return slotset_next_hva(set, s, e.first, e.last)
+    next = slotset_step(set, s, 1)
+    return next if next is not NULL and next.base_gfn <= e.last else NULL
+
+
+cdef bint set_extent(extent *e, bint by_hva, object start, object end) except -1:
+    """Takes in a half-open range; says whether there is anything in it."""
+    e.by_hva = by_hva
+    e.first = u64(start, "start")
+    e.last = u64(end, "end")
+    if e.first > e.last:
+        raise ValueError(f"the range [{e.first:#x}, {e.last:#x}) ends before it starts")
+    if e.first == e.last:
+        return False
+    e.last -= 1
+    return True
+
+
+cdef list records(const space *sp, const extent *e):
+    """The Slots that a walk takes in, in its order and all of one generation. O(log n + k)."""
+    cdef slotset *set
+    cdef slot *s
+    cdef Py_ssize_t count
+    cdef list found
+    while True:
+        set = space_active(sp)
+        count = 0
+        s = walk_first(set, e)
+        while s is not NULL:
+            count += 1
+            s = walk_next(set, e, s)
+        # This may run Python code, and that may change the slots: take the list only if it still fits.
+        found = PyList_New(count)
+        set = space_active(sp)
+        s = walk_first(set, e)
+        while s is not NULL and count > 0:
+            record = <object>s.record
+            Py_INCREF(record)
+            PyList_SET_ITEM(found, PyList_GET_SIZE(found) - count, record)
+            count -= 1
+            s = walk_next(set, e, s)
+        if s is NULL and count == 0:
+            return found
+
+
+cdef class ReadFace:
+    """What Memslots, AddressSpace and Vcpu have in common: every way to look up. All of it reads one address space.
+
+    Memslots reads address space 0, an AddressSpace or a Vcpu the one it was made for. Safe to use from any thread, with changes
+    being made by others; each call sees the slots as they were at one moment (a batch: each 4096 look-ups do).
+    """
+
+    def __cinit__(self):
+        self.m = &NO_MACHINE
+        self.sp = &NOWHERE
+
+    def lookup(self, gfn):
+        """The slot that holds a guest page.
+
+        Parameters
+        ----------
+        gfn : int
+            The page's number, 0 to 2**64 - 1.
+
+        Returns
+        -------
+        Slot or None
+            The same object at each call while the slot does not change. Inside a listener's ``invalidate`` or ``prepare``
+            the slot that is to go or to move has ``Flags.INVALID``.
+
+        Notes
+        -----
+        O(log n), O(1) where the last-used slot holds the page. Allocates nothing.
+        """
+        cdef slot *s = lookup_gfn(self.sp, self.own, u64(gfn, "gfn"))
+        return None if s is NULL else <object>s.record
+
+    def lookup_many(self, gfns, out=None):
+        """The ids of the slots that hold many guest pages.
+
+        Parameters
+        ----------
+        gfns : C-contiguous buffer of uint64
+            A numpy array, an array.array("Q") or a memoryview. Not copied.
+        out : C-contiguous writable buffer of int32, optional
+            With as many elements.
+
+        Returns
+        -------
+        numpy.ndarray or array.array or type of `out`
+            int32 ids, -1 where no slot holds the page; `out` if given, else an array of the shape of `gfns` for a
+            numpy array, an array.array("i") otherwise.
+
+        Raises
+        ------
+        TypeError, ValueError
+            A buffer of another element type; one that is not contiguous, not writable or of another length.
+
+        Notes
+        -----
+        O(m log n) for m pages; runs without the GIL.
+        """
+        return run_batch(self.m, self.sp, self.own, LOOKUP_IDS, gfns, "gfns", out)
+
+    def gpa_to_hva(self, gpa, write=False):
+        """The host address of a guest address.
+
+        Parameters
+        ----------
+        gpa : int
+            In bytes; need not be aligned.
+        write : bool
+            Whether it is to be written: then a READONLY slot refuses.
+
+        Returns
+        -------
+        int
+
+        Raises
+        ------
+        NotMappedError
+            No slot holds it, or the slot is INVALID.
+        ReadOnlyError
+            `write`, and the slot is READONLY.
+
+        Notes
+        -----
+        O(log n), O(1) where the last-used slot holds the page.
+        """
+        cdef gpa_t address = u64(gpa, "gpa")
+        cdef bint writing = write
+        cdef gfn_t gfn = gpa_to_gfn(address)
+        cdef slot *s = lookup_gfn(self.sp, self.own, gfn)
+        if not slot_usable(s, writing):
+            raise slot_error(space_active(self.sp), address)
+        return slot_gfn_to_hva(s, gfn) + (address & PAGE_OFFSET_MASK)
+
+    def translate(self, gpas, out=None, write=False):
+        """The host addresses of many guest addresses.
+
+        Parameters
+        ----------
+        gpas : C-contiguous buffer of uint64
+            In bytes; need not be aligned. Not copied.
+        out : C-contiguous writable buffer of uint64, optional
+            With as many elements; may be `gpas` itself.
+        write : bool
+            As in gpa_to_hva.
+
+        Returns
+        -------
+        numpy.ndarray or array.array or type of `out`
+            uint64 addresses, BAD_HVA where gpa_to_hva would raise; the kind of array as with lookup_many, array.array("Q").
+
+        Raises
+        ------
+        TypeError, ValueError
+            As with lookup_many.
+
+        Notes
+        -----
+        O(m log n) for m addresses; runs without the GIL.
+        """
+        cdef batch_kind kind = TRANSLATE_WRITE if write else TRANSLATE_READ
+        return run_batch(self.m, self.sp, self.own, kind, gpas, "gpas", out)
+
+    def in_gfn_range(self, start, end):
+        """The slots that overlap a range of guest pages.
+
+        Parameters
+        ----------
+        start, end : int
+            The range [start, end), in pages.
+
+        Returns
+        -------
+        list of Slot
+            In gfn order, all of one generation.
+
+        Raises
+        ------
+        ValueError
+            start is above end.
+
+        Notes
+        -----
+        O(log n + k) for k slots.
+        """
+        cdef extent e
+        if not set_extent(&e, False, start, end):
+            return []
+        return records(self.sp, &e)
+
+    def in_hva_range(self, start, end):
+        """The guest pages whose host memory overlaps a range of host addresses.
+
+        Parameters
+        ----------
+        start, end : int
+            The range [start, end), in bytes; need not be aligned.
+
+        Returns
+        -------
+        list of (Slot, int, int)
+            The slot and the pages [start_gfn, end_gfn) of it that the range touches, if only in part; in
+            order of userspace_addr, all of one generation. Slots may overlap in host memory: then a byte is in several.
+
+        Raises
+        ------
+        ValueError
+            start is above end.
+
+        Notes
+        -----
+        O(log n + k) for k slots that do not overlap in host memory, never more than O(k log n).
+        """
+        cdef extent e
+        cdef hva_t first
+        cdef hva_t last
+        cdef hva_t hva
+        if not set_extent(&e, True, start, end):
+            return []
+        cdef list found = records(self.sp, &e)
+        cdef Py_ssize_t i
+        for i in range(len(found)):
+            record = found[i]
+            hva = record.userspace_addr
+            first = max(e.first, hva) - hva
+            last = min(e.last - hva, record.memory_size - 1)
+            found[i] = (
+                record,
+                record.base_gfn + (first >> PAGE_SHIFT),
+                record.base_gfn + (last >> PAGE_SHIFT) + 1,
+            )
+        return found
+
+    def get(self, id, default=None):
+        """The slot of an id, or `default`. O(1)."""
+        cdef slot *s = slotset_by_id(space_active(self.sp), u32(id, "id"))
+        return default if s is NULL else <object>s.record
+
+    def __getitem__(self, id):
+        cdef uint32_t number = u32(id, "id")
+        cdef slot *s = slotset_by_id(space_active(self.sp), number)
+        if s is NULL:
+            raise NoSuchSlotError(
+                errno.ENOENT, f"there is no slot {number} in address space {self.sp.as_id}"
+            )
+        return <object>s.record
+
+    def __contains__(self, slot_):
+        if not isinstance(slot_, Slot):
+            raise TypeError(
+                f"`in` asks whether a Slot is the current one, not {type(slot_).__name__!r};"
+                " for an id, ask whether get(id) is None"
+            )
+        cdef slot *s = NULL
+        if slot_.as_id == self.sp.as_id:
+            s = slotset_by_id(space_active(self.sp), slot_.id)
+        return s is not NULL and <object>s.record == slot_
+
+    def __len__(self):
+        return slotset_count(space_active(self.sp))
+
+    def __iter__(self):
+        cdef extent e
+        e.by_hva = False
+        e.first = 0
+        e.last = ~<uint64_t>0
+        return iter(records(self.sp, &e))
+
+    @property
+    def generation(self):
+        """A number that no earlier state of the address space had.
+
+        Space k of m uses k, k + m, k + 2m, and so on; a create or a change of flags goes one on, a delete or a move two. While a
+        swap waits for readers, bit 63 is set.
+        """
+        return space_generation(self.sp)
+
+    @property
+    def nr_pages(self):
+        """How many guest pages the slots of the address space hold."""
+        return space_active(self.sp).npages
+
+    @property
+    def as_id(self):
+        """The number of the address space."""
+        return self.sp.as_id
+
+
+cdef int tie(ReadFace face, object owner, object as_id) except -1:
+    """Makes a face read an address space of the machine that `owner` reads."""
+    if not isinstance(owner, ReadFace):
+        raise TypeError(f"vm must be a Memslots, not {type(owner).__name__!r}")
+    cdef ReadFace from_face = <ReadFace>owner
+    cdef uint32_t number = u32(as_id, "as_id")
+    if number >= from_face.m.lim.nspaces:
+        raise InvalidRegionError(
+            errno.EINVAL,
+            f"there is no address space {number}; address_spaces is {from_face.m.lim.nspaces}",
+        )
+    face.m = from_face.m
+    face.sp = from_face.m.spaces[number]
+    face.owner = owner
+    return 0
+
+
+# no_gc_clear: the collector must not take the owner away while the pointers into it are there.
+@cython.final
+@cython.no_gc_clear
+cdef class AddressSpace(ReadFace):
+    """The read face of one address space.
+
+    Parameters
+    ----------
+    vm : Memslots
+    as_id : int
+
+    Raises
+    ------
+    InvalidRegionError
+        There is no such address space.
+    """
+
+    def __cinit__(self, vm, as_id):
+        tie(self, vm, as_id)
+
+    def __repr__(self):
+        return f"<AddressSpace {self.as_id}: {len(self)} slots, generation {self.generation}>"
+
+
+@cython.final
+@cython.no_gc_clear
+cdef class Vcpu(ReadFace):
+    """The read face of one address space, with a last-used slot of its own.
+
+    Its cache holds for one generation of the slots; its misses search the tree and do not touch the address space's own
+    last-used slot. For one thread at a time; any number of Vcpus may be used at once.
+
+    Parameters
+    ----------
+    vm : Memslots
+    as_id : int
+
+    Raises
+    ------
+    InvalidRegionError
+        There is no such address space.
+    """
+
+    cdef vcpu_cache cache
+
+    def __cinit__(self, vm, as_id=0):
+        tie(self, vm, as_id)
+        self.own = &self.cache
+
+    @property
+    def stats(self):
+        """How many look-ups by gfn or gpa the last-used slot answered, and how many went to the tree (VcpuStats)."""
+        return VcpuStats(self.cache.hits, self.cache.misses)
+
+    def __repr__(self):
+        return f"<Vcpu of address space {self.as_id}: {self.cache.hits} hits, {self.cache.misses} misses>"

@@ -1,0 +1,70 @@
+"""Listeners: whoever must know of a change before it, while it is made, or after it."""
+
+from cpython.exc cimport PyErr_WriteUnraisable
+
+
+class Subscription:
+    """What ``subscribe`` gives: closing it ends the calls to the listener. A context manager that closes at its end.
+
+    A listener that closes or subscribes while a change is under way alters who hears of the next one.
+    """
+
+    def __init__(self, owner, listener):
+        # Looked up once: a listener is what it is when it subscribes.
+        self.listener = listener
+        self.prepare = getattr(listener, "prepare", None)
+        self.invalidate = getattr(listener, "invalidate", None)
+        self.commit = getattr(listener, "commit", None)
+        if self.prepare is None and self.invalidate is None and self.commit is None:
+            raise TypeError(
+                "a listener has at least one of prepare(change, old, new), invalidate(slot)"
+                f" and commit(change, old, new); {type(listener).__name__!r} has none"
+            )
+        self._owner = owner
+
+    def close(self):
+        """Ends the subscription. Closing again does nothing."""
+        owner, self._owner = self._owner, None
+        if owner is not None:
+            owner._unsubscribe(self)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self.close()
+
+
+cdef int tell_invalidate(tuple subscriptions, object slot) except -1:
+    """Says that a slot is about to go. Whatever a listener raises refuses the change."""
+    for subscription in subscriptions:
+        if subscription.invalidate is not None:
+            subscription.invalidate(slot)
+    return 0
+
+
+cdef int ask_prepare(tuple subscriptions, object change, object old, object new) except -1:
+    """Asks whether a change may be. Whatever a listener raises refuses it."""
+    for subscription in subscriptions:
+        if subscription.prepare is not None:
+            subscription.prepare(change, old, new)
+    return 0
+
+
+cdef int tell_commit(tuple subscriptions, object change, object old, object new) except -1:
+    """Says that a change is done. All are told: an Exception is reported as unraisable and stops nobody.
+
+    What is no Exception (KeyboardInterrupt, SystemExit) is not about the change; it goes on to the caller at the end.
+    """
+    cdef object leaving = None
+    for subscription in subscriptions:
+        if subscription.commit is not None:
+            try:
+                subscription.commit(change, old, new)
+            except Exception:
+                PyErr_WriteUnraisable(subscription.commit)
+            except BaseException as exception:
+                leaving = exception
+    if leaving is not None:
+        raise leaving
+    return 0

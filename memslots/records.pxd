@@ -1,0 +1,9 @@
+"""The Python records, as the C side makes and reads them. Free functions only: no layout of a class is shared."""
+
+from memslots.core.region cimport region
+from memslots.core.slot cimport slot
+
+# A new Slot with the data of a slot.
+cdef object slot_record(const slot *s)
+# The same for a slot that was asked for and is not to be.
+cdef object region_record(const region *r)

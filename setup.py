@@ -1,0 +1,80 @@
+"""Build the extension modules. Everything else is in pyproject.toml.
+
+Three switches, read from the environment, each off unless set:
+
+- MEMSLOTS_DEBUG=1: no optimisation, debug symbols, the core's own assertions.
+- MEMSLOTS_TRACE=1: line tracing, for coverage of the .pyx files.
+- MEMSLOTS_SANITIZE=address,undefined: the named sanitizers of the C compiler.
+"""
+
+import os
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext as setuptools_build_ext
+
+DEBUG = os.environ.get("MEMSLOTS_DEBUG", "") not in ("", "0")
+TRACE = os.environ.get("MEMSLOTS_TRACE", "") not in ("", "0")
+SANITIZE = os.environ.get("MEMSLOTS_SANITIZE", "")
+
+
+def compiler_options() -> tuple[list[str], list[str], list[tuple[str, str | None]]]:
+    """The C compiler's arguments, the linker's, and the macros, for the switches that are set."""
+    compile_args = ["-std=gnu11", "-fvisibility=hidden", "-Wno-unused-function"]
+    link_args: list[str] = []
+    macros: list[tuple[str, str | None]] = []
+    if DEBUG:
+        compile_args += ["-O0", "-g3", "-UNDEBUG"]
+        macros.append(("MEMSLOTS_DEBUG", "1"))
+    else:
+        compile_args += ["-O3"]
+    if TRACE:
+        macros += [("CYTHON_TRACE_NOGIL", "1"), ("CYTHON_USE_SYS_MONITORING", "0")]
+    if SANITIZE:
+        flags = [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+        compile_args += [*flags, "-g"]
+        link_args += flags
+    return compile_args, link_args, macros
+
+
+class build_ext(setuptools_build_ext):  # noqa: N801 (the name setuptools knows)
+    """Runs Cython when extensions are built and at no other time, so that an sdist holds no C."""
+
+    def build_extensions(self) -> None:
+        from Cython.Build import cythonize
+
+        self.extensions[:] = cythonize(
+            self.extensions,
+            build_dir=str(Path(self.build_temp) / "cython"),
+            nthreads=0,
+            compiler_directives={
+                "language_level": "3",
+                "boundscheck": False,
+                "wraparound": False,
+                "initializedcheck": False,
+                "cdivision": True,
+                "embedsignature": True,
+                "linetrace": TRACE,
+            },
+        )
+        for extension in self.extensions:
+            extension._needs_stub = False
+        super().build_extensions()
+
+
+def extensions() -> list[Extension]:
+    compile_args, link_args, macros = compiler_options()
+    return [
+        Extension(
+            ".".join(path.with_suffix("").parts),
+            [str(path)],
+            depends=[str(p) for p in sorted(Path("memslots").rglob("*.pxd"))],
+            extra_compile_args=compile_args,
+            extra_link_args=link_args,
+            define_macros=macros,
+        )
+        for path in sorted(Path("memslots").rglob("*.pyx"))
+    ]
+
+
+setup(ext_modules=extensions(), cmdclass={"build_ext": build_ext})
