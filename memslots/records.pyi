@@ -1,0 +1,73 @@
+import enum
+from typing import NamedTuple, SupportsIndex, final
+
+class Flags(enum.IntFlag):
+    """A slot's flags, with KVM's numbers."""
+
+    LOG_DIRTY_PAGES = 1
+    READONLY = 2
+    INVALID = 65536
+
+class Change(enum.Enum):
+    """What a call changed."""
+
+    CREATE = "create"
+    DELETE = "delete"
+    MOVE = "move"
+    FLAGS_ONLY = "flags_only"
+    NONE = "none"
+
+class VcpuStats(NamedTuple):
+    """How many look-ups a Vcpu's last-used slot answered, and how many went to the tree."""
+
+    hits: int
+    misses: int
+
+@final
+class Slot:
+    """A run of guest pages and where the host keeps them. Immutable; compares and hashes by value."""
+
+    def __init__(
+        self,
+        id: SupportsIndex,
+        as_id: SupportsIndex,
+        base_gfn: SupportsIndex,
+        npages: SupportsIndex,
+        userspace_addr: SupportsIndex,
+        flags: SupportsIndex = 0,
+    ) -> None: ...
+    @property
+    def id(self) -> int:
+        """The slot's number, 32 bits."""
+    @property
+    def as_id(self) -> int:
+        """The address space."""
+    @property
+    def base_gfn(self) -> int:
+        """The first guest page."""
+    @property
+    def npages(self) -> int:
+        """How many pages."""
+    @property
+    def userspace_addr(self) -> int:
+        """The host address of the first byte."""
+    @property
+    def flags(self) -> Flags: ...
+    @property
+    def guest_phys_addr(self) -> int:
+        """The guest address of the first byte."""
+    @property
+    def memory_size(self) -> int:
+        """The size in bytes."""
+    @property
+    def end_gfn(self) -> int:
+        """The gfn after the last."""
+    def gfn_to_hva(self, gfn: SupportsIndex) -> int:
+        """The host address of a page. NotMappedError where the slot does not hold it. O(1)."""
+    def __contains__(self, gfn: SupportsIndex, /) -> bool: ...
+    def __eq__(self, other: object, /) -> bool: ...
+    def __ne__(self, other: object, /) -> bool: ...
+    def __hash__(self) -> int: ...
+    def __copy__(self) -> Slot: ...
+    def __deepcopy__(self, memo: object) -> Slot: ...
+    def __reduce__(self) -> tuple[type[Slot], tuple[int, int, int, int, int, int]]: ...

@@ -1,0 +1,146 @@
+# cython: language_level=3
+"""Breaks one property of a Memslots at a time, behind its back, and mends it again."""
+
+from libc.stdint cimport uint64_t
+
+from memslots.core.hvatree cimport hva_node
+from memslots.core.rbtree cimport RB_BLACK, rb_node
+from memslots.core.slot cimport SLOT_INVALID, SLOT_LOG_DIRTY_PAGES, slot
+from memslots.core.slotset cimport slotset, slotset_by_id, slotset_first, slotset_step
+from memslots.core.space cimport SWAPPING, space, space_active, space_inactive
+from memslots.memslots cimport memslots_space
+
+
+cdef rb_node *red_leaf(rb_node *node):
+    """A red node without children, or NULL."""
+    cdef rb_node *found = NULL
+    cdef int side
+    if node is NULL:
+        return NULL
+    if not node.parent_and_color & 1 and node.child[0] is NULL and node.child[1] is NULL:
+        return node
+    for side in range(2):
+        found = red_leaf(node.child[side])
+        if found is not NULL:
+            break
+    return found
+
+
+cdef rb_node *root_of(slotset *set, bint hva):
+    return set.hva_tree.node if hva else set.gfn_tree.node
+
+
+def depth(face):
+    """The depth of the deepest tree of both sets, in nodes."""
+    cdef space *sp = memslots_space(face)
+    return max(depth_of(root_of(&sp.sets[k], hva)) for k in range(2) for hva in (False, True))
+
+
+cdef int depth_of(const rb_node *node):
+    return 0 if node is NULL else 1 + max(depth_of(node.child[0]), depth_of(node.child[1]))
+
+
+def broken(face, name, active=True, hva=False):
+    """A generator: breaks the named property in the active or inactive set, yields, and mends it."""
+    cdef space *sp = memslots_space(face)
+    cdef slotset *set = space_active(sp) if active else space_inactive(sp)
+    cdef rb_node *root = root_of(set, hva)
+    cdef rb_node *node
+    cdef rb_node *child
+    cdef slot *s = slotset_first(set)
+    cdef slot *next = slotset_step(set, s, 1)
+    cdef size_t kept = 0
+    cdef uint64_t word = 0
+    cdef void *place = NULL
+    cdef uint64_t i = 0
+    if name == "R1":
+        kept = s.userspace_addr if hva else s.base_gfn
+        if hva:
+            s.userspace_addr = ~<uint64_t>0
+        else:
+            s.base_gfn = ~<uint64_t>0
+        yield
+        if hva:
+            s.userspace_addr = kept
+        else:
+            s.base_gfn = kept
+    elif name == "R2":
+        root.parent_and_color &= ~<size_t>RB_BLACK
+        yield
+        root.parent_and_color |= RB_BLACK
+    elif name == "R3":
+        # Red all the way down to a red leaf's parent, everywhere as many: paint the leaf's parent red.
+        node = red_leaf(root)
+        child = <rb_node *>(node.parent_and_color & ~<size_t>1)
+        child.parent_and_color &= ~<size_t>RB_BLACK
+        yield
+        child.parent_and_color |= RB_BLACK
+    elif name == "R4":
+        node = red_leaf(root)
+        node.parent_and_color |= RB_BLACK
+        yield
+        node.parent_and_color &= ~<size_t>RB_BLACK
+    elif name == "R5":
+        node = root.child[0]
+        kept = node.parent_and_color
+        node.parent_and_color = <size_t>node | (kept & 1)
+        yield
+        node.parent_and_color = kept
+    elif name == "R5 cycle":
+        node = red_leaf(root)
+        node.child[1] = root
+        yield
+        node.child[1] = NULL
+    elif name == "H1":
+        kept = (<hva_node *>set.hva_tree.node).greatest
+        (<hva_node *>set.hva_tree.node).greatest += 1
+        yield
+        (<hva_node *>set.hva_tree.node).greatest = kept
+    elif name == "S1 ids":
+        while set.ids.places[i] is NULL:
+            i += 1
+        place = set.ids.places[i]
+        set.ids.places[i] = NULL
+        yield
+        set.ids.places[i] = place
+    elif name == "S1 count":
+        set.ids.count += 1
+        yield
+        set.ids.count -= 1
+    elif name == "S2":
+        kept = s.npages
+        s.npages = next.base_gfn - s.base_gfn + 1
+        set.npages += s.npages - kept
+        yield
+        set.npages -= s.npages - kept
+        s.npages = kept
+    elif name == "S3":
+        set.last_used = <slot *>set
+        yield
+        set.last_used = NULL
+    elif name == "S4":
+        set.npages += 1
+        yield
+        set.npages -= 1
+    elif name == "P1":
+        s.flags |= SLOT_INVALID
+        yield
+        s.flags &= ~SLOT_INVALID
+    elif name == "P2":
+        sp.active.generation |= SWAPPING
+        yield
+        sp.active.generation &= ~SWAPPING
+    elif name == "D1 flag":
+        s.flags ^= SLOT_LOG_DIRTY_PAGES
+        yield
+        s.flags ^= SLOT_LOG_DIRTY_PAGES
+    elif name == "D1 bit":
+        while s.dirty is NULL or s.npages & 63 == 0:
+            s = slotset_step(set, s, 1)
+        i = s.npages >> 6
+        word = s.dirty[i]
+        s.dirty[i] |= <uint64_t>1 << 63
+        yield
+        s.dirty[i] = word
+    else:
+        raise ValueError(name)

@@ -1,0 +1,133 @@
+"""Every allocation of every call made to fail in turn: MemoryError, nothing changed, nothing leaked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from memslots import Flags, Memslots, Slot
+
+Call = Callable[[Memslots], object]
+
+LOG = Flags.LOG_DIRTY_PAGES
+
+CALLS: dict[str, Call] = {
+    "create": lambda vm: vm.create(6, 0x600, 70, 0x6000),
+    "create logging": lambda vm: vm.create(6, 0x600, 70, 0x6000, LOG),
+    "create by set_region": lambda vm: vm.set_region(6, LOG, 0x600000, 0x1000, 0x6000),
+    "move": lambda vm: vm.move(3, 0x900),
+    "move and log": lambda vm: vm.set_region(3, LOG, 0x900000, 0x46000, 0x3000),
+    "set_flags": lambda vm: vm.set_flags(3, LOG),
+    "delete": lambda vm: vm.delete(3),
+    "delete logging": lambda vm: vm.delete(4),
+}
+
+
+def state(vm: Memslots) -> object:
+    logs = [bytes(vm.get_dirty_log(slot.id)) for slot in vm if slot.flags & LOG]
+    return list(vm), vm.generation, vm.nr_pages, logs
+
+
+@pytest.fixture
+def vm() -> Memslots:
+    """Six slots: one more makes the id tables grow. get_dirty_log leaves the logs as they are."""
+    vm = Memslots(manual_dirty_log=3)
+    for id in range(6):
+        vm.create(id, 0x100 * id, 70, 0x1000 * id, LOG if id == 4 else 0)
+    return vm
+
+
+def each_failure(alloc: Any, call: Callable[[], object], unharmed: Callable[[], None]) -> int:
+    """Fails the first allocation of the call, the second, … until it goes through; how many there were."""
+    failed = 0
+    while True:
+        live = alloc.live()
+        alloc.fail_nth(failed + 1)
+        try:
+            call()
+        except MemoryError:
+            failed += 1
+            assert alloc.live() == live
+            unharmed()
+        else:
+            return failed
+        finally:
+            alloc.fail_nth(0)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_change_without_memory_changes_nothing(drivers: Any, vm: Memslots, name: str) -> None:
+    before = state(vm)
+
+    def unharmed() -> None:
+        vm.check()
+        assert state(vm) == before
+
+    failed = each_failure(drivers("alloc"), lambda: CALLS[name](vm), unharmed)
+    # A slot; with a log its bitmap; a copy that is INVALID; two id tables that grow.
+    assert failed == {
+        "create": 3,
+        "create logging": 4,
+        "create by set_region": 4,
+        "move": 2,
+        "move and log": 3,
+        "set_flags": 2,
+        "delete": 1,
+        "delete logging": 1,
+    }[name]
+    vm.check()
+    assert state(vm) != before
+
+
+@pytest.mark.parametrize("spaces", [1, 2, 16])
+def test_no_memory_for_a_memslots(drivers: Any, spaces: int) -> None:
+    failed = each_failure(
+        drivers("alloc"), lambda: Memslots(address_spaces=spaces), lambda: None
+    )
+    assert failed == 1 + spaces
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_python_objects_without_memory(drivers: Any, vm: Memslots, name: str) -> None:
+    """The same for what is allocated in Python: the Slot objects that go with the slots."""
+    testcapi = pytest.importorskip("_testcapi", reason="this CPython has no _testcapi")
+    alloc = drivers("alloc")
+    call = CALLS[name]
+    before = state(vm)
+    live = alloc.live()
+    failed = 0
+    hoard = [Slot(9, 0, 0, 1, 0) for _ in range(100)]
+    for nth in range(200):
+        # Slots that are given up are kept for the next ones: take those, so that there is something to fail.
+        hoard += [Slot(9, 0, 0, 1, 0) for _ in range(3)]
+        testcapi.set_nomemory(nth, nth + 1)
+        try:
+            call(vm)
+        except MemoryError:
+            testcapi.remove_mem_hooks()
+            failed += 1
+            vm.check()
+            assert (state(vm), alloc.live()) == (before, live)
+        else:
+            break
+        finally:
+            testcapi.remove_mem_hooks()
+    assert failed > 0
+    assert state(vm) != before
+    vm.check()
+
+
+def test_everything_is_given_back(drivers: Any) -> None:
+    alloc = drivers("alloc")
+    live = alloc.live()
+    vm = Memslots(address_spaces=2)
+    for id in range(100):
+        vm.create(id, id, 1, 0, LOG, as_id=id % 2)
+    vcpu = vm.vcpu()
+    assert alloc.live() > live + 200
+    del vm
+    assert len(vcpu) == 50  # the Vcpu keeps its Memslots
+    del vcpu
+    assert alloc.live() == live

@@ -1,0 +1,149 @@
+"""memslots.core.idtable alone: against a dict, at every small size, and as large as the ids go."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+
+@pytest.fixture(scope="module")
+def idtable(drivers: Any) -> Any:
+    return drivers("idtable")
+
+
+def check(table: Any, model: dict[int, int], others: list[int]) -> None:
+    assert table.count == len(model)
+    for id, number in model.items():
+        assert table.find(id) == number
+    for id in others:
+        assert table.find(id) == model.get(id)
+    # A quarter is empty; seven eighths are not, unless it is as small as tables get.
+    assert 4 * len(model) <= 3 * table.places
+    assert table.places <= max(8, 8 * len(model))
+    assert bool(table.places) == bool(model)
+
+
+def test_an_empty_table_costs_nothing(idtable: Any) -> None:
+    table = idtable.Table(1)
+    check(table, {}, [0, 1, 2**31 - 1, 2**32 - 1])
+    assert table.places == 0
+
+
+@pytest.mark.parametrize("size", range(1, 8))
+def test_every_order_of_addition_and_removal(idtable: Any, size: int) -> None:
+    ids = [0, 1, 2, 2**31 - 1, 2**32 - 1, 8, 16][:size]
+    some = list(itertools.permutations(range(size)))
+    for order in some:
+        table = idtable.Table(size)
+        model: dict[int, int] = {}
+        for number in order:
+            table.add(number, ids[number])
+            model[ids[number]] = number
+        check(table, model, [3, 5])
+        # Its mirror image takes them out: with all orders of addition, all orders of removal come up.
+        for number in order[::-1] if order[0] % 2 else order:
+            table.remove(number)
+            del model[ids[number]]
+            check(table, model, ids)
+
+
+def test_ids_that_share_a_home_are_all_found(idtable: Any) -> None:
+    """Runs that wrap around the table's end, with holes made in every place."""
+    dice = random.Random(3)
+    for _ in range(300):
+        table = idtable.Table(6)
+        ids = dice.sample(range(64), 6)
+        for number, id in enumerate(ids):
+            table.add(number, id)
+        model = {id: number for number, id in enumerate(ids)}
+        for number in dice.sample(range(6), 6):
+            table.remove(number)
+            del model[ids[number]]
+            check(table, model, list(range(64)))
+
+
+@given(st.lists(st.tuples(st.integers(0, 23), st.integers(0, 2)), max_size=120))
+@settings(deadline=None)
+def test_any_sequence_against_a_dict(idtable: Any, steps: list[tuple[int, int]]) -> None:
+    """Items 24 to 47 are the doubles that replace puts in for items 0 to 23."""
+    table = idtable.Table(48)
+    model: dict[int, int] = {}
+    for number, step in steps:
+        id = (number * 2654435761) % 2**32
+        if id not in model:
+            table.add(number, id)
+            model[id] = number
+        elif step == 0:
+            double = (model[id] + 24) % 48
+            table.replace(model[id], double)
+            model[id] = double
+        else:
+            table.remove(model.pop(id))
+        check(table, model, [0, id, id + 1])
+
+
+@pytest.mark.parametrize("stride", [1, 2, 64, 4096, 65536, 2**20, 12345])
+def test_no_stride_of_ids_makes_it_slow(idtable: Any, stride: int) -> None:
+    size = min(2000, 2**31 // stride)
+    table = idtable.Table(size)
+    for number in range(size):
+        table.add(number, number * stride)
+    assert table.longest_probe() < 100
+    assert table.find(stride * size + 1) is None
+
+
+def test_memory_is_in_proportion_to_the_ids_in_use(idtable: Any) -> None:
+    size = 20_000
+    table = idtable.Table(size)
+    dice = random.Random(9)
+    ids = dice.sample(range(2**31), size)
+    for number, id in enumerate(ids):
+        table.add(number, id)
+        assert table.places <= max(8, 4 * (number + 1))
+    assert all(table.find(id) == number for number, id in enumerate(ids))
+    for number in range(size - 10):
+        table.remove(number)
+    check(table, {ids[number]: number for number in range(size - 10, size)}, ids[:100])
+    for number in range(size - 10, size):
+        table.remove(number)
+    assert table.places == 0
+
+
+def test_a_spare_that_is_not_used_is_given_back(idtable: Any, drivers: Any) -> None:
+    alloc = drivers("alloc")
+    live = alloc.live()
+    table = idtable.Table(8)
+    assert table.get_and_drop_spare()
+    assert alloc.live() == live
+    table.add(0, 7)
+    assert not table.get_and_drop_spare()
+    check(table, {7: 0}, [8])
+
+
+def test_no_memory_to_grow_and_none_to_shrink(idtable: Any, drivers: Any) -> None:
+    alloc = drivers("alloc")
+    live = alloc.live()
+    table = idtable.Table(100)
+    for number in range(6):
+        table.add(number, number)
+    alloc.fail_nth(1)
+    with pytest.raises(MemoryError):
+        table.add(6, 6)
+    check(table, {number: number for number in range(6)}, [6])
+    for number in range(6, 100):
+        table.add(number, number)
+    places = table.places
+    for number in range(99, 0, -1):
+        alloc.fail_nth(1)
+        table.remove(number)  # goes on with the larger table
+        assert table.find(0) == 0
+        assert table.find(number) is None
+    alloc.fail_nth(0)
+    assert table.places == places
+    table.remove(0)
+    assert (table.places, alloc.live()) == (0, live)
