@@ -3,6 +3,7 @@
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport uint64_t
 
+from memslots.core.debug cimport debug_assert
 from memslots.core.hvatree cimport hva_init
 from memslots.core.idtable cimport (
     idtable_add,
@@ -35,8 +36,15 @@ cdef void slotset_clear(slotset *set) noexcept nogil:
     slotset_init(set, set.k)
 
 
+cdef bint is_held(const slotset *set, const slot *old, const slot *new) noexcept nogil:
+    """Whether the set holds `old` and no other slot of the id in question."""
+    return slotset_by_id(set, old.id if old is not NULL else new.id) is old
+
+
 cdef void slotset_put(slotset *set, slot *old, slot *new, idtable_spare *spare) noexcept nogil:
     cdef int k = set.k
+    # One call each: only so the compiler's preprocessor can leave the condition out.
+    debug_assert(is_held(set, old, new), b"slotset_put: the set holds just what is to go")
     # S3. A reader that came before the swap may have left the old slot here; none is left now.
     if set.last_used is old:
         set.last_used = NULL

@@ -2,6 +2,7 @@
 
 from memslots.core.alloc cimport alloc_free, alloc_lines
 from memslots.core.atomics cimport store_relaxed, store_release_ptr
+from memslots.core.debug cimport debug_assert
 from memslots.core.slotset cimport slotset_clear, slotset_init
 
 
@@ -26,6 +27,7 @@ cdef void space_free(space *sp) noexcept nogil:
 
 cdef void space_swap_begin(space *sp) noexcept nogil:
     cdef slotset *next = space_inactive(sp)
+    debug_assert(not sp.active.generation & SWAPPING, b"space_swap_begin: the last swap has ended (P2)")
     # A set never shows a generation that a cache may hold for other slots: this one has not been seen yet.
     store_relaxed(&next.generation, sp.active.generation | SWAPPING)
     # Release: pairs with the acquire in space_active.
@@ -33,4 +35,5 @@ cdef void space_swap_begin(space *sp) noexcept nogil:
 
 
 cdef void space_swap_end(space *sp) noexcept nogil:
+    debug_assert(sp.active.generation & SWAPPING, b"space_swap_end: a swap has begun")
     store_relaxed(&sp.active.generation, (sp.active.generation & ~SWAPPING) + sp.nspaces)

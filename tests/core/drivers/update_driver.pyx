@@ -26,6 +26,7 @@ from memslots.core.space cimport (
     space_generation,
     space_inactive,
     space_new,
+    space_swap_begin,
 )
 from memslots.core.update cimport (
     change,
@@ -153,6 +154,11 @@ cdef class Space:
             None if self.sp.sets[k].last_used is NULL else self.sp.sets[k].last_used.id
             for k in range(2)
         ]
+
+    def swap_within_a_swap(self):
+        """What no caller may do: begins a swap while one has not ended."""
+        space_swap_begin(self.sp)
+        space_swap_begin(self.sp)
 
     def alignment(self, id):
         """Where in a cache line the slot begins."""
