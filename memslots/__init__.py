@@ -1,4 +1,7 @@
-"""Guest memory slots as KVM keeps them: which slot of guest memory holds this page, while memory is being re-arranged."""
+"""Guest memory slots as KVM keeps them.
+
+Which slot of guest memory holds this page? Asked while that memory is being re-arranged.
+"""
 
 from memslots.errors import (
     BusyError,

@@ -5,7 +5,8 @@ from cpython.long cimport PyLong_CheckExact
 from libc.stdint cimport uint32_t, uint64_t
 
 cdef extern from "Python.h":
-    # Declared here because cpython.long's would raise; what it gives besides a number is sorted out by field_of.
+    # Declared here because cpython.long's would raise; what it gives besides a number is sorted out
+    # by field_of.
     uint64_t long_as_u64 "PyLong_AsUnsignedLongLong"(object value) noexcept
 
 cdef extern from *:
@@ -13,7 +14,8 @@ cdef extern from *:
     const uint32_t ERROR32 "UINT32_MAX"
 
 
-# The value of a field `bits` wide: TypeError for what is no integer, OverflowError for one that does not fit; both name the field.
+# The value of a field `bits` wide: TypeError for what is no integer, OverflowError for one that
+# does not fit; both name the field.
 cdef uint64_t field_of(object value, str name, int bits) except? ERROR64
 
 

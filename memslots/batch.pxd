@@ -10,10 +10,11 @@ cdef enum batch_kind:
     TRANSLATE_WRITE  # the same, READONLY slots left out
     MARK_DIRTY  # gfns, no output
 
-# Runs a batch over `given`, any C-contiguous buffer of uint64, which errors call `name`; `own` as in lookup.pxd. The output goes
-# to `out`, a writable buffer of as many elements, or where that is None to an array made anew: numpy's, of the shape of
-# `given`, for numpy, otherwise an array.array. Gives the output (None for MARK_DIRTY). TypeError for what is no buffer or has
-# other elements, ValueError where a buffer is not contiguous, not writable or not as long as it must be.
+# Runs a batch over `given`, any C-contiguous buffer of uint64, which errors call `name`; `own` as
+# in lookup.pxd. The output goes to `out`, a writable buffer of as many elements, or where that is
+# None to an array made anew: numpy's, of the shape of `given`, for numpy, otherwise an array.array.
+# Gives the output (None for MARK_DIRTY). TypeError for what is no buffer or has other elements,
+# ValueError where a buffer is not contiguous, not writable or not as long as it must be.
 cdef object run_batch(
     machine *m, space *sp, vcpu_cache *own, batch_kind kind, object given, str name, object out
 )

@@ -19,7 +19,8 @@ from memslots.core.srcu cimport srcu_enter, srcu_leave
 from memslots.core.units cimport hva_t
 
 cdef enum:
-    # How many look-ups a batch makes before it leaves the readers' section and enters anew: no writer waits for more.
+    # How many look-ups a batch makes before it leaves the readers' section and enters anew: no
+    # writer waits for more.
     STRETCH = 4096
 
 # What an element may be called: C's names for integers of a size differ from system to system.
@@ -30,7 +31,9 @@ cdef dict ZERO = {"int32": array.array("i", [0]), "uint64": array.array("Q", [0]
 cdef dict SIZES = {"int32": 4, "uint64": 8}
 
 
-cdef int take_buffer(object buffer, str name, str element, bint writable, Py_buffer *view) except -1:
+cdef int take_buffer(
+    object buffer, str name, str element, bint writable, Py_buffer *view
+) except -1:
     """Takes hold of a buffer of the named elements. Pair with PyBuffer_Release."""
     cdef bytes format
     if not PyObject_CheckBuffer(buffer):
@@ -99,14 +102,16 @@ cdef object run_batch(
     cdef Py_buffer numbers
     cdef Py_buffer results
     cdef size_t count
-    # A copy of the face's cache, since another thread may use the face meanwhile; without one, a cache for this batch.
+    # A copy of the face's cache, since another thread may use the face meanwhile; without one, a
+    # cache for this batch.
     cdef vcpu_cache cache
     cache.last_used = NULL if own is NULL else own.last_used
     cache.generation = 0 if own is NULL else own.generation
     cache.hits = 0
     cache.misses = 0
     take_buffer(given, name, "uint64", False, &numbers)
-    memset(&results, 0, sizeof(results))  # PyBuffer_Release leaves one alone that nobody took hold of
+    # PyBuffer_Release leaves one alone that nobody took hold of
+    memset(&results, 0, sizeof(results))
     try:
         count = numbers.len // numbers.itemsize
         if kind != MARK_DIRTY:

@@ -1,4 +1,6 @@
-"""The errors. Each has the errno that KVM gives in that case, so code written for ``fcntl.ioctl`` keeps working.
+"""The errors.
+
+Each has the errno that KVM gives in that case, so code written for ``fcntl.ioctl`` keeps working.
 
 After any of them nothing has changed.
 """
@@ -78,11 +80,14 @@ class OverlapError(MemslotError):
 
 
 class NoSuchSlotError(MemslotError, KeyError):
-    """There is no such slot: EINVAL from a change, ENOENT from the dirty log and from ``vm[id]``, as KVM has it."""
+    """There is no such slot.
+
+    EINVAL from a change, ENOENT from the dirty log and from ``vm[id]``, as KVM has it.
+    """
 
 
 class NotMappedError(MemslotError):
-    """No slot holds the guest address, or the one that does is INVALID: about to go or to move (EFAULT)."""
+    """No slot holds the guest address, or the one that does is INVALID (EFAULT)."""
 
 
 class ReadOnlyError(MemslotError):

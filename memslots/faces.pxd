@@ -1,4 +1,7 @@
-"""The read face, as memslots.pyx extends it. Not installed: Cython code outside goes through memslots.pxd."""
+"""The read face, as memslots.pyx extends it.
+
+Not installed: Cython code outside goes through memslots.pxd.
+"""
 
 from memslots.core.lookup cimport vcpu_cache
 from memslots.core.machine cimport machine

@@ -1,6 +1,6 @@
 from array import array
 from collections.abc import Iterator
-from typing import Any, SupportsIndex, TypeVar, final, overload
+from typing import SupportsIndex, TypeVar, final, overload
 
 import numpy as np
 from _typeshed import ReadableBuffer, WriteableBuffer
@@ -12,13 +12,17 @@ _Out = TypeVar("_Out", bound=WriteableBuffer)
 _Default = TypeVar("_Default")
 
 class ReadFace:
-    """What Memslots, AddressSpace and Vcpu have in common: every way to look up, in one address space.
+    """What Memslots, AddressSpace and Vcpu have in common: every way to look up, in one address
+    space.
 
     n is the number of slots. Look-ups may come from any thread and wait for nobody.
     """
 
     def lookup(self, gfn: SupportsIndex) -> Slot | None:
-        """The slot that holds a guest page. O(log n), O(1) where the last-used slot holds it; allocates nothing."""
+        """The slot that holds a guest page.
+
+        O(log n), O(1) where the last-used slot holds it; allocates nothing.
+        """
     @overload
     def lookup_many(self, gfns: ReadableBuffer, out: _Out) -> _Out: ...
     @overload
@@ -27,13 +31,17 @@ class ReadFace:
     ) -> NDArray[np.int32]: ...
     @overload
     def lookup_many(self, gfns: ReadableBuffer, out: None = None) -> array[int]:
-        """The ids of the slots that hold many guest pages: uint64 in, int32 out, -1 where there is none.
+        """The ids of the slots that hold many guest pages: uint64 in, int32 out, -1 where there
+        is none.
 
-        TypeError, ValueError: a buffer of another element type, not contiguous, not writable, of another length.
-        O(m log n) for m pages, without the GIL.
+        TypeError, ValueError: a buffer of another element type, not contiguous, not writable, of
+        another length. O(m log n) for m pages, without the GIL.
         """
     def gpa_to_hva(self, gpa: SupportsIndex, write: bool = False) -> int:
-        """The host address of a guest address, both in bytes. NotMappedError, ReadOnlyError. O(log n)."""
+        """The host address of a guest address, both in bytes.
+
+        NotMappedError, ReadOnlyError. O(log n).
+        """
     @overload
     def translate(self, gpas: ReadableBuffer, out: _Out, write: bool = False) -> _Out: ...
     @overload
@@ -41,21 +49,23 @@ class ReadFace:
         self, gpas: NDArray[np.uint64], out: None = None, write: bool = False
     ) -> NDArray[np.uint64]: ...
     @overload
-    def translate(
-        self, gpas: ReadableBuffer, out: None = None, write: bool = False
-    ) -> array[int]:
-        """The host addresses of many guest addresses, uint64 bytes both; BAD_HVA where gpa_to_hva would raise.
+    def translate(self, gpas: ReadableBuffer, out: None = None, write: bool = False) -> array[int]:
+        """The host addresses of many guest addresses, uint64 bytes both; BAD_HVA where
+        gpa_to_hva would raise.
 
         TypeError, ValueError: as lookup_many. O(m log n) for m addresses, without the GIL.
         """
     def in_gfn_range(self, start: SupportsIndex, end: SupportsIndex) -> list[Slot]:
-        """The slots that overlap the guest pages [start, end), in gfn order. ValueError: start > end. O(log n + k)."""
-    def in_hva_range(
-        self, start: SupportsIndex, end: SupportsIndex
-    ) -> list[tuple[Slot, int, int]]:
-        """(slot, start_gfn, end_gfn) of every overlap with the host bytes [start, end), by userspace_addr.
+        """The slots that overlap the guest pages [start, end), in gfn order.
 
-        ValueError: start > end. O(log n + k) for slots that do not overlap in host memory, at most O(k log n).
+        ValueError: start > end. O(log n + k).
+        """
+    def in_hva_range(self, start: SupportsIndex, end: SupportsIndex) -> list[tuple[Slot, int, int]]:
+        """(slot, start_gfn, end_gfn) of every overlap with the host bytes [start, end), by
+        userspace_addr.
+
+        ValueError: start > end. O(log n + k) for slots that do not overlap in host memory, at most
+        O(k log n).
         """
     @overload
     def get(self, id: SupportsIndex, default: None = None) -> Slot | None: ...
@@ -68,7 +78,9 @@ class ReadFace:
     def __iter__(self) -> Iterator[Slot]: ...
     @property
     def generation(self) -> int:
-        """A number that no earlier state of the address space had; with bit 63 while a swap waits for readers."""
+        """A number that no earlier state of the address space had; with bit 63 while a swap
+        waits for readers.
+        """
     @property
     def nr_pages(self) -> int:
         """How many guest pages the slots hold."""
@@ -84,7 +96,10 @@ class AddressSpace(ReadFace):
 
 @final
 class Vcpu(ReadFace):
-    """The read face of one address space with a last-used slot of its own. For one thread at a time."""
+    """The read face of one address space with a last-used slot of its own.
+
+    For one thread at a time.
+    """
 
     def __init__(self, vm: ReadFace, as_id: SupportsIndex = 0) -> None: ...
     @property

@@ -1,9 +1,12 @@
-"""The read face: looking up, and the three that have it: every Memslots, and AddressSpace and Vcpu, which are made here.
+"""The read face: looking up, and the three that have it: every Memslots, and AddressSpace and
+Vcpu, which are made here.
 
-A single look-up holds the GIL from the search until it has its own reference to the Slot found; a writer frees nothing
-without the GIL, so that is all the protection it needs. Batch calls let the GIL go and enter the readers' section instead.
+A single look-up holds the GIL from the search until it has its own reference to the Slot found; a
+writer frees nothing without the GIL, so that is all the protection it needs. Batch calls let the
+GIL go and enter the readers' section instead.
 
-Whatever may run other Python code (an allocation can, by way of the garbage collector) is done before slots are walked, or after.
+Whatever may run other Python code (an allocation can, by way of the garbage collector) is done
+before slots are walked, or after.
 """
 
 import errno
@@ -44,7 +47,9 @@ NOWHERE.active = &NOWHERE.sets[0]
 
 
 cdef object slot_error(const slotset *set, gpa_t gpa):
-    """Why no access may use a guest address: which slot is in the way, or what lies around the hole."""
+    """Why no access may use a guest address: which slot is in the way, or what lies around the
+    hole.
+    """
     cdef gfn_t gfn = gpa_to_gfn(gpa)
     cdef slot *after = slotset_first_from(set, gfn)
     cdef slot *before
@@ -113,7 +118,8 @@ cdef list records(const space *sp, const extent *e):
         while s is not NULL:
             count += 1
             s = walk_next(set, e, s)
-        # This may run Python code, and that may change the slots: take the list only if it still fits.
+        # This may run Python code, and that may change the slots: take the list only if it still
+        # fits.
         found = PyList_New(count)
         set = space_active(sp)
         s = walk_first(set, e)
@@ -128,10 +134,13 @@ cdef list records(const space *sp, const extent *e):
 
 
 cdef class ReadFace:
-    """What Memslots, AddressSpace and Vcpu have in common: every way to look up. All of it reads one address space.
+    """What Memslots, AddressSpace and Vcpu have in common: every way to look up.
 
-    Memslots reads address space 0, an AddressSpace or a Vcpu the one it was made for. Safe to use from any thread, with changes
-    being made by others; each call sees the slots as they were at one moment (a batch: each 4096 look-ups do).
+    All of it reads one address space.
+
+    Memslots reads address space 0, an AddressSpace or a Vcpu the one it was made for. Safe to use
+    from any thread, with changes being made by others; each call sees the slots as they were at one
+    moment (a batch: each 4096 look-ups do).
     """
 
     def __cinit__(self):
@@ -149,8 +158,8 @@ cdef class ReadFace:
         Returns
         -------
         Slot or None
-            The same object at each call while the slot does not change. Inside a listener's ``invalidate`` or ``prepare``
-            the slot that is to go or to move has ``Flags.INVALID``.
+            The same object at each call while the slot does not change. Inside a listener's
+            ``invalidate`` or ``prepare`` the slot that is to go or to move has ``Flags.INVALID``.
 
         Notes
         -----
@@ -172,13 +181,14 @@ cdef class ReadFace:
         Returns
         -------
         numpy.ndarray or array.array or type of `out`
-            int32 ids, -1 where no slot holds the page; `out` if given, else an array of the shape of `gfns` for a
-            numpy array, an array.array("i") otherwise.
+            int32 ids, -1 where no slot holds the page; `out` if given, else an array of the shape
+            of `gfns` for a numpy array, an array.array("i") otherwise.
 
         Raises
         ------
         TypeError, ValueError
-            A buffer of another element type; one that is not contiguous, not writable or of another length.
+            A buffer of another element type; one that is not contiguous, not writable or of another
+            length.
 
         Notes
         -----
@@ -234,7 +244,8 @@ cdef class ReadFace:
         Returns
         -------
         numpy.ndarray or array.array or type of `out`
-            uint64 addresses, BAD_HVA where gpa_to_hva would raise; the kind of array as with lookup_many, array.array("Q").
+            uint64 addresses, BAD_HVA where gpa_to_hva would raise; the kind of array as with
+            lookup_many, array.array("Q").
 
         Raises
         ------
@@ -286,8 +297,9 @@ cdef class ReadFace:
         Returns
         -------
         list of (Slot, int, int)
-            The slot and the pages [start_gfn, end_gfn) of it that the range touches, if only in part; in
-            order of userspace_addr, all of one generation. Slots may overlap in host memory: then a byte is in several.
+            The slot and the pages [start_gfn, end_gfn) of it that the range touches, if only in
+            part; in order of userspace_addr, all of one generation. Slots may overlap in host
+            memory: then a byte is in several.
 
         Raises
         ------
@@ -357,8 +369,8 @@ cdef class ReadFace:
     def generation(self):
         """A number that no earlier state of the address space had.
 
-        Space k of m uses k, k + m, k + 2m, and so on; a create or a change of flags goes one on, a delete or a move two. While a
-        swap waits for readers, bit 63 is set.
+        Space k of m uses k, k + m, k + 2m, and so on; a create or a change of flags goes one on, a
+        delete or a move two. While a swap waits for readers, bit 63 is set.
         """
         return space_generation(self.sp)
 
@@ -419,8 +431,9 @@ cdef class AddressSpace(ReadFace):
 cdef class Vcpu(ReadFace):
     """The read face of one address space, with a last-used slot of its own.
 
-    Its cache holds for one generation of the slots; its misses search the tree and do not touch the address space's own
-    last-used slot. For one thread at a time; any number of Vcpus may be used at once.
+    Its cache holds for one generation of the slots; its misses search the tree and do not touch the
+    address space's own last-used slot. For one thread at a time; any number of Vcpus may be used at
+    once.
 
     Parameters
     ----------
@@ -441,8 +454,13 @@ cdef class Vcpu(ReadFace):
 
     @property
     def stats(self):
-        """How many look-ups by gfn or gpa the last-used slot answered, and how many went to the tree (VcpuStats)."""
+        """How many look-ups by gfn or gpa the last-used slot answered, and how many went to the
+        tree (VcpuStats).
+        """
         return VcpuStats(self.cache.hits, self.cache.misses)
 
     def __repr__(self):
-        return f"<Vcpu of address space {self.as_id}: {self.cache.hits} hits, {self.cache.misses} misses>"
+        return (
+            f"<Vcpu of address space {self.as_id}:"
+            f" {self.cache.hits} hits, {self.cache.misses} misses>"
+        )

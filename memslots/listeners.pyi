@@ -2,7 +2,10 @@ from types import TracebackType
 from typing import Self
 
 class Subscription:
-    """What ``subscribe`` gives: closing it ends the calls to the listener. A context manager that closes at its end."""
+    """What ``subscribe`` gives: closing it ends the calls to the listener.
+
+    A context manager that closes at its end.
+    """
 
     listener: object
     def close(self) -> None:

@@ -4,9 +4,12 @@ from cpython.exc cimport PyErr_WriteUnraisable
 
 
 class Subscription:
-    """What ``subscribe`` gives: closing it ends the calls to the listener. A context manager that closes at its end.
+    """What ``subscribe`` gives: closing it ends the calls to the listener.
 
-    A listener that closes or subscribes while a change is under way alters who hears of the next one.
+    A context manager that closes at its end.
+
+    A listener that closes or subscribes while a change is under way alters who hears of the next
+    one.
     """
 
     def __init__(self, owner, listener):
@@ -52,9 +55,12 @@ cdef int ask_prepare(tuple subscriptions, object change, object old, object new)
 
 
 cdef int tell_commit(tuple subscriptions, object change, object old, object new) except -1:
-    """Says that a change is done. All are told: an Exception is reported as unraisable and stops nobody.
+    """Says that a change is done.
 
-    What is no Exception (KeyboardInterrupt, SystemExit) is not about the change; it goes on to the caller at the end.
+    All are told: an Exception is reported as unraisable and stops nobody.
+
+    What is no Exception (KeyboardInterrupt, SystemExit) is not about the change; it goes on to the
+    caller at the end.
     """
     cdef object leaving = None
     for subscription in subscriptions:

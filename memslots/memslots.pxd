@@ -1,14 +1,15 @@
 """The gate for Cython code outside: from the Python objects to the structs of memslots.core.
 
-What these give is borrowed: keep the object. Read between srcu_enter and srcu_leave on memslots_readers, or with the GIL held
-throughout; change nothing.
+What these give is borrowed: keep the object. Read between srcu_enter and srcu_leave on
+memslots_readers, or with the GIL held throughout; change nothing.
 """
 
 from memslots.core.machine cimport machine
 from memslots.core.space cimport space
 from memslots.core.srcu cimport srcu
 
-# The address space that a Memslots (number 0), an AddressSpace or a Vcpu reads. TypeError for anything else.
+# The address space that a Memslots (number 0), an AddressSpace or a Vcpu reads. TypeError for
+# anything else.
 cdef space *memslots_space(object face) except NULL
 # Where to enter and leave while reading it without the GIL.
 cdef srcu *memslots_readers(object face) except NULL

@@ -9,9 +9,9 @@ from memslots.records import Change, Slot
 class Memslots(ReadFace):
     """The memory slots of one virtual machine, kept as KVM keeps them since Linux 5.17.
 
-    Looks up in address space 0. Changes may come from any thread and wait for one another. After any error nothing has
-    changed. n is the number of slots. Every change may raise BusyError (from inside a listener), MemoryError, and
-    whatever a listener raises to refuse.
+    Looks up in address space 0. Changes may come from any thread and wait for one another. After
+    any error nothing has changed. n is the number of slots. Every change may raise BusyError (from
+    inside a listener), MemoryError, and whatever a listener raises to refuse.
     """
 
     def __init__(
@@ -31,7 +31,8 @@ class Memslots(ReadFace):
         memory_size: SupportsIndex,
         userspace_addr: SupportsIndex,
     ) -> Change:
-        """The ioctl KVM_SET_USER_MEMORY_REGION: addresses and size in bytes, size 0 deletes; `slot` has the space in bits 16-31.
+        """The ioctl KVM_SET_USER_MEMORY_REGION: addresses and size in bytes, size 0 deletes;
+        `slot` has the space in bits 16-31.
 
         InvalidRegionError, OverlapError, NoSuchSlotError. O(log n).
         """
@@ -48,10 +49,11 @@ class Memslots(ReadFace):
 
         InvalidRegionError, OverlapError. O(log n).
         """
-    def move(
-        self, slot: SupportsIndex, base_gfn: SupportsIndex, as_id: SupportsIndex = 0
-    ) -> Slot:
-        """Move a slot to another first page. NoSuchSlotError, InvalidRegionError, OverlapError. O(log n)."""
+    def move(self, slot: SupportsIndex, base_gfn: SupportsIndex, as_id: SupportsIndex = 0) -> Slot:
+        """Move a slot to another first page.
+
+        NoSuchSlotError, InvalidRegionError, OverlapError. O(log n).
+        """
     def set_flags(
         self, slot: SupportsIndex, flags: SupportsIndex, as_id: SupportsIndex = 0
     ) -> Slot:
@@ -59,11 +61,17 @@ class Memslots(ReadFace):
     def delete(self, slot: SupportsIndex, as_id: SupportsIndex = 0) -> Slot:
         """Delete a slot; gives it as it was. NoSuchSlotError, InvalidRegionError. O(log n)."""
     def mark_dirty(self, gfn: SupportsIndex, as_id: SupportsIndex = 0) -> None:
-        """Mark a guest page as written; nothing happens where its slot does not log, is READONLY, or is not there."""
+        """Mark a guest page as written; nothing happens where its slot does not log, is
+        READONLY, or is not there.
+        """
     def mark_dirty_many(self, gfns: ReadableBuffer, as_id: SupportsIndex = 0) -> None:
-        """Mark many guest pages, a C-contiguous buffer of uint64. TypeError, ValueError. Without the GIL."""
+        """Mark many guest pages, a C-contiguous buffer of uint64.
+
+        TypeError, ValueError. Without the GIL.
+        """
     def get_dirty_log(self, slot: SupportsIndex, as_id: SupportsIndex = 0) -> bytearray:
-        """ceil(npages / 64) little-endian 64-bit words; cleared by this unless manual_dirty_log is on.
+        """ceil(npages / 64) little-endian 64-bit words; cleared by this unless manual_dirty_log
+        is on.
 
         InvalidRegionError (EINVAL), NoSuchSlotError (ENOENT). O(npages / 64).
         """
@@ -80,16 +88,23 @@ class Memslots(ReadFace):
         InvalidRegionError (EINVAL), NoSuchSlotError (ENOENT). O(num_pages / 64).
         """
     def address_space(self, as_id: SupportsIndex) -> AddressSpace:
-        """The read face of an address space. InvalidRegionError where there is none of that number."""
+        """The read face of an address space.
+
+        InvalidRegionError where there is none of that number.
+        """
     def vcpu(self, as_id: SupportsIndex = 0) -> Vcpu:
         """A read face with a last-used slot of its own. InvalidRegionError as address_space."""
     def subscribe(self, listener: object) -> Subscription:
-        """Have a listener hear of every change: prepare(change, old, new), invalidate(slot), commit(change, old, new).
+        """Have a listener hear of every change: prepare(change, old, new), invalidate(slot),
+        commit(change, old, new).
 
         TypeError: it has none of the three.
         """
     def check(self) -> None:
-        """Walk everything. InvariantError with the number of the property that broke; BusyError. O(n)."""
+        """Walk everything.
+
+        InvariantError with the number of the property that broke; BusyError. O(n).
+        """
     @property
     def max_slots(self) -> int: ...
     @property

@@ -1,6 +1,7 @@
 """Memslots: the slots of one virtual machine, and every change of them.
 
-One writer at a time. The lock of a Memslots is the only lock: whoever takes it lets the GIL go while waiting for it, and
+One writer at a time. The lock of a Memslots is the only lock: whoever takes it lets the GIL go
+while waiting for it, and
 while waiting for readers; so no reader ever waits for a writer. Listeners run while it is held.
 """
 
@@ -20,7 +21,6 @@ from cpython.pythread cimport (
 )
 from cpython.ref cimport Py_INCREF, Py_XDECREF, PyObject
 from libc.stdint cimport uint32_t, uint64_t
-from libc.string cimport memcpy
 
 from memslots.arguments cimport u32, u64
 from memslots.batch cimport MARK_DIRTY, run_batch
@@ -38,12 +38,9 @@ from memslots.core.region cimport (
     ALLOWED,
     BEYOND_MAX_GFN,
     CHANGE_NONE,
-    GPA_NOT_ALIGNED,
-    ID_BEYOND_MAX,
     ID_IN_USE,
     NO_PAGES,
     NO_SUCH_SLOT,
-    NO_SUCH_SPACE,
     SIZE_NOT_ALIGNED,
     change_kind,
     limits,
@@ -55,10 +52,10 @@ from memslots.core.region cimport (
     region_from_bytes,
     region_plan,
 )
-from memslots.core.slot cimport SLOT_INVALID, slot, slot_free
+from memslots.core.slot cimport slot as slot_t
+from memslots.core.slot cimport slot_free
 from memslots.core.slotset cimport (
     slotset_by_id,
-    slotset_count,
     slotset_find,
     slotset_first,
     slotset_step,
@@ -87,7 +84,7 @@ from memslots.refusals cimport refusal_error
 from memslots.errors import InvalidRegionError, InvariantError, NoSuchSlotError, busy
 from memslots.faces import AddressSpace, Vcpu
 from memslots.listeners import Subscription
-from memslots.records import Change, Slot
+from memslots.records import Change
 
 cdef enum:
     LAST_ID = 0x7FFFFFFF  # an id fits an int32, the output of lookup_many
@@ -105,14 +102,14 @@ cdef enum demand:
     NO_SLOT
 
 
-cdef void release_record(slot *s) noexcept:
+cdef void release_record(slot_t *s) noexcept:
     """Lets go of the Slot kept with a slot."""
     if s is not NULL:
         Py_XDECREF(<PyObject *>s.record)
         s.record = NULL
 
 
-cdef int keep_record(slot *s) except -1:
+cdef int keep_record(slot_t *s) except -1:
     """Makes the Slot kept with a slot, where there is a slot."""
     cdef object record
     if s is not NULL:
@@ -125,7 +122,8 @@ cdef int keep_record(slot *s) except -1:
 cdef class Memslots(ReadFace):
     """The memory slots of one virtual machine, kept as KVM keeps them since Linux 5.17.
 
-    All ways to look up (see ReadFace) read address space 0; `address_space` and `vcpu` give the same for another.
+    All ways to look up (see ReadFace) read address space 0; `address_space` and `vcpu` give the
+    same for another.
 
     Parameters
     ----------
@@ -138,8 +136,8 @@ cdef class Memslots(ReadFace):
     max_hva : int, default 2**47 - 4096
         The end of user space: a slot's last byte is below it.
     manual_dirty_log : {0, 1, 3}
-        As KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 takes it: with bit 0 `get_dirty_log` leaves the log as it is, with bit 1
-        a new log starts with every page marked.
+        As KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 takes it: with bit 0 `get_dirty_log` leaves the log as
+        it is, with bit 1 a new log starts with every page marked.
 
     Raises
     ------
@@ -148,13 +146,14 @@ cdef class Memslots(ReadFace):
 
     Notes
     -----
-    Safe to use from any thread: look-ups wait for nobody, changes wait for one another. Pickling and copying take the
-    limits, slots, dirty logs and generations; listeners and Vcpus stay behind.
+    Safe to use from any thread: look-ups wait for nobody, changes wait for one another. Pickling
+    and copying take the limits, slots, dirty logs and generations; listeners and Vcpus stay behind.
     """
 
     cdef PyThread_type_lock lock  # held by the thread that is changing something
     cdef unsigned long writer  # that thread's ident; 0: none. Written by whoever holds the lock
-    cdef tuple subscriptions  # the listeners' Subscriptions; replaced as a whole, never changed in place
+    # the listeners' Subscriptions; replaced as a whole, never changed in place
+    cdef tuple subscriptions
 
     def __cinit__(
         self,
@@ -190,11 +189,11 @@ cdef class Memslots(ReadFace):
 
     def __dealloc__(self):
         cdef uint32_t as_id
-        cdef slot *s
-        cdef slot *next
-        cdef slot *chain = NULL
-        # A walk steps on slots it has passed, so none is freed before its end: they are chained, by the member that
-        # has just lost its use.
+        cdef slot_t *s
+        cdef slot_t *next
+        cdef slot_t *chain = NULL
+        # A walk steps on slots it has passed, so none is freed before its end: they are chained, by
+        # the member that has just lost its use.
         for as_id in range(self.m.lim.nspaces):
             s = slotset_first(&self.m.spaces[as_id].sets[0])
             while s is not NULL:
@@ -205,7 +204,7 @@ cdef class Memslots(ReadFace):
                 s = next
         while chain is not NULL:
             s = chain
-            chain = <slot *>s.record
+            chain = <slot_t *>s.record
             dirty_free(s.dirty)
             slot_free(s)
         if self.m.lim.nspaces != 0:  # else __cinit__ did not get as far as making one
@@ -221,7 +220,8 @@ cdef class Memslots(ReadFace):
         Parameters
         ----------
         slot : int
-            The id in bits 0-15, the address space in bits 16-31. Greater ids go by way of create, move, set_flags, delete.
+            The id in bits 0-15, the address space in bits 16-31. Greater ids go by way of create,
+            move, set_flags, delete.
         flags : int or Flags
             LOG_DIRTY_PAGES, READONLY.
         guest_phys_addr, memory_size, userspace_addr : int
@@ -244,8 +244,8 @@ cdef class Memslots(ReadFace):
 
         Notes
         -----
-        After an error nothing has changed; where a delete or a move was refused by a listener or by rule 7, the generation has gone on.
-        O(log n).
+        After an error nothing has changed; where a delete or a move was refused by a listener or by
+        rule 7, the generation has gone on. O(log n).
         """
         cdef region r
         cdef uint32_t slot_arg = u32(slot, "slot")
@@ -347,7 +347,9 @@ cdef class Memslots(ReadFace):
             self.leave()
 
     def set_flags(self, slot, flags, as_id=0):
-        """Change a slot's flags. Turning LOG_DIRTY_PAGES off gives up the dirty log; READONLY cannot be changed.
+        """Change a slot's flags.
+
+        Turning LOG_DIRTY_PAGES off gives up the dirty log; READONLY cannot be changed.
 
         Parameters
         ----------
@@ -422,7 +424,8 @@ cdef class Memslots(ReadFace):
     def mark_dirty(self, gfn, as_id=0):
         """Mark a guest page as written, in its slot's dirty log.
 
-        Nothing happens where no slot holds the page, the slot does not log, or it is READONLY: nothing can have written it.
+        Nothing happens where no slot holds the page, the slot does not log, or it is READONLY:
+        nothing can have written it.
 
         Parameters
         ----------
@@ -430,10 +433,11 @@ cdef class Memslots(ReadFace):
 
         Notes
         -----
-        O(log n), O(1) where the last-used slot holds the page. Any thread may call it; no mark is lost.
+        O(log n), O(1) where the last-used slot holds the page. Any thread may call it; no mark is
+        lost.
         """
         cdef gfn_t page = u64(gfn, "gfn")
-        cdef slot *s = slotset_find(space_active(self.space_of(as_id)), page)
+        cdef slot_t *s = slotset_find(space_active(self.space_of(as_id)), page)
         if s is not NULL:
             dirty_mark(s, page)
 
@@ -497,13 +501,14 @@ cdef class Memslots(ReadFace):
         num_pages : int
             How many pages; a multiple of 64 unless they reach the slot's end.
         bitmap : bytes-like
-            At least ceil(num_pages / 64) little-endian 64-bit words; pages whose bit is set are cleared.
+            At least ceil(num_pages / 64) little-endian 64-bit words; pages whose bit is set are
+            cleared.
 
         Raises
         ------
         InvalidRegionError
-            An id or address space that cannot be, pages that are not in the slot or not whole words, or a `bitmap`
-            that is too short (EINVAL).
+            An id or address space that cannot be, pages that are not in the slot or not whole
+            words, or a `bitmap` that is too short (EINVAL).
         NoSuchSlotError
             There is no such slot, or it does not log (ENOENT).
 
@@ -523,11 +528,17 @@ cdef class Memslots(ReadFace):
             PyBuffer_Release(&view)
 
     def address_space(self, as_id):
-        """The read face of an address space (AddressSpace). InvalidRegionError where there is none of that number."""
+        """The read face of an address space (AddressSpace).
+
+        InvalidRegionError where there is none of that number.
+        """
         return AddressSpace(self, as_id)
 
     def vcpu(self, as_id=0):
-        """A read face of an address space with a last-used slot of its own (Vcpu). InvalidRegionError as address_space."""
+        """A read face of an address space with a last-used slot of its own (Vcpu).
+
+        InvalidRegionError as address_space.
+        """
         return Vcpu(self, as_id)
 
     def subscribe(self, listener):
@@ -538,14 +549,17 @@ cdef class Memslots(ReadFace):
         listener : object
             With any of these methods:
 
-            - ``prepare(change, old, new)`` is asked before a change is made, and refuses by raising; `old` and `new` are
-              Slots, None where there is none.
-            - ``invalidate(slot)`` is told before a slot goes or moves that look-ups find it INVALID from now on, so
-              that cached translations can be dropped. It comes before that change's ``prepare``. Raising refuses as well.
-            - ``commit(change, old, new)`` is told when a change is done. What it raises is reported as unraisable.
+            - ``prepare(change, old, new)`` is asked before a change is made, and refuses by raising;
+              `old` and `new` are Slots, None where there is none.
+            - ``invalidate(slot)`` is told before a slot goes or moves that look-ups find it INVALID
+              from now on, so
+              that cached translations can be dropped. It comes before that change's ``prepare``.
+              Raising refuses as well.
+            - ``commit(change, old, new)`` is told when a change is done. What it raises is reported as
+              unraisable.
 
-            Listeners are called in order of subscription, in the thread that makes the change. They may look up; a change is a
-            BusyError.
+            Listeners are called in order of subscription, in the thread that makes the change. They
+            may look up; a change is a BusyError.
 
         Returns
         -------
@@ -636,7 +650,8 @@ cdef class Memslots(ReadFace):
             "max_hva": self.max_hva,
             "manual_dirty_log": self.manual_dirty_log,
         }
-        # The lock: a copy is of one moment, and what making it may run (a finalizer, say) cannot change anything.
+        # The lock: a copy is of one moment, and what making it may run (a finalizer, say) cannot
+        # change anything.
         self.enter("a copy")
         try:
             spaces = [self.state_of(as_id) for as_id in range(self.address_spaces)]
@@ -645,9 +660,11 @@ cdef class Memslots(ReadFace):
         return _restore, (type(self), limits_, spaces), getattr(self, "__dict__", None) or None
 
     cdef object state_of(self, uint32_t as_id):
-        """An address space for pickling: its generation, and the Slots with their dirty logs or None."""
+        """An address space for pickling: its generation, and the Slots with their dirty logs or
+        None.
+        """
         cdef space *sp = self.m.spaces[as_id]
-        cdef slot *s
+        cdef slot_t *s
         slots = []
         for record in self.address_space(as_id):
             s = slotset_by_id(space_active(sp), record.id)
@@ -659,7 +676,10 @@ cdef class Memslots(ReadFace):
         return space_generation(sp), slots
 
     cdef int restore_space(self, uint32_t as_id, object state) except -1:
-        """Fills an empty address space with what state_of gave. A state that breaks a rule is refused by that rule."""
+        """Fills an empty address space with what state_of gave.
+
+        A state that breaks a rule is refused by that rule.
+        """
         cdef space *sp = self.m.spaces[as_id]
         generation, slots = state
         for record, log in slots:
@@ -681,7 +701,7 @@ cdef class Memslots(ReadFace):
     cdef bytearray get_log(self, uint32_t id, uint32_t as_id):
         cdef bytearray log
         cdef size_t size
-        cdef slot *s
+        cdef slot_t *s
         while True:
             size = 8 * dirty_words(self.logging(id, as_id).npages)
             log = bytearray(size)
@@ -696,7 +716,7 @@ cdef class Memslots(ReadFace):
     cdef int clear_log(
         self, uint32_t id, uint32_t as_id, uint64_t first, uint64_t pages, const Py_buffer *view
     ) except -1:
-        cdef slot *s = NULL
+        cdef slot_t *s = NULL
         cdef str wrong = None
         self.check_id(id, as_id)
         if first & 63:
@@ -724,7 +744,7 @@ cdef class Memslots(ReadFace):
 
     cdef int restore_log(self, const space *sp, uint32_t id, bytes log) except -1:
         """Makes a slot's dirty log what a copy says."""
-        cdef slot *s = slotset_by_id(space_active(sp), id)
+        cdef slot_t *s = slotset_by_id(space_active(sp), id)
         cdef uint64_t npages = s.npages
         if s.dirty is NULL or <uint64_t>len(log) != 8 * dirty_words(npages):
             raise ValueError(f"slot {id} cannot have a dirty log of {len(log)} bytes")
@@ -750,7 +770,10 @@ cdef class Memslots(ReadFace):
         PyThread_release_lock(self.lock)
 
     cdef void wait_for_readers(self) noexcept:
-        """Lets the batch calls that may be in the old set come out. Single look-ups are never there: this holds the GIL."""
+        """Lets the batch calls that may be in the old set come out.
+
+        Single look-ups are never there: this holds the GIL.
+        """
         if not srcu_idle(&self.m.readers):
             with nogil:
                 srcu_wait(&self.m.readers)
@@ -778,9 +801,9 @@ cdef class Memslots(ReadFace):
             raise refusal_error(why, &self.m.lim, r, NULL, "")
         return 0
 
-    cdef slot *logging(self, uint32_t id, uint32_t as_id) except NULL:
+    cdef slot_t *logging(self, uint32_t id, uint32_t as_id) except NULL:
         """The slot of this id, which has a dirty log."""
-        cdef slot *s
+        cdef slot_t *s
         self.check_id(id, as_id)
         s = slotset_by_id(space_active(self.m.spaces[as_id]), id)
         if s is NULL:
@@ -791,7 +814,7 @@ cdef class Memslots(ReadFace):
 
     cdef int region_of(self, region *r, uint32_t id, uint32_t as_id) except -1:
         """The region that a slot is, for a change of it."""
-        cdef slot *s
+        cdef slot_t *s
         self.check_id(id, as_id)
         s = slotset_by_id(space_active(self.m.spaces[as_id]), id)
         r.id = id

@@ -1,4 +1,7 @@
-"""The Python records, as the C side makes and reads them. Free functions only: no layout of a class is shared."""
+"""The Python records, as the C side makes and reads them.
+
+Free functions only: no layout of a class is shared.
+"""
 
 from memslots.core.region cimport region
 from memslots.core.slot cimport slot

@@ -25,7 +25,10 @@ class VcpuStats(NamedTuple):
 
 @final
 class Slot:
-    """A run of guest pages and where the host keeps them. Immutable; compares and hashes by value."""
+    """A run of guest pages and where the host keeps them.
+
+    Immutable; compares and hashes by value.
+    """
 
     def __init__(
         self,

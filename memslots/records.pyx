@@ -37,12 +37,14 @@ class Change(enum.Enum):
 
 
 VcpuStats = namedtuple("VcpuStats", ["hits", "misses"])
-VcpuStats.__doc__ = "How many look-ups a Vcpu's last-used slot answered, and how many went to the tree."
+VcpuStats.__doc__ = """How many look-ups a Vcpu's last-used slot answered, and how many went to
+the tree."""
 
 # Making an IntFlag takes a microsecond; there are few.
 cdef dict FLAGS = {
     bits: Flags(bits)
-    for bits in (known | invalid for known in range(SLOT_CALLER_FLAGS + 1) for invalid in (0, SLOT_INVALID))
+    for known in range(SLOT_CALLER_FLAGS + 1)
+    for bits in (known, known | SLOT_INVALID)
 }
 
 
@@ -61,7 +63,9 @@ cdef str size_text(uint64_t size):
 @cython.final
 @cython.freelist(64)
 cdef class Slot:
-    """A run of guest pages and where the host keeps them. Immutable, and valid for ever, whatever becomes of the slot.
+    """A run of guest pages and where the host keeps them.
+
+    Immutable, and valid for ever, whatever becomes of the slot.
 
     Compares and hashes by value. ``gfn in slot`` asks whether it holds a page.
 
@@ -182,7 +186,8 @@ cdef class Slot:
     def __repr__(self):
         return (
             f"Slot(id={self.id}, as_id={self.as_id}, base_gfn={self.base_gfn:#x},"
-            f" npages={self.npages:#x}, userspace_addr={self.userspace_addr:#x}, flags={self.flags!r})"
+            f" npages={self.npages:#x}, userspace_addr={self.userspace_addr:#x},"
+            f" flags={self.flags!r})"
         )
 
     def __str__(self):

@@ -94,7 +94,8 @@ cdef object refusal_error(
     if why == NO_MEMORY:
         return MemoryError(f"no memory for a change of slot {r.id}")
     cdef int rule = rule_of(why)
-    cdef str text = f"slot {r.id} of address space {r.as_id}, rule {rule}: {reason(why, lim, r, p, given)}"
+    cdef str text = f"slot {r.id} of address space {r.as_id}, rule {rule}: "
+    text += reason(why, lim, r, p, given)
     if why == OVERLAPS:
         return OverlapError(
             errno.EEXIST,

@@ -5,7 +5,8 @@ from libc.stdint cimport int64_t
 cdef enum:
     CACHE_LINE = 64
 
-# `size` bytes of zeros, or NULL. Large pieces come zeroed from the system and cost nothing until touched.
+# `size` bytes of zeros, or NULL. Large pieces come zeroed from the system and cost nothing until
+# touched.
 cdef void *alloc_zeroed(size_t size) noexcept nogil
 # The same in whole cache lines of their own, for structs that are laid out by the line. O(size).
 cdef void *alloc_lines(size_t size) noexcept nogil
@@ -14,7 +15,8 @@ cdef void alloc_free(void *memory) noexcept nogil
 
 # How many pieces of memory are handed out and not given back, in this process.
 cdef int64_t alloc_live() noexcept nogil
-# Makes the `nth` allocation from now (1 is the next) give NULL, once; 0 takes the order back. For tests.
+# Makes the `nth` allocation from now (1 is the next) give NULL, once; 0 takes the order back. For
+# tests.
 cdef void alloc_fail_nth(int64_t nth) noexcept nogil
 # How many allocations were asked for since the process began. For tests.
 cdef int64_t alloc_asked() noexcept nogil

@@ -1,7 +1,7 @@
 """The little of C11's memory model that Cython has no words for.
 
-GCC's and Clang's `__atomic` built-ins are used because they work on plain members; C11's own want `_Atomic`
-types, which Cython cannot declare.
+GCC's and Clang's `__atomic` built-ins are used because they work on plain members; C11's own want
+`_Atomic` types, which Cython cannot declare.
 """
 
 from libc.stdint cimport uint64_t

@@ -1,4 +1,6 @@
-"""Assertions that only a build with MEMSLOTS_DEBUG=1 has: what a caller within the core owes, said where it is relied on."""
+"""Assertions that only a build with MEMSLOTS_DEBUG=1 has: what a caller within the core owes,
+said where it is relied on.
+"""
 
 cdef extern from *:
     """
@@ -12,5 +14,6 @@ cdef extern from *:
     #define memslots_debug_assert(condition, what) ((void)(what))
     #endif
     """
-    # Ends the process with `what` on standard error unless the condition holds. Without the switch it is not evaluated.
+    # Ends the process with `what` on standard error unless the condition holds. Without the switch
+    # it is not evaluated.
     void debug_assert "memslots_debug_assert"(bint condition, const char *what) noexcept nogil

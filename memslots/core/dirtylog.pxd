@@ -1,9 +1,10 @@
 """The dirty log of a slot: a bit for every page, set when the page is written.
 
-  D1  a slot has a bitmap exactly if it logs (LOG_DIRTY_PAGES); the bits past its last page are clear
+  D1  a slot has a bitmap exactly if it logs (LOG_DIRTY_PAGES); bits past its last page are clear
 
-Marks are set with an atomic or, and taken with an atomic exchange, so none is lost and none is handed out twice.
-The bitmap is shared by a slot and its copies and freed by whoever takes the last of them out of the sets.
+Marks are set with an atomic or, and taken with an atomic exchange, so none is lost and none is
+handed out twice. The bitmap is shared by a slot and its copies and freed by whoever takes the last
+of them out of the sets.
 """
 
 from libc.stdint cimport uint64_t
@@ -18,28 +19,35 @@ cdef inline uint64_t dirty_words(uint64_t npages) noexcept nogil:
     return (npages + 63) >> 6
 
 
-# A clear bitmap, or with `all_set` one with a bit for every page; NULL: no memory. O(1) clear, O(npages / 64) set.
+# A clear bitmap, or with `all_set` one with a bit for every page; NULL: no memory. O(1) clear,
+# O(npages / 64) set.
 cdef uint64_t *dirty_new(uint64_t npages, bint all_set) noexcept nogil
 # NULL is allowed and does nothing.
 cdef void dirty_free(uint64_t *bitmap) noexcept nogil
 
-# Copies the bitmap into `out`, 8 * dirty_words bytes, as little-endian words; with `take` clears what it copies.
+# Copies the bitmap into `out`, 8 * dirty_words bytes, as little-endian words; with `take` clears
+# what it copies.
 cdef void dirty_get(slot *s, unsigned char *out, bint take) noexcept nogil
 # Makes the bitmap what dirty_get once gave of a slot as large.
 cdef void dirty_put(slot *s, const unsigned char *bitmap) noexcept nogil
-# Clears the pages whose bit is set in `bitmap`, little-endian words; bit 0 is page `first_page`, a multiple of 64.
-# first_page + num_pages is at most npages; `bitmap` holds dirty_words(num_pages) words.
+# Clears the pages whose bit is set in `bitmap`, little-endian words; bit 0 is page `first_page`, a
+# multiple of 64. first_page + num_pages is at most npages; `bitmap` holds dirty_words(num_pages)
+# words.
 cdef void dirty_clear(
     slot *s, uint64_t first_page, uint64_t num_pages, const unsigned char *bitmap
 ) noexcept nogil
 
 
 cdef inline void dirty_mark(slot *s, gfn_t gfn) noexcept nogil:
-    """Marks a page that the slot has, if it logs. Nothing writes a READONLY slot's pages: they stay clean."""
+    """Marks a page that the slot has, if it logs.
+
+    Nothing writes a READONLY slot's pages: they stay clean.
+    """
     cdef uint64_t page = gfn - s.base_gfn
     cdef uint64_t bit = <uint64_t>1 << (page & 63)
     if s.dirty is NULL or s.flags & SLOT_READONLY:
         return
-    # A page is written far more often than it is first written: look before taking the line for writing.
+    # A page is written far more often than it is first written: look before taking the line for
+    # writing.
     if not load_relaxed(&s.dirty[page >> 6]) & bit:
         fetch_or(&s.dirty[page >> 6], bit)

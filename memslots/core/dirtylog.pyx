@@ -1,4 +1,7 @@
-"""The dirty log of a slot. The property D1 and the contract of each function are in dirtylog.pxd."""
+"""The dirty log of a slot.
+
+The property D1 and the contract of each function are in dirtylog.pxd.
+"""
 
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy, memset

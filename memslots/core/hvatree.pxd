@@ -4,8 +4,9 @@ A red-black tree ordered by a range's first byte, whose nodes also keep
 
   H1  the greatest last byte of any range in the node's subtree
 
-so that a search passes over subtrees that end too early. Ranges may overlap one another and be equal. A range is two 64-bit
-numbers, first and last byte (inclusive, so that it can reach the last address), at a fixed distance from its node.
+so that a search passes over subtrees that end too early. Ranges may overlap one another and be
+equal. A range is two 64-bit numbers, first and last byte (inclusive, so that it can reach the last
+address), at a fixed distance from its node.
 """
 
 from libc.stddef cimport ptrdiff_t
@@ -18,14 +19,17 @@ cdef struct hva_node:
     hva_t greatest  # H1; the tree's own, nobody else writes it
 
 
-# An empty tree. `range_offset`: from an hva_node's address to the first byte's number; the last byte's follows it.
+# An empty tree. `range_offset`: from an hva_node's address to the first byte's number; the last
+# byte's follows it.
 cdef void hva_init(rb_root *root, ptrdiff_t range_offset) noexcept nogil
 # Goes with rb_insert, rb_erase, rb_replace and the walks of rbtree, on &node.rb.
 
-# The first range (in order of first bytes) that has a byte in common with [first, last], or NULL. O(log n).
+# The first range (in order of first bytes) that has a byte in common with [first, last], or NULL.
+# O(log n).
 cdef hva_node *hva_first_overlap(const rb_root *root, hva_t first, hva_t last) noexcept nogil
-# The next one after `node`, which a call with the same [first, last] gave, or NULL. All k overlaps take O(log n + k)
-# where the ranges of the tree are disjoint, and never more than O(min(n, k * log n)).
+# The next one after `node`, which a call with the same [first, last] gave, or NULL. All k overlaps
+# take O(log n + k) where the ranges of the tree are disjoint, and never more than O(min(n, k * log
+# n)).
 cdef hva_node *hva_next_overlap(
     const rb_root *root, const hva_node *node, hva_t first, hva_t last
 ) noexcept nogil

@@ -1,4 +1,7 @@
-"""A hash table from id to item. How it works and the contract of each function are in idtable.pxd."""
+"""A hash table from id to item.
+
+How it works and the contract of each function are in idtable.pxd.
+"""
 
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -13,7 +16,9 @@ cdef inline uint32_t id_of(const idtable *table, const void *item) noexcept nogi
 
 
 cdef inline uint32_t home(uint32_t id, uint32_t order) noexcept nogil:
-    """Where a probe for `id` begins: the high bits of a product with 2**64 / the golden ratio spread runs and strides."""
+    """Where a probe for `id` begins: the high bits of a product with 2**64 / the golden ratio
+    spread runs and strides.
+    """
     return <uint32_t>((<uint64_t>id * <uint64_t>0x9E3779B97F4A7C15) >> (64 - order))
 
 
@@ -105,8 +110,8 @@ cdef void idtable_remove(idtable *table, void *item) noexcept nogil:
     cdef uint32_t place = hole
     cdef void **smaller
     while True:
-        # Whoever lies after the hole without a gap moves into it, unless the hole is before its home: the
-        # way from its home to itself must stay without a gap.
+        # Whoever lies after the hole without a gap moves into it, unless the hole is before its
+        # home: the way from its home to itself must stay without a gap.
         table.places[hole] = NULL
         while True:
             place = (place + 1) & mask

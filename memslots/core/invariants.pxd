@@ -1,7 +1,8 @@
 """The only checker: walks everything and names the first property that does not hold.
 
-R1 to R5 are stated in rbtree.pxd, H1 in hvatree.pxd, S1 to S4 in slotset.pxd, P1 and P2 in space.pxd, D1 in dirtylog.pxd. P3 has no
-trace in a structure at rest; that both sets hold the very same slots (P1) is what it would break.
+R1 to R5 are stated in rbtree.pxd, H1 in hvatree.pxd, S1 to S4 in slotset.pxd, P1 and P2 in
+space.pxd, D1 in dirtylog.pxd. P3 leaves no trace in a structure at rest; that both sets hold the
+very same slots (P1) is what breaking it would break.
 """
 
 from libc.stdint cimport uint64_t
@@ -33,8 +34,9 @@ cdef struct report:
     uint64_t id  # the slot it was found at, where there is one; otherwise ~0
     uint64_t depth  # the longest way from a root down, in nodes, of all the trees walked
 
-# R1 to R5 for one tree of at most `most` nodes; gives how many it has in *count and the depth in *depth. The first that is broken,
-# with the node where it was seen in *where. O(n), and it ends whatever the links are.
+# R1 to R5 for one tree of at most `most` nodes. Gives the first that is broken, with the node where
+# it was seen in *where; how many nodes there are in *count, the depth in *depth. O(n), and it ends
+# whatever the links are.
 cdef property_id check_tree(
     const rb_root *root, uint64_t most, uint64_t *count, uint64_t *depth, const void **where
 ) noexcept nogil

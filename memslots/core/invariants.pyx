@@ -4,7 +4,7 @@ from libc.stdint cimport uint64_t
 
 from memslots.core.dirtylog cimport dirty_words
 from memslots.core.hvatree cimport hva_last, hva_node
-from memslots.core.idtable cimport idtable, idtable_find
+from memslots.core.idtable cimport idtable
 from memslots.core.rbtree cimport (
     RB_BLACK,
     RB_RED,
@@ -24,14 +24,23 @@ from memslots.core.slot cimport (
     slot_of_gfn_node,
     slot_of_hva_node,
 )
-from memslots.core.slotset cimport slotset, slotset_by_id, slotset_count, slotset_first, slotset_step
+from memslots.core.slotset cimport (
+    slotset,
+    slotset_by_id,
+    slotset_count,
+    slotset_first,
+    slotset_step,
+)
 from memslots.core.space cimport SWAPPING, space, space_active
 
 
 cdef property_id check_links(
     const rb_root *root, uint64_t most, uint64_t *count, uint64_t *depth, const void **where
 ) noexcept nogil:
-    """R2 to R5. Goes down by child links and up by its own steps, each checked (R5) before the next: so it ends."""
+    """R2 to R5.
+
+    Goes down by child links and up by its own steps, each checked (R5) before the next: so it ends.
+    """
     cdef const rb_node *node = root.node
     cdef const rb_node *came_from = NULL
     cdef uint64_t level = 1  # nodes from the root to here
@@ -193,7 +202,8 @@ cdef void check_set(const slotset *set, report *out) noexcept nogil:
         out.id = slot_of_hva_node(<const hva_node *>where, set.k).id
         return
     out.in_hva_tree = False
-    # Every node of the hva tree lies in a slot, of one of the sets' slots; as many as the set has, and none twice.
+    # Every node of the hva tree lies in a slot, of one of the sets' slots; as many as the set has,
+    # and none twice.
     out.broken = S1 if count != most else check_slots(set, &out.id)
 
 

@@ -1,10 +1,11 @@
 """The read side: which slot holds this gfn, and where does the host keep it.
 
-Two caches stand before the search: each set's last-used, which all share, and one of each vCPU's own. A vCPU's is
-valid for one generation only, and a vCPU that misses searches the tree without asking or telling the set's.
+Two caches stand before the search: each set's last-used, which all share, and one of each vCPU's
+own. A vCPU's is valid for one generation only, and a vCPU that misses searches the tree without
+asking or telling the set's.
 
-Whoever calls these keeps the writer from freeing what is found: by being inside srcu_enter and srcu_leave, or by holding a
-lock that the writer needs before it frees.
+Whoever calls these keeps the writer from freeing what is found: by being inside srcu_enter and
+srcu_leave, or by holding a lock that the writer needs before it frees.
 """
 
 from libc.stdint cimport int32_t, uint64_t
@@ -24,7 +25,9 @@ cdef struct vcpu_cache:
 
 
 cdef inline slot *lookup_in(slotset *set, vcpu_cache *own, gfn_t gfn) noexcept nogil:
-    """The slot of `set` that has the gfn, or NULL; by the vCPU's cache, or by the set's where `own` is NULL."""
+    """The slot of `set` that has the gfn, or NULL; by the vCPU's cache, or by the set's where
+    `own` is NULL.
+    """
     cdef slot *s
     if own is NULL:
         return slotset_find(set, gfn)
@@ -46,7 +49,9 @@ cdef inline slot *lookup_gfn(space *sp, vcpu_cache *own, gfn_t gfn) noexcept nog
 
 
 cdef inline bint slot_usable(const slot *s, bint write) noexcept nogil:
-    """Whether an access may go through this slot: it is there, not about to go, and for a write not READONLY."""
+    """Whether an access may go through this slot: it is there, not about to go, and for a write
+    not READONLY.
+    """
     return s is not NULL and not s.flags & (SLOT_INVALID | (SLOT_READONLY if write else 0))
 
 
@@ -59,7 +64,8 @@ cdef inline hva_t lookup_hva(slotset *set, vcpu_cache *own, gpa_t gpa, bint writ
     return slot_gfn_to_hva(s, gfn) + (gpa & PAGE_OFFSET_MASK)
 
 
-# The same for `count` of them at once, all from one set: the id or -1, the address or BAD_HVA. `out` may be where the input is.
+# The same for `count` of them at once, all from one set: the id or -1, the address or BAD_HVA.
+# `out` may be where the input is.
 cdef void lookup_ids(
     space *sp, vcpu_cache *own, const gfn_t *gfns, int32_t *out, size_t count
 ) noexcept nogil
@@ -67,4 +73,6 @@ cdef void lookup_hvas(
     space *sp, vcpu_cache *own, const gpa_t *gpas, hva_t *out, size_t count, bint write
 ) noexcept nogil
 # Marks `count` pages in the dirty logs of their slots, those that log.
-cdef void lookup_mark_dirty(space *sp, vcpu_cache *own, const gfn_t *gfns, size_t count) noexcept nogil
+cdef void lookup_mark_dirty(
+    space *sp, vcpu_cache *own, const gfn_t *gfns, size_t count
+) noexcept nogil

@@ -23,7 +23,9 @@ cdef void lookup_hvas(
         out[i] = lookup_hva(set, own, gpas[i], write)
 
 
-cdef void lookup_mark_dirty(space *sp, vcpu_cache *own, const gfn_t *gfns, size_t count) noexcept nogil:
+cdef void lookup_mark_dirty(
+    space *sp, vcpu_cache *own, const gfn_t *gfns, size_t count
+) noexcept nogil:
     cdef slotset *set = space_active(sp)
     cdef slot *s
     cdef size_t i

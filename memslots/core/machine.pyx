@@ -1,4 +1,7 @@
-"""What the address spaces of one virtual machine share. The contract of each function is in machine.pxd."""
+"""What the address spaces of one virtual machine share.
+
+The contract of each function is in machine.pxd.
+"""
 
 from libc.stdint cimport uint32_t
 

@@ -1,4 +1,5 @@
-"""An intrusive red-black tree: the nodes lie inside whatever the tree orders, and it knows nothing of that.
+"""An intrusive red-black tree: the nodes lie inside whatever the tree orders, and it knows
+nothing of that.
 
 The properties, cited by number wherever they are relied on or checked:
 
@@ -10,12 +11,13 @@ The properties, cited by number wherever they are relied on or checked:
 
 R3 and R4 bound the depth by 2 * log2(n + 1).
 
-The key is an unsigned 64-bit number at a fixed distance from the node, so that a search needs no call back: it loads the
-key, and `child[key <= wanted]` says where to go on, without a branch. `child[2]` in place of left and right lets one
-piece of code stand for each pair of mirrored cases.
+The key is an unsigned 64-bit number at a fixed distance from the node, so that a search needs no
+call back: it loads the key, and `child[key <= wanted]` says where to go on, without a branch.
+`child[2]` in place of left and right lets one piece of code stand for each pair of mirrored cases.
 
-A tree may keep a value of each subtree in its nodes (hvatree does). Then `refresh` works out a node's value from its own
-and its children's; the tree calls it wherever a node's children have changed, lower nodes first.
+A tree may keep a value of each subtree in its nodes (hvatree does). Then `refresh` works out a
+node's value from its own and its children's; the tree calls it wherever a node's children have
+changed, lower nodes first.
 """
 
 from libc.stddef cimport ptrdiff_t
@@ -23,7 +25,8 @@ from libc.stdint cimport uint64_t
 
 cdef struct rb_node:
     rb_node *child[2]  # [0] holds keys not above this one's, [1] keys not below; NULL: none
-    size_t parent_and_color  # the parent's address (0: this is the root), and in bit 0 the colour: 1 is black
+    # the parent's address (0: this is the root), and in bit 0 the colour: 1 is black
+    size_t parent_and_color
 
 cdef struct rb_root:
     rb_node *node  # the root, or NULL: the tree is empty
@@ -70,7 +73,10 @@ cdef inline rb_node *rb_floor(const rb_root *root, uint64_t key) noexcept nogil:
 
 
 cdef inline rb_node *rb_lower_bound(const rb_root *root, uint64_t key) noexcept nogil:
-    """The first node whose key is at least `key`, or NULL. O(log n), branch-free but for the loop."""
+    """The first node whose key is at least `key`, or NULL.
+
+    O(log n), branch-free but for the loop.
+    """
     cdef rb_node *node = root.node
     cdef rb_node *best = NULL
     cdef bint right
@@ -83,15 +89,16 @@ cdef inline rb_node *rb_lower_bound(const rb_root *root, uint64_t key) noexcept 
 
 # The outermost node on a side (0: the first, 1: the last), or NULL for an empty tree. O(log n).
 cdef rb_node *rb_end(const rb_root *root, int side) noexcept nogil
-# The neighbour on a side (0: the one before, 1: the one after), or NULL. O(1) on average over a walk.
+# The neighbour on a side (0: the one before, 1: the one after), or NULL. O(1) on average over a
+# walk.
 cdef rb_node *rb_step(const rb_node *node, int side) noexcept nogil
 
 # Puts in a node that is in no tree, after all nodes of an equal key. O(log n).
 cdef void rb_insert(rb_root *root, rb_node *node) noexcept nogil
 # Takes out a node of this tree. O(log n).
 cdef void rb_erase(rb_root *root, rb_node *node) noexcept nogil
-# Puts `new`, which is in no tree, in the place of `old`. Its key must sort into that place. O(1) in a plain tree, and in one
-# that keeps subtree values if the new node's own are the same.
+# Puts `new`, which is in no tree, in the place of `old`. Its key must sort into that place. O(1) in
+# a plain tree, and in one that keeps subtree values if the new node's own are the same.
 cdef void rb_replace(rb_root *root, rb_node *old, rb_node *new) noexcept nogil
 
 

@@ -1,7 +1,9 @@
-"""An intrusive red-black tree. The properties R1 to R5 and the contract of each function are in rbtree.pxd.
+"""An intrusive red-black tree.
 
-In the drawings capital letters are black nodes, small letters red ones, (p) is either colour, and the case shown is
-that of side 0; side 1 is its mirror image.
+The properties R1 to R5 and the contract of each function are in rbtree.pxd.
+
+In the drawings capital letters are black nodes, small letters red ones, (p) is either colour, and
+the case shown is that of side 0; side 1 is its mirror image.
 """
 
 
@@ -22,7 +24,9 @@ cdef inline void set_color(rb_node *node, size_t color) noexcept nogil:
     node.parent_and_color = <size_t>rb_parent(node) | color
 
 
-cdef inline void set_link(rb_root *root, rb_node *parent, rb_node *old, rb_node *new) noexcept nogil:
+cdef inline void set_link(
+    rb_root *root, rb_node *parent, rb_node *old, rb_node *new
+) noexcept nogil:
     """Makes the one link that leads down to `old` lead to `new`; a NULL parent means the root's."""
     if parent is NULL:
         root.node = new
@@ -31,20 +35,22 @@ cdef inline void set_link(rb_root *root, rb_node *parent, rb_node *old, rb_node 
 
 
 cdef inline void refresh_up(rb_root *root, rb_node *node) noexcept nogil:
-    """Brings the subtree values of `node` and those above it up to date; stops where one has not changed."""
+    """Brings the subtree values of `node` and those above it up to date; stops where one has not
+    changed.
+    """
     while node is not NULL and root.refresh(root, node):
         node = rb_parent(node)
 
 
 cdef void rotate(rb_root *root, rb_node *node, int side) noexcept nogil:
-    """Sinks `node` to `side`; its child from the other side comes up into its place. Colours stay with their nodes.
-
-            (n)                (c)
-           /   \              /   \
-          1    (c)   ->     (n)    3        side 0
-              /   \        /   \
-             2     3      1     2
+    """Sinks `node` to `side`; its other child comes up into its place. Colours stay with their
+    nodes.
     """
+    #      (n)                (c)
+    #     /   \              /   \
+    #    1    (c)   ->     (n)    3
+    #        /   \        /   \
+    #       2     3      1     2
     cdef rb_node *child = node.child[1 - side]
     cdef rb_node *inner = child.child[side]
     cdef rb_node *parent = rb_parent(node)
@@ -56,13 +62,17 @@ cdef void rotate(rb_root *root, rb_node *node, int side) noexcept nogil:
     set_parent(child, parent)
     set_parent(node, child)
     if root.refresh is not NULL:
-        # Both stand over other subtrees now. The top one holds what the other held: nothing changes above it.
+        # Both stand over other subtrees now. The top one holds what the other held: nothing changes
+        # above it.
         root.refresh(root, node)
         root.refresh(root, child)
 
 
 cdef void rebalance_insert(rb_root *root, rb_node *node) noexcept nogil:
-    """Restores R2 and R3 where `node` is red and its parent may be too. R1, R4 and R5 hold throughout."""
+    """Restores R2 and R3 where `node` is red and its parent may be too.
+
+    R1, R4 and R5 hold throughout.
+    """
     cdef rb_node *parent = rb_parent(node)
     cdef rb_node *grand
     cdef rb_node *uncle
@@ -131,8 +141,9 @@ cdef void rebalance_erase(rb_root *root, rb_node *parent, int side) noexcept nog
             rotate(root, parent, side)
             sibling = parent.child[1 - side]
         if not is_red(sibling.child[0]) and not is_red(sibling.child[1]):
-            # Case 2: the sibling and its children are black. Take a black from its side as well: a red parent turns black
-            # and makes up for both; otherwise the parent's whole subtree is short: go on from there.
+            # Case 2: the sibling and its children are black. Take a black from its side as well: a
+            # red parent turns black and makes up for both; otherwise the parent's whole subtree is
+            # short: go on from there.
             #
             #     (p)            (p)
             #     / \            / \
@@ -148,7 +159,8 @@ cdef void rebalance_erase(rb_root *root, rb_node *parent, int side) noexcept nog
             side = side_of(parent, node)
             continue
         if not is_red(sibling.child[1 - side]):
-            # Case 3: of the sibling's children only the near one is red. Turn it up: it is the new sibling.
+            # Case 3: of the sibling's children only the near one is red. Turn it up: it is the new
+            # sibling.
             #
             #     (p)            (p)
             #     / \            / \
@@ -161,7 +173,8 @@ cdef void rebalance_erase(rb_root *root, rb_node *parent, int side) noexcept nog
             rotate(root, sibling, 1 - side)
             sibling = parent.child[1 - side]
             set_color(sibling, RB_BLACK)
-        # Case 4: the sibling's far child is red. Turn the parent down into the short side, as a black node; done.
+        # Case 4: the sibling's far child is red. Turn the parent down into the short side, as a
+        # black node; done.
         #
         #     (p)            (s)
         #     / \            / \
@@ -223,8 +236,8 @@ cdef void rb_erase(rb_root *root, rb_node *node) noexcept nogil:
     cdef size_t lost = rb_color(node)  # the colour that the ways through that place have lost
 
     if node.child[0] is not NULL and node.child[1] is not NULL:
-        # Two children: the next node has no child on side 0. It leaves its place to its only child and moves in here,
-        # in the erased node's colour.
+        # Two children: the next node has no child on side 0. It leaves its place to its only child
+        # and moves in here, in the erased node's colour.
         heir = rb_step(node, 1)
         orphan = heir.child[1]
         lost = rb_color(heir)
@@ -253,7 +266,8 @@ cdef void rb_erase(rb_root *root, rb_node *node) noexcept nogil:
 
     if root.refresh is not NULL:
         if heir is not NULL:
-            # The heir's value is that of its old place: "unchanged" means nothing up to and including it.
+            # The heir's value is that of its old place: "unchanged" means nothing up to and
+            # including it.
             node = parent
             while node is not heir:
                 root.refresh(root, node)
@@ -265,7 +279,8 @@ cdef void rb_erase(rb_root *root, rb_node *node) noexcept nogil:
 
     if lost == RB_BLACK:
         if orphan is not NULL:
-            # An only child is red (R4: the other side is empty); black, it makes up for what was lost.
+            # An only child is red (R4: the other side is empty); black, it makes up for what was
+            # lost.
             set_color(orphan, RB_BLACK)
         elif parent is not NULL:
             rebalance_erase(root, parent, side)

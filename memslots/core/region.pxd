@@ -68,7 +68,8 @@ cdef struct plan:
     slot *existing  # with OVERLAPS: the slot in the way
 
 
-# Rules 1 and 2 for the call in bytes, and the region that it names. `slot_arg` has the space in bits 16 to 31.
+# Rules 1 and 2 for the call in bytes, and the region that it names. `slot_arg` has the space in
+# bits 16 to 31.
 cdef refusal region_from_bytes(
     const limits *lim,
     uint32_t slot_arg,
@@ -85,5 +86,7 @@ cdef refusal region_plan(const slotset *set, const region *r, plan *out) noexcep
 
 
 cdef inline bint region_beyond_max_gfn(const limits *lim, const region *r) noexcept nogil:
-    """Rule 7, which comes late: after the overlap, and for a move after the slot was marked INVALID."""
+    """Rule 7, which comes late: after the overlap, and for a move after the slot was marked
+    INVALID.
+    """
     return r.base_gfn + r.npages - 1 > lim.max_gfn

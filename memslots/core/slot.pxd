@@ -1,7 +1,8 @@
 """The slot: one run of guest pages and where the host keeps them.
 
-It carries two of every tree node, one for each set of its address space, so that one copy of its data is in both. Everything
-but the nodes is written only while no set holds the slot (P3); a slot that must change is replaced by its copy.
+It carries two of every tree node, one for each set of its address space, so that one copy of its
+data is in both. Everything but the nodes is written only while no set holds the slot (P3); a slot
+that must change is replaced by its copy.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -18,27 +19,37 @@ cdef enum:
     SLOT_CALLER_FLAGS = (1 << 0) | (1 << 1)  # what a caller may give
 
 cdef struct slot:
-    # One cache line: all that a search by gfn reads of a slot, in either set (checked when this is compiled).
+    # One cache line: all that a search by gfn reads of a slot, in either set (checked when this is
+    # compiled).
     rb_node gfn_node[2]  # [k]: its place in set k's tree by base_gfn
     gfn_t base_gfn  # the first guest page
     uint64_t npages  # how many pages; at least 1, at most 2**31 - 1
     # The next line: what a search by host address climbs.
     hva_node hva_node[2]  # [k]: its place in set k's tree by host range
-    # The third: the host range (the two in this order, for hvatree), and what is read once the slot is found.
+    # The third: the host range (the two in this order, for hvatree), and what is read once the slot
+    # is found.
     hva_t userspace_addr  # the first byte's host address
     hva_t last_hva  # the last byte's
     uint32_t id  # the caller's number for it, unique in the address space
     uint32_t as_id  # the address space
     uint32_t flags  # SLOT_*
-    uint64_t *dirty  # ceil(npages / 64) words, bit n: page base_gfn + n was written; NULL: not logging
-    void *record  # what the owner of the sets keeps with the slot (memslots.pyx: its Slot, a reference)
+    # ceil(npages / 64) words, bit n: page base_gfn + n was written; NULL: not logging
+    uint64_t *dirty
+    # what the owner of the sets keeps with the slot (memslots.pyx: its Slot, a reference)
+    void *record
 
 
 # A slot that no set holds, without dirty log and record, or NULL: no memory.
 cdef slot *slot_new(
-    uint32_t id, uint32_t as_id, uint32_t flags, gfn_t base_gfn, uint64_t npages, hva_t userspace_addr
+    uint32_t id,
+    uint32_t as_id,
+    uint32_t flags,
+    gfn_t base_gfn,
+    uint64_t npages,
+    hva_t userspace_addr,
 ) noexcept nogil
-# Gives back the slot's own memory: not the dirty log, which copies share, nor the record. NULL does nothing.
+# Gives back the slot's own memory: not the dirty log, which copies share, nor the record. NULL does
+# nothing.
 cdef void slot_free(slot *s) noexcept nogil
 
 
@@ -63,5 +74,8 @@ cdef inline slot *slot_of_gfn_node(const rb_node *node, int k) noexcept nogil:
 
 
 cdef inline slot *slot_of_hva_node(const hva_node *node, int k) noexcept nogil:
-    """The slot whose place in set k's hva tree `node` is, or NULL for NULL. The hva nodes begin the second cache line."""
+    """The slot whose place in set k's hva tree `node` is, or NULL for NULL.
+
+    The hva nodes begin the second cache line.
+    """
     return <slot *>(<char *>(node - k) - CACHE_LINE) if node is not NULL else NULL

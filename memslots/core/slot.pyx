@@ -12,9 +12,9 @@ cdef extern from *:
                        && offsetof(__typeof__(*(s)), npages) + sizeof((s)->npages) <= (line), \\
                        "what a search by gfn reads lies in one cache line"); \\
         _Static_assert(offsetof(__typeof__(*(s)), hva_node) == (line) \\
-                       && sizeof((s)->hva_node) <= (line), "the hva nodes lie in one cache line"); \\
+                       && sizeof((s)->hva_node) <= (line), "the hva nodes lie in one line"); \\
         _Static_assert(offsetof(__typeof__(*(s)), last_hva) \\
-                       == offsetof(__typeof__(*(s)), userspace_addr) + sizeof((s)->userspace_addr), \\
+                       == offsetof(__typeof__(*(s)), userspace_addr) + 8, \\
                        "hvatree wants the last byte's address behind the first's"); \\
         _Static_assert(sizeof(*(s)) <= 3 * (line), "a slot is three cache lines"); \\
     } while (0)
@@ -23,7 +23,12 @@ cdef extern from *:
 
 
 cdef slot *slot_new(
-    uint32_t id, uint32_t as_id, uint32_t flags, gfn_t base_gfn, uint64_t npages, hva_t userspace_addr
+    uint32_t id,
+    uint32_t as_id,
+    uint32_t flags,
+    gfn_t base_gfn,
+    uint64_t npages,
+    hva_t userspace_addr,
 ) noexcept nogil:
     cdef slot *s = <slot *>alloc_lines(sizeof(slot))
     check_layout(s, CACHE_LINE)

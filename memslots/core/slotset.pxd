@@ -5,7 +5,8 @@
   S3  last-used is NULL or a slot of the set
   S4  the counts of slots and of pages agree with the slots
 
-Readers use the active set, so only the inactive one is changed; what readers write themselves is last-used alone.
+Readers use the active set, so only the inactive one is changed; what readers write themselves is
+last-used alone.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -32,11 +33,13 @@ cdef struct slotset:
 cdef void slotset_init(slotset *set, int k) noexcept nogil
 # Gives back what the set has got for itself; the slots in it are not its own.
 cdef void slotset_clear(slotset *set) noexcept nogil
-# Changes the set from holding `old` to holding `new`: NULL `old` adds, NULL `new` removes; otherwise `new` takes the place of
-# `old`, whose id and host range it has. An addition takes `spare`, got with idtable_get_spare(&set.ids) for it. Cannot fail.
-# O(log n); a replacement with an equal base_gfn O(1).
+# Changes the set from holding `old` to holding `new`: NULL `old` adds, NULL `new` removes;
+# otherwise `new` takes the place of `old`, whose id and host range it has. An addition takes
+# `spare`, got with idtable_get_spare(&set.ids) for it. Cannot fail. O(log n); a replacement with an
+# equal base_gfn O(1).
 cdef void slotset_put(slotset *set, slot *old, slot *new, idtable_spare *spare) noexcept nogil
-# A slot other than `except_for` (may be NULL) that has a gfn in [base_gfn, base_gfn + npages), or NULL. O(log n).
+# A slot other than `except_for` (may be NULL) that has a gfn in [base_gfn, base_gfn + npages), or
+# NULL. O(log n).
 cdef slot *slotset_overlap(
     const slotset *set, gfn_t base_gfn, uint64_t npages, const slot *except_for
 ) noexcept nogil
@@ -53,7 +56,9 @@ cdef inline slot *slotset_search(const slotset *set, gfn_t gfn) noexcept nogil:
 
 
 cdef inline slot *slotset_find(slotset *set, gfn_t gfn) noexcept nogil:
-    """The slot that has the gfn, or NULL; asks last-used first and tells it. O(log n), O(1) where last-used has it."""
+    """The slot that has the gfn, or NULL; asks last-used first and tells it. O(log n), O(1)
+    where last-used has it.
+    """
     cdef slot *s = <slot *>load_relaxed_ptr(<void *const *>&set.last_used)
     if s is not NULL and slot_has_gfn(s, gfn):
         return s
@@ -84,7 +89,9 @@ cdef inline slot *slotset_step(const slotset *set, const slot *s, int side) noex
 
 
 cdef inline slot *slotset_first_from(const slotset *set, gfn_t gfn) noexcept nogil:
-    """The first slot that ends after `gfn`: the one that has it, else the next one; or NULL. O(log n)."""
+    """The first slot that ends after `gfn`: the one that has it, else the next one; or NULL.
+    O(log n).
+    """
     cdef rb_node *node = rb_floor(&set.gfn_tree, gfn)
     if node is NULL:
         return slotset_first(set)
@@ -94,7 +101,9 @@ cdef inline slot *slotset_first_from(const slotset *set, gfn_t gfn) noexcept nog
 
 
 cdef inline slot *slotset_first_hva(const slotset *set, hva_t first, hva_t last) noexcept nogil:
-    """The first slot, by userspace_addr, with a host byte in [first, last] (both inclusive), or NULL. O(log n)."""
+    """The first slot, by userspace_addr, with a host byte in [first, last] (both inclusive), or
+    NULL. O(log n).
+    """
     return slot_of_hva_node(hva_first_overlap(&set.hva_tree, first, last), set.k)
 
 

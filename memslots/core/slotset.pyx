@@ -1,4 +1,7 @@
-"""One set of slots. The properties S1 to S4 and the contract of each function are in slotset.pxd."""
+"""One set of slots.
+
+The properties S1 to S4 and the contract of each function are in slotset.pxd.
+"""
 
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport uint64_t

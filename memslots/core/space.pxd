@@ -4,8 +4,9 @@
   P2  between changes bit 63 of the generation is clear
   P3  a slot's data is written only while no set holds it
 
-A swap makes the inactive set the active one. Its generation then has bit 63 set until the readers who may still be in the
-other set are gone; after that it is a number this address space has never had. Space k of m uses k, k + m, k + 2m, and so on.
+A swap makes the inactive set the active one. Its generation then has bit 63 set until the readers
+who may still be in the other set are gone; after that it is a number this address space has never
+had. Space k of m uses k, k + m, k + 2m, and so on.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -17,7 +18,8 @@ cdef extern from *:
     """
     #define MEMSLOTS_SWAPPING ((uint64_t)1 << 63)
     """
-    const uint64_t SWAPPING "MEMSLOTS_SWAPPING"  # the generation's bit while a swap waits for readers
+    # the generation's bit while a swap waits for readers
+    const uint64_t SWAPPING "MEMSLOTS_SWAPPING"
 
 cdef struct space:
     slotset sets[2]
@@ -31,14 +33,17 @@ cdef space *space_new(uint32_t as_id, uint32_t nspaces) noexcept nogil
 # Gives back the space's own memory; the slots in it are not its own. NULL does nothing.
 cdef void space_free(space *sp) noexcept nogil
 
-# Makes the inactive set the active one. Then wait for the readers (srcu_wait), then space_swap_end; the set that is now
-# inactive may be changed only after that.
+# Makes the inactive set the active one. Then wait for the readers (srcu_wait), then space_swap_end;
+# the set that is now inactive may be changed only after that.
 cdef void space_swap_begin(space *sp) noexcept nogil
 cdef void space_swap_end(space *sp) noexcept nogil
 
 
 cdef inline slotset *space_active(const space *sp) noexcept nogil:
-    """The set to read. Acquire: pairs with the release in space_swap_begin, so all that was put in before is seen."""
+    """The set to read.
+
+    Acquire: pairs with the release in space_swap_begin, so all that was put in before is seen.
+    """
     return <slotset *>load_acquire_ptr(<void *const *>&sp.active)
 
 

@@ -1,4 +1,7 @@
-"""Readers enter and leave without waiting. How it works and the contract of each function are in srcu.pxd."""
+"""Readers enter and leave without waiting.
+
+How it works and the contract of each function are in srcu.pxd.
+"""
 
 from libc.stdint cimport uint64_t
 from posix.time cimport nanosleep, timespec
@@ -25,11 +28,14 @@ cdef void drain(srcu *domain, int side) noexcept nogil:
 
 cdef void srcu_wait(srcu *domain) noexcept nogil:
     cdef uint64_t turn = domain.turn
-    # Pairs with the fence of srcu_enter: what was published before is seen by all who are not seen here.
+    # Pairs with the fence of srcu_enter: what was published before is seen by all who are not seen
+    # here.
     fence()
-    # Stragglers: they took the number of this counter before the last wait turned it out of use, and counted after.
+    # Stragglers: they took the number of this counter before the last wait turned it out of use,
+    # and counted after.
     drain(domain, (turn & 1) ^ 1)
     store_relaxed(&domain.turn, turn + 1)
-    # Those who still count on the old counter from here on are the next wait's stragglers; they see what was published.
+    # Those who still count on the old counter from here on are the next wait's stragglers; they see
+    # what was published.
     fence()
     drain(domain, turn & 1)

@@ -1,10 +1,11 @@
 """The write side: one change of one slot, in steps.
 
-A change goes through the inactive set. Each step that ends in a swap is three: do it, wait for the readers (srcu_wait, the
-caller's part, since only the caller knows which locks to let go meanwhile), and end it:
+A change goes through the inactive set. Each step that ends in a swap is three: do it, wait for the
+readers (srcu_wait, the caller's part, since only the caller knows which locks to let go meanwhile),
+and end it:
 
     update_get                 all memory the change can need; the only step that can fail
-    for DELETE and MOVE        update_invalidate_begin   an INVALID copy of the slot is what readers find
+    for DELETE and MOVE        update_invalidate_begin   readers find an INVALID copy of the slot
                                  wait, update_invalidate_end
     ... the owner of the sets asks whoever may refuse ...
     then either                update_apply_begin        readers find what was asked for
@@ -41,7 +42,8 @@ cdef struct change:
     bint done  # whether it was applied: `old` is what is left over, not `new`
 
 
-# Gets all the memory of a change that region_plan allowed (not CHANGE_NONE). NO_MEMORY: nothing was got.
+# Gets all the memory of a change that region_plan allowed (not CHANGE_NONE). NO_MEMORY: nothing was
+# got.
 cdef refusal update_get(
     change *c, space *sp, const limits *lim, const region *r, const plan *p
 ) noexcept nogil

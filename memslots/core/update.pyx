@@ -24,7 +24,9 @@ cdef void begin(change *c, slot *s) noexcept nogil:
 
 
 cdef bint get_new(change *c, const limits *lim, const region *r) noexcept nogil:
-    """Makes the slot as it is to be, with its dirty log (D1): a log that stays on keeps its bitmap."""
+    """Makes the slot as it is to be, with its dirty log (D1): a log that stays on keeps its
+    bitmap.
+    """
     c.new = slot_new(r.id, r.as_id, r.flags, r.base_gfn, r.npages, r.userspace_addr)
     if c.new is NULL:
         return False
@@ -38,7 +40,10 @@ cdef bint get_new(change *c, const limits *lim, const region *r) noexcept nogil:
 
 
 cdef bint get_invalid(change *c) noexcept nogil:
-    """Makes the INVALID copy of the old slot. It shares the bitmap: a mark made meanwhile is not lost."""
+    """Makes the INVALID copy of the old slot.
+
+    It shares the bitmap: a mark made meanwhile is not lost.
+    """
     cdef slot *old = c.old
     c.invalid = slot_new(
         old.id, old.as_id, old.flags | SLOT_INVALID, old.base_gfn, old.npages, old.userspace_addr
@@ -116,7 +121,8 @@ cdef void update_end(change *c) noexcept nogil:
     cdef slot *left = update_leftover(c)
     cdef slot *kept = c.new if c.done else c.old
     cdef int k
-    if left is not NULL and left.dirty is not NULL and (kept is NULL or kept.dirty is not left.dirty):
+    # Copies share the bitmap: it goes with the last of them.
+    if left is not NULL and (kept is NULL or kept.dirty is not left.dirty):
         dirty_free(left.dirty)
     slot_free(left)
     slot_free(c.invalid)

@@ -1,4 +1,6 @@
-"""Builds the drivers: the .pyx files beside this one that drive a part of the core alone, as any outside code could."""
+"""Builds the drivers: the .pyx files beside this one that drive a part of the core alone, as any
+outside code could.
+"""
 
 from __future__ import annotations
 

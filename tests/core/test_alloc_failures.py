@@ -1,4 +1,6 @@
-"""Every allocation of every call made to fail in turn: MemoryError, nothing changed, nothing leaked."""
+"""Every allocation of every call made to fail in turn: MemoryError, nothing changed, nothing
+leaked.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ def vm() -> Memslots:
 
 
 def each_failure(alloc: Any, call: Callable[[], object], unharmed: Callable[[], None]) -> int:
-    """Fails the first allocation of the call, the second, … until it goes through; how many there were."""
+    """Fails the first allocation of the call, the second, … until it goes through; how many
+    there were.
+    """
     failed = 0
     while True:
         live = alloc.live()
@@ -67,25 +71,26 @@ def test_a_change_without_memory_changes_nothing(drivers: Any, vm: Memslots, nam
 
     failed = each_failure(drivers("alloc"), lambda: CALLS[name](vm), unharmed)
     # A slot; with a log its bitmap; a copy that is INVALID; two id tables that grow.
-    assert failed == {
-        "create": 3,
-        "create logging": 4,
-        "create by set_region": 4,
-        "move": 2,
-        "move and log": 3,
-        "set_flags": 2,
-        "delete": 1,
-        "delete logging": 1,
-    }[name]
+    assert (
+        failed
+        == {
+            "create": 3,
+            "create logging": 4,
+            "create by set_region": 4,
+            "move": 2,
+            "move and log": 3,
+            "set_flags": 2,
+            "delete": 1,
+            "delete logging": 1,
+        }[name]
+    )
     vm.check()
     assert state(vm) != before
 
 
 @pytest.mark.parametrize("spaces", [1, 2, 16])
 def test_no_memory_for_a_memslots(drivers: Any, spaces: int) -> None:
-    failed = each_failure(
-        drivers("alloc"), lambda: Memslots(address_spaces=spaces), lambda: None
-    )
+    failed = each_failure(drivers("alloc"), lambda: Memslots(address_spaces=spaces), lambda: None)
     assert failed == 1 + spaces
 
 
@@ -100,7 +105,8 @@ def test_python_objects_without_memory(drivers: Any, vm: Memslots, name: str) ->
     failed = 0
     hoard = [Slot(9, 0, 0, 1, 0) for _ in range(100)]
     for nth in range(200):
-        # Slots that are given up are kept for the next ones: take those, so that there is something to fail.
+        # Slots that are given up are kept for the next ones: take those, so that there is something
+        # to fail.
         hoard += [Slot(9, 0, 0, 1, 0) for _ in range(3)]
         testcapi.set_nomemory(nth, nth + 1)
         try:

@@ -1,4 +1,6 @@
-"""memslots.core.hvatree alone: overlaps against a linear search; R1 to R5 and H1 are checked at every step."""
+"""memslots.core.hvatree alone: overlaps against a linear search; R1 to R5 and H1 are checked at
+every step.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +80,11 @@ def test_the_last_address(hvatree: Any) -> None:
     ranges = hvatree.Ranges(2)
     ranges.insert(0, TOP - 4095, TOP)
     ranges.insert(1, 0, 4095)
-    check(ranges, {0: (TOP - 4095, TOP), 1: (0, 4095)}, [(TOP, TOP), (0, 0), (4096, TOP - 4096), (0, TOP)])
+    check(
+        ranges,
+        {0: (TOP - 4095, TOP), 1: (0, 4095)},
+        [(TOP, TOP), (0, 0), (4096, TOP - 4096), (0, TOP)],
+    )
 
 
 def test_replace_by_a_shorter_and_a_longer_range(hvatree: Any) -> None:
@@ -127,7 +133,9 @@ def test_large_trees_at_random(hvatree: Any) -> None:
     for number in dice.sample(range(size), size // 2):
         ranges.erase(number)
         del model[number]
-    queries = [(a, a + dice.choice([0, 1 << 20, 1 << 35])) for a in dice.choices(range(1 << 40), k=30)]
+    queries = [
+        (a, a + dice.choice([0, 1 << 20, 1 << 35])) for a in dice.choices(range(1 << 40), k=30)
+    ]
     check(ranges, model, queries)
 
 

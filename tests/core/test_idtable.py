@@ -45,7 +45,8 @@ def test_every_order_of_addition_and_removal(idtable: Any, size: int) -> None:
             table.add(number, ids[number])
             model[ids[number]] = number
         check(table, model, [3, 5])
-        # Its mirror image takes them out: with all orders of addition, all orders of removal come up.
+        # Its mirror image takes them out: with all orders of addition, all orders of removal come
+        # up.
         for number in order[::-1] if order[0] % 2 else order:
             table.remove(number)
             del model[ids[number]]

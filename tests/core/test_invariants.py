@@ -1,4 +1,6 @@
-"""memslots.core.invariants: the checker sees each property broken, names it, and is content when it is mended."""
+"""memslots.core.invariants: the checker sees each property broken, names it, and is content when
+it is mended.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,11 @@ def test_every_property_is_broken_by_some_case() -> None:
 @pytest.mark.parametrize("active", [True, False], ids=["active", "inactive"])
 @pytest.mark.parametrize(
     ("name", "number", "hva"),
-    [(name, number, hva) for name, number, both in CASES for hva in ([False, True] if both else [False])],
+    [
+        (name, number, hva)
+        for name, number, both in CASES
+        for hva in ([False, True] if both else [False])
+    ],
 )
 def test_a_broken_property_is_named(
     drivers: Any, vm: Memslots, name: str, number: str, hva: bool, active: bool

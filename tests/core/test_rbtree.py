@@ -1,4 +1,7 @@
-"""memslots.core.rbtree alone: every small case there is, and large ones at random. R1 to R5 are checked at every step."""
+"""memslots.core.rbtree alone: every small case there is, and large ones at random.
+
+R1 to R5 are checked at every step.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,8 @@ def test_an_empty_tree(rbtree: Any) -> None:
 
 @pytest.mark.parametrize("size", range(1, EXHAUSTIVE + 1))
 def test_every_order_of_insertion_and_erasure(rbtree: Any, size: int) -> None:
-    # Orders of insertion that lead to the very same tree go on in the very same way: one of them stands for all.
+    # Orders of insertion that lead to the very same tree go on in the very same way: one of them
+    # stands for all.
     trees: dict[Any, tuple[int, ...]] = {}
     for order in itertools.permutations(range(size)):
         tree = rbtree.Tree(size)
@@ -114,7 +118,9 @@ def test_keys_at_both_ends_of_the_numbers(rbtree: Any) -> None:
 @given(st.lists(st.tuples(st.integers(0, 15), st.integers(0, 7)), max_size=60))
 @settings(deadline=None)
 def test_any_sequence_against_a_list(rbtree: Any, steps: list[tuple[int, int]]) -> None:
-    """A step takes its node out if it is in, else puts it in with the key; the model is a list kept in order."""
+    """A step takes its node out if it is in, else puts it in with the key; the model is a list
+    kept in order.
+    """
     tree = rbtree.Tree(16)
     model: list[tuple[int, int]] = []  # (key, number)
     for number, key in steps:

@@ -1,4 +1,6 @@
-"""memslots.core.update: what both sets hold after every step of every kind of change, and what memory failures leave."""
+"""memslots.core.update: what both sets hold after every step of every kind of change, and what
+memory failures leave.
+"""
 
 from __future__ import annotations
 
@@ -103,7 +105,9 @@ def test_nothing_to_change(space: Any) -> None:
 
 
 def test_last_used_never_points_out_of_its_set(space: Any) -> None:
-    """S3: also where a reader who came before the swap left the old slot in the set that is inactive by now."""
+    """S3: also where a reader who came before the swap left the old slot in the set that is
+    inactive by now.
+    """
     for which in ("active", "inactive"):
         assert space.find_in(which, 0x12) == 3
     assert space.last_used() == [3, 3]

@@ -1,7 +1,14 @@
 # cython: language_level=3
 """Drives memslots.core.alloc: the allocation counter, and allocations made to fail."""
 
-from memslots.core.alloc cimport alloc_asked, alloc_fail_nth, alloc_free, alloc_lines, alloc_live, alloc_zeroed
+from memslots.core.alloc cimport (
+    alloc_asked,
+    alloc_fail_nth,
+    alloc_free,
+    alloc_lines,
+    alloc_live,
+    alloc_zeroed,
+)
 
 
 def live():
@@ -17,9 +24,12 @@ def fail_nth(n):
 
 
 def piece(size, lines):
-    """Gets a piece of memory; gives its address and its bytes, or None where there is none. Gives it back."""
+    """Gets a piece of memory; gives its address and its bytes, or None where there is none.
+    Gives it back.
+    """
     cdef size_t count = size
-    cdef unsigned char *memory = <unsigned char *>(alloc_lines(count) if lines else alloc_zeroed(count))
+    cdef void *got = alloc_lines(count) if lines else alloc_zeroed(count)
+    cdef unsigned char *memory = <unsigned char *>got
     if memory is NULL:
         return None
     found = <size_t>memory, bytes(memory[:count])

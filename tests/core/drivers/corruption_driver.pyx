@@ -6,7 +6,7 @@ from libc.stdint cimport uint64_t
 from memslots.core.hvatree cimport hva_node
 from memslots.core.rbtree cimport RB_BLACK, rb_node
 from memslots.core.slot cimport SLOT_INVALID, SLOT_LOG_DIRTY_PAGES, slot
-from memslots.core.slotset cimport slotset, slotset_by_id, slotset_first, slotset_step
+from memslots.core.slotset cimport slotset, slotset_first, slotset_step
 from memslots.core.space cimport SWAPPING, space, space_active, space_inactive
 from memslots.memslots cimport memslots_space
 
@@ -41,7 +41,9 @@ cdef int depth_of(const rb_node *node):
 
 
 def broken(face, name, active=True, hva=False):
-    """A generator: breaks the named property in the active or inactive set, yields, and mends it."""
+    """A generator: breaks the named property in the active or inactive set, yields, and mends
+    it.
+    """
     cdef space *sp = memslots_space(face)
     cdef slotset *set = space_active(sp) if active else space_inactive(sp)
     cdef rb_node *root = root_of(set, hva)
@@ -69,7 +71,8 @@ def broken(face, name, active=True, hva=False):
         yield
         root.parent_and_color |= RB_BLACK
     elif name == "R3":
-        # Red all the way down to a red leaf's parent, everywhere as many: paint the leaf's parent red.
+        # Red all the way down to a red leaf's parent, everywhere as many: paint the leaf's parent
+        # red.
         node = red_leaf(root)
         child = <rb_node *>(node.parent_and_color & ~<size_t>1)
         child.parent_and_color &= ~<size_t>RB_BLACK

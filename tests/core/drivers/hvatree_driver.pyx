@@ -59,7 +59,9 @@ cdef class Ranges:
         rb_replace(&self.root, &self.item_of(old).node.rb, &it.node.rb)
 
     def overlaps(self, first, last):
-        """The numbers of the ranges that overlap [first, last], in the order the tree gives them."""
+        """The numbers of the ranges that overlap [first, last], in the order the tree gives
+        them.
+        """
         cdef uint64_t start = first
         cdef uint64_t end = last
         cdef hva_node *node = hva_first_overlap(&self.root, start, end)
@@ -81,7 +83,9 @@ cdef class Ranges:
         return count
 
     def check(self):
-        """The number of nodes and the depth; AssertionError with the property that does not hold."""
+        """The number of nodes and the depth; AssertionError with the property that does not
+        hold.
+        """
         cdef uint64_t count
         cdef uint64_t depth
         cdef const void *where = NULL

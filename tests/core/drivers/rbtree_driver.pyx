@@ -105,7 +105,9 @@ cdef class Tree:
         return self.shape_of(self.root.node)
 
     def check(self):
-        """The number of nodes and the depth; AssertionError with the property that does not hold."""
+        """The number of nodes and the depth; AssertionError with the property that does not
+        hold.
+        """
         cdef uint64_t count
         cdef uint64_t depth
         cdef const void *where = NULL

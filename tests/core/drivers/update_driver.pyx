@@ -1,8 +1,6 @@
 # cython: language_level=3
 """Drives memslots.core.update step by step, and tells what each set holds after every step."""
 
-from libc.stdint cimport uint64_t
-
 from memslots.core.alloc cimport CACHE_LINE
 from memslots.core.dirtylog cimport dirty_free
 from memslots.core.invariants cimport HOLDS, check_space, report
@@ -61,7 +59,8 @@ cdef class Space:
     cdef space *sp
     cdef limits lim
     cdef change c
-    cdef public list steps  # (step, what the active set holds, what the inactive one holds, generation)
+    # (step, what the active set holds, what the inactive one holds, generation)
+    cdef public list steps
 
     def __cinit__(self, as_id=0, nspaces=1, manual_dirty_log=0):
         self.lim.max_slots = 1000
@@ -106,7 +105,9 @@ cdef class Space:
         )
 
     def change(self, id, base_gfn, npages, hva, flags=0, refuse=False):
-        """Makes a change, or has it refused after it was invalidated; notes every step. Gives its kind."""
+        """Makes a change, or has it refused after it was invalidated; notes every step. Gives
+        its kind.
+        """
         cdef region r
         cdef plan p
         r.id = id
@@ -142,7 +143,9 @@ cdef class Space:
         return KINDS[<int>p.kind]
 
     def find_in(self, which, gfn):
-        """The id of the slot that a set has the gfn in ("active" or "inactive"), by way of its last-used slot."""
+        """The id of the slot that a set has the gfn in ("active" or "inactive"), by way of its
+        last-used slot.
+        """
         cdef slot *s = slotset_find(
             space_active(self.sp) if which == "active" else space_inactive(self.sp), gfn
         )

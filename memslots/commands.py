@@ -1,0 +1,230 @@
+"""The commands of `memslots`: replay and lookup."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from . import __version__, documents, tables
+from .replay import Report, replay
+from .samples import SAMPLES
+from .traces import FORMATS, Trace, TraceError, open_trace
+from .traces.source import Source
+
+#: A bar is shown for inputs of more bytes than this (as they are stored).
+LONG_INPUT = 4 << 20
+
+_FORMAT_HELP = "What FILE is; auto tells by content."
+_JSON_HELP = "Print one JSON document instead of tables."
+
+
+class OutputClosedError(Exception):
+    """Whoever read standard output has closed it (a BrokenPipeError click would end by itself)."""
+
+
+class Meter:
+    """A progress bar on standard error, which appears only there and only for long inputs."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+
+    def reading(self, source: Source) -> None:
+        """`source` was read a little further."""
+        if not self._console.is_terminal or (source.size or source.position) < LONG_INPUT:
+            return
+        if self._progress is None or self._task is None:
+            self._progress = Progress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                DownloadColumn(binary_units=True),
+                TimeRemainingColumn(),
+                console=self._console,
+                transient=True,
+            )
+            self._progress.start()
+            self._task = self._progress.add_task(f"reading {source.name}", total=source.size)
+        self._progress.update(self._task, completed=source.position)
+
+    def replaying(self, done: int, calls: int) -> None:
+        """`done` of `calls` were replayed."""
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, description=f"replaying call {done} of {calls}")
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        if self._progress is not None:
+            self._progress.stop()
+        self._progress = self._task = None
+
+
+@contextmanager
+def _metered(trace: Trace) -> Iterator[Meter]:
+    meter = Meter()
+    trace.source.watch = meter.reading
+    try:
+        yield meter
+    finally:
+        meter.stop()
+
+
+def _replay_input(path: str, format: str, sample: bool = False) -> Report:
+    """Replay a file or a sample."""
+    if sample:
+        stored = SAMPLES[path]
+        with stored.open() as stream, open_trace(path, "auto", stream) as trace:
+            return replay(trace)
+    chosen = next(known for known in FORMATS if known == format)
+    with open_trace(path, chosen) as trace, _metered(trace) as meter:
+        return replay(trace, meter.replaying)
+
+
+def _complain(error: TraceError) -> None:
+    click.echo(f"memslots: {error}", err=True)
+
+
+def _sample_option(function: Any) -> Any:
+    return click.option(
+        "--sample",
+        type=click.Choice(list(SAMPLES)),
+        metavar="NAME",
+        help="Use a trace that ships with memslots instead of a FILE.",
+    )(function)
+
+
+def _format_option(function: Any) -> Any:
+    return click.option(
+        "--format", "format", type=click.Choice(FORMATS), default="auto", show_default=True,
+        help=_FORMAT_HELP,
+    )(function)  # fmt: skip
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="memslots", message="%(prog)s %(version)s")
+def command() -> None:
+    """KVM's memory slots: replay what a VMM did, and look guest addresses up in the result.
+
+    FILE is the output of strace -f, or of QEMU's -trace kvm_set_user_memory; plain, gzip or xz; -
+    is standard input.
+
+    Exit status: 0 if every call gave the result that the trace recorded, 1 if some did not, 2 if
+    an input cannot be used.
+    """
+
+
+@command.command("replay")
+@click.argument("files", metavar="[FILE]...", nargs=-1)
+@_sample_option
+@click.option("--list-samples", is_flag=True, help="Name the samples, and exit.")
+@_format_option
+@click.option("--json", "as_json", is_flag=True, help=_JSON_HELP)
+def replay_command(
+    files: tuple[str, ...], sample: str | None, list_samples: bool, format: str, as_json: bool
+) -> int:
+    """Make every memslot call of FILE again and compare the results with the recorded ones.
+
+    Prints, for each VM, the operations, the most slots ever in use, each call whose result
+    differs, the gaps (ranges of guest memory that had a slot, had none, and got one back), and the
+    final map.
+    """
+    if list_samples:
+        shown = documents.samples() if as_json else tables.samples()
+        _print(shown)
+        return 0
+    if bool(files) == (sample is not None):
+        raise click.UsageError("name FILEs or one --sample (see --list-samples).")
+    status = 0
+    reports: list[Report | TraceError] = []
+    for path in files or [sample or ""]:
+        try:
+            report = _replay_input(path, format, sample is not None)
+        except TraceError as error:
+            _complain(error)
+            reports.append(error)
+            status = 2
+            continue
+        reports.append(report)
+        status = max(status, 0 if report.agree else 1)
+        if not as_json:
+            _print(tables.replay(report))
+    if as_json:
+        _print(documents.replay(reports))
+    return status
+
+
+@command.command("lookup")
+@click.argument("arguments", metavar="FILE GPA...", nargs=-1, required=True)
+@_sample_option
+@_format_option
+@click.option("--json", "as_json", is_flag=True, help=_JSON_HELP)
+def lookup_command(
+    arguments: tuple[str, ...], sample: str | None, format: str, as_json: bool
+) -> int:
+    """Look up guest physical addresses in the map that FILE leaves behind.
+
+    Prints for each GPA (decimal, or hexadecimal with 0x) the slot, the host virtual address, and
+    the rule that gave the answer; for every VM and address space of the trace. With --sample there
+    is no FILE.
+    """
+    path, gpas = (sample, arguments) if sample else (arguments[0], arguments[1:])
+    if not gpas:
+        raise click.UsageError("name at least one GPA after FILE.")
+    addresses = [_read_gpa(text) for text in gpas]
+    try:
+        report = _replay_input(path, format, sample is not None)
+    except TraceError as error:
+        _complain(error)
+        return 2
+    for warning in tables.warnings(report):
+        click.echo(f"memslots: {report.name}: {warning}", err=True)
+    _print(documents.lookup(report, addresses) if as_json else tables.lookup(report, addresses))
+    return 0 if report.agree else 1
+
+
+def _read_gpa(text: str) -> int:
+    try:
+        value = int(text, 16 if text[:2].lower() == "0x" else 10)
+    except ValueError:
+        message = f"{text!r} is not an address: decimal, or hexadecimal with 0x."
+        raise click.UsageError(message) from None
+    if not 0 <= value < 1 << 64:
+        raise click.UsageError(f"{text} is not an address: it does not fit 64 bits.")
+    return value
+
+
+def _print(shown: str | dict[str, Any]) -> None:
+    text = shown if isinstance(shown, str) else json.dumps(shown, indent=2) + "\n"
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise OutputClosedError from None
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run with `arguments`; returns the exit status, and lets only the caller's exceptions out."""
+    try:
+        result = command.main(list(arguments), prog_name="memslots", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except click.Abort:
+        raise KeyboardInterrupt from None
+    except click.exceptions.Exit as request:
+        return request.exit_code
+    return result if isinstance(result, int) else 0

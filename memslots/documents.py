@@ -1,0 +1,170 @@
+"""The JSON documents of the `memslots` command; docs/command.md describes them.
+
+Addresses are strings in hexadecimal (a JSON number does not hold 64 bits everywhere); sizes,
+counts, ids and lines are numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from . import Flags, Slot, __version__
+from .lookups import Answer, look_up
+from .replay import Disagreement, Report, VmReport, errno_name
+from .samples import SAMPLES
+from .traces import TraceError
+from .traces.gaps import Gap
+
+Document = dict[str, Any]
+
+
+def flag_names(flags: int) -> str:
+    """`LOG_DIRTY_PAGES|READONLY`, with unknown bits in hexadecimal; `-` for none."""
+    names = [flag.name for flag in Flags if flag & flags and flag.name]
+    if rest := flags & ~sum(Flags):
+        names.append(hex(rest))
+    return "|".join(names) or "-"
+
+
+def replay(reports: Sequence[Report | TraceError]) -> Document:
+    """One document for all inputs."""
+    usable = [report for report in reports if isinstance(report, Report)]
+    return {
+        "memslots": __version__,
+        "agree": len(usable) == len(reports) and all(report.agree for report in usable),
+        "files": [_file(report) for report in reports],
+    }
+
+
+def _file(report: Report | TraceError) -> Document:
+    if isinstance(report, TraceError):
+        return {"file": report.name, "error": {"line": report.line, "reason": report.reason}}
+    counts = report.counts
+    return {
+        "file": report.name,
+        "format": report.format,
+        "agree": report.agree,
+        "lines": {"all": counts.lines, "unrelated": counts.unrelated},
+        "calls": counts.calls,
+        "lost": {
+            "all": counts.lost_total,
+            "may_have_changed_the_map": counts.lost_unknown,
+            "by_reason": dict(counts.lost),
+            "first": [
+                {
+                    "line": lost.line,
+                    "reason": lost.reason,
+                    "result": None if lost.errno is None else errno_name(lost.errno),
+                    "text": lost.text,
+                }
+                for lost in counts.first_lost
+            ],
+        },
+        "notes": report.notes,
+        "vms": [_vm(vm) for vm in report.vms],
+    }
+
+
+def _vm(vm: VmReport) -> Document:
+    gaps = vm.gaps
+    times = [gap.duration_ns for gap in gaps if gap.duration_ns is not None]
+    return {
+        **_vm_name(vm),
+        "created_line": vm.born_line,
+        "address_spaces": vm.memslots.address_spaces,
+        "max_slots": vm.memslots.max_slots,
+        "calls": vm.calls,
+        "operations": dict(vm.operations),
+        "refused": dict(vm.refused),
+        "refused_outside_the_rules": vm.outside,
+        "most_slots": vm.most_slots,
+        "disagreements": [_disagreement(each) for each in vm.disagreements],
+        "gaps": {
+            "all": len(gaps),
+            "total_ns": sum(times) if times else None,
+            "longest_ns": max(times) if times else None,
+            "ranges": [_gap(gap) for gap in gaps],
+        },
+        "final_map": [_slot(slot) for slot in vm.final_map],
+    }
+
+
+def _vm_name(vm: VmReport) -> Document:
+    return {"vm": vm.name, "process": vm.process, "fd": vm.fd}
+
+
+def _disagreement(each: Disagreement) -> Document:
+    call = each.call
+    return {
+        "line": call.line,
+        "as_id": call.as_id,
+        "id": call.id,
+        "flags": call.flags,
+        "guest_phys_addr": hex(call.guest_phys_addr),
+        "memory_size": call.memory_size,
+        "userspace_addr": hex(call.userspace_addr),
+        "recorded": errno_name(each.recorded),
+        "ours": errno_name(each.ours),
+        "why": each.why,
+        "followed": each.followed,
+    }
+
+
+def _gap(gap: Gap) -> Document:
+    return {
+        "as_id": gap.as_id,
+        "guest_phys_addr": hex(gap.base_gfn << 12),
+        "memory_size": gap.npages << 12,
+        "opened_line": gap.opened_line,
+        "closed_line": gap.closed_line,
+        "duration_ns": gap.duration_ns,
+    }
+
+
+def _slot(slot: Slot) -> Document:
+    return {
+        "as_id": slot.as_id,
+        "id": slot.id,
+        "flags": flag_names(slot.flags).replace("-", ""),
+        "guest_phys_addr": hex(slot.guest_phys_addr),
+        "memory_size": slot.memory_size,
+        "userspace_addr": hex(slot.userspace_addr),
+    }
+
+
+def lookup(report: Report, gpas: Sequence[int]) -> Document:
+    """The answers of all VMs and address spaces, address by address."""
+    return {
+        "memslots": __version__,
+        "file": report.name,
+        "agree": report.agree,
+        "lost": report.counts.lost_total,
+        "answers": [
+            _answer(vm, answer)
+            for vm in report.vms
+            for gpa in gpas
+            for answer in look_up(vm.memslots, gpa)
+        ],
+    }
+
+
+def _answer(vm: VmReport, answer: Answer) -> Document:
+    return {
+        **_vm_name(vm),
+        "as_id": answer.as_id,
+        "gpa": hex(answer.gpa),
+        "slot": None if answer.slot is None else answer.slot.id,
+        "hva": None if answer.hva is None else hex(answer.hva),
+        "writable": answer.writable,
+        "rule": answer.rule,
+    }
+
+
+def samples() -> Document:
+    """The traces that ship with the package."""
+    known = [
+        {"name": sample.name, "format": sample.format, "about": sample.about}
+        for sample in SAMPLES.values()
+    ]
+    return {"memslots": __version__, "samples": known}
