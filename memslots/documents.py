@@ -20,11 +20,8 @@ Document = dict[str, Any]
 
 
 def flag_names(flags: int) -> str:
-    """`LOG_DIRTY_PAGES|READONLY`, with unknown bits in hexadecimal; `-` for none."""
-    names = [flag.name for flag in Flags if flag & flags and flag.name]
-    if rest := flags & ~sum(Flags):
-        names.append(hex(rest))
-    return "|".join(names) or "-"
+    """`LOG_DIRTY_PAGES|READONLY`; `-` for none."""
+    return "|".join(flag.name for flag in Flags if flag & flags and flag.name) or "-"
 
 
 def replay(reports: Sequence[Report | TraceError]) -> Document:

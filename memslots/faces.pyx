@@ -1,19 +1,13 @@
-"""The read face: looking up, and the three that have it: every Memslots, and AddressSpace and
-Vcpu, which are made here.
+"""The read face: looking up, and those that have it: every Memslots, AddressSpace and Vcpu.
 
 A single look-up holds the GIL from the search until it has its own reference to the Slot found; a
 writer frees nothing without the GIL, so that is all the protection it needs. Batch calls let the
 GIL go and enter the readers' section instead.
-
-Whatever may run other Python code (an allocation can, by way of the garbage collector) is done
-before slots are walked, or after.
 """
 
 import errno
 
 cimport cython
-from cpython.list cimport PyList_GET_SIZE, PyList_New, PyList_SET_ITEM
-from cpython.ref cimport Py_INCREF
 from libc.stdint cimport uint32_t, uint64_t
 
 from memslots.arguments cimport u32, u64
@@ -26,14 +20,13 @@ from memslots.core.slotset cimport (
     slotset_by_id,
     slotset_count,
     slotset_first_from,
-    slotset_first_hva,
     slotset_init,
     slotset_last,
-    slotset_next_hva,
     slotset_step,
 )
 from memslots.core.space cimport space, space_active, space_generation
 from memslots.core.units cimport PAGE_OFFSET_MASK, PAGE_SHIFT, gfn_t, gpa_t, gpa_to_gfn, hva_t
+from memslots.walks cimport extent, records, set_extent
 
 from memslots.errors import InvalidRegionError, NoSuchSlotError, NotMappedError, ReadOnlyError
 from memslots.records import Slot, VcpuStats
@@ -67,70 +60,6 @@ cdef object slot_error(const slotset *set, gpa_t gpa):
     if after is not NULL:
         text += f"; after it is {<object>after.record}"
     return NotMappedError(errno.EFAULT, text)
-
-
-# What a walk over slots takes in: those with a gfn, or a host byte, in [first, last].
-cdef struct extent:
-    bint by_hva
-    uint64_t first
-    uint64_t last
-
-
-cdef inline slot *walk_first(const slotset *set, const extent *e) noexcept:
-    cdef slot *s
-    if e.by_hva:
-        return slotset_first_hva(set, e.first, e.last)
-    s = slotset_first_from(set, e.first)
-    return s if s is not NULL and s.base_gfn <= e.last else NULL
-
-
-cdef inline slot *walk_next(const slotset *set, const extent *e, const slot *s) noexcept:
-    cdef slot *next
-    if e.by_hva:
-        return slotset_next_hva(set, s, e.first, e.last)
-    next = slotset_step(set, s, 1)
-    return next if next is not NULL and next.base_gfn <= e.last else NULL
-
-
-cdef bint set_extent(extent *e, bint by_hva, object start, object end) except -1:
-    """Takes in a half-open range; says whether there is anything in it."""
-    e.by_hva = by_hva
-    e.first = u64(start, "start")
-    e.last = u64(end, "end")
-    if e.first > e.last:
-        raise ValueError(f"the range [{e.first:#x}, {e.last:#x}) ends before it starts")
-    if e.first == e.last:
-        return False
-    e.last -= 1
-    return True
-
-
-cdef list records(const space *sp, const extent *e):
-    """The Slots that a walk takes in, in its order and all of one generation. O(log n + k)."""
-    cdef slotset *set
-    cdef slot *s
-    cdef Py_ssize_t count
-    cdef list found
-    while True:
-        set = space_active(sp)
-        count = 0
-        s = walk_first(set, e)
-        while s is not NULL:
-            count += 1
-            s = walk_next(set, e, s)
-        # This may run Python code, and that may change the slots: take the list only if it still
-        # fits.
-        found = PyList_New(count)
-        set = space_active(sp)
-        s = walk_first(set, e)
-        while s is not NULL and count > 0:
-            record = <object>s.record
-            Py_INCREF(record)
-            PyList_SET_ITEM(found, PyList_GET_SIZE(found) - count, record)
-            count -= 1
-            s = walk_next(set, e, s)
-        if s is NULL and count == 0:
-            return found
 
 
 cdef class ReadFace:

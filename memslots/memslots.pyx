@@ -1,125 +1,46 @@
-"""Memslots: the slots of one virtual machine, and every change of them.
-
-One writer at a time. The lock of a Memslots is the only lock: whoever takes it lets the GIL go
-while waiting for it, and
-while waiting for readers; so no reader ever waits for a writer. Listeners run while it is held.
-"""
-
-import errno
+"""Memslots: the slots of one virtual machine, and every change of them."""
 
 from cpython.buffer cimport PyBUF_SIMPLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer
-from cpython.bytearray cimport PyByteArray_AS_STRING
-from cpython.pythread cimport (
-    NOWAIT_LOCK,
-    WAIT_LOCK,
-    PyThread_acquire_lock,
-    PyThread_allocate_lock,
-    PyThread_free_lock,
-    PyThread_get_thread_ident,
-    PyThread_release_lock,
-    PyThread_type_lock,
-)
-from cpython.ref cimport Py_INCREF, Py_XDECREF, PyObject
 from libc.stdint cimport uint32_t, uint64_t
 
 from memslots.arguments cimport u32, u64
 from memslots.batch cimport MARK_DIRTY, run_batch
-from memslots.core.dirtylog cimport (
-    dirty_clear,
-    dirty_free,
-    dirty_get,
-    dirty_mark,
-    dirty_put,
-    dirty_words,
-)
+from memslots.copying cimport copy_of
+from memslots.core.dirtylog cimport dirty_mark
 from memslots.core.invariants cimport HOLDS, check_space, report
-from memslots.core.machine cimport MAX_SPACES, machine, machine_free, machine_new
+from memslots.core.machine cimport MAX_SPACES, machine
 from memslots.core.region cimport (
     ALLOWED,
-    BEYOND_MAX_GFN,
-    CHANGE_NONE,
-    ID_IN_USE,
     NO_PAGES,
-    NO_SUCH_SLOT,
     SIZE_NOT_ALIGNED,
-    change_kind,
     limits,
-    plan,
     refusal,
     region,
-    region_beyond_max_gfn,
-    region_check,
     region_from_bytes,
-    region_plan,
 )
 from memslots.core.slot cimport slot as slot_t
-from memslots.core.slot cimport slot_free
-from memslots.core.slotset cimport (
-    slotset_by_id,
-    slotset_find,
-    slotset_first,
-    slotset_step,
-)
-from memslots.core.space cimport SWAPPING, space, space_active, space_generation
-from memslots.core.srcu cimport srcu, srcu_idle, srcu_wait
+from memslots.core.slotset cimport slotset_find
+from memslots.core.space cimport space, space_active
+from memslots.core.srcu cimport srcu
 from memslots.core.units cimport LAST_GFN, gfn_t, hva_t
-from memslots.core.update cimport (
-    change,
-    update_apply_begin,
-    update_apply_end,
-    update_end,
-    update_get,
-    update_invalidate_begin,
-    update_invalidate_end,
-    update_leftover,
-    update_must_invalidate,
-    update_revert_begin,
-    update_revert_end,
-)
+from memslots.dirtylogs cimport clear_log, get_log
 from memslots.faces cimport ReadFace
-from memslots.listeners cimport ask_prepare, tell_commit, tell_invalidate
-from memslots.records cimport slot_record
-from memslots.refusals cimport refusal_error
+from memslots.refusals cimport check_id, check_region, refusal_error
+from memslots.writer cimport ANY, NO_SLOT, Writer, change_record
 
-from memslots.errors import InvalidRegionError, InvariantError, NoSuchSlotError, busy
+from memslots.errors import InvariantError
 from memslots.faces import AddressSpace, Vcpu
 from memslots.listeners import Subscription
-from memslots.records import Change
 
 cdef enum:
     LAST_ID = 0x7FFFFFFF  # an id fits an int32, the output of lookup_many
 
-# By change_kind.
-cdef tuple CHANGES = (Change.NONE, Change.CREATE, Change.DELETE, Change.MOVE, Change.FLAGS_ONLY)
 # By property_id.
 cdef tuple PROPERTY_NAMES = (
     "", "R1", "R2", "R3", "R4", "R5", "H1", "S1", "S2", "S3", "S4", "P1", "P2", "D1"
 )
 
-# What a verb wants of the slot it names.
-cdef enum demand:
-    ANY
-    NO_SLOT
-
-
-cdef void release_record(slot_t *s) noexcept:
-    """Lets go of the Slot kept with a slot."""
-    if s is not NULL:
-        Py_XDECREF(<PyObject *>s.record)
-        s.record = NULL
-
-
-cdef int keep_record(slot_t *s) except -1:
-    """Makes the Slot kept with a slot, where there is a slot."""
-    cdef object record
-    if s is not NULL:
-        record = slot_record(s)
-        Py_INCREF(record)
-        s.record = <void *>record
-    return 0
-
-
-cdef class Memslots(ReadFace):
+cdef class Memslots(Writer):
     """The memory slots of one virtual machine, kept as KVM keeps them since Linux 5.17.
 
     All ways to look up (see ReadFace) read address space 0; `address_space` and `vcpu` give the
@@ -150,11 +71,6 @@ cdef class Memslots(ReadFace):
     and copying take the limits, slots, dirty logs and generations; listeners and Vcpus stay behind.
     """
 
-    cdef PyThread_type_lock lock  # held by the thread that is changing something
-    cdef unsigned long writer  # that thread's ident; 0: none. Written by whoever holds the lock
-    # the listeners' Subscriptions; replaced as a whole, never changed in place
-    cdef tuple subscriptions
-
     def __cinit__(
         self,
         max_slots=32764,
@@ -179,38 +95,7 @@ cdef class Memslots(ReadFace):
         if lim.manual_dirty_log not in (0, 1, 3):
             raise ValueError(f"manual_dirty_log must be 0, 1 or 3, not {lim.manual_dirty_log}")
         lim.max_slots = <uint32_t>ids
-        self.subscriptions = ()
-        self.lock = PyThread_allocate_lock()
-        cdef machine *m = machine_new(&lim) if self.lock is not NULL else NULL
-        if m is NULL:
-            raise MemoryError("no memory for the address spaces")
-        self.m = m
-        self.sp = m.spaces[0]
-
-    def __dealloc__(self):
-        cdef uint32_t as_id
-        cdef slot_t *s
-        cdef slot_t *next
-        cdef slot_t *chain = NULL
-        # A walk steps on slots it has passed, so none is freed before its end: they are chained, by
-        # the member that has just lost its use.
-        for as_id in range(self.m.lim.nspaces):
-            s = slotset_first(&self.m.spaces[as_id].sets[0])
-            while s is not NULL:
-                next = slotset_step(&self.m.spaces[as_id].sets[0], s, 1)
-                release_record(s)
-                s.record = chain
-                chain = s
-                s = next
-        while chain is not NULL:
-            s = chain
-            chain = <slot_t *>s.record
-            dirty_free(s.dirty)
-            slot_free(s)
-        if self.m.lim.nspaces != 0:  # else __cinit__ did not get as far as making one
-            machine_free(self.m)
-        if self.lock is not NULL:
-            PyThread_free_lock(self.lock)
+        self.own_machine(&lim)
 
     def set_region(self, slot, flags, guest_phys_addr, memory_size, userspace_addr):
         """Create, delete, move or change the flags of a slot: the ioctl KVM_SET_USER_MEMORY_REGION.
@@ -260,7 +145,7 @@ cdef class Memslots(ReadFace):
             if why != ALLOWED:
                 given = f"{size if why == SIZE_NOT_ALIGNED else gpa:#x}"
                 raise refusal_error(why, &self.m.lim, &r, NULL, given)
-            return CHANGES[self.make(&r, ANY)]
+            return change_record(self.make(&r, ANY))
         finally:
             self.leave()
 
@@ -300,7 +185,7 @@ cdef class Memslots(ReadFace):
         r.as_id = u32(as_id, "as_id")
         self.enter("a change")
         try:
-            self.check_region(&r)
+            check_region(&self.m.lim, &r)
             if r.npages == 0:
                 raise refusal_error(NO_PAGES, &self.m.lim, &r, NULL, "")
             self.make(&r, NO_SLOT)
@@ -340,7 +225,7 @@ cdef class Memslots(ReadFace):
         try:
             self.region_of(&r, id, space_id)
             r.base_gfn = base
-            self.check_region(&r)
+            check_region(&self.m.lim, &r)
             self.make(&r, ANY)
             return self.current(&r)
         finally:
@@ -380,7 +265,7 @@ cdef class Memslots(ReadFace):
         try:
             self.region_of(&r, id, space_id)
             r.flags = bits
-            self.check_region(&r)
+            check_region(&self.m.lim, &r)
             self.make(&r, ANY)
             return self.current(&r)
         finally:
@@ -487,7 +372,8 @@ cdef class Memslots(ReadFace):
         -----
         O(npages / 64). A page marked meanwhile is in this answer or in the next.
         """
-        return self.get_log(u32(slot, "slot"), u32(as_id, "as_id"))
+        cdef bint take = self.m.lim.manual_dirty_log == 0
+        return get_log(self.m, u32(slot, "slot"), u32(as_id, "as_id"), take)
 
     def clear_dirty_log(self, slot, first_page, num_pages, bitmap, as_id=0):
         """Clear part of a slot's dirty log: the ioctl KVM_CLEAR_DIRTY_LOG.
@@ -523,7 +409,7 @@ cdef class Memslots(ReadFace):
         cdef Py_buffer view
         PyObject_GetBuffer(bitmap, &view, PyBUF_SIMPLE)
         try:
-            self.clear_log(id, space_id, first, pages, &view)
+            clear_log(self.m, id, space_id, first, pages, &view)
         finally:
             PyBuffer_Release(&view)
 
@@ -549,14 +435,13 @@ cdef class Memslots(ReadFace):
         listener : object
             With any of these methods:
 
-            - ``prepare(change, old, new)`` is asked before a change is made, and refuses by raising;
-              `old` and `new` are Slots, None where there is none.
+            - ``prepare(change, old, new)`` is asked before a change is made, and refuses by
+              raising; `old` and `new` are Slots, None where there is none.
             - ``invalidate(slot)`` is told before a slot goes or moves that look-ups find it INVALID
-              from now on, so
-              that cached translations can be dropped. It comes before that change's ``prepare``.
-              Raising refuses as well.
-            - ``commit(change, old, new)`` is told when a change is done. What it raises is reported as
-              unraisable.
+              from now on, so that cached translations can be dropped. It comes before that change's
+              ``prepare``. Raising refuses as well.
+            - ``commit(change, old, new)`` is told when a change is done. What it raises is reported
+              as unraisable.
 
             Listeners are called in order of subscription, in the thread that makes the change. They
             may look up; a change is a BusyError.
@@ -643,255 +528,18 @@ cdef class Memslots(ReadFace):
         )
 
     def __reduce__(self):
-        limits_ = {
-            "max_slots": self.max_slots,
-            "address_spaces": self.address_spaces,
-            "max_gfn": self.max_gfn,
-            "max_hva": self.max_hva,
-            "manual_dirty_log": self.manual_dirty_log,
-        }
         # The lock: a copy is of one moment, and what making it may run (a finalizer, say) cannot
         # change anything.
         self.enter("a copy")
         try:
-            spaces = [self.state_of(as_id) for as_id in range(self.address_spaces)]
+            return copy_of(self)
         finally:
             self.leave()
-        return _restore, (type(self), limits_, spaces), getattr(self, "__dict__", None) or None
-
-    cdef object state_of(self, uint32_t as_id):
-        """An address space for pickling: its generation, and the Slots with their dirty logs or
-        None.
-        """
-        cdef space *sp = self.m.spaces[as_id]
-        cdef slot_t *s
-        slots = []
-        for record in self.address_space(as_id):
-            s = slotset_by_id(space_active(sp), record.id)
-            log = None
-            if s.dirty is not NULL:
-                log = bytearray(8 * dirty_words(s.npages))
-                dirty_get(s, <unsigned char *>PyByteArray_AS_STRING(log), False)
-            slots.append((record, log))
-        return space_generation(sp), slots
-
-    cdef int restore_space(self, uint32_t as_id, object state) except -1:
-        """Fills an empty address space with what state_of gave.
-
-        A state that breaks a rule is refused by that rule.
-        """
-        cdef space *sp = self.m.spaces[as_id]
-        generation, slots = state
-        for record, log in slots:
-            self.create(
-                record.id,
-                record.base_gfn,
-                record.npages,
-                record.userspace_addr,
-                record.flags,
-                as_id,
-            )
-            if log is not None:
-                self.restore_log(sp, record.id, bytes(log))
-        sp.active.generation = u64(generation, "generation")
-        if generation % sp.nspaces != as_id or sp.active.generation & SWAPPING:
-            raise ValueError(f"address space {as_id} cannot have generation {generation:#x}")
-        return 0
-
-    cdef bytearray get_log(self, uint32_t id, uint32_t as_id):
-        cdef bytearray log
-        cdef size_t size
-        cdef slot_t *s
-        while True:
-            size = 8 * dirty_words(self.logging(id, as_id).npages)
-            log = bytearray(size)
-            # Making it may have run other Python code, and that may have changed the slot.
-            s = self.logging(id, as_id)
-            if 8 * dirty_words(s.npages) == size:
-                dirty_get(
-                    s, <unsigned char *>PyByteArray_AS_STRING(log), not self.m.lim.manual_dirty_log
-                )
-                return log
-
-    cdef int clear_log(
-        self, uint32_t id, uint32_t as_id, uint64_t first, uint64_t pages, const Py_buffer *view
-    ) except -1:
-        cdef slot_t *s = NULL
-        cdef str wrong = None
-        self.check_id(id, as_id)
-        if first & 63:
-            wrong = f"first_page {first} is not a multiple of 64"
-        else:
-            s = self.logging(id, as_id)
-            if first > s.npages or pages > s.npages - first:
-                wrong = f"pages [{first}, {first + pages}) are not all in {<object>s.record}"
-            elif pages & 63 and first + pages != s.npages:
-                wrong = (
-                    f"num_pages {pages} is not a multiple of 64 and does not reach the end of"
-                    f" {<object>s.record}"
-                )
-            elif <uint64_t>view.len < 8 * dirty_words(pages):
-                wrong = (
-                    f"the bitmap of {pages} pages takes {8 * dirty_words(pages)} bytes,"
-                    f" not {view.len}"
-                )
-        if wrong is not None:
-            raise InvalidRegionError(
-                errno.EINVAL, f"clear_dirty_log, slot {id} of address space {as_id}: {wrong}"
-            )
-        dirty_clear(s, first, pages, <const unsigned char *>view.buf)
-        return 0
-
-    cdef int restore_log(self, const space *sp, uint32_t id, bytes log) except -1:
-        """Makes a slot's dirty log what a copy says."""
-        cdef slot_t *s = slotset_by_id(space_active(sp), id)
-        cdef uint64_t npages = s.npages
-        if s.dirty is NULL or <uint64_t>len(log) != 8 * dirty_words(npages):
-            raise ValueError(f"slot {id} cannot have a dirty log of {len(log)} bytes")
-        if int.from_bytes(log, "little") >> npages:
-            raise ValueError(f"slot {id}: its dirty log marks pages that it does not have")
-        dirty_put(s, log)
-        return 0
-
-    cdef int enter(self, str what) except -1:
-        """Becomes the writer. BusyError for the thread that is it already: it is in a listener."""
-        cdef unsigned long me = PyThread_get_thread_ident()
-        # Another thread may be writing this; but nobody else writes this thread's ident.
-        if self.writer == me:
-            raise busy(what)
-        if not PyThread_acquire_lock(self.lock, NOWAIT_LOCK):
-            with nogil:
-                PyThread_acquire_lock(self.lock, WAIT_LOCK)
-        self.writer = me
-        return 0
-
-    cdef void leave(self) noexcept:
-        self.writer = 0
-        PyThread_release_lock(self.lock)
-
-    cdef void wait_for_readers(self) noexcept:
-        """Lets the batch calls that may be in the old set come out.
-
-        Single look-ups are never there: this holds the GIL.
-        """
-        if not srcu_idle(&self.m.readers):
-            with nogil:
-                srcu_wait(&self.m.readers)
 
     cdef space *space_of(self, object as_id) except NULL:
         cdef uint32_t number = u32(as_id, "as_id")
-        self.check_id(0, number)
+        check_id(&self.m.lim, 0, number)
         return self.m.spaces[number]
-
-    cdef int check_id(self, uint32_t id, uint32_t as_id) except -1:
-        """Refuses an id or an address space that cannot be."""
-        cdef region r
-        r.id = id
-        r.as_id = as_id
-        r.flags = 0
-        r.base_gfn = 0
-        r.npages = 0
-        r.userspace_addr = 0
-        return self.check_region(&r)
-
-    cdef int check_region(self, const region *r) except -1:
-        """Rules 1 and 2."""
-        cdef refusal why = region_check(&self.m.lim, r)
-        if why != ALLOWED:
-            raise refusal_error(why, &self.m.lim, r, NULL, "")
-        return 0
-
-    cdef slot_t *logging(self, uint32_t id, uint32_t as_id) except NULL:
-        """The slot of this id, which has a dirty log."""
-        cdef slot_t *s
-        self.check_id(id, as_id)
-        s = slotset_by_id(space_active(self.m.spaces[as_id]), id)
-        if s is NULL:
-            raise NoSuchSlotError(errno.ENOENT, f"there is no slot {id} in address space {as_id}")
-        if s.dirty is NULL:
-            raise NoSuchSlotError(errno.ENOENT, f"{<object>s.record} has no dirty log")
-        return s
-
-    cdef int region_of(self, region *r, uint32_t id, uint32_t as_id) except -1:
-        """The region that a slot is, for a change of it."""
-        cdef slot_t *s
-        self.check_id(id, as_id)
-        s = slotset_by_id(space_active(self.m.spaces[as_id]), id)
-        r.id = id
-        r.as_id = as_id
-        if s is NULL:
-            raise refusal_error(NO_SUCH_SLOT, &self.m.lim, r, NULL, "")
-        r.flags = s.flags
-        r.base_gfn = s.base_gfn
-        r.npages = s.npages
-        r.userspace_addr = s.userspace_addr
-        return 0
-
-    cdef object current(self, const region *r):
-        """The Slot of the region's id, which there is."""
-        return <object>slotset_by_id(space_active(self.m.spaces[r.as_id]), r.id).record
-
-    cdef change_kind make(self, const region *r, demand wants) except? CHANGE_NONE:
-        """Rules 3 to 7, and the change that the region asks for. The caller is the writer."""
-        cdef const limits *lim = &self.m.lim
-        cdef space *sp = self.m.spaces[r.as_id]
-        cdef tuple subscriptions = self.subscriptions
-        cdef bint invalidated = False
-        cdef plan p
-        cdef change c
-        cdef refusal why = region_plan(space_active(sp), r, &p)
-        if wants == NO_SLOT and p.old is not NULL:
-            why = ID_IN_USE
-        if why == ALLOWED:
-            if p.kind == CHANGE_NONE:
-                return p.kind
-            why = update_get(&c, sp, lim, r, &p)
-        if why != ALLOWED:
-            raise refusal_error(why, lim, r, &p, "")
-        try:
-            keep_record(c.new)
-            keep_record(c.invalid)
-            kind = CHANGES[<int>c.kind]
-            old = None if c.old is NULL else <object>c.old.record
-            new = None if c.new is NULL else <object>c.new.record
-            if update_must_invalidate(&c):
-                update_invalidate_begin(&c)
-                invalidated = True
-                self.wait_for_readers()
-                update_invalidate_end(&c)
-                tell_invalidate(subscriptions, old)
-            if c.new is not NULL and region_beyond_max_gfn(lim, r):
-                raise refusal_error(BEYOND_MAX_GFN, lim, r, &p, "")
-            ask_prepare(subscriptions, kind, old, new)
-        except BaseException:
-            if invalidated:
-                update_revert_begin(&c)
-                self.wait_for_readers()
-                update_revert_end(&c)
-            self.finish(&c)
-            raise
-        update_apply_begin(&c)
-        self.wait_for_readers()
-        update_apply_end(&c)
-        self.finish(&c)
-        tell_commit(subscriptions, kind, old, new)
-        return c.kind
-
-    cdef void finish(self, change *c) noexcept:
-        """Frees what the sets no longer hold."""
-        release_record(update_leftover(c))
-        release_record(c.invalid)
-        update_end(c)
-
-
-def _restore(cls, limits_, spaces):
-    """Makes the Memslots of a pickle."""
-    vm = cls(**limits_)
-    if len(spaces) != vm.address_spaces:
-        raise ValueError(f"{len(spaces)} address spaces where there are {vm.address_spaces}")
-    for as_id, state in enumerate(spaces):
-        (<Memslots?>vm).restore_space(as_id, state)
-    return vm
 
 
 cdef ReadFace face_of(object face):

@@ -1,5 +1,7 @@
 """A refusal of the core as the error that says why."""
 
+from libc.stdint cimport uint32_t
+
 from memslots.core.region cimport limits, plan, refusal, region
 
 # The error for a region that was refused. `p` is what region_plan gave, or NULL where it was not
@@ -8,3 +10,7 @@ from memslots.core.region cimport limits, plan, refusal, region
 cdef object refusal_error(
     refusal why, const limits *lim, const region *r, const plan *p, str given
 )
+# Raises the error of a region that breaks rule 1 or 2.
+cdef int check_region(const limits *lim, const region *r) except -1
+# Raises the error of an id or an address space that cannot be.
+cdef int check_id(const limits *lim, uint32_t id, uint32_t as_id) except -1

@@ -2,7 +2,10 @@
 
 import errno
 
+from libc.stdint cimport uint32_t
+
 from memslots.core.region cimport (
+    ALLOWED,
     BEYOND_MAX_GFN,
     GPA_NOT_ALIGNED,
     GPA_WRAPS,
@@ -21,6 +24,7 @@ from memslots.core.region cimport (
     SIZE_NOT_ALIGNED,
     TOO_MANY_PAGES,
     UNKNOWN_FLAGS,
+    region_check,
 )
 from memslots.records cimport region_record
 
@@ -107,3 +111,21 @@ cdef object refusal_error(
     if why == NO_SUCH_SLOT:
         return NoSuchSlotError(errno.EINVAL, text, rule)
     return InvalidRegionError(errno.EINVAL, text, rule)
+
+
+cdef int check_region(const limits *lim, const region *r) except -1:
+    cdef refusal why = region_check(lim, r)
+    if why != ALLOWED:
+        raise refusal_error(why, lim, r, NULL, "")
+    return 0
+
+
+cdef int check_id(const limits *lim, uint32_t id, uint32_t as_id) except -1:
+    cdef region r
+    r.id = id
+    r.as_id = as_id
+    r.flags = 0
+    r.base_gfn = 0
+    r.npages = 0
+    r.userspace_addr = 0
+    return check_region(lim, &r)

@@ -1,0 +1,155 @@
+"""Readers of strace's output and QEMU's trace: lines in, memslot calls with their results out.
+
+    with open_trace("qemu.strace.gz") as trace:
+        for event in trace:
+            ...
+    print(trace.format, trace.counts)
+
+Nothing here needs the rest of the package, or anything beyond the standard library.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from typing import BinaryIO, Literal
+
+from .events import (
+    Capability,
+    Counts,
+    Event,
+    FdClosed,
+    LostCall,
+    RegionCall,
+    TaskEnded,
+    TaskStarted,
+    TraceError,
+    VmCreated,
+)
+from .lines import Lines, LineTooLongError
+from .qemu import QemuReader
+from .source import Source
+from .strace import HEAD, StraceReader
+
+__all__ = [
+    "FORMATS",
+    "Capability",
+    "Counts",
+    "Event",
+    "FdClosed",
+    "Format",
+    "LostCall",
+    "RegionCall",
+    "TaskEnded",
+    "TaskStarted",
+    "Trace",
+    "TraceError",
+    "VmCreated",
+    "open_trace",
+]
+
+Format = Literal["auto", "strace", "qemu"]
+FORMATS: tuple[Format, ...] = ("auto", "strace", "qemu")
+
+_HINTS: dict[Format, str] = {
+    "strace": "was strace told to trace ioctl, and to follow the threads (-f)?",
+    "qemu": "was QEMU run with -trace kvm_set_user_memory?",
+}
+#: What ends a line of strace: a result, or the other half still to come.
+_RESULT = re.compile(r"\) += (?:\?|-?\d+|0x[0-9a-f]+)|<unfinished \.\.\.>$")
+
+
+class Trace:
+    """One opened trace: iterate over it once for its events.
+
+    Afterwards `format` tells what it was ("strace" or "qemu"), `counts` how its lines divide, and
+    `notes` what a user should know. Iterating raises TraceError where the input cannot be used.
+    """
+
+    def __init__(self, source: Source, format: Format = "auto") -> None:
+        self.source = source
+        self.name = source.name
+        self.format = format
+        self.counts = Counts()
+        self.notes: list[str] = []
+
+    def __enter__(self) -> Trace:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.source.close()
+
+    def __iter__(self) -> Iterator[Event]:
+        lines = Lines(self.source.blocks())
+        try:
+            yield from self._events(lines)
+        except LineTooLongError:
+            reason = "the line is longer than 1 MiB: this is no text, or no trace"
+            raise TraceError(self.name, reason, lines.total + 1) from None
+        except TraceError as error:
+            if error.line is None and lines.total:
+                raise TraceError(self.name, error.reason, lines.total + 1) from None
+            raise
+        counts = self.counts
+        if not counts.calls and not counts.lost_total:
+            plural = "" if counts.lines == 1 else "s"
+            hint = self.notes[0] if self.notes else _HINTS[self.format]
+            reason = f"no memslot call in its {counts.lines} line{plural}: {hint}"
+            raise TraceError(self.name, reason)
+
+    def _events(self, lines: Lines) -> Iterator[Event]:
+        if self.format == "auto":
+            self.format = self._recognise(lines)
+        lines.long_lines = True
+        reader: StraceReader | QemuReader
+        if self.format == "strace":
+            reader = StraceReader(lines, self.counts)
+        else:
+            reader = QemuReader(lines, self.counts)
+        yield from reader
+        self.notes += reader.notes
+
+    def _recognise(self, lines: Lines) -> Format:
+        """Read on to the first line that is plainly strace's or QEMU's, and put that one back."""
+        nul = False
+        for number, raw in lines:
+            nul = nul or b"\0" in raw
+            text = raw.removeprefix(b"\xef\xbb\xbf").decode("ascii", "replace").rstrip("\r")
+            found = _recognised(text)
+            if found is not None:
+                lines.put_back(number, raw)
+                return found
+        if not lines.total:
+            raise TraceError(self.name, "it is empty")
+        reason = "neither strace's output nor QEMU's kvm_set_user_memory trace"
+        if nul:
+            reason += " (it has zero bytes: is it binary?)"
+        raise TraceError(self.name, reason)
+
+
+def _recognised(text: str) -> Format | None:
+    head = HEAD.match(text)
+    if head is not None:
+        if head["resumed"] or head["ended"] or head["signal"] or head["note"]:
+            return "strace"
+        if _RESULT.search(text, head.end()):
+            return "strace"
+    if re.search(r"\bioctl\(-?\d+(?:<[^\"]*>)?, [K_0]|guest_phys_addr=.*memory_size=", text):
+        return "strace"
+    if re.search(r"kvm_set_user_memory (?:AddrSpace#|Slot#)|size=0x[0-9a-f]+ ua=0x", text):
+        return "qemu"
+    return None
+
+
+def open_trace(
+    path: str | os.PathLike[str], format: Format = "auto", stream: BinaryIO | None = None
+) -> Trace:
+    """Open a trace: a file (plain, gzip or xz, told by content) or `-` for standard input.
+
+    `stream`: read this binary stream instead, and use `path` as its name. Raises TraceError where
+    the file cannot be opened.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"format must be one of {', '.join(FORMATS)}, not {format!r}")
+    return Trace(Source(path, stream), format)

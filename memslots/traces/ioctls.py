@@ -1,0 +1,231 @@
+"""The ioctls of a strace that matter to memory slots: their arguments and results.
+
+Only one struct is read, KVM_SET_USER_MEMORY_REGION's, by the names strace prints for its fields.
+The longer struct of KVM_SET_USER_MEMORY_REGION2 is read too where a strace prints those names for
+it; as of strace 6.1 it prints an address, and the call is lost.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from .events import GUEST_MEMFD_FLAG, Capability, Counts, RegionCall, VmCreated
+
+Kind = Literal["", "region", "region2", "create_vm", "check_extension"]
+
+FLAG_NAMES = {
+    "KVM_MEM_LOG_DIRTY_PAGES": 1,
+    "KVM_MEM_READONLY": 2,
+    "KVM_MEM_GUEST_MEMFD": GUEST_MEMFD_FLAG,
+    "KVM_MEM_PRIVATE": GUEST_MEMFD_FLAG,  # its name before it was merged
+}
+#: The capabilities that shape a VM's slots, by number.
+CAPABILITIES = {10: "KVM_CAP_NR_MEMSLOTS", 118: "KVM_CAP_MULTI_ADDRESS_SPACE"}
+
+_IOC = r"_IOC\(_IOC_(?:NONE|WRITE), 0xae, "
+_REQUESTS: tuple[tuple[str, Kind], ...] = (
+    (rf"KVM_SET_USER_MEMORY_REGION2\b|0x40a0ae49\b|{_IOC}0x49, 0xa0\)", "region2"),
+    (rf"KVM_SET_USER_MEMORY_REGION\b|0x4020ae46\b|{_IOC}0x46, 0x20\)", "region"),
+    (rf"KVM_CREATE_VM\b|0xae01\b|{_IOC}0x0?1, 0(?:x0+)?\)", "create_vm"),
+    (rf"KVM_CHECK_EXTENSION\b|0xae03\b|{_IOC}0x0?3, 0(?:x0+)?\)", "check_extension"),
+)
+_REQUEST = tuple((re.compile(pattern), kind) for pattern, kind in _REQUESTS)
+#: fd (with -y's name), request, and the rest from the argument on.
+_IOCTL = re.compile(
+    r"ioctl\((?P<fd>-?\d+)(?:<.*?>(?=, ))?, "
+    r"(?P<request>_IO[A-Z]*\([^)]*\)|[^,{)]*)(?P<rest>.*)$",
+    re.DOTALL,
+)
+_RESULT = re.compile(
+    r"\)\s*= (?P<value>\?|-?\d+|0x[0-9a-f]+)"
+    r"(?:<[^>]*>+)?(?: (?:(?P<name>E[A-Z0-9]+)\b|\(errno (?P<number>\d+)\)))?(?P<tail>.*)$"
+)
+_FIELD = re.compile(r"(\w+)=([^,{}]*)")
+_COMMENT = re.compile(r"/\*.*?\*/")
+_WIDTH = {
+    "slot": 32,
+    "flags": 32,
+    "guest_phys_addr": 64,
+    "memory_size": 64,
+    "userspace_addr": 64,
+}
+
+
+class UndecodedError(ValueError):
+    """A part of a call that cannot be read; the message is the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ioctl:
+    """An ioctl taken apart, and what it is to us ("": nothing)."""
+
+    kind: Kind
+    fd: int
+    rest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a call returned: `value` is None for `?`, `errno` 0 for success."""
+
+    value: int | None
+    errno: int
+    injected: bool
+
+
+def split_ioctl(text: str) -> Ioctl:
+    """Take the line of an ioctl apart, from its name on."""
+    found = _IOCTL.match(text)
+    if found is None:
+        return Ioctl("region" if "KVM_SET_USER_MEMORY_REGION" in text else "", -1, "")
+    request = found["request"]
+    for pattern, kind in _REQUEST:
+        if pattern.search(request):
+            return Ioctl(kind, int(found["fd"]), found["rest"])
+    # Cut off inside its name: no other request begins with KVM_SET_U.
+    cut = request.startswith("KVM_SET_U") and "KVM_SET_USER_MEMORY_REGION".startswith(request)
+    return Ioctl("region" if cut else "", int(found["fd"]), found["rest"])
+
+
+def read_result(text: str) -> Result:
+    """The result at the end of `text`. Raises UndecodedError where there is none."""
+    found = None
+    # Of several ") = " the last is the result's: one before it belongs to an argument.
+    at = text.rfind(") ")
+    while at >= 0 and found is None:
+        found = _RESULT.match(text, at)
+        at = text.rfind(") ", 0, at)
+    if found is None:
+        raise UndecodedError("the line has no result (cut off?)")
+    injected = "(INJECTED)" in found["tail"]
+    if found["value"] == "?":
+        return Result(None, 0, injected)
+    value = int(found["value"], 0)
+    if value >= 0:
+        return Result(value, 0, injected)
+    if found["number"]:
+        return Result(value, int(found["number"]), injected)
+    number = getattr(errno, found["name"] or "", None)
+    if not isinstance(number, int):
+        raise UndecodedError(f"its error {found['name'] or value} has no number")
+    return Result(value, number, injected)
+
+
+def read_number(text: str, bits: int, name: str) -> int:
+    """A decimal or hexadecimal number of at most `bits` bits."""
+    text = text.strip()
+    try:
+        if not text.isalnum():  # int() takes signs and underscores too
+            raise ValueError(text)
+        value = int(text, 16 if text.startswith("0x") else 10)
+    except ValueError:
+        raise UndecodedError(f"{name} is not a number") from None
+    if value >> bits:
+        raise UndecodedError(f"{name} does not fit {bits} bits")
+    return value
+
+
+def read_flags(text: str) -> int:
+    """`KVM_MEM_LOG_DIRTY_PAGES|0x8`, `0x10 /* KVM_MEM_??? */`, `2`, `0`."""
+    flags = 0
+    for part in _COMMENT.sub("", text).split("|"):
+        part = part.strip()
+        flags |= FLAG_NAMES[part] if part in FLAG_NAMES else read_number(part, 32, "flags")
+    return flags
+
+
+def read_struct(text: str) -> tuple[dict[str, int], str]:
+    """The fields of the struct that `text` begins with, and what follows it."""
+    if not text.startswith("{"):
+        raise UndecodedError("strace did not decode the struct")
+    end = text.find("}")
+    if end < 0:
+        raise UndecodedError("the struct is cut off")
+    found = dict(_FIELD.findall(text[:end]))
+    if missing := [name for name in _WIDTH if name not in found]:
+        what = "the struct is elided" if "..." in text[:end] else f"the struct has no {missing[0]}"
+        raise UndecodedError(what)
+    fields = {
+        name: read_flags(found[name]) if name == "flags" else read_number(found[name], bits, name)
+        for name, bits in _WIDTH.items()
+    }
+    if "guest_memfd" in found and fields["flags"] & GUEST_MEMFD_FLAG:
+        fields["guest_memfd"] = read_number(
+            re.sub(r"<.*", "", found["guest_memfd"]), 32, "guest_memfd"
+        )
+    return fields, text[end + 1 :]
+
+
+class IoctlReader:
+    """Turns whole ioctl lines into events, and counts those it cannot."""
+
+    def __init__(self, counts: Counts) -> None:
+        self.counts = counts
+        self.decoded = 0
+        self.lines = 0  # that memslot calls stand on, decoded or lost
+
+    def read(
+        self, first: int, number: int, text: str, tid: int | None, time_ns: int | None, cut: bool
+    ) -> RegionCall | VmCreated | Capability | None:
+        """The event of the ioctl `text` (lines `first` to `number`); `cut`: the input ends here."""
+        ioctl = split_ioctl(text)
+        if ioctl.kind in ("region", "region2"):
+            return self._region(first, number, text, ioctl, tid, time_ns, cut)
+        if not ioctl.kind:
+            return None
+        try:
+            result = read_result(text)
+        except UndecodedError:
+            return None
+        if result.value is None or result.errno:
+            return None
+        if ioctl.kind == "create_vm":
+            return VmCreated(first, tid, result.value)
+        if name := _capability(ioctl.rest):
+            return Capability(first, tid, name, result.value)
+        return None
+
+    def _region(
+        self,
+        first: int,
+        number: int,
+        text: str,
+        ioctl: Ioctl,
+        tid: int | None,
+        time_ns: int | None,
+        cut: bool,
+    ) -> RegionCall | None:
+        result: Result | None = None
+        self.lines += 1 if first == number else 2
+        try:
+            try:
+                result = read_result(text)
+            except UndecodedError:
+                if cut:
+                    raise UndecodedError("cut off where the input ends") from None
+                raise
+            if result.injected:
+                raise UndecodedError("its result is strace's own (INJECTED), not the kernel's")
+            if result.value is None:
+                raise UndecodedError("its result is not known (?)")
+            fields, _ = read_struct(ioctl.rest.removeprefix(", "))
+        except UndecodedError as error:
+            name = "KVM_SET_USER_MEMORY_REGION2: " if ioctl.kind == "region2" else ""
+            known = result.errno if result and result.value is not None else None
+            self.counts.lose(first, name + str(error), text, known)
+            return None
+        self.decoded += 1
+        return RegionCall(
+            line=first, tid=tid, fd=ioctl.fd, time_ns=time_ns, end_line=number,
+            errno=result.errno, **fields,
+        )  # fmt: skip
+
+
+def _capability(rest: str) -> str | None:
+    for number, name in CAPABILITIES.items():
+        if name in rest or re.match(rf", (?:{number}|{number:#x})\b", rest):
+            return name
+    return None

@@ -1,0 +1,166 @@
+"""Which VM a call is for.
+
+A VM is known by its process and the fd that the process has it at. Whose thread a tid is stands in
+the trace where clone and fork were traced. Where they were not, it is inferred: a tid that uses the
+only fd of that number at which a VM was created is a thread of the creator; otherwise it belongs to
+the process whose VM would have given its first call the very result that was recorded, and is a
+process of its own if there is none. Every inference is told in `notes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from .events import Event, FdClosed, RegionCall, TaskEnded, TaskStarted, VmCreated
+
+V = TypeVar("V")
+
+
+@dataclass(slots=True)
+class _Held(Generic[V]):
+    """A VM at an fd; `born`: its creation is in the trace."""
+
+    vm: V
+    born: bool
+
+
+@dataclass(slots=True)
+class _Process(Generic[V]):
+    """A set of threads that share their fds, named after the first of them that was seen."""
+
+    leader: int | None
+    tids: set[int | None] = field(default_factory=set)
+    fds: dict[int | None, _Held[V]] = field(default_factory=dict)
+
+
+class Machines(Generic[V]):
+    """Finds the VM of each call.
+
+    `make(process, fd, line)` makes a VM; `line` is where it was created, None where the trace
+    does not show it. `fits(vm, call)` tells whether `vm` as it is now would give the recorded
+    result.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[int | None, int | None, int | None], V],
+        fits: Callable[[V, RegionCall], bool],
+    ) -> None:
+        self.notes: list[str] = []
+        self._make = make
+        self._fits = fits
+        self._processes: list[_Process[V]] = []
+        self._of_tid: dict[int | None, _Process[V]] = {}
+
+    def see(self, event: Event) -> None:
+        """Learn from anything but a call."""
+        if isinstance(event, VmCreated):
+            process = self._of_tid.get(event.tid) or self._new(event.tid)
+            vm = self._make(process.leader, event.fd, event.line)
+            process.fds[event.fd] = _Held(vm, True)
+        elif isinstance(event, FdClosed):
+            if closer := self._of_tid.get(event.tid):
+                closer.fds.pop(event.fd, None)
+        elif isinstance(event, TaskStarted):
+            self._started(event)
+        elif isinstance(event, TaskEnded):
+            self._ended(event)
+
+    def of(self, call: RegionCall) -> V:
+        """The VM that `call` is for; made now if the trace began after its creation."""
+        process = self._of_tid.get(call.tid)
+        if process is None:
+            process = self._infer(call)
+        held = process.fds.get(call.fd)
+        if held is None:
+            held = _Held(self._make(process.leader, call.fd, None), False)
+            process.fds[call.fd] = held
+        return held.vm
+
+    def _new(self, tid: int | None) -> _Process[V]:
+        process: _Process[V] = _Process(tid)
+        self._processes.append(process)
+        self._join(tid, process)
+        return process
+
+    def _join(self, tid: int | None, process: _Process[V]) -> None:
+        process.tids.add(tid)
+        self._of_tid[tid] = process
+
+    def _started(self, event: TaskStarted) -> None:
+        if event.child in self._of_tid and event.same_process:
+            return  # its own calls came first, and told whose it is
+        parent = self._of_tid.get(event.parent) or self._new(event.parent)
+        if event.same_process:
+            self._join(event.child, parent)
+        elif event.child not in self._of_tid:
+            # A forked child inherits the fds, but KVM refuses it their use (EIO).
+            self._new(event.child)
+
+    def _ended(self, event: TaskEnded) -> None:
+        process = self._of_tid.get(event.tid)
+        if process is None:
+            return
+        if event.by_exec:  # a VM's fd is closed on exec
+            process.fds.clear()
+            return
+        del self._of_tid[event.tid]
+        process.tids.discard(event.tid)
+        if not process.tids:
+            self._processes.remove(process)
+
+    def _infer(self, call: RegionCall) -> _Process[V]:
+        candidates = [process for process in self._processes if call.fd in process.fds]
+        if not candidates:
+            return self._new(call.tid)
+        if len(candidates) == 1 and candidates[0].fds[call.fd].born:
+            chosen = candidates[0]
+            why = f"it uses fd {call.fd}, at which only that process has a VM"
+        else:
+            fitting = [p for p in candidates if self._fits(p.fds[call.fd].vm, call)]
+            if not fitting:
+                process = self._new(call.tid)
+                why = "no other VM at its fd fits its first call"
+                self._note(call, "a process of its own", why)
+                return process
+            chosen = max(fitting, key=lambda p: _nearness(p.leader, call.tid))
+            why = "its first call fits that VM"
+        self._join(call.tid, chosen)
+        what = "the process" if chosen.leader is None else f"process {chosen.leader}"
+        self._note(call, f"a thread of {what}", why)
+        return chosen
+
+    def _note(self, call: RegionCall, what: str, why: str) -> None:
+        self.notes.append(
+            f"thread {call.tid} (line {call.line}) was taken for {what}: {why}; "
+            "the trace has no clone call that tells"
+        )
+
+
+def births_first(events: Iterable[Event]) -> list[Event]:
+    """`events` with each TaskStarted before what its child did.
+
+    strace prints a clone's result when it returns in the parent; the child may have run before.
+    """
+    keyed: list[tuple[float, Event]] = []
+    first_seen: dict[int | None, int] = {}  # since the last end of that tid
+    for place, event in enumerate(events):
+        key: float = place
+        if isinstance(event, TaskStarted):
+            first_seen.setdefault(event.parent, place)
+            key = first_seen.setdefault(event.child, place) - 0.5
+        else:
+            first_seen.setdefault(event.tid, place)
+            if isinstance(event, TaskEnded) and not event.by_exec:
+                del first_seen[event.tid]
+        keyed.append((key, event))
+    return [event for _, event in sorted(keyed, key=lambda pair: pair[0])]
+
+
+def _nearness(leader: int | None, tid: int | None) -> tuple[bool, int]:
+    """Greatest for the leader nearest below `tid`: threads get their tids after their process."""
+    if leader is None or tid is None:
+        return False, 0
+    return leader <= tid, -abs(tid - leader)

@@ -1,0 +1,155 @@
+"""Opening a trace: a plain file, a compressed one, or standard input, as blocks of bytes.
+
+What is compressed is told by its first bytes, never by its name. Nothing is read ahead of need, so
+a trace may be longer than memory, and standard input may be a program that still runs.
+"""
+
+from __future__ import annotations
+
+import lzma
+import os
+import stat
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from .events import TraceError
+
+#: How much is read, and at most decompressed, in one step.
+BLOCK = 1 << 18
+
+_GZIP = b"\x1f\x8b"
+_XZ = b"\xfd7zXZ\x00"
+_FOREIGN = {
+    b"BZh": "it is compressed with bzip2: pipe it through `bzip2 -dc` into `-`",
+    b"\x28\xb5\x2f\xfd": "it is compressed with zstd: pipe it through `zstd -dc` into `-`",
+    b"PK\x03\x04": "it is a zip archive: pipe it through `unzip -p` into `-`",
+    b"\xff\xfe": "it is UTF-16 text: convert it with `iconv -f UTF-16 -t UTF-8`",
+    b"\xfe\xff": "it is UTF-16 text: convert it with `iconv -f UTF-16 -t UTF-8`",
+}
+
+
+class Source:
+    """One input. `path` is a file name, or `-` for standard input.
+
+    `size` is the length of the file in bytes (None where there is no such thing) and `position`
+    how many of those have been read: what a progress bar needs. Raises TraceError for whatever is
+    wrong with the file, while opening and while reading.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], stream: BinaryIO | None = None) -> None:
+        self.name = "standard input" if path == "-" else os.fspath(path)
+        self.position = 0
+        self.size: int | None = None
+        #: Called after each read.
+        self.watch: Callable[[Source], None] | None = None
+        if stream is not None:
+            self._raw = stream
+        elif path == "-":
+            self._raw = sys.stdin.buffer
+        else:
+            try:
+                self._raw = Path(path).open("rb")  # noqa: SIM115 (close closes it)
+            except (OSError, ValueError) as error:
+                raise TraceError(self.name, _why(error)) from None
+        self._close = stream is None and path != "-"
+        if self._close:
+            status = os.fstat(self._raw.fileno())
+            if stat.S_ISREG(status.st_mode):
+                self.size = status.st_size
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file, if it was opened here."""
+        if self._close:
+            self._raw.close()
+
+    def blocks(self) -> Iterator[bytes]:
+        """The content, decompressed, in blocks of no more than BLOCK bytes."""
+        blocks = self._read()
+        head = b""
+        for block in blocks:
+            head += block
+            if len(head) >= len(_XZ):
+                break
+        for magic, reason in _FOREIGN.items():
+            if head.startswith(magic):
+                raise TraceError(self.name, reason)
+        chained = _chain(head, blocks)
+        if head.startswith(_GZIP):
+            yield from self._gunzip(chained)
+        elif head.startswith(_XZ):
+            yield from self._unxz(chained)
+        else:
+            yield from chained
+
+    def _read(self) -> Iterator[bytes]:
+        # read1 hands over what a pipe has, instead of waiting for a whole block.
+        read = getattr(self._raw, "read1", self._raw.read)
+        while True:
+            try:
+                block = read(BLOCK)
+            except OSError as error:
+                raise TraceError(self.name, _why(error)) from None
+            if not block:
+                return
+            self.position += len(block)
+            if self.watch is not None:
+                self.watch(self)
+            yield block
+
+    def _gunzip(self, blocks: Iterator[bytes]) -> Iterator[bytes]:
+        member = zlib.decompressobj(31)
+        begun = False
+        try:
+            for data in blocks:
+                while data:
+                    if member.eof:  # another member follows; zeros are padding
+                        data = data.lstrip(b"\0")
+                        if not data:
+                            break
+                        member, begun = zlib.decompressobj(31), False
+                    begun = True
+                    yield member.decompress(data, BLOCK)
+                    data = member.unconsumed_tail or member.unused_data
+            while begun and not member.eof and (rest := member.decompress(b"", BLOCK)):
+                yield rest
+        except zlib.error as error:
+            raise TraceError(self.name, f"its gzip compression is damaged ({error})") from None
+        if begun and not member.eof:
+            raise TraceError(self.name, "its gzip compression is cut off: the file is truncated")
+
+    def _unxz(self, blocks: Iterator[bytes]) -> Iterator[bytes]:
+        stream = lzma.LZMADecompressor(lzma.FORMAT_XZ)
+        try:
+            for data in blocks:
+                while data or not (stream.needs_input or stream.eof):
+                    if stream.eof:
+                        data = data.lstrip(b"\0")
+                        if not data:
+                            break
+                        stream = lzma.LZMADecompressor(lzma.FORMAT_XZ)
+                    yield stream.decompress(data, BLOCK)
+                    data = stream.unused_data if stream.eof else b""
+        except lzma.LZMAError as error:
+            raise TraceError(self.name, f"its xz compression is damaged ({error})") from None
+        if not stream.eof:
+            raise TraceError(self.name, "its xz compression is cut off: the file is truncated")
+
+
+def _chain(head: bytes, blocks: Iterator[bytes]) -> Iterator[bytes]:
+    if head:
+        yield head
+    yield from blocks
+
+
+def _why(error: Exception) -> str:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return reason[:1].lower() + reason[1:]

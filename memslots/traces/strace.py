@@ -1,0 +1,281 @@
+"""Reading the output of strace.
+
+Understood: a bare pid, `[pid N]` or none in front (with `-Y`'s names), `-t -tt -ttt -r` stamps and
+their long forms, `-T -y -yy -i -n -k`, `-X raw` and `-X verbose`, grep's `file:line:` in front;
+calls that strace cut in two (`<unfinished ...>` and `resumed`), joined per thread. A call whose
+struct strace did not decode, and one whose other half is missing, is counted as lost.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .clock import EPOCH_FROM, Clock
+from .events import Counts, Event, FdClosed, TaskEnded, TaskStarted
+from .ioctls import IoctlReader, Result, UndecodedError, read_result, split_ioctl
+from .lines import Lines
+
+#: What a line must contain to be looked at; see Lines.
+WORDS = (
+    b"MEMORY_REGION",
+    b"KVM_CREATE_VM",
+    b"KVM_CAP_NR_MEMSLOTS",
+    b"KVM_CAP_MULTI_ADDRESS",
+    b"0xae",  # raw and undecoded requests: 0xae01, _IOC(_IOC_WRITE, 0xae, ...
+    b"ae46",
+    b"ae49",
+    b"<unfinished",
+    b"resumed>",
+    b"clone",
+    b"fork(",
+    b"close(",
+    b"execve",
+    b"attached",
+    b"+++",
+    b"kvm_set_user_memory",
+)
+
+_HEAD = r"""
+    \s*
+    (?: \[pid\s+(?P<pid>\d+)(?:<[^>]*>)?(?:\ /\*.*?\*/)?\]\s+
+      | (?P<bare>\d+)(?:<[^>]*>)?(?:\ /\*.*?\*/)?\s+ )?
+    (?: (?: (?P<clock>\d\d:\d\d:\d\d(?:\.\d+)?) | (?P<seconds>\d+\.\d+|\d{9,}) )\s+ )?
+    (?: \(\+\s*\d+(?:\.\d+)?\)\s+ )?                         # -r beside -t
+    (?: \[\s*\d+\]\s+ )? (?: \[[0-9a-f?]{8,16}\]\s+ )?       # -n, -i
+    (?: (?P<call>[a-z_][a-z0-9_]*) (?=\()
+      | <\.\.\.\ (?P<resumed>[a-z_][a-z0-9_]*)\ resumed>\s?
+      | (?P<ended>\+\+\+\ (?:exited|killed|superseded))
+      | (?P<signal>---\ (?:SIG|stopped))
+      | (?P<note>strace:\ ) )
+"""
+HEAD = re.compile(_HEAD, re.VERBOSE)
+#: The same anywhere in a line, for one that another program's output runs into.
+_INNER = re.compile(r"(?:\[pid\s+(?P<pid>\d+)\]\s+[^\"(]*?)?(?P<call>\bioctl)(?=\()")
+_GREP = re.compile(r"(?:[^\s:(]*[^\s:(\d][^\s:(]*[:-])?(?:\d+[:-])?(?=[\s\[<\d a-z])")
+_ATTACHED = re.compile(r"strace: Process (\d+) attached")
+_UNFINISHED = "<unfinished ...>"
+_MEMSLOT = re.compile(
+    r"SET_USER_MEMORY_REGION|0x4020ae46|0x40a0ae49|_IOC\(_IOC_WRITE, 0xae, 0x4(?:6, 0x20|9, 0xa0)\)"
+)
+_FOLLOWED = frozenset(
+    ("ioctl", "clone", "clone2", "clone3", "fork", "vfork", "close", "execve", "execveat")
+)
+
+
+@dataclass(slots=True)
+class _Begun:
+    """A call that strace cut at `<unfinished ...>`; `text` is None where nothing hangs on it."""
+
+    line: int
+    text: str | None
+
+
+@dataclass(slots=True)
+class _Head:
+    """What stands in front of a call."""
+
+    tid: int | None
+    time_ns: int | None
+
+
+class StraceReader:
+    """Events out of strace's lines; `counts` is complete when they are used up."""
+
+    def __init__(self, lines: Lines, counts: Counts) -> None:
+        self.counts = counts
+        self.notes: list[str] = []
+        self._lines = lines
+        self._clock = Clock()
+        self._begun: dict[int | None, _Begun] = {}
+        self._ioctls = IoctlReader(counts)
+        self._announced: set[int] = set()  # by "strace: Process N attached"
+        self._first_pid = False  # a [pid N] was seen
+        self._without_pid = False  # a call with no pid in front was seen
+        self._fragment: tuple[int, str] | None = None
+        self._qemu_lines = 0
+
+    def __iter__(self) -> Iterator[Event]:
+        self._lines.words = WORDS
+        number = 0
+        for number, raw in self._lines:
+            text = raw.decode("ascii", "replace").rstrip("\r")
+            if self._fragment is not None:
+                first, beginning = self._fragment
+                self._fragment = None
+                yield from self._line(first, number, beginning + text)
+            else:
+                yield from self._line(number, number, text)
+        if self._fragment is not None:
+            yield from self._line(self._fragment[0], number, self._fragment[1])
+        for begun in self._begun.values():
+            self._lose_begun(begun)
+        self._finish()
+
+    def _finish(self) -> None:
+        counts = self.counts
+        counts.lines = self._lines.total
+        counts.calls = self._ioctls.decoded
+        counts.unrelated = counts.lines - self._ioctls.lines
+        if self._qemu_lines:
+            self.notes.append(
+                f"{self._qemu_lines} lines of QEMU's kvm_set_user_memory trace stand between those "
+                "of strace and were left out; --format qemu reads them instead"
+            )
+
+    def _line(self, first: int, number: int, text: str) -> Iterator[Event]:
+        """One line, which began at line `first` and ends at line `number`."""
+        if "attached" in text and (attached := _ATTACHED.search(text)):
+            self._announced.add(int(attached[1]))
+            if beginning := text[: attached.start()]:
+                # strace's message broke into the line of a call; what follows goes on with it.
+                self._fragment = (first, beginning)
+                self._lines.next_too = True
+            return
+        found = HEAD.match(text)
+        if found is None:
+            grep = _GREP.match(text)
+            found = HEAD.match(text, grep.end()) if grep else None
+        if found is None:
+            yield from self._odd_line(first, number, text)
+            return
+        head = self._read_head(found)
+        tid = head.tid
+        if found["pid"] and tid is not None:
+            yield from self._see_pid(number, tid)
+        elif tid is None and found["call"]:
+            self._without_pid = True
+        if self._clock.relative and self._lines.words is not None:
+            self._lines.words = None  # distances add up over all lines
+        if found["ended"]:
+            if begun := self._begun.pop(tid, None):
+                self._lose_begun(begun)
+            yield TaskEnded(number, tid)
+        elif found["call"]:
+            yield from self._call(first, number, text[found.start("call") :], head)
+        elif found["resumed"]:
+            yield from self._resumed(number, found["resumed"], text[found.end() :], head)
+
+    def _read_head(self, found: re.Match[str]) -> _Head:
+        tid = found["pid"] or found["bare"]
+        seconds = found["seconds"]
+        if tid and not seconds and int(tid) >= EPOCH_FROM:
+            tid, seconds = None, tid  # whole seconds of an epoch, and no pid
+        time_ns = None
+        if found["clock"]:
+            time_ns = self._clock.time_of_day(found["clock"])
+        elif seconds:
+            time_ns = self._clock.seconds(seconds)
+        return _Head(int(tid) if tid else None, time_ns)
+
+    def _see_pid(self, number: int, tid: int) -> Iterator[Event]:
+        """A `[pid N]`. The first that strace did not announce is the one that had no pid before."""
+        if not self._first_pid and self._announced and self._without_pid:
+            if tid in self._announced:
+                return
+            yield TaskStarted(number, None, tid, True)
+        self._first_pid = True
+
+    def _odd_line(self, first: int, number: int, text: str) -> Iterator[Event]:
+        """A line that does not begin as strace's do."""
+        if "kvm_set_user_memory " in text:
+            self._qemu_lines += 1
+        beheaded = "guest_phys_addr=" in text and "memory_size=" in text
+        if not beheaded and not _MEMSLOT.search(text):
+            return
+        found = _INNER.search(text)
+        if found and '"' not in text[: found.start()]:
+            head = _Head(int(found["pid"]) if found["pid"] else None, None)
+            yield from self._call(first, number, text[found.start("call") :], head)
+        elif beheaded and '"' not in text:
+            self._lose(first, "the line's beginning is missing", text)
+
+    def _call(self, first: int, number: int, text: str, head: _Head) -> Iterator[Event]:
+        """A call, from its name on; `<unfinished ...>` is kept until it is resumed."""
+        unfinished = text.find(_UNFINISHED)
+        if unfinished < 0:
+            yield from self._complete(first, number, text, head)
+            return
+        before = self._begun.pop(head.tid, None)
+        if before is not None:
+            self._lose_begun(before)
+        name = text.partition("(")[0]
+        text, rest = text[:unfinished].rstrip(), text[unfinished + len(_UNFINISHED) :]
+        if rest.strip().startswith(")"):  # "<unfinished ...>) = ?": it never returned
+            if _is_memslot(text):
+                self._lose(first, "the call did not return", text)
+            return
+        wanted = name in _FOLLOWED and (name != "ioctl" or _is_wanted(text))
+        self._begun[head.tid] = _Begun(first, text if wanted else None)
+
+    def _resumed(self, number: int, name: str, rest: str, head: _Head) -> Iterator[Event]:
+        begun = self._begun.pop(head.tid, None)
+        if begun is None:
+            # KVM_RUN and most others print their argument when they return; a memslot call has
+            # printed all of it, and nothing but the bracket is left.
+            if name == "ioctl" and re.match(r"\)\s+= ", rest):
+                reason = "resumed, but its beginning is not in the trace (perhaps another ioctl)"
+                self._lose(number, reason, f"<... ioctl resumed>{rest}", _errno_of(rest))
+        elif begun.text is not None:
+            yield from self._complete(begun.line, number, begun.text + rest, head)
+
+    def _complete(self, first: int, number: int, text: str, head: _Head) -> Iterator[Event]:
+        """A whole call with its result."""
+        name = text.partition("(")[0]
+        if name == "ioctl":
+            cut = self._lines.cut and number == self._lines.total
+            event = self._ioctls.read(first, number, text, head.tid, head.time_ns, cut)
+            if event is not None:
+                yield event
+            return
+        if name not in _FOLLOWED:
+            return
+        try:
+            result = read_result(text)
+        except UndecodedError:
+            return
+        if result.errno or result.value is None:
+            return
+        if name == "close":
+            if found := re.match(r"close\((\d+)", text):
+                yield FdClosed(number, head.tid, int(found[1]))
+        elif name.startswith("execve"):
+            yield TaskEnded(number, head.tid, by_exec=True)
+        elif result.value > 0:
+            yield TaskStarted(number, head.tid, result.value, _same_process(name, text))
+
+    def _lose_begun(self, begun: _Begun) -> None:
+        if begun.text is not None and _is_memslot(begun.text):
+            self._lose(begun.line, "unfinished, and never resumed", begun.text)
+
+    def _lose(self, line: int, reason: str, text: str, errno: int | None = None) -> None:
+        self._ioctls.lines += 1
+        self.counts.lose(line, reason, text, errno)
+
+
+def _same_process(name: str, text: str) -> bool:
+    """Whether a clone shares its parent's fds (what makes it one process for us)."""
+    if name in ("fork", "vfork"):
+        return False
+    if "CLONE_" in text:
+        return "CLONE_THREAD" in text or "CLONE_FILES" in text
+    if found := re.search(r"flags=(0x[0-9a-f]+)", text):  # -X raw
+        return bool(int(found[1], 16) & 0x10400)
+    return False
+
+
+def _is_memslot(text: str) -> bool:
+    return split_ioctl(text).kind in ("region", "region2") if text.startswith("ioctl(") else False
+
+
+def _is_wanted(text: str) -> bool:
+    return split_ioctl(text).kind != ""
+
+
+def _errno_of(rest: str) -> int | None:
+    try:
+        result: Result = read_result(rest)
+    except UndecodedError:
+        return None
+    return result.errno

@@ -1,0 +1,18 @@
+"""Walks over the slots of a range, as lists: all of one generation."""
+
+from libc.stdint cimport uint64_t
+
+from memslots.core.space cimport space
+
+# What a walk takes in: the slots with a gfn, or a host byte, in [first, last].
+cdef struct extent:
+    bint by_hva
+    uint64_t first
+    uint64_t last
+
+
+# Makes an extent of the half-open range [start, end); says whether there is anything in it.
+# ValueError where it ends before it starts.
+cdef bint set_extent(extent *e, bint by_hva, object start, object end) except -1
+# The Slots that a walk takes in, by base_gfn or by userspace_addr. O(log n + k).
+cdef list records(const space *sp, const extent *e)

@@ -1,0 +1,212 @@
+"""Making a change: the lock, the steps of the core, and what the listeners are told in between."""
+
+from cpython.pythread cimport (
+    NOWAIT_LOCK,
+    WAIT_LOCK,
+    PyThread_acquire_lock,
+    PyThread_allocate_lock,
+    PyThread_free_lock,
+    PyThread_get_thread_ident,
+    PyThread_release_lock,
+)
+from cpython.ref cimport Py_INCREF, Py_XDECREF, PyObject
+from libc.stdint cimport uint32_t
+
+from memslots.core.dirtylog cimport dirty_free
+from memslots.core.machine cimport machine, machine_free, machine_new
+from memslots.core.region cimport (
+    ALLOWED,
+    BEYOND_MAX_GFN,
+    CHANGE_NONE,
+    ID_IN_USE,
+    NO_SUCH_SLOT,
+    limits,
+    plan,
+    refusal,
+    region_beyond_max_gfn,
+    region_plan,
+)
+from memslots.core.slot cimport slot, slot_free
+from memslots.core.slotset cimport slotset_by_id, slotset_first, slotset_step
+from memslots.core.space cimport space, space_active
+from memslots.core.srcu cimport srcu_idle, srcu_wait
+from memslots.core.update cimport (
+    change,
+    update_apply_begin,
+    update_apply_end,
+    update_end,
+    update_get,
+    update_invalidate_begin,
+    update_invalidate_end,
+    update_leftover,
+    update_must_invalidate,
+    update_revert_begin,
+    update_revert_end,
+)
+from memslots.listeners cimport ask_prepare, tell_commit, tell_invalidate
+from memslots.records cimport slot_record
+from memslots.refusals cimport check_id, refusal_error
+
+from memslots.errors import busy
+from memslots.records import Change
+
+# By change_kind.
+cdef tuple CHANGES = (Change.NONE, Change.CREATE, Change.DELETE, Change.MOVE, Change.FLAGS_ONLY)
+
+
+cdef object change_record(change_kind kind):
+    return CHANGES[<int>kind]
+
+
+cdef void release_record(slot *s) noexcept:
+    """Lets go of the Slot kept with a slot."""
+    if s is not NULL:
+        Py_XDECREF(<PyObject *>s.record)
+        s.record = NULL
+
+
+cdef int keep_record(slot *s) except -1:
+    """Makes the Slot kept with a slot, where there is a slot."""
+    cdef object record
+    if s is not NULL:
+        record = slot_record(s)
+        Py_INCREF(record)
+        s.record = <void *>record
+    return 0
+
+
+cdef void finish(change *c) noexcept:
+    """Frees what the sets no longer hold."""
+    release_record(update_leftover(c))
+    release_record(c.invalid)
+    update_end(c)
+
+
+cdef class Writer(ReadFace):
+    """A read face that owns its machine and can change it. One thread at a time is the writer."""
+
+    cdef int own_machine(self, const limits *lim) except -1:
+        """Makes the machine, with nothing in it; once, before anything else."""
+        self.subscriptions = ()
+        self.lock = PyThread_allocate_lock()
+        cdef machine *m = machine_new(lim) if self.lock is not NULL else NULL
+        if m is NULL:
+            raise MemoryError("no memory for the address spaces")
+        self.m = m
+        self.sp = m.spaces[0]
+        return 0
+
+    def __dealloc__(self):
+        cdef uint32_t as_id
+        cdef slot *s
+        cdef slot *next
+        cdef slot *chain = NULL
+        # A walk steps on slots it has passed, so none is freed before its end: they are chained, by
+        # the member that has just lost its use.
+        for as_id in range(self.m.lim.nspaces):
+            s = slotset_first(&self.m.spaces[as_id].sets[0])
+            while s is not NULL:
+                next = slotset_step(&self.m.spaces[as_id].sets[0], s, 1)
+                release_record(s)
+                s.record = chain
+                chain = s
+                s = next
+        while chain is not NULL:
+            s = chain
+            chain = <slot *>s.record
+            dirty_free(s.dirty)
+            slot_free(s)
+        if self.m.lim.nspaces != 0:  # else __cinit__ did not get as far as making one
+            machine_free(self.m)
+        if self.lock is not NULL:
+            PyThread_free_lock(self.lock)
+
+    cdef int enter(self, str what) except -1:
+        """Becomes the writer. BusyError for the thread that is it already: it is in a listener."""
+        cdef unsigned long me = PyThread_get_thread_ident()
+        # Another thread may be writing this; but nobody else writes this thread's ident.
+        if self.writer == me:
+            raise busy(what)
+        if not PyThread_acquire_lock(self.lock, NOWAIT_LOCK):
+            with nogil:
+                PyThread_acquire_lock(self.lock, WAIT_LOCK)
+        self.writer = me
+        return 0
+
+    cdef void leave(self) noexcept:
+        self.writer = 0
+        PyThread_release_lock(self.lock)
+
+    cdef void wait_for_readers(self) noexcept:
+        """Lets the batch calls that may be in the old set come out.
+
+        Single look-ups are never there: this holds the GIL.
+        """
+        if not srcu_idle(&self.m.readers):
+            with nogil:
+                srcu_wait(&self.m.readers)
+
+    cdef int region_of(self, region *r, uint32_t id, uint32_t as_id) except -1:
+        """The region that a slot is, for a change of it."""
+        cdef slot *s
+        check_id(&self.m.lim, id, as_id)
+        s = slotset_by_id(space_active(self.m.spaces[as_id]), id)
+        r.id = id
+        r.as_id = as_id
+        if s is NULL:
+            raise refusal_error(NO_SUCH_SLOT, &self.m.lim, r, NULL, "")
+        r.flags = s.flags
+        r.base_gfn = s.base_gfn
+        r.npages = s.npages
+        r.userspace_addr = s.userspace_addr
+        return 0
+
+    cdef object current(self, const region *r):
+        """The Slot of the region's id, which there is."""
+        return <object>slotset_by_id(space_active(self.m.spaces[r.as_id]), r.id).record
+
+    cdef change_kind make(self, const region *r, demand wants) except? CHANGE_NONE:
+        """Rules 3 to 7, and the change that the region asks for. The caller is the writer."""
+        cdef const limits *lim = &self.m.lim
+        cdef space *sp = self.m.spaces[r.as_id]
+        cdef tuple subscriptions = self.subscriptions
+        cdef bint invalidated = False
+        cdef plan p
+        cdef change c
+        cdef refusal why = region_plan(space_active(sp), r, &p)
+        if wants == NO_SLOT and p.old is not NULL:
+            why = ID_IN_USE
+        if why == ALLOWED:
+            if p.kind == CHANGE_NONE:
+                return p.kind
+            why = update_get(&c, sp, lim, r, &p)
+        if why != ALLOWED:
+            raise refusal_error(why, lim, r, &p, "")
+        try:
+            keep_record(c.new)
+            keep_record(c.invalid)
+            kind = change_record(c.kind)
+            old = None if c.old is NULL else <object>c.old.record
+            new = None if c.new is NULL else <object>c.new.record
+            if update_must_invalidate(&c):
+                update_invalidate_begin(&c)
+                invalidated = True
+                self.wait_for_readers()
+                update_invalidate_end(&c)
+                tell_invalidate(subscriptions, old)
+            if c.new is not NULL and region_beyond_max_gfn(lim, r):
+                raise refusal_error(BEYOND_MAX_GFN, lim, r, &p, "")
+            ask_prepare(subscriptions, kind, old, new)
+        except BaseException:
+            if invalidated:
+                update_revert_begin(&c)
+                self.wait_for_readers()
+                update_revert_end(&c)
+            finish(&c)
+            raise
+        update_apply_begin(&c)
+        self.wait_for_readers()
+        update_apply_end(&c)
+        finish(&c)
+        tell_commit(subscriptions, kind, old, new)
+        return c.kind
