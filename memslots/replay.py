@@ -16,11 +16,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from . import Change, MemslotError, Memslots, Slot
-from .traces import Counts, Event, RegionCall, Trace, TraceError
-from .traces.events import GUEST_MEMFD_FLAG, Capability
-from .traces.gaps import Gap, Gaps
-from .traces.machines import Machines, births_first
+from memslots import Change, MemslotError, Memslots, Slot
+from memslots.traces import Counts, Event, RegionCall, Trace, TraceError
+from memslots.traces.events import GUEST_MEMFD_FLAG, Capability
+from memslots.traces.gaps import Gap, Gaps
+from memslots.traces.machines import Machines, births_first
 
 #: Errors that have nothing to do with the map: resources, signals, fds, permissions.
 OUTSIDE = frozenset(

@@ -31,7 +31,7 @@ PAGE = HERE.parent / "docs" / "command.md"
 SEABIOS = str(TRACES / "qemu-pc-seabios.strace.gz")
 OVMF = str(TRACES / "qemu-q35-ovmf-ttt-y.strace.gz")
 OVMF_QEMU = str(TRACES / "qemu-q35-ovmf.qemu-trace")
-COMMAND = [sys.executable, "-m", "memslots.cli"]
+COMMAND = [sys.executable, "-m", "memslots"]
 
 
 def qemu(slot: int, gpa: int, size: int, ret: int = 0, ua: int = 0x7F0000000000) -> str:
@@ -681,7 +681,7 @@ def workplace(tmp_path: Path) -> Path:
     (tmp_path / "qemu.log").write_bytes(Path(OVMF_QEMU).read_bytes())
     shim = tmp_path / "bin" / "memslots"
     shim.parent.mkdir()
-    shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m memslots.cli "$@"\n')
+    shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m memslots "$@"\n')
     shim.chmod(0o755)
     return tmp_path
 

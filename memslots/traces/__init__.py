@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator
 from typing import BinaryIO, Literal
 
-from .events import (
+from memslots.traces.events import (
     Capability,
     Counts,
     Event,
@@ -27,10 +27,10 @@ from .events import (
     TraceError,
     VmCreated,
 )
-from .lines import Lines, LineTooLongError
-from .qemu import QemuReader
-from .source import Source
-from .strace import HEAD, StraceReader
+from memslots.traces.lines import Lines, LineTooLongError
+from memslots.traces.qemu import QemuReader
+from memslots.traces.source import Source
+from memslots.traces.strace import HEAD, StraceReader
 
 __all__ = [
     "FORMATS",

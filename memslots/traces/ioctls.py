@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from .events import GUEST_MEMFD_FLAG, Capability, Counts, RegionCall, VmCreated
+from memslots.traces.events import GUEST_MEMFD_FLAG, Capability, Counts, RegionCall, VmCreated
 
 Kind = Literal["", "region", "region2", "create_vm", "check_extension"]
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from .events import Event, FdClosed, RegionCall, TaskEnded, TaskStarted, VmCreated
+from memslots.traces.events import Event, FdClosed, RegionCall, TaskEnded, TaskStarted, VmCreated
 
 V = TypeVar("V")
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from .events import Counts, Event, RegionCall
-from .lines import Lines
+from memslots.traces.events import Counts, Event, RegionCall
+from memslots.traces.lines import Lines
 
 WORDS = (b"kvm_set_user_memory",)
 

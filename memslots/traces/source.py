@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from .events import TraceError
+from memslots.traces.events import TraceError
 
 #: How much is read, and at most decompressed, in one step.
 BLOCK = 1 << 18

@@ -12,10 +12,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .clock import EPOCH_FROM, Clock
-from .events import Counts, Event, FdClosed, TaskEnded, TaskStarted
-from .ioctls import IoctlReader, Result, UndecodedError, read_result, split_ioctl
-from .lines import Lines
+from memslots.traces.clock import EPOCH_FROM, Clock
+from memslots.traces.events import Counts, Event, FdClosed, TaskEnded, TaskStarted
+from memslots.traces.ioctls import IoctlReader, Result, UndecodedError, read_result, split_ioctl
+from memslots.traces.lines import Lines
 
 #: What a line must contain to be looked at; see Lines.
 WORDS = (

@@ -16,7 +16,7 @@ MISSING = "memslots: the command needs click and rich: pip install 'memslots[cli
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with `arguments` (default: the process's own); returns the exit status."""
     try:
-        from .commands import OutputClosedError, run
+        from memslots.cli.commands import OutputClosedError, run
     except ModuleNotFoundError as missing:
         if (missing.name or "").partition(".")[0] not in ("click", "rich"):
             raise
@@ -35,7 +35,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write("memslots: interrupted\n")
         return 130
     return status
-
-
-if __name__ == "__main__":
-    sys.exit(main())

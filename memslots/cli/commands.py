@@ -19,11 +19,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from . import __version__, documents, tables
-from .replay import Report, replay
-from .samples import SAMPLES
-from .traces import FORMATS, Trace, TraceError, open_trace
-from .traces.source import Source
+from memslots import __version__
+from memslots.cli import documents, tables
+from memslots.replay import Report, replay
+from memslots.samples import SAMPLES
+from memslots.traces import FORMATS, Trace, TraceError, open_trace
+from memslots.traces.source import Source
 
 #: A bar is shown for inputs of more bytes than this (as they are stored).
 LONG_INPUT = 4 << 20

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from . import PAGE_SHIFT, PAGE_SIZE, Flags, Memslots, Slot
+from memslots import PAGE_SHIFT, PAGE_SIZE, Flags, Memslots, Slot
 
 
 @dataclass(frozen=True, slots=True)

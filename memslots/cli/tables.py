@@ -17,11 +17,11 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from .documents import flag_names
-from .lookups import look_up
-from .replay import Report, VmReport, errno_name
-from .samples import SAMPLES
-from .traces import Counts, RegionCall
+from memslots.cli.documents import flag_names
+from memslots.cli.lookups import look_up
+from memslots.replay import Report, VmReport, errno_name
+from memslots.samples import SAMPLES
+from memslots.traces import Counts, RegionCall
 
 #: How many gaps are listed; --json has all.
 GAPS_SHOWN = 20

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from . import Flags, Slot, __version__
-from .lookups import Answer, look_up
-from .replay import Disagreement, Report, VmReport, errno_name
-from .samples import SAMPLES
-from .traces import TraceError
-from .traces.gaps import Gap
+from memslots import Flags, Slot, __version__
+from memslots.cli.lookups import Answer, look_up
+from memslots.replay import Disagreement, Report, VmReport, errno_name
+from memslots.samples import SAMPLES
+from memslots.traces import TraceError
+from memslots.traces.gaps import Gap
 
 Document = dict[str, Any]
 
