@@ -1,16 +1,20 @@
 from array import array
 from collections.abc import Iterator
-from typing import SupportsIndex, TypeVar, final, overload
+from typing import Self, SupportsIndex, TypeAlias, TypeVar, final, overload
 
 import numpy as np
 from _typeshed import ReadableBuffer, WriteableBuffer
 from numpy.typing import NDArray
+from typing_extensions import disjoint_base
 
 from memslots.records import Slot, VcpuStats
 
-_Out = TypeVar("_Out", bound=WriteableBuffer)
+# numpy says that its arrays are buffers only from Python 3.12 on.
+_Input: TypeAlias = ReadableBuffer | NDArray[np.uint64]
+_Out = TypeVar("_Out", bound=WriteableBuffer | NDArray[np.int32] | NDArray[np.uint64])
 _Default = TypeVar("_Default")
 
+@disjoint_base
 class ReadFace:
     """What Memslots, AddressSpace and Vcpu have in common: every way to look up, in one address
     space.
@@ -24,9 +28,9 @@ class ReadFace:
         O(log n), O(1) where the last-used slot holds it; allocates nothing.
         """
     @overload
-    def lookup_many(self, gfns: ReadableBuffer, out: _Out) -> _Out: ...
+    def lookup_many(self, gfns: _Input, out: _Out) -> _Out: ...
     @overload
-    def lookup_many(  # type: ignore[overload-overlap]
+    def lookup_many(  # type: ignore[overload-overlap, unused-ignore]
         self, gfns: NDArray[np.uint64], out: None = None
     ) -> NDArray[np.int32]: ...
     @overload
@@ -43,9 +47,9 @@ class ReadFace:
         NotMappedError, ReadOnlyError. O(log n).
         """
     @overload
-    def translate(self, gpas: ReadableBuffer, out: _Out, write: bool = False) -> _Out: ...
+    def translate(self, gpas: _Input, out: _Out, write: bool = False) -> _Out: ...
     @overload
-    def translate(  # type: ignore[overload-overlap]
+    def translate(  # type: ignore[overload-overlap, unused-ignore]
         self, gpas: NDArray[np.uint64], out: None = None, write: bool = False
     ) -> NDArray[np.uint64]: ...
     @overload
@@ -92,7 +96,7 @@ class ReadFace:
 class AddressSpace(ReadFace):
     """The read face of one address space. InvalidRegionError where there is none of that number."""
 
-    def __init__(self, vm: ReadFace, as_id: SupportsIndex) -> None: ...
+    def __new__(cls, vm: ReadFace, as_id: SupportsIndex) -> Self: ...
 
 @final
 class Vcpu(ReadFace):
@@ -101,7 +105,7 @@ class Vcpu(ReadFace):
     For one thread at a time.
     """
 
-    def __init__(self, vm: ReadFace, as_id: SupportsIndex = 0) -> None: ...
+    def __new__(cls, vm: ReadFace, as_id: SupportsIndex = 0) -> Self: ...
     @property
     def stats(self) -> VcpuStats:
         """Hits and misses of the last-used slot."""

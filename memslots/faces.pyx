@@ -166,7 +166,7 @@ cdef class ReadFace:
         gpas : C-contiguous buffer of uint64
             In bytes; need not be aligned. Not copied.
         out : C-contiguous writable buffer of uint64, optional
-            With as many elements; may be `gpas` itself.
+            With as many elements. May be `gpas` itself, but must not overlap it otherwise.
         write : bool
             As in gpa_to_hva.
 

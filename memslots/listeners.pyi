@@ -1,5 +1,5 @@
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
 class Subscription:
     """What ``subscribe`` gives: closing it ends the calls to the listener.
@@ -8,6 +8,8 @@ class Subscription:
     """
 
     listener: object
+    def __init__(self, owner: object, listener: object) -> None: ...
+    def __reduce__(self) -> NoReturn: ...
     def close(self) -> None:
         """Ends the subscription. Closing again does nothing."""
     def __enter__(self) -> Self: ...

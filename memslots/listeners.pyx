@@ -1,6 +1,6 @@
 """Listeners: whoever must know of a change before it, while it is made, or after it."""
 
-from cpython.exc cimport PyErr_WriteUnraisable
+from cpython.exc cimport PyErr_SetObject, PyErr_WriteUnraisable
 
 
 class Subscription:
@@ -30,6 +30,9 @@ class Subscription:
         owner, self._owner = self._owner, None
         if owner is not None:
             owner._unsubscribe(self)
+
+    def __reduce__(self):
+        raise TypeError("a Subscription cannot be pickled or copied: it belongs to its Memslots")
 
     def __enter__(self):
         return self
@@ -67,7 +70,8 @@ cdef int tell_commit(tuple subscriptions, object change, object old, object new)
         if subscription.commit is not None:
             try:
                 subscription.commit(change, old, new)
-            except Exception:
+            except Exception as exception:
+                PyErr_SetObject(type(exception), exception)
                 PyErr_WriteUnraisable(subscription.commit)
             except BaseException as exception:
                 leaving = exception

@@ -1,6 +1,8 @@
-from typing import SupportsIndex
+from typing import Self, SupportsIndex
 
+import numpy as np
 from _typeshed import ReadableBuffer
+from numpy.typing import NDArray
 
 from memslots.faces import AddressSpace, ReadFace, Vcpu
 from memslots.listeners import Subscription
@@ -14,15 +16,15 @@ class Memslots(ReadFace):
     inside a listener), MemoryError, and whatever a listener raises to refuse.
     """
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         max_slots: SupportsIndex = 32764,
         *,
         address_spaces: SupportsIndex = 1,
         max_gfn: SupportsIndex = ...,
         max_hva: SupportsIndex = ...,
         manual_dirty_log: SupportsIndex = 0,
-    ) -> None: ...
+    ) -> Self: ...
     def set_region(
         self,
         slot: SupportsIndex,
@@ -64,7 +66,9 @@ class Memslots(ReadFace):
         """Mark a guest page as written; nothing happens where its slot does not log, is
         READONLY, or is not there.
         """
-    def mark_dirty_many(self, gfns: ReadableBuffer, as_id: SupportsIndex = 0) -> None:
+    def mark_dirty_many(
+        self, gfns: ReadableBuffer | NDArray[np.uint64], as_id: SupportsIndex = 0
+    ) -> None:
         """Mark many guest pages, a C-contiguous buffer of uint64.
 
         TypeError, ValueError. Without the GIL.
@@ -116,3 +120,4 @@ class Memslots(ReadFace):
     @property
     def manual_dirty_log(self) -> int: ...
     def __reduce__(self) -> tuple[object, ...]: ...
+    def __setstate__(self, state: dict[str, object], /) -> None: ...

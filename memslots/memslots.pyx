@@ -536,6 +536,10 @@ cdef class Memslots(Writer):
         finally:
             self.leave()
 
+    def __setstate__(self, state):
+        # What a subclass has of its own; copy_of gives nothing else.
+        self.__dict__.update(state)
+
     cdef space *space_of(self, object as_id) except NULL:
         cdef uint32_t number = u32(as_id, "as_id")
         check_id(&self.m.lim, 0, number)

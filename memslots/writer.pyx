@@ -20,6 +20,7 @@ from memslots.core.region cimport (
     CHANGE_NONE,
     ID_IN_USE,
     NO_SUCH_SLOT,
+    TOO_MANY_PAGES,
     limits,
     plan,
     refusal,
@@ -174,7 +175,7 @@ cdef class Writer(ReadFace):
         cdef plan p
         cdef change c
         cdef refusal why = region_plan(space_active(sp), r, &p)
-        if wants == NO_SLOT and p.old is not NULL:
+        if wants == NO_SLOT and p.old is not NULL and why != TOO_MANY_PAGES:
             why = ID_IN_USE
         if why == ALLOWED:
             if p.kind == CHANGE_NONE:

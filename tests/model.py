@@ -1,0 +1,384 @@
+"""The dull model: what KVM answers, with a dict per address space and linear searches.
+
+It is written from the rules alone and shares no line with the package, so that a test which
+compares the two compares two readings of the rules. Numbers of rules are those of `set_region`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from errno import EEXIST, EFAULT, EINVAL, ENOENT
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from memslots import Memslots, Slot
+
+PAGE_SHIFT = 12
+PAGE_SIZE = 1 << PAGE_SHIFT
+BAD_HVA = (1 << 64) - 1
+
+LOG_DIRTY_PAGES = 1
+READONLY = 2
+
+# The order of the words is that of the package's Change; the model only speaks their names.
+CREATE, DELETE, MOVE, FLAGS_ONLY, NONE = "CREATE", "DELETE", "MOVE", "FLAGS_ONLY", "NONE"
+
+
+@dataclass(frozen=True)
+class ModelSlot:
+    id: int
+    as_id: int
+    base_gfn: int
+    npages: int
+    userspace_addr: int
+    flags: int
+
+    @property
+    def end_gfn(self) -> int:
+        return self.base_gfn + self.npages
+
+    @property
+    def end_hva(self) -> int:
+        return self.userspace_addr + self.npages * PAGE_SIZE
+
+    def holds(self, gfn: int) -> bool:
+        return self.base_gfn <= gfn < self.end_gfn
+
+    def overlaps(self, other: ModelSlot) -> bool:
+        return self.base_gfn < other.end_gfn and other.base_gfn < self.end_gfn
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a change comes to.
+
+    errno is 0 when no rule refused it; else rule is the one that did. change, old and new say what
+    was attempted once rules 1 to 6 allowed it. For rule 6, old is the slot that is in the way.
+    refused_by is the listeners' method that refused.
+    """
+
+    errno: int
+    rule: int | None = None
+    change: str | None = None
+    old: ModelSlot | None = None
+    new: ModelSlot | None = None
+    refused_by: str | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.errno == 0 and self.refused_by is None
+
+    @property
+    def through_invalid(self) -> bool:
+        """Delete and move swap twice: the INVALID copy in, then on; or back if refused."""
+        return self.change in (DELETE, MOVE)
+
+
+class Refused(Exception):
+    """The model's dirty log and translation errors: `args[0]` is the errno."""
+
+
+@dataclass(frozen=True)
+class SpaceState:
+    """All there is to see of one address space."""
+
+    generation: int
+    nr_pages: int
+    slots: list[ModelSlot]
+    logs: dict[int, frozenset[int]]
+
+
+class Model:
+    def __init__(
+        self,
+        max_slots: int = 32764,
+        address_spaces: int = 1,
+        max_gfn: int = (1 << 40) - 1,
+        max_hva: int = (1 << 47) - 4096,
+        manual_dirty_log: int = 0,
+    ) -> None:
+        self.max_slots = max_slots
+        self.address_spaces = address_spaces
+        self.max_gfn = max_gfn
+        self.max_hva = max_hva
+        self.manual_dirty_log = manual_dirty_log
+        self.slots: list[dict[int, ModelSlot]] = [{} for _ in range(address_spaces)]
+        self.logs: list[dict[int, set[int]]] = [{} for _ in range(address_spaces)]
+        self.generations = list(range(address_spaces))
+
+    def copy(self) -> Model:
+        return copy.deepcopy(self)
+
+    # Changes
+
+    def plan(self, as_id: int, id: int, flags: int, gpa: int, size: int, hva: int) -> Answer:
+        """What rules 1 to 7 say to a call. Changes nothing."""
+        if flags & ~(LOG_DIRTY_PAGES | READONLY):
+            return Answer(EINVAL, 1)
+        if (
+            size % PAGE_SIZE
+            or gpa % PAGE_SIZE
+            or hva % PAGE_SIZE
+            or hva + size > self.max_hva
+            or as_id >= self.address_spaces
+            or id >= self.max_slots
+            or (gpa + size) % (1 << 64) < gpa
+        ):
+            return Answer(EINVAL, 2)
+        old = self.slots[as_id].get(id)
+        if size == 0:
+            return Answer(0, None, DELETE, old) if old else Answer(EINVAL, 3)
+        npages = size // PAGE_SIZE
+        if npages > 2**31 - 1:
+            return Answer(EINVAL, 4)
+        new = ModelSlot(id, as_id, gpa // PAGE_SIZE, npages, hva, flags)
+        if old is None:
+            change = CREATE
+        else:
+            same_memory = (old.userspace_addr, old.npages) == (new.userspace_addr, new.npages)
+            if not same_memory or (old.flags ^ new.flags) & READONLY:
+                return Answer(EINVAL, 5)
+            if old.base_gfn != new.base_gfn:
+                change = MOVE
+            elif old.flags != new.flags:
+                return Answer(0, None, FLAGS_ONLY, old, new)
+            else:
+                return Answer(0, None, NONE, old, new)
+        for other in self.slots[as_id].values():
+            if other.id != id and other.overlaps(new):
+                return Answer(EEXIST, 6, None, other, new)
+        if new.end_gfn - 1 > self.max_gfn:
+            return Answer(EINVAL, 7, change, old, new)
+        return Answer(0, None, change, old, new)
+
+    def change(
+        self,
+        as_id: int,
+        id: int,
+        flags: int,
+        gpa: int,
+        size: int,
+        hva: int,
+        raising: Collection[str] = (),
+    ) -> Answer:
+        """One change. `raising`: the methods of listeners that raise if they are called."""
+        answer = self.plan(as_id, id, flags, gpa, size, hva)
+        if answer.change in (None, NONE):
+            return answer
+        if answer.through_invalid and "invalidate" in raising:
+            answer = replace(answer, errno=0, rule=None, refused_by="invalidate")
+        elif answer.errno == 0 and "prepare" in raising:
+            answer = replace(answer, refused_by="prepare")
+        if answer.done or answer.through_invalid:
+            swaps = 2 if answer.through_invalid else 1
+            self.generations[as_id] += swaps * self.address_spaces
+        if answer.done:
+            self._commit(as_id, id, answer.new)
+        return answer
+
+    def _commit(self, as_id: int, id: int, new: ModelSlot | None) -> None:
+        slots, logs = self.slots[as_id], self.logs[as_id]
+        if new is None:
+            del slots[id]
+            logs.pop(id, None)
+            return
+        slots[id] = new
+        if not new.flags & LOG_DIRTY_PAGES:
+            logs.pop(id, None)
+        elif id not in logs:
+            logs[id] = set(range(new.npages)) if self.manual_dirty_log & 2 else set()
+
+    def set_region(
+        self, slot: int, flags: int, gpa: int, size: int, hva: int, raising: Collection[str] = ()
+    ) -> Answer:
+        return self.change(slot >> 16, slot & 0xFFFF, flags, gpa, size, hva, raising)
+
+    # The page verbs, as the calls of set_region that they stand for. Those that are about a slot
+    # look for it first: without it there is no such call.
+
+    def create(
+        self,
+        id: int,
+        base_gfn: int,
+        npages: int,
+        hva: int,
+        flags: int = 0,
+        as_id: int = 0,
+        raising: Collection[str] = (),
+    ) -> Answer:
+        args = (as_id, id, flags, base_gfn * PAGE_SIZE, npages * PAGE_SIZE, hva)
+        answer = self.plan(*args)
+        if answer.rule in (1, 2, 4):
+            return answer
+        if npages == 0:
+            return Answer(EINVAL)  # never the delete that set_region would make of it
+        if id in self.slots[as_id]:
+            return Answer(EINVAL, 5)
+        return self.change(*args, raising)
+
+    def move(self, id: int, base_gfn: int, as_id: int = 0, raising: Collection[str] = ()) -> Answer:
+        old = self._old(as_id, id)
+        if isinstance(old, Answer):
+            return old
+        args = (old.flags, base_gfn * PAGE_SIZE, old.npages * PAGE_SIZE, old.userspace_addr)
+        return self.change(as_id, id, *args, raising)
+
+    def set_flags(
+        self, id: int, flags: int, as_id: int = 0, raising: Collection[str] = ()
+    ) -> Answer:
+        old = self._old(as_id, id)
+        if isinstance(old, Answer):
+            return old
+        args = (flags, old.base_gfn * PAGE_SIZE, old.npages * PAGE_SIZE, old.userspace_addr)
+        return self.change(as_id, id, *args, raising)
+
+    def delete(self, id: int, as_id: int = 0, raising: Collection[str] = ()) -> Answer:
+        old = self._old(as_id, id)
+        return old if isinstance(old, Answer) else self.change(as_id, id, 0, 0, 0, 0, raising)
+
+    def _old(self, as_id: int, id: int) -> ModelSlot | Answer:
+        if as_id >= self.address_spaces or id >= self.max_slots:
+            return Answer(EINVAL, 2)
+        return self.slots[as_id].get(id) or Answer(EINVAL, 3)
+
+    # Reading
+
+    def state(self) -> list[SpaceState]:
+        return [
+            SpaceState(
+                self.generations[as_id],
+                self.nr_pages(as_id),
+                self.in_order(as_id),
+                {id: frozenset(log) for id, log in self.logs[as_id].items()},
+            )
+            for as_id in range(self.address_spaces)
+        ]
+
+    def get(self, as_id: int, id: int) -> ModelSlot | None:
+        return self.slots[as_id].get(id) if as_id < self.address_spaces else None
+
+    def in_order(self, as_id: int) -> list[ModelSlot]:
+        return sorted(self.slots[as_id].values(), key=lambda slot: slot.base_gfn)
+
+    def nr_pages(self, as_id: int) -> int:
+        return sum(slot.npages for slot in self.slots[as_id].values())
+
+    def lookup(self, as_id: int, gfn: int) -> ModelSlot | None:
+        for slot in self.slots[as_id].values():
+            if slot.holds(gfn):
+                return slot
+        return None
+
+    def gpa_to_hva(self, as_id: int, gpa: int, write: bool = False) -> int:
+        slot = self.lookup(as_id, gpa >> PAGE_SHIFT)
+        if slot is None or (write and slot.flags & READONLY):
+            raise Refused(EFAULT, "READONLY" if slot else "not mapped")
+        return slot.userspace_addr + gpa - slot.base_gfn * PAGE_SIZE
+
+    def translate(self, as_id: int, gpa: int, write: bool = False) -> int:
+        try:
+            return self.gpa_to_hva(as_id, gpa, write)
+        except Refused:
+            return BAD_HVA
+
+    def in_gfn_range(self, as_id: int, start: int, end: int) -> list[ModelSlot]:
+        return [s for s in self.in_order(as_id) if max(start, s.base_gfn) < min(end, s.end_gfn)]
+
+    def in_hva_range(self, as_id: int, start: int, end: int) -> list[tuple[ModelSlot, int, int]]:
+        found = []
+        for slot in self.in_order(as_id):
+            first, last = max(start, slot.userspace_addr), min(end, slot.end_hva)
+            if first < last:
+                offset = first - slot.userspace_addr, last - slot.userspace_addr
+                pages = offset[0] // PAGE_SIZE, -(-offset[1] // PAGE_SIZE)
+                found.append((slot, slot.base_gfn + pages[0], slot.base_gfn + pages[1]))
+        return found
+
+    # Dirty logs: sets of page offsets within the slot
+
+    def mark_dirty(self, gfn: int, as_id: int = 0) -> None:
+        slot = self.lookup(as_id, gfn)
+        if slot is not None and not slot.flags & READONLY and slot.id in self.logs[as_id]:
+            self.logs[as_id][slot.id].add(gfn - slot.base_gfn)
+
+    def _log(self, as_id: int, id: int, first_page: int = 0) -> tuple[ModelSlot, set[int]]:
+        # The kernel looks at first_page's alignment before it looks for the slot.
+        if as_id >= self.address_spaces or id >= self.max_slots or first_page % 64:
+            raise Refused(EINVAL)
+        if id not in self.logs[as_id]:
+            raise Refused(ENOENT)
+        return self.slots[as_id][id], self.logs[as_id][id]
+
+    def get_dirty_log(self, id: int, as_id: int = 0) -> bytearray:
+        slot, log = self._log(as_id, id)
+        bitmap = to_bitmap(log, slot.npages)
+        if not self.manual_dirty_log:
+            log.clear()
+        return bitmap
+
+    def clear_dirty_log(
+        self, id: int, first_page: int, num_pages: int, bitmap: bytes, as_id: int = 0
+    ) -> None:
+        slot, log = self._log(as_id, id, first_page)
+        if first_page > slot.npages:
+            raise Refused(EINVAL)
+        left = slot.npages - first_page
+        if num_pages > left or (num_pages % 64 and num_pages != left):
+            raise Refused(EINVAL)
+        if len(bitmap) < -(-num_pages // 64) * 8:
+            raise Refused(EINVAL)
+        log -= {first_page + page for page in pages_of(bitmap) if page < num_pages}
+
+
+def to_bitmap(pages: set[int], npages: int) -> bytearray:
+    """The pages as little-endian 64-bit words, ceil(npages / 64) of them."""
+    bitmap = bytearray(-(-npages // 64) * 8)
+    for page in pages:
+        bitmap[page // 8] |= 1 << page % 8
+    return bitmap
+
+
+def pages_of(bitmap: bytes | bytearray) -> set[int]:
+    """The numbers of the bits that are set."""
+    return {8 * i + bit for i, byte in enumerate(bitmap) for bit in range(8) if byte >> bit & 1}
+
+
+# A Memslots in the model's words
+
+
+def plain(slot: Slot) -> ModelSlot:
+    return ModelSlot(
+        slot.id, slot.as_id, slot.base_gfn, slot.npages, slot.userspace_addr, int(slot.flags)
+    )
+
+
+def state_of(vm: Memslots) -> list[SpaceState]:
+    """The dirty logs are read from a copy, since reading may clear them."""
+    twin = copy.copy(vm)
+    states = []
+    for as_id in range(vm.address_spaces):
+        space = vm.address_space(as_id)
+        slots = [plain(slot) for slot in space]
+        assert len(space) == len(slots)
+        logs = {
+            slot.id: frozenset(pages_of(twin.get_dirty_log(slot.id, as_id=as_id)))
+            for slot in slots
+            if slot.flags & LOG_DIRTY_PAGES
+        }
+        states.append(SpaceState(space.generation, space.nr_pages, slots, logs))
+    return states
+
+
+@contextmanager
+def unchanged(vm: Memslots, as_id: int = 0, swaps: int = 0) -> Iterator[None]:
+    """Whatever happens inside leaves nothing behind but the swaps of a road back."""
+    before = state_of(vm)
+    before[as_id] = replace(
+        before[as_id], generation=before[as_id].generation + swaps * vm.address_spaces
+    )
+    yield
+    vm.check()
+    assert state_of(vm) == before

@@ -1,0 +1,219 @@
+"""Memory stays flat, whatever is done a great many times: each case in a process of its own.
+
+Run as a script with a class and the name of a case, this file does the work and prints what grew.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import importlib
+import json
+import os
+import pickle
+import subprocess
+import sys
+import tracemalloc
+from array import array
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from memslots import Memslots
+
+HVA = 0x7000_0000_0000
+STATM = Path("/proc/self/statm")
+
+
+class Listener:
+    def __init__(self, vm: Memslots, refuses: bool = False) -> None:
+        self.vm = vm  # a cycle: vm -> listener -> vm
+        self.refuses = refuses
+
+    def prepare(self, change: object, old: object, new: object) -> None:
+        if self.refuses:
+            raise ValueError("no")
+
+    def invalidate(self, slot: object) -> None:
+        self.vm.lookup(0)
+
+
+def slots_by_set_region(vm: Memslots) -> None:
+    for id in range(100):
+        vm.set_region(id, 1, id << 13, 4096, HVA)
+    for id in range(100):
+        vm.set_region(id, 0, 0, 0, 0)
+
+
+def slots_by_verbs(vm: Memslots) -> None:
+    for id in range(100):
+        vm.create(id, 2 * id, 2, HVA, id & 1)
+    for id in range(99, -1, -1):
+        vm.delete(id)
+
+
+def ids_far_apart(vm: Memslots) -> None:
+    for id in range(100):
+        vm.create(id * 327, id, 1, HVA)
+    for id in range(100):
+        vm.delete(id * 327)
+
+
+def moves_and_flags(vm: Memslots) -> None:
+    vm.create(0, 0, 100_000, HVA)
+    for n in range(40):
+        vm.move(0, 1 + n)
+        vm.set_flags(0, 1)
+        vm.mark_dirty(50)
+        vm.get_dirty_log(0)
+        vm.clear_dirty_log(0, 0, 64, bytes(8))
+        vm.set_flags(0, 0)
+    vm.delete(0)
+
+
+def refusals(vm: Memslots) -> None:
+    vm.create(0, 0, 1000, HVA, 1)
+    subscription = vm.subscribe(Listener(vm, refuses=True))
+    for call in (
+        lambda: vm.create(1, 5, 1, HVA),
+        lambda: vm.create(1, 1 << 41, 1, HVA),
+        lambda: vm.create(1, 1 << 20, 1, HVA, 1),
+        lambda: vm.create(40_000, 0, 1, HVA),
+        lambda: vm.create(1, 0, -1, HVA),
+        lambda: vm.move(0, 1 << 41),
+        lambda: vm.move(0, 1),
+        lambda: vm.set_flags(0, 0),
+        lambda: vm.set_flags(0, 2),
+        lambda: vm.delete(0),
+        lambda: vm.delete(1),
+        lambda: vm.set_region(0, 8, 0, 0, 0),
+        lambda: vm.gpa_to_hva(1 << 40),
+        lambda: vm.get_dirty_log(1),
+        lambda: vm[1],
+    ) * 10:
+        try:
+            call()
+        except (OSError, ValueError, OverflowError):
+            continue
+        raise AssertionError("not refused")
+    subscription.close()
+    vm.delete(0)
+
+
+def listeners(vm: Memslots) -> None:
+    for id in range(20):
+        with vm.subscribe(Listener(vm)):
+            vm.create(id, id, 1, HVA)
+            vm.move(id, 1000 + id)
+            vm.delete(id)
+
+
+def machines(vm: Memslots) -> None:
+    """Whole machines, in use when they are dropped; some in a cycle with their listener."""
+    for n in range(5):
+        other = type(vm)(100, address_spaces=2)
+        for id in range(10):
+            other.create(id, 100 * id, 100, HVA, 1, as_id=id & 1)
+        vcpu = other.vcpu(n & 1)
+        vcpu.lookup(0)
+        if n & 1:
+            other.subscribe(Listener(other))
+        for twin in (copy.copy(other), pickle.loads(pickle.dumps(other))):
+            twin.delete(0)
+    gc.collect()
+
+
+def reading(vm: Memslots) -> None:
+    for id in range(50):
+        vm.create(id, 2 * id, 1, HVA)
+    gfns = array("Q", range(100))
+    for _ in range(20):
+        vcpu = vm.vcpu()
+        assert len(list(vm)) == len(vm.in_gfn_range(0, 100)) == len(vm.in_hva_range(HVA, HVA + 1))
+        iterator = iter(vm)
+        next(iterator)
+        vcpu.lookup(4)
+        vcpu.lookup_many(gfns)
+        vm.translate(gfns, gfns)
+        vm.mark_dirty_many(gfns)
+        repr(vm[3])
+    for id in range(50):
+        vm.delete(id)
+
+
+def slots_that_are_kept(vm: Memslots) -> None:
+    """Slots outlive their machine's slots, and go with the last who holds them."""
+    kept = [vm.create(id, id, 1, HVA) for id in range(100)]
+    old = [vm.move(id, 1000 + id) for id in range(100)]
+    for id in range(100):
+        vm.delete(id)
+    assert [slot.id for slot in kept] == [slot.id for slot in old]
+
+
+# Rounds: a million slots made and gone where that is the point.
+CASES: dict[Callable[[Memslots], None], int] = {
+    slots_by_set_region: 10_000,
+    slots_by_verbs: 10_000,
+    ids_far_apart: 2000,
+    moves_and_flags: 1000,
+    refusals: 1000,
+    listeners: 2000,
+    machines: 300,
+    reading: 500,
+    slots_that_are_kept: 1000,
+}
+
+
+def resident() -> int:
+    return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if STATM.exists() else 0
+
+
+def measure(vm: Memslots, case: Callable[[Memslots], None]) -> dict[str, int]:
+    """What grew: bytes resident and Python's blocks over all rounds, bytes traced over a few."""
+
+    def repeat(rounds: int) -> None:
+        for _ in range(rounds):
+            case(vm)
+        vm.check()
+        gc.collect()
+
+    rounds = CASES[case]
+    repeat(rounds // 10)  # what is made once is made here
+    rss, blocks = resident(), sys.getallocatedblocks()
+    repeat(rounds)
+    grown = {"rss": resident() - rss, "blocks": sys.getallocatedblocks() - blocks}
+    tracemalloc.start()
+    repeat(3)
+    traced, _ = tracemalloc.get_traced_memory()
+    repeat(rounds // 50)
+    grown["traced"] = tracemalloc.get_traced_memory()[0] - traced
+    return grown
+
+
+if __name__ == "__main__":
+    module, name, chosen = sys.argv[1:]
+    cls: type[Memslots] = getattr(importlib.import_module(module), name)
+    print(json.dumps(measure(cls(), globals()[chosen])))
+else:
+    import pytest
+
+    @pytest.mark.skipif(not STATM.exists(), reason="needs /proc/self/statm")
+    @pytest.mark.parametrize("case", [case.__name__ for case in CASES])
+    def test_memory_is_flat(memslots_class: type[Memslots], case: str, tmp_path: Path) -> None:
+        names = [memslots_class.__module__, memslots_class.__qualname__, case]
+        result = subprocess.run(
+            [sys.executable, __file__, *names],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        assert result.returncode == 0, result.stderr
+        grown = json.loads(result.stdout)
+        # A leak of one pointer a round is 8 kB at least, of one slot a round 64 kB and more; the
+        # allocators' own slack is in pages.
+        assert grown["rss"] < 512 * 1024, grown
+        assert grown["blocks"] < 100, grown
+        assert grown["traced"] < 4096, grown
