@@ -16,6 +16,7 @@ from memslots.errors import (
 from memslots.faces import AddressSpace, Vcpu
 from memslots.memslots import Memslots
 from memslots.records import Change, Flags, Slot, VcpuStats
+from memslots.transaction import Transaction
 
 __version__ = "0.1.0"
 
@@ -43,6 +44,7 @@ __all__ = [
     "OverlapError",
     "ReadOnlyError",
     "Slot",
+    "Transaction",
     "Vcpu",
     "VcpuStats",
 ]

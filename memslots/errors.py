@@ -139,5 +139,8 @@ class InvariantError(AssertionError):
 
 
 def busy(what: str) -> BusyError:
-    """The error for ``what`` tried from inside a listener."""
-    return BusyError(_errno.EBUSY, f"{what} from inside a listener: a change is under way")
+    """The error for ``what`` tried from inside a listener or a transaction's body."""
+    return BusyError(
+        _errno.EBUSY,
+        f"{what} from inside a listener or a transaction: this thread is making a change already",
+    )

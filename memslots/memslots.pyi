@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from memslots.faces import AddressSpace, ReadFace, Vcpu
 from memslots.listeners import Subscription
 from memslots.records import Change, Slot
+from memslots.transaction import Transaction
 
 class Memslots(ReadFace):
     """The memory slots of one virtual machine, kept as KVM keeps them since Linux 5.17.
@@ -62,6 +63,11 @@ class Memslots(ReadFace):
         """Change a slot's flags. NoSuchSlotError, InvalidRegionError. O(1)."""
     def delete(self, slot: SupportsIndex, as_id: SupportsIndex = 0) -> Slot:
         """Delete a slot; gives it as it was. NoSuchSlotError, InvalidRegionError. O(log n)."""
+    def transaction(self) -> Transaction:
+        """Begin changes that readers see all at once, or not at all, for a with statement.
+
+        BusyError: begun from inside a listener or another transaction. O(k log n) for k changes.
+        """
     def mark_dirty(self, gfn: SupportsIndex, as_id: SupportsIndex = 0) -> None:
         """Mark a guest page as written; nothing happens where its slot does not log, is
         READONLY, or is not there.

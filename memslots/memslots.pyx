@@ -1,5 +1,6 @@
 """Memslots: the slots of one virtual machine, and every change of them."""
 
+cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -9,24 +10,24 @@ from memslots.copying cimport copy_of
 from memslots.core.dirtylog cimport dirty_mark
 from memslots.core.invariants cimport HOLDS, check_space, report
 from memslots.core.machine cimport MAX_SPACES, machine
-from memslots.core.region cimport (
-    ALLOWED,
-    NO_PAGES,
-    SIZE_NOT_ALIGNED,
-    limits,
-    refusal,
-    region,
-    region_from_bytes,
-)
+from memslots.core.region cimport limits
 from memslots.core.slot cimport slot as slot_t
 from memslots.core.slotset cimport slotset_find
 from memslots.core.space cimport space, space_active
 from memslots.core.srcu cimport srcu
-from memslots.core.units cimport LAST_GFN, gfn_t, hva_t
+from memslots.core.units cimport LAST_GFN, gfn_t
 from memslots.dirtylogs cimport clear_log, get_log
 from memslots.faces cimport ReadFace
-from memslots.refusals cimport check_id, check_region, refusal_error
-from memslots.writer cimport ANY, NO_SLOT, Writer, change_record
+from memslots.refusals cimport check_id
+from memslots.transaction cimport transaction_of
+from memslots.verbs cimport (
+    verb_create,
+    verb_delete,
+    verb_move,
+    verb_set_flags,
+    verb_set_region,
+)
+from memslots.writer cimport Writer
 
 from memslots.errors import InvariantError
 from memslots.faces import AddressSpace, Vcpu
@@ -40,7 +41,11 @@ cdef tuple PROPERTY_NAMES = (
     "", "R1", "R2", "R3", "R4", "R5", "H1", "S1", "S2", "S3", "S4", "P1", "P2", "D1"
 )
 
-cdef class Memslots(Writer):
+
+# no_gc_clear: the collector must not take the writer away while the pointers into its machine are
+# there. A cycle through a listener is broken where the Writer lets its subscriptions go.
+@cython.no_gc_clear
+cdef class Memslots(ReadFace):
     """The memory slots of one virtual machine, kept as KVM keeps them since Linux 5.17.
 
     All ways to look up (see ReadFace) read address space 0; `address_space` and `vcpu` give the
@@ -71,6 +76,8 @@ cdef class Memslots(Writer):
     and copying take the limits, slots, dirty logs and generations; listeners and Vcpus stay behind.
     """
 
+    cdef Writer writer  # owns the machine, and makes every change
+
     def __cinit__(
         self,
         max_slots=32764,
@@ -95,7 +102,10 @@ cdef class Memslots(Writer):
         if lim.manual_dirty_log not in (0, 1, 3):
             raise ValueError(f"manual_dirty_log must be 0, 1 or 3, not {lim.manual_dirty_log}")
         lim.max_slots = <uint32_t>ids
-        self.own_machine(&lim)
+        self.writer = Writer.__new__(Writer)
+        self.writer.own_machine(&lim)
+        self.m = self.writer.m
+        self.sp = self.m.spaces[0]
 
     def set_region(self, slot, flags, guest_phys_addr, memory_size, userspace_addr):
         """Create, delete, move or change the flags of a slot: the ioctl KVM_SET_USER_MEMORY_REGION.
@@ -132,22 +142,9 @@ cdef class Memslots(Writer):
         After an error nothing has changed; where a delete or a move was refused by a listener or by
         rule 7, the generation has gone on. O(log n).
         """
-        cdef region r
-        cdef uint32_t slot_arg = u32(slot, "slot")
-        cdef uint32_t bits = u32(flags, "flags")
-        cdef uint64_t gpa = u64(guest_phys_addr, "guest_phys_addr")
-        cdef uint64_t size = u64(memory_size, "memory_size")
-        cdef hva_t hva = u64(userspace_addr, "userspace_addr")
-        cdef refusal why
-        self.enter("a change")
-        try:
-            why = region_from_bytes(&self.m.lim, slot_arg, bits, gpa, size, hva, &r)
-            if why != ALLOWED:
-                given = f"{size if why == SIZE_NOT_ALIGNED else gpa:#x}"
-                raise refusal_error(why, &self.m.lim, &r, NULL, given)
-            return change_record(self.make(&r, ANY))
-        finally:
-            self.leave()
+        return verb_set_region(
+            self.writer, slot, flags, guest_phys_addr, memory_size, userspace_addr
+        )
 
     def create(self, slot, base_gfn, npages, userspace_addr, flags=0, as_id=0):
         """Create a slot.
@@ -176,22 +173,9 @@ cdef class Memslots(Writer):
         -----
         O(log n).
         """
-        cdef region r
-        r.id = u32(slot, "slot")
-        r.base_gfn = u64(base_gfn, "base_gfn")
-        r.npages = u64(npages, "npages")
-        r.userspace_addr = u64(userspace_addr, "userspace_addr")
-        r.flags = u32(flags, "flags")
-        r.as_id = u32(as_id, "as_id")
-        self.enter("a change")
-        try:
-            check_region(&self.m.lim, &r)
-            if r.npages == 0:
-                raise refusal_error(NO_PAGES, &self.m.lim, &r, NULL, "")
-            self.make(&r, NO_SLOT)
-            return self.current(&r)
-        finally:
-            self.leave()
+        return verb_create(
+            self.writer, slot, base_gfn, npages, userspace_addr, flags, as_id
+        )
 
     def move(self, slot, base_gfn, as_id=0):
         """Move a slot to another place in guest memory; its dirty log goes with it.
@@ -217,19 +201,7 @@ cdef class Memslots(Writer):
         -----
         O(log n). Readers find the slot INVALID before they find it in its new place.
         """
-        cdef region r
-        cdef uint32_t id = u32(slot, "slot")
-        cdef gfn_t base = u64(base_gfn, "base_gfn")
-        cdef uint32_t space_id = u32(as_id, "as_id")
-        self.enter("a change")
-        try:
-            self.region_of(&r, id, space_id)
-            r.base_gfn = base
-            check_region(&self.m.lim, &r)
-            self.make(&r, ANY)
-            return self.current(&r)
-        finally:
-            self.leave()
+        return verb_move(self.writer, slot, base_gfn, as_id)
 
     def set_flags(self, slot, flags, as_id=0):
         """Change a slot's flags.
@@ -257,19 +229,7 @@ cdef class Memslots(Writer):
         -----
         O(1), and O(npages / 64) for a dirty log that starts with every page marked.
         """
-        cdef region r
-        cdef uint32_t id = u32(slot, "slot")
-        cdef uint32_t bits = u32(flags, "flags")
-        cdef uint32_t space_id = u32(as_id, "as_id")
-        self.enter("a change")
-        try:
-            self.region_of(&r, id, space_id)
-            r.flags = bits
-            check_region(&self.m.lim, &r)
-            self.make(&r, ANY)
-            return self.current(&r)
-        finally:
-            self.leave()
+        return verb_set_flags(self.writer, slot, flags, as_id)
 
     def delete(self, slot, as_id=0):
         """Delete a slot.
@@ -293,18 +253,24 @@ cdef class Memslots(Writer):
         -----
         O(log n). Readers find the slot INVALID before they find none.
         """
-        cdef region r
-        cdef uint32_t id = u32(slot, "slot")
-        cdef uint32_t space_id = u32(as_id, "as_id")
-        self.enter("a change")
-        try:
-            self.region_of(&r, id, space_id)
-            was = self.current(&r)
-            r.npages = 0
-            self.make(&r, ANY)
-            return was
-        finally:
-            self.leave()
+        return verb_delete(self.writer, slot, as_id)
+
+    def transaction(self):
+        """Begin changes that readers see all at once, or not at all (Transaction).
+
+        Use it in a with statement: ``with vm.transaction() as tx:``, and make the changes on `tx`.
+
+        Raises
+        ------
+        BusyError
+            When it is begun from inside a listener or another transaction's body.
+
+        Notes
+        -----
+        O(k log n) for k changes. Other threads' changes wait from its beginning to its end; readers
+        wait for nothing.
+        """
+        return transaction_of(self, self.writer)
 
     def mark_dirty(self, gfn, as_id=0):
         """Mark a guest page as written, in its slot's dirty log.
@@ -457,12 +423,13 @@ cdef class Memslots(Writer):
             The listener has none of the methods.
         """
         subscription = Subscription(self, listener)
-        self.subscriptions += (subscription,)
+        self.writer.subscriptions += (subscription,)
         return subscription
 
     def _unsubscribe(self, subscription):
         """Ends a subscription, for Subscription.close."""
-        self.subscriptions = tuple([one for one in self.subscriptions if one is not subscription])
+        kept = [one for one in self.writer.subscriptions if one is not subscription]
+        self.writer.subscriptions = tuple(kept)
 
     def check(self):
         """Walk everything, in every address space.
@@ -480,7 +447,7 @@ cdef class Memslots(Writer):
         """
         cdef report found
         cdef uint32_t as_id
-        self.enter("a check")
+        self.writer.enter("a check")
         try:
             for as_id in range(self.m.lim.nspaces):
                 check_space(self.m.spaces[as_id], &found)
@@ -492,7 +459,7 @@ cdef class Memslots(Writer):
                         where += f", at slot {found.id}"
                     raise InvariantError(PROPERTY_NAMES[<int>found.broken], where)
         finally:
-            self.leave()
+            self.writer.leave()
 
     @property
     def max_slots(self):
@@ -530,11 +497,11 @@ cdef class Memslots(Writer):
     def __reduce__(self):
         # The lock: a copy is of one moment, and what making it may run (a finalizer, say) cannot
         # change anything.
-        self.enter("a copy")
+        self.writer.enter("a copy")
         try:
             return copy_of(self)
         finally:
-            self.leave()
+            self.writer.leave()
 
     def __setstate__(self, state):
         # What a subclass has of its own; copy_of gives nothing else.

@@ -1,35 +1,33 @@
-"""Making a change, as memslots.pyx calls it.
+"""Making changes at once, as memslots.pyx and transaction.pyx use it.
 
 The lock of a Writer is the only lock. Whoever takes it lets the GIL go while waiting for it, and
-while waiting for readers: no reader ever waits for a writer. Listeners run while it is held.
+while waiting for readers: no reader ever waits for a writer. Listeners run while it is held, and so
+does the body of a transaction.
 
 Not installed: Cython code outside goes through memslots.pxd.
 """
 
 from cpython.pythread cimport PyThread_type_lock
-from libc.stdint cimport uint32_t
 
-from memslots.core.region cimport CHANGE_NONE, change_kind, limits, region
-from memslots.faces cimport ReadFace
+from memslots.core.region cimport limits
+from memslots.core.slot cimport slot
+from memslots.core.update cimport change
+from memslots.verbs cimport Target
 
-# What a verb wants of the slot it names.
-cdef enum demand:
-    ANY
-    NO_SLOT
-
-# The Change of a kind.
-cdef object change_record(change_kind kind)
-
-cdef class Writer(ReadFace):
+cdef class Writer(Target):
     cdef PyThread_type_lock lock  # held by the thread that is changing something
     cdef unsigned long writer  # that thread's ident; 0: none. Written by whoever holds the lock
     # the listeners' Subscriptions; replaced as a whole, never changed in place
     cdef tuple subscriptions
 
+    # Makes the machine, with nothing in it; once, before anything else.
     cdef int own_machine(self, const limits *lim) except -1
-    cdef int enter(self, str what) except -1
-    cdef void leave(self) noexcept
+    # Whether the calling thread is the writer.
+    cdef bint is_mine(self) noexcept
     cdef void wait_for_readers(self) noexcept
-    cdef int region_of(self, region *r, uint32_t id, uint32_t as_id) except -1
-    cdef object current(self, const region *r)
-    cdef change_kind make(self, const region *r, demand wants) except? CHANGE_NONE
+
+# Frees what the sets no longer hold of a change that has ended.
+cdef void finish(change *c) noexcept
+# Makes the Slot kept with a slot, and lets go of it; NULL does nothing.
+cdef int keep_record(slot *s) except -1
+cdef void release_record(slot *s) noexcept

@@ -19,16 +19,17 @@ from memslots.core.region cimport (
     BEYOND_MAX_GFN,
     CHANGE_NONE,
     ID_IN_USE,
-    NO_SUCH_SLOT,
     TOO_MANY_PAGES,
+    change_kind,
     limits,
     plan,
     refusal,
+    region,
     region_beyond_max_gfn,
     region_plan,
 )
 from memslots.core.slot cimport slot, slot_free
-from memslots.core.slotset cimport slotset_by_id, slotset_first, slotset_step
+from memslots.core.slotset cimport slotset, slotset_first, slotset_step
 from memslots.core.space cimport space, space_active
 from memslots.core.srcu cimport srcu_idle, srcu_wait
 from memslots.core.update cimport (
@@ -46,28 +47,19 @@ from memslots.core.update cimport (
 )
 from memslots.listeners cimport ask_prepare, tell_commit, tell_invalidate
 from memslots.records cimport slot_record
-from memslots.refusals cimport check_id, refusal_error
+from memslots.refusals cimport refusal_error
+from memslots.verbs cimport NO_SLOT, change_record, demand
 
 from memslots.errors import busy
-from memslots.records import Change
-
-# By change_kind.
-cdef tuple CHANGES = (Change.NONE, Change.CREATE, Change.DELETE, Change.MOVE, Change.FLAGS_ONLY)
-
-
-cdef object change_record(change_kind kind):
-    return CHANGES[<int>kind]
 
 
 cdef void release_record(slot *s) noexcept:
-    """Lets go of the Slot kept with a slot."""
     if s is not NULL:
         Py_XDECREF(<PyObject *>s.record)
         s.record = NULL
 
 
 cdef int keep_record(slot *s) except -1:
-    """Makes the Slot kept with a slot, where there is a slot."""
     cdef object record
     if s is not NULL:
         record = slot_record(s)
@@ -77,61 +69,65 @@ cdef int keep_record(slot *s) except -1:
 
 
 cdef void finish(change *c) noexcept:
-    """Frees what the sets no longer hold."""
     release_record(update_leftover(c))
     release_record(c.invalid)
     update_end(c)
 
 
-cdef class Writer(ReadFace):
-    """A read face that owns its machine and can change it. One thread at a time is the writer."""
+cdef void free_slots(machine *m) noexcept:
+    """Frees every slot that the sets hold; the sets are not to be used any more."""
+    cdef uint32_t as_id
+    cdef slot *s
+    cdef slot *next
+    cdef slot *chain = NULL
+    # A walk steps on slots it has passed, so none is freed before its end: they are chained, by the
+    # member that has just lost its use.
+    for as_id in range(m.lim.nspaces):
+        s = slotset_first(&m.spaces[as_id].sets[0])
+        while s is not NULL:
+            next = slotset_step(&m.spaces[as_id].sets[0], s, 1)
+            release_record(s)
+            s.record = chain
+            chain = s
+            s = next
+    while chain is not NULL:
+        s = chain
+        chain = <slot *>s.record
+        dirty_free(s.dirty)
+        slot_free(s)
+
+
+cdef class Writer(Target):
+    """Owns a machine and makes its changes. One thread at a time is the writer."""
 
     cdef int own_machine(self, const limits *lim) except -1:
-        """Makes the machine, with nothing in it; once, before anything else."""
         self.subscriptions = ()
         self.lock = PyThread_allocate_lock()
         cdef machine *m = machine_new(lim) if self.lock is not NULL else NULL
         if m is NULL:
             raise MemoryError("no memory for the address spaces")
         self.m = m
-        self.sp = m.spaces[0]
         return 0
 
     def __dealloc__(self):
-        cdef uint32_t as_id
-        cdef slot *s
-        cdef slot *next
-        cdef slot *chain = NULL
-        # A walk steps on slots it has passed, so none is freed before its end: they are chained, by
-        # the member that has just lost its use.
-        for as_id in range(self.m.lim.nspaces):
-            s = slotset_first(&self.m.spaces[as_id].sets[0])
-            while s is not NULL:
-                next = slotset_step(&self.m.spaces[as_id].sets[0], s, 1)
-                release_record(s)
-                s.record = chain
-                chain = s
-                s = next
-        while chain is not NULL:
-            s = chain
-            chain = <slot *>s.record
-            dirty_free(s.dirty)
-            slot_free(s)
-        if self.m.lim.nspaces != 0:  # else __cinit__ did not get as far as making one
+        if self.m is not NULL:
+            free_slots(self.m)
             machine_free(self.m)
         if self.lock is not NULL:
             PyThread_free_lock(self.lock)
 
-    cdef int enter(self, str what) except -1:
-        """Becomes the writer. BusyError for the thread that is it already: it is in a listener."""
-        cdef unsigned long me = PyThread_get_thread_ident()
+    cdef bint is_mine(self) noexcept:
         # Another thread may be writing this; but nobody else writes this thread's ident.
-        if self.writer == me:
+        return self.writer == PyThread_get_thread_ident()
+
+    cdef int enter(self, str what) except -1:
+        """Becomes the writer. BusyError for the thread that is it already."""
+        if self.is_mine():
             raise busy(what)
         if not PyThread_acquire_lock(self.lock, NOWAIT_LOCK):
             with nogil:
                 PyThread_acquire_lock(self.lock, WAIT_LOCK)
-        self.writer = me
+        self.writer = PyThread_get_thread_ident()
         return 0
 
     cdef void leave(self) noexcept:
@@ -147,24 +143,8 @@ cdef class Writer(ReadFace):
             with nogil:
                 srcu_wait(&self.m.readers)
 
-    cdef int region_of(self, region *r, uint32_t id, uint32_t as_id) except -1:
-        """The region that a slot is, for a change of it."""
-        cdef slot *s
-        check_id(&self.m.lim, id, as_id)
-        s = slotset_by_id(space_active(self.m.spaces[as_id]), id)
-        r.id = id
-        r.as_id = as_id
-        if s is NULL:
-            raise refusal_error(NO_SUCH_SLOT, &self.m.lim, r, NULL, "")
-        r.flags = s.flags
-        r.base_gfn = s.base_gfn
-        r.npages = s.npages
-        r.userspace_addr = s.userspace_addr
-        return 0
-
-    cdef object current(self, const region *r):
-        """The Slot of the region's id, which there is."""
-        return <object>slotset_by_id(space_active(self.m.spaces[r.as_id]), r.id).record
+    cdef slotset *slots(self, uint32_t as_id) noexcept:
+        return space_active(self.m.spaces[as_id])
 
     cdef change_kind make(self, const region *r, demand wants) except? CHANGE_NONE:
         """Rules 3 to 7, and the change that the region asks for. The caller is the writer."""

@@ -2,9 +2,9 @@
 
 Open addressing with linear probing; the table holds pointers only, an item's id (32 bits) is read
 from the item itself, at a fixed distance. At least a quarter of the places is empty, which bounds
-the length of a probe; when seven eighths are, the table halves. So its memory is in proportion to
-the ids in use, wherever between 0 and 2**32 - 1 they are. Removing shifts later items back, so
-there are no tombstones and a look-up never gets slower with age.
+the length of a probe; once seven eighths are, idtable_trim makes the table smaller. So its memory
+is in proportion to the ids in use, wherever between 0 and 2**32 - 1 they are. Removing shifts later
+items back, so there are no tombstones and a look-up never gets slower with age.
 """
 
 from libc.stddef cimport ptrdiff_t
@@ -29,16 +29,21 @@ cdef void idtable_clear(idtable *table) noexcept nogil
 # The item of this id, or NULL. O(1).
 cdef void *idtable_find(const idtable *table, uint32_t id) noexcept nogil
 
-# Gets what the next idtable_add on this table may need; the table is not touched, so readers may be
+# Gets what the next `additions` to this table may need; the table is not touched, so readers may be
 # in it. 0, or -1: no memory. Pair with idtable_add or idtable_drop_spare.
-cdef int idtable_get_spare(const idtable *table, idtable_spare *spare) noexcept nogil
+cdef int idtable_get_spare(
+    const idtable *table, uint32_t additions, idtable_spare *spare
+) noexcept nogil
 cdef void idtable_drop_spare(idtable_spare *spare) noexcept nogil
 
 # Puts in an item whose id the table does not hold; takes the spare's memory if there is some.
 # Cannot fail. O(1), or O(count) when it grows: O(1) over many.
 cdef void idtable_add(idtable *table, void *item, idtable_spare *spare) noexcept nogil
-# Takes out an item that the table holds. O(1) over many; halving a table that has no memory for it
-# is put off.
+# Takes out an item that the table holds. O(1). Its place stays: adding as many as were removed
+# needs no spare, until the table is trimmed.
 cdef void idtable_remove(idtable *table, void *item) noexcept nogil
+# Gives back memory that the ids in use do not need; where there is none to be had for a smaller
+# table, it is put off. O(1) over many removals.
+cdef void idtable_trim(idtable *table) noexcept nogil
 # Puts `new` in the place of `old`, which the table holds and which has the same id. O(1).
 cdef void idtable_replace(idtable *table, void *old, void *new) noexcept nogil

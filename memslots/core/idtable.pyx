@@ -80,13 +80,17 @@ cdef void *idtable_find(const idtable *table, uint32_t id) noexcept nogil:
         place = (place + 1) & mask
 
 
-cdef int idtable_get_spare(const idtable *table, idtable_spare *spare) noexcept nogil:
-    cdef uint64_t size = <uint64_t>1 << table.order if table.places is not NULL else 0
+cdef int idtable_get_spare(
+    const idtable *table, uint32_t additions, idtable_spare *spare
+) noexcept nogil:
+    cdef uint64_t count = <uint64_t>table.count + additions
     spare.places = NULL
-    spare.order = 0
-    if 4 * (<uint64_t>table.count + 1) <= 3 * size:
+    spare.order = table.order if table.places is not NULL else 0
+    if spare.order != 0 and 4 * count <= 3 * (<uint64_t>1 << spare.order):
         return 0
-    spare.order = table.order + 1 if size != 0 else MIN_ORDER
+    spare.order = max(spare.order, <uint32_t>MIN_ORDER)
+    while 4 * count > 3 * (<uint64_t>1 << spare.order):
+        spare.order += 1
     spare.places = <void **>alloc_zeroed(sizeof(void *) << spare.order)
     return 0 if spare.places is not NULL else -1
 
@@ -108,7 +112,6 @@ cdef void idtable_remove(idtable *table, void *item) noexcept nogil:
     cdef uint32_t mask = (<uint32_t>1 << table.order) - 1
     cdef uint32_t hole = place_of(table, item)
     cdef uint32_t place = hole
-    cdef void **smaller
     while True:
         # Whoever lies after the hole without a gap moves into it, unless the hole is before its
         # home: the way from its home to itself must stay without a gap.
@@ -127,12 +130,19 @@ cdef void idtable_remove(idtable *table, void *item) noexcept nogil:
         hole = place
     table.count -= 1
 
+
+cdef void idtable_trim(idtable *table) noexcept nogil:
+    cdef uint32_t order = table.order
+    cdef void **smaller
     if table.count == 0:
         idtable_clear(table)
-    elif table.order > MIN_ORDER and 8 * <uint64_t>table.count <= mask:
-        smaller = <void **>alloc_zeroed(sizeof(void *) << (table.order - 1))
+        return
+    while order > MIN_ORDER and 8 * <uint64_t>table.count <= (<uint64_t>1 << order):
+        order -= 1
+    if order != table.order:
+        smaller = <void **>alloc_zeroed(sizeof(void *) << order)
         if smaller is not NULL:
-            rehash(table, smaller, table.order - 1)
+            rehash(table, smaller, order)
 
 
 cdef void idtable_replace(idtable *table, void *old, void *new) noexcept nogil:

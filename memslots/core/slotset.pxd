@@ -34,9 +34,9 @@ cdef void slotset_init(slotset *set, int k) noexcept nogil
 # Gives back what the set has got for itself; the slots in it are not its own.
 cdef void slotset_clear(slotset *set) noexcept nogil
 # Changes the set from holding `old` to holding `new`: NULL `old` adds, NULL `new` removes;
-# otherwise `new` takes the place of `old`, whose id and host range it has. An addition takes
-# `spare`, got with idtable_get_spare(&set.ids) for it. Cannot fail. O(log n); a replacement with an
-# equal base_gfn O(1).
+# otherwise `new` takes the place of `old`, whose id it has. An addition takes `spare`, got with
+# idtable_get_spare(&set.ids, ...) for it. Cannot fail. O(log n); a replacement O(1) in the trees
+# where base_gfn, or the host range, stays.
 cdef void slotset_put(slotset *set, slot *old, slot *new, idtable_spare *spare) noexcept nogil
 # A slot other than `except_for` (may be NULL) that has a gfn in [base_gfn, base_gfn + npages), or
 # NULL. O(log n).
@@ -45,13 +45,23 @@ cdef slot *slotset_overlap(
 ) noexcept nogil
 
 
+# A neighbour by gfn that a slot of the set overlaps, or NULL. Where every slot that was put in is
+# asked this, S2 holds if none is found. O(log n).
+cdef slot *slotset_clash(const slotset *set, const slot *s) noexcept nogil
+
+
 cdef inline uint32_t slotset_count(const slotset *set) noexcept nogil:
     return set.ids.count
 
 
+cdef inline slot *slotset_floor(const slotset *set, gfn_t gfn) noexcept nogil:
+    """The last slot that begins at `gfn` or before it, or NULL. O(log n)."""
+    return slot_of_gfn_node(rb_floor(&set.gfn_tree, gfn), set.k)
+
+
 cdef inline slot *slotset_search(const slotset *set, gfn_t gfn) noexcept nogil:
     """The slot that has the gfn, or NULL; last-used is neither asked nor told. O(log n)."""
-    cdef slot *s = slot_of_gfn_node(rb_floor(&set.gfn_tree, gfn), set.k)
+    cdef slot *s = slotset_floor(set, gfn)
     return s if s is not NULL and slot_has_gfn(s, gfn) else NULL
 
 

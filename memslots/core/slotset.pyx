@@ -67,8 +67,13 @@ cdef void slotset_put(slotset *set, slot *old, slot *new, idtable_spare *spare) 
         else:
             rb_erase(&set.gfn_tree, &old.gfn_node[k])
             rb_insert(&set.gfn_tree, &new.gfn_node[k])
-        rb_replace(&set.hva_tree, &old.hva_node[k].rb, &new.hva_node[k].rb)
+        if new.userspace_addr == old.userspace_addr:
+            rb_replace(&set.hva_tree, &old.hva_node[k].rb, &new.hva_node[k].rb)
+        else:
+            rb_erase(&set.hva_tree, &old.hva_node[k].rb)
+            rb_insert(&set.hva_tree, &new.hva_node[k].rb)
         idtable_replace(&set.ids, old, new)
+        set.npages += new.npages - old.npages
 
 
 cdef slot *slotset_overlap(
@@ -78,3 +83,11 @@ cdef slot *slotset_overlap(
     if s is not NULL and s is except_for:
         s = slotset_step(set, s, 1)
     return s if s is not NULL and s.base_gfn < base_gfn + npages else NULL
+
+
+cdef slot *slotset_clash(const slotset *set, const slot *s) noexcept nogil:
+    cdef slot *before = slotset_step(set, s, 0)
+    cdef slot *after = slotset_step(set, s, 1)
+    if before is not NULL and slot_end_gfn(before) > s.base_gfn:
+        return before
+    return after if after is not NULL and after.base_gfn < slot_end_gfn(s) else NULL

@@ -58,6 +58,31 @@ cdef void update_revert_end(change *c) noexcept nogil
 # Frees what no set holds any more; the records of those slots are the caller's, to let go before.
 cdef void update_end(change *c) noexcept nogil
 
+# A transaction is one change for each id it touches. The inactive set takes them step by step, no
+# swap in between; there, and only there, slots may overlap meanwhile (S2).
+#
+#     update_init, once for an id        what both sets hold of it; nothing of it is changed yet
+#     update_stage_get, update_stage     a step: the inactive set holds what it asks for; and so on
+#     then either                        every space swaps, the readers are waited for, and
+#                                        update_carry for each change: both sets hold it (P1)
+#     or                                 update_unstage for each change: what it put in or replaced
+#                                        first, then what it took out, which finds its place again
+#     update_end
+cdef void update_init(change *c, space *sp, slot *old) noexcept nogil
+# Gets the slot of the next step in *next (NULL for a region without pages: the id's slot goes), and
+# the memory for it to go in. NO_MEMORY: nothing is staged.
+cdef refusal update_stage_get(
+    change *c, const limits *lim, const region *r, slot **next
+) noexcept nogil
+# Makes the inactive set hold `next`. What c.new was before belongs to the caller: to discard,
+# unless it is c.old.
+cdef void update_stage(change *c, slot *next) noexcept nogil
+# `spare`: for all the additions of the transaction to this set; taken by the first that needs it.
+cdef void update_carry(change *c, idtable_spare *spare) noexcept nogil
+cdef void update_unstage(change *c) noexcept nogil
+# Frees a slot that no set holds, unless it is one of the two kept; its bitmap, if neither has it.
+cdef void update_discard(slot *s, const slot *kept, const slot *also_kept) noexcept nogil
+
 
 cdef inline bint update_must_invalidate(const change *c) noexcept nogil:
     """Whether this change goes through INVALID."""
@@ -66,4 +91,6 @@ cdef inline bint update_must_invalidate(const change *c) noexcept nogil:
 
 cdef inline slot *update_leftover(const change *c) noexcept nogil:
     """The slot, besides `invalid`, that no set holds once the change has ended; may be NULL."""
+    if c.old is c.new:
+        return NULL
     return c.old if c.done else c.new

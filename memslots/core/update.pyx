@@ -1,7 +1,7 @@
 """The write side. The steps of a change and the contract of each function are in update.pxd."""
 
 from memslots.core.dirtylog cimport dirty_free, dirty_new
-from memslots.core.idtable cimport idtable_drop_spare, idtable_get_spare
+from memslots.core.idtable cimport idtable_drop_spare, idtable_get_spare, idtable_trim
 from memslots.core.region cimport ALLOWED, CHANGE_CREATE, CHANGE_DELETE, CHANGE_MOVE, NO_MEMORY
 from memslots.core.slot cimport SLOT_INVALID, SLOT_LOG_DIRTY_PAGES, slot_free, slot_new
 from memslots.core.slotset cimport slotset, slotset_put
@@ -13,8 +13,9 @@ cdef enum:
 
 cdef void hold(change *c, slotset *set, slot *s) noexcept nogil:
     """Makes the set hold `s` in this change's place."""
-    slotset_put(set, c.held[set.k], s, &c.spare[set.k])
-    c.held[set.k] = s
+    if c.held[set.k] is not s:
+        slotset_put(set, c.held[set.k], s, &c.spare[set.k])
+        c.held[set.k] = s
 
 
 cdef void begin(change *c, slot *s) noexcept nogil:
@@ -23,20 +24,22 @@ cdef void begin(change *c, slot *s) noexcept nogil:
     space_swap_begin(c.sp)
 
 
-cdef bint get_new(change *c, const limits *lim, const region *r) noexcept nogil:
-    """Makes the slot as it is to be, with its dirty log (D1): a log that stays on keeps its
-    bitmap.
+cdef slot *make_slot(const limits *lim, const region *r, const slot *before) noexcept nogil:
+    """The slot that a region asks for, with its dirty log (D1), or NULL: no memory.
+
+    A log that stays on keeps the bitmap of `before`, the slot whose place it takes, if any.
     """
-    c.new = slot_new(r.id, r.as_id, r.flags, r.base_gfn, r.npages, r.userspace_addr)
-    if c.new is NULL:
-        return False
-    if r.flags & SLOT_LOG_DIRTY_PAGES:
-        if c.old is not NULL and c.old.dirty is not NULL:
-            c.new.dirty = c.old.dirty
-        else:
-            c.new.dirty = dirty_new(r.npages, lim.manual_dirty_log & DIRTY_LOG_INITIALLY_SET)
-            return c.new.dirty is not NULL
-    return True
+    cdef slot *s = slot_new(r.id, r.as_id, r.flags, r.base_gfn, r.npages, r.userspace_addr)
+    if s is NULL or not r.flags & SLOT_LOG_DIRTY_PAGES:
+        return s
+    if before is not NULL and before.dirty is not NULL:
+        s.dirty = before.dirty
+    else:
+        s.dirty = dirty_new(r.npages, lim.manual_dirty_log & DIRTY_LOG_INITIALLY_SET)
+        if s.dirty is NULL:
+            slot_free(s)
+            return NULL
+    return s
 
 
 cdef bint get_invalid(change *c) noexcept nogil:
@@ -54,12 +57,16 @@ cdef bint get_invalid(change *c) noexcept nogil:
     return True
 
 
-cdef bint get_spares(change *c) noexcept nogil:
+cdef void update_init(change *c, space *sp, slot *old) noexcept nogil:
     cdef int k
+    c.sp = sp
+    c.old = old
+    c.new = old
+    c.invalid = NULL
+    c.done = False
     for k in range(2):
-        if idtable_get_spare(&c.sp.sets[k].ids, &c.spare[k]) != 0:
-            return False
-    return True
+        c.held[k] = old
+        c.spare[k].places = NULL
 
 
 cdef refusal update_get(
@@ -67,21 +74,17 @@ cdef refusal update_get(
 ) noexcept nogil:
     cdef int k
     cdef bint got = True
+    update_init(c, sp, p.old)
     c.kind = p.kind
-    c.sp = sp
-    c.old = p.old
     c.new = NULL
-    c.invalid = NULL
-    c.done = False
-    for k in range(2):
-        c.held[k] = p.old
-        c.spare[k].places = NULL
     if p.kind != CHANGE_DELETE:
-        got = get_new(c, lim, r)
+        c.new = make_slot(lim, r, p.old)
+        got = c.new is not NULL
     if got and (p.kind == CHANGE_DELETE or p.kind == CHANGE_MOVE):
         got = get_invalid(c)
-    if got and p.kind == CHANGE_CREATE:
-        got = get_spares(c)
+    if p.kind == CHANGE_CREATE:
+        for k in range(2):
+            got = got and idtable_get_spare(&sp.sets[k].ids, 1, &c.spare[k]) == 0
     if not got:
         update_end(c)
         return NO_MEMORY
@@ -117,15 +120,56 @@ cdef void update_revert_end(change *c) noexcept nogil:
     hold(c, space_inactive(c.sp), c.old)
 
 
-cdef void update_end(change *c) noexcept nogil:
-    cdef slot *left = update_leftover(c)
-    cdef slot *kept = c.new if c.done else c.old
-    cdef int k
+cdef refusal update_stage_get(
+    change *c, const limits *lim, const region *r, slot **next
+) noexcept nogil:
+    cdef slotset *set = space_inactive(c.sp)
+    cdef slot *before = c.held[set.k]
+    next[0] = NULL
+    if r.npages == 0:
+        return ALLOWED
+    if before is NULL and idtable_get_spare(&set.ids, 1, &c.spare[set.k]) != 0:
+        return NO_MEMORY
+    next[0] = make_slot(lim, r, before)
+    return ALLOWED if next[0] is not NULL else NO_MEMORY
+
+
+cdef void update_stage(change *c, slot *next) noexcept nogil:
+    hold(c, space_inactive(c.sp), next)
+    c.new = next
+
+
+cdef void update_carry(change *c, idtable_spare *spare) noexcept nogil:
+    cdef slotset *set = space_inactive(c.sp)
+    c.done = True
+    idtable_drop_spare(&c.spare[set.k])
+    c.spare[set.k] = spare[0]
+    spare.places = NULL
+    hold(c, set, c.new)
+    spare[0] = c.spare[set.k]
+    c.spare[set.k].places = NULL
+
+
+cdef void update_unstage(change *c) noexcept nogil:
+    hold(c, space_inactive(c.sp), c.old)
+
+
+cdef void update_discard(slot *s, const slot *kept, const slot *also_kept) noexcept nogil:
     # Copies share the bitmap: it goes with the last of them.
-    if left is not NULL and (kept is NULL or kept.dirty is not left.dirty):
-        dirty_free(left.dirty)
-    slot_free(left)
+    if s is NULL or s is kept or s is also_kept:
+        return
+    if (kept is NULL or kept.dirty is not s.dirty) and (
+        also_kept is NULL or also_kept.dirty is not s.dirty
+    ):
+        dirty_free(s.dirty)
+    slot_free(s)
+
+
+cdef void update_end(change *c) noexcept nogil:
+    cdef int k
+    update_discard(update_leftover(c), c.new if c.done else c.old, NULL)
     slot_free(c.invalid)
     c.invalid = NULL
     for k in range(2):
         idtable_drop_spare(&c.spare[k])
+    idtable_trim(&space_inactive(c.sp).ids)

@@ -137,3 +137,58 @@ def test_everything_is_given_back(drivers: Any) -> None:
     assert len(vcpu) == 50  # the Vcpu keeps its Memslots
     del vcpu
     assert alloc.live() == live
+
+
+def in_one_step(vm: Memslots) -> None:
+    """A transaction of every kind of step, in which the id tables grow."""
+    with vm.transaction() as tx:
+        tx.move(0, 0x100)
+        tx.move(1, 0x000)
+        tx.set_flags(2, LOG)
+        tx.delete(4)
+        tx.create(4, 0x400, 10, 0x9000, LOG)
+        for id in range(6, 11):
+            tx.create(id, 0x100 * id, 70, 0x1000 * id, LOG)
+
+
+def test_a_transaction_without_memory_changes_nothing(drivers: Any, vm: Memslots) -> None:
+    alloc = drivers("alloc")
+    before = state(vm)
+    live = alloc.live()
+
+    def unharmed() -> None:
+        vm.check()
+        assert state(vm) == before
+
+    failed = each_failure(alloc, lambda: in_one_step(vm), unharmed)
+    # At least a slot for each step but the deletion, a bitmap for each log, and the changes.
+    assert failed > 9 + 7 + 2
+    vm.check()
+    assert len(vm) == 11
+    for slot in list(vm):
+        vm.delete(slot.id)
+    assert alloc.live() < live
+
+
+def test_a_transaction_without_memory_for_python_objects(drivers: Any, vm: Memslots) -> None:
+    testcapi = pytest.importorskip("_testcapi", reason="this CPython has no _testcapi")
+    alloc = drivers("alloc")
+    before = state(vm)
+    live = alloc.live()
+    failed = 0
+    for nth in range(2000):
+        testcapi.set_nomemory(nth, nth + 1)
+        try:
+            in_one_step(vm)
+        except MemoryError:
+            testcapi.remove_mem_hooks()
+            failed += 1
+            assert alloc.live() == live
+            vm.check()
+            assert state(vm) == before
+        else:
+            break
+        finally:
+            testcapi.remove_mem_hooks()
+    assert failed > 5
+    vm.check()

@@ -49,6 +49,7 @@ def test_every_order_of_addition_and_removal(idtable: Any, size: int) -> None:
         # up.
         for number in order[::-1] if order[0] % 2 else order:
             table.remove(number)
+            table.trim()
             del model[ids[number]]
             check(table, model, ids)
 
@@ -64,6 +65,7 @@ def test_ids_that_share_a_home_are_all_found(idtable: Any) -> None:
         model = {id: number for number, id in enumerate(ids)}
         for number in dice.sample(range(6), 6):
             table.remove(number)
+            table.trim()
             del model[ids[number]]
             check(table, model, list(range(64)))
 
@@ -85,6 +87,7 @@ def test_any_sequence_against_a_dict(idtable: Any, steps: list[tuple[int, int]])
             model[id] = double
         else:
             table.remove(model.pop(id))
+            table.trim()
         check(table, model, [0, id, id + 1])
 
 
@@ -109,9 +112,14 @@ def test_memory_is_in_proportion_to_the_ids_in_use(idtable: Any) -> None:
     assert all(table.find(id) == number for number, id in enumerate(ids))
     for number in range(size - 10):
         table.remove(number)
+        if number % 7 == 0:  # also by more than a half at once
+            table.trim()
+    table.trim()
     check(table, {ids[number]: number for number in range(size - 10, size)}, ids[:100])
     for number in range(size - 10, size):
         table.remove(number)
+    assert table.places > 0
+    table.trim()
     assert table.places == 0
 
 
@@ -141,10 +149,33 @@ def test_no_memory_to_grow_and_none_to_shrink(idtable: Any, drivers: Any) -> Non
     places = table.places
     for number in range(99, 0, -1):
         alloc.fail_nth(1)
-        table.remove(number)  # goes on with the larger table
+        table.remove(number)
+        table.trim()  # goes on with the larger table
         assert table.find(0) == 0
         assert table.find(number) is None
     alloc.fail_nth(0)
     assert table.places == places
     table.remove(0)
+    table.trim()
     assert (table.places, alloc.live()) == (0, live)
+
+
+def test_memory_for_many_additions_is_got_at_once(idtable: Any, drivers: Any) -> None:
+    alloc = drivers("alloc")
+    table = idtable.Table(1000)
+    asked = alloc.asked()
+    table.add_all(range(1000))
+    assert alloc.asked() == asked + 1
+    check(table, {number: number for number in range(1000)}, [1000])
+
+
+def test_what_was_removed_can_be_added_again_without_memory(idtable: Any, drivers: Any) -> None:
+    alloc = drivers("alloc")
+    table = idtable.Table(100)
+    table.add_all(range(100))
+    for number in range(100):
+        table.remove(number)
+    asked = alloc.asked()
+    table.add_all(range(100))
+    assert alloc.asked() == asked
+    check(table, {number: number for number in range(100)}, [100])

@@ -15,6 +15,7 @@ from memslots.core.idtable cimport (
     idtable_remove,
     idtable_replace,
     idtable_spare,
+    idtable_trim,
 )
 
 cdef struct item:
@@ -51,15 +52,29 @@ cdef class Table:
     def add(self, number, id):
         cdef idtable_spare spare
         cdef item *it = self.item_of(number)
-        if idtable_get_spare(&self.table, &spare) != 0:
+        if idtable_get_spare(&self.table, 1, &spare) != 0:
             raise MemoryError
         it.id = id
         idtable_add(&self.table, it, &spare)
 
+    def add_all(self, numbers):
+        """Adds items by their numbers as ids, with the memory for all of them got before the first."""
+        cdef idtable_spare spare
+        cdef item *it
+        if idtable_get_spare(&self.table, len(numbers), &spare) != 0:
+            raise MemoryError
+        for number in numbers:
+            it = self.item_of(number)
+            it.id = number
+            idtable_add(&self.table, it, &spare)
+
+    def trim(self):
+        idtable_trim(&self.table)
+
     def get_and_drop_spare(self):
         """Gets the memory for an addition that is then not made; whether there was any to get."""
         cdef idtable_spare spare
-        if idtable_get_spare(&self.table, &spare) != 0:
+        if idtable_get_spare(&self.table, 1, &spare) != 0:
             raise MemoryError
         got = spare.places is not NULL
         idtable_drop_spare(&spare)

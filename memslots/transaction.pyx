@@ -1,0 +1,405 @@
+"""Several changes in one step: staged in the inactive set, seen by readers with one swap."""
+
+cimport cython
+from libc.stdint cimport uint32_t
+from libc.string cimport memcpy
+
+from memslots.arguments cimport u32, u64
+from memslots.core.alloc cimport alloc_free, alloc_zeroed
+from memslots.core.idtable cimport idtable_drop_spare, idtable_get_spare, idtable_spare
+from memslots.core.machine cimport MAX_SPACES
+from memslots.core.region cimport (
+    ALLOWED,
+    BEYOND_MAX_GFN,
+    CHANGE_CREATE,
+    CHANGE_DELETE,
+    CHANGE_MOVE,
+    CHANGE_NONE,
+    ID_IN_USE,
+    NO_MEMORY,
+    OVERLAPS,
+    TOO_MANY_PAGES,
+    change_kind,
+    plan,
+    refusal,
+    region,
+    region_beyond_max_gfn,
+    region_plan,
+)
+from memslots.core.slot cimport slot as slot_t
+from memslots.core.slot cimport slot_has_gfn
+from memslots.core.slotset cimport (
+    slotset,
+    slotset_by_id,
+    slotset_clash,
+    slotset_floor,
+    slotset_step,
+)
+from memslots.core.space cimport (
+    space,
+    space_active,
+    space_inactive,
+    space_swap_begin,
+    space_swap_end,
+)
+from memslots.core.units cimport gfn_t
+from memslots.core.update cimport (
+    change,
+    update_carry,
+    update_discard,
+    update_init,
+    update_stage,
+    update_stage_get,
+    update_unstage,
+)
+from memslots.listeners cimport ask_prepare, tell_commit, tell_invalidate
+from memslots.refusals cimport check_id, refusal_error
+from memslots.verbs cimport (
+    NO_SLOT,
+    Target,
+    change_record,
+    demand,
+    verb_create,
+    verb_delete,
+    verb_move,
+    verb_set_flags,
+    verb_set_region,
+)
+from memslots.writer cimport Writer, finish, keep_record, release_record
+
+from memslots.errors import busy
+
+cdef enum progress:
+    NEW  # made, not begun
+    OPEN  # in the body of the with statement
+    ENDING  # asking and telling listeners
+    ENDED
+
+cdef enum:
+    FIRST_ROOM = 8  # changes there is room for at first; doubled as they are needed
+
+
+# no_gc_clear: an open transaction must find its writer to give the lock back.
+@cython.final
+@cython.no_gc_clear
+cdef class Transaction(Target):
+    """Any number of changes that readers see all at once, or not at all.
+
+    Made by Memslots.transaction.
+
+    Within ``with vm.transaction() as tx:`` the methods of `tx` make changes as those of Memslots of
+    the same names do, each on what the ones before it left. The rules hold step by step, but for
+    rule 6: slots may overlap meanwhile, and must not at the end. At the end of the body all changes
+    are there for readers, with one swap for each address space; if it is left by an exception, a
+    listener refuses, or slots still overlap, nothing has changed.
+
+    Listeners are told every ``invalidate``, then asked every ``prepare``, in the order of the
+    steps; after the swap they are told every ``commit``.
+
+    A transaction is used once, in one thread. Other threads' changes wait until it has ended;
+    another change from the same thread is a BusyError.
+    """
+
+    cdef object owner  # the Memslots, which keeps the machine
+    cdef Writer writer
+    cdef progress state
+    cdef change *changes  # one for each id that is changed, in the order they came up
+    cdef size_t count  # of them
+    cdef size_t room  # for so many
+    cdef dict numbers  # (as_id, id): which of them
+    cdef list steps  # (Change, old, new, whether readers can see old), as made
+    cdef uint32_t additions[MAX_SPACES]  # ids of each space that the active set does not hold
+    cdef idtable_spare spare[MAX_SPACES]  # memory for these to go into the set that is active now
+
+    def __cinit__(self):
+        self.state = NEW
+        self.numbers = {}
+        self.steps = []
+
+    def __dealloc__(self):
+        if self.state == OPEN:
+            self.roll_back()
+        self.forget()
+
+    def __reduce__(self):
+        raise TypeError("a Transaction cannot be pickled or copied: it belongs to its Memslots")
+
+    def __enter__(self):
+        if self.writer is None:
+            raise TypeError("a transaction is made by Memslots.transaction()")
+        if self.state != NEW:
+            raise RuntimeError("a transaction can be begun only once")
+        self.writer.enter("a transaction")
+        self.state = OPEN
+        return self
+
+    def __exit__(self, exc_type, exc, traceback):
+        self.enter("the end of a transaction")
+        if exc_type is not None:
+            self.roll_back()
+        else:
+            self.commit()
+        return False
+
+    def set_region(self, slot, flags, guest_phys_addr, memory_size, userspace_addr):
+        """As Memslots.set_region, in this transaction."""
+        return verb_set_region(self, slot, flags, guest_phys_addr, memory_size, userspace_addr)
+
+    def create(self, slot, base_gfn, npages, userspace_addr, flags=0, as_id=0):
+        """As Memslots.create, in this transaction."""
+        return verb_create(self, slot, base_gfn, npages, userspace_addr, flags, as_id)
+
+    def move(self, slot, base_gfn, as_id=0):
+        """As Memslots.move, in this transaction."""
+        return verb_move(self, slot, base_gfn, as_id)
+
+    def set_flags(self, slot, flags, as_id=0):
+        """As Memslots.set_flags, in this transaction."""
+        return verb_set_flags(self, slot, flags, as_id)
+
+    def delete(self, slot, as_id=0):
+        """As Memslots.delete, in this transaction."""
+        return verb_delete(self, slot, as_id)
+
+    def lookup(self, gfn, as_id=0):
+        """The slot that will hold a guest page if the transaction ends now, or None.
+
+        Where slots overlap for the moment, the one of them that begins last. O(k + log n) after k
+        changes.
+        """
+        cdef gfn_t page = u64(gfn, "gfn")
+        cdef uint32_t number = u32(as_id, "as_id")
+        cdef slotset *set
+        cdef slot_t *s
+        self.enter("a look-up in a transaction")
+        check_id(&self.m.lim, 0, number)
+        set = self.slots(number)
+        s = slotset_floor(set, page)
+        # Of the slots before the page only those of this transaction may lie over one another.
+        for _ in range(self.count + 1):
+            if s is NULL:
+                break
+            if slot_has_gfn(s, page):
+                return <object>s.record
+            s = slotset_step(set, s, 0)
+        return None
+
+    def get(self, id, default=None, as_id=0):
+        """The slot that will have an id if the transaction ends now, or `default`. O(1)."""
+        cdef uint32_t wanted = u32(id, "id")
+        cdef uint32_t number = u32(as_id, "as_id")
+        cdef slot_t *s
+        self.enter("a look-up in a transaction")
+        check_id(&self.m.lim, 0, number)
+        s = slotset_by_id(self.slots(number), wanted)
+        return default if s is NULL else <object>s.record
+
+    cdef int enter(self, str what) except -1:
+        if self.state == ENDING:
+            raise busy(what)
+        if self.state != OPEN:
+            raise RuntimeError(f"{what}: it is not open; use it in a with statement, once")
+        if not self.writer.is_mine():
+            raise RuntimeError(f"{what}: another thread has begun it")
+        return 0
+
+    cdef slotset *slots(self, uint32_t as_id) noexcept:
+        return space_inactive(self.m.spaces[as_id])
+
+    cdef change_kind make(self, const region *r, demand wants) except? CHANGE_NONE:
+        cdef slotset *set = self.slots(r.as_id)
+        cdef slot_t *next = NULL
+        cdef slot_t *before
+        cdef change *c
+        cdef plan p
+        cdef refusal why = region_plan(set, r, &p)
+        if wants == NO_SLOT and p.old is not NULL and why != TOO_MANY_PAGES:
+            why = ID_IN_USE
+        if why == OVERLAPS:
+            why = ALLOWED  # for now: commit looks again
+        if why == ALLOWED and (p.kind == CHANGE_CREATE or p.kind == CHANGE_MOVE):
+            if region_beyond_max_gfn(&self.m.lim, r):
+                why = BEYOND_MAX_GFN
+        if why != ALLOWED:
+            raise refusal_error(why, &self.m.lim, r, &p, "")
+        if p.kind == CHANGE_NONE:
+            return p.kind
+        c = self.change_of(r.as_id, r.id, p.old)
+        before = c.held[set.k]
+        if update_stage_get(c, &self.m.lim, r, &next) != ALLOWED:
+            raise refusal_error(NO_MEMORY, &self.m.lim, r, &p, "")
+        try:
+            keep_record(next)
+            old = None if before is NULL else <object>before.record
+            new = None if next is NULL else <object>next.record
+            visible = before is not NULL and before is c.old
+            self.steps.append((change_record(p.kind), old, new, visible))
+        except BaseException:
+            release_record(next)
+            update_discard(next, before, c.old)
+            raise
+        update_stage(c, next)
+        if before is not c.old:
+            release_record(before)
+            update_discard(before, next, c.old)
+        return p.kind
+
+    cdef change *change_of(self, uint32_t as_id, uint32_t id, slot_t *old) except NULL:
+        """The change of an id: the one there is, or a new one, with what memory it may need
+        later.
+        """
+        cdef change *more
+        cdef size_t room
+        cdef space *sp = self.m.spaces[as_id]
+        cdef idtable_spare larger
+        cdef object key = (as_id, id)
+        cdef object number = self.numbers.get(key)
+        if number is not None:
+            return &self.changes[<size_t>number]
+        if self.count == self.room:
+            room = 2 * self.room if self.room != 0 else <size_t>FIRST_ROOM
+            more = <change *>alloc_zeroed(room * sizeof(change))
+            if more is NULL:
+                raise MemoryError("no memory for another change")
+            if self.count != 0:
+                memcpy(more, self.changes, self.count * sizeof(change))
+            alloc_free(self.changes)
+            self.changes = more
+            self.room = room
+        if old is NULL:
+            # The active set will have to take it in after the swap, when nothing may fail any more.
+            if idtable_get_spare(&space_active(sp).ids, self.additions[as_id] + 1, &larger) != 0:
+                raise MemoryError("no memory for another slot")
+            idtable_drop_spare(&self.spare[as_id])
+            self.spare[as_id] = larger
+        self.numbers[key] = self.count
+        self.additions[as_id] += old is NULL
+        update_init(&self.changes[self.count], sp, old)
+        self.count += 1
+        return &self.changes[self.count - 1]
+
+    cdef int commit(self) except -1:
+        """Asks everybody, then swaps. The lock is given back, whatever happens."""
+        cdef tuple subscriptions = self.writer.subscriptions
+        cdef size_t n
+        self.state = ENDING
+        try:
+            self.check_overlaps()
+            for kind, old, _, visible in self.steps:
+                if visible and new_place(kind):
+                    tell_invalidate(subscriptions, old)
+            for kind, old, new, _ in self.steps:
+                ask_prepare(subscriptions, kind, old, new)
+        except BaseException:
+            self.roll_back()
+            raise
+        self.swap()
+        for n in range(self.count):
+            finish(&self.changes[n])
+        self.count = 0
+        try:
+            self.tell_all(subscriptions)
+        finally:
+            self.end()
+        return 0
+
+    cdef int check_overlaps(self) except -1:
+        """S2, for every slot that was put in."""
+        cdef size_t n
+        cdef change *c
+        cdef plan p
+        cdef region r
+        for n in range(self.count):
+            c = &self.changes[n]
+            if c.new is NULL or c.new is c.old:
+                continue
+            p.existing = slotset_clash(space_inactive(c.sp), c.new)
+            if p.existing is not NULL:
+                p.old = NULL
+                r.id = c.new.id
+                r.as_id = c.new.as_id
+                r.flags = c.new.flags
+                r.base_gfn = c.new.base_gfn
+                r.npages = c.new.npages
+                r.userspace_addr = c.new.userspace_addr
+                raise refusal_error(OVERLAPS, &self.m.lim, &r, &p, "")
+        return 0
+
+    cdef void swap(self) noexcept:
+        """Makes what is staged what readers find, and carries it over. Cannot fail."""
+        cdef bint touched[MAX_SPACES]
+        cdef size_t n
+        cdef change *c
+        cdef uint32_t as_id
+        for as_id in range(<uint32_t>MAX_SPACES):
+            touched[as_id] = False
+        for n in range(self.count):
+            c = &self.changes[n]
+            touched[c.sp.as_id] |= c.new is not c.old
+        for as_id in range(<uint32_t>MAX_SPACES):
+            if touched[as_id]:
+                space_swap_begin(self.m.spaces[as_id])
+        self.writer.wait_for_readers()
+        for as_id in range(<uint32_t>MAX_SPACES):
+            if touched[as_id]:
+                space_swap_end(self.m.spaces[as_id])
+        for n in range(self.count):
+            c = &self.changes[n]
+            if touched[c.sp.as_id]:
+                update_carry(c, &self.spare[c.sp.as_id])
+
+    cdef int tell_all(self, tuple subscriptions) except -1:
+        leaving = None
+        for kind, old, new, _ in self.steps:
+            try:
+                tell_commit(subscriptions, kind, old, new)
+            except BaseException as exception:
+                leaving = exception
+        if leaving is not None:
+            raise leaving
+        return 0
+
+    cdef void roll_back(self) noexcept:
+        """Makes the inactive set what it was, and gives the lock back."""
+        cdef size_t n
+        cdef int adds
+        # What was put in goes first, so that what was taken out finds its place in the id table
+        # again.
+        for adds in range(2):
+            for n in range(self.count):
+                if (self.changes[n].new is NULL) == (adds == 1):
+                    update_unstage(&self.changes[n])
+        for n in range(self.count):
+            finish(&self.changes[n])
+        self.end()
+
+    cdef void end(self) noexcept:
+        self.forget()
+        self.state = ENDED
+        self.writer.leave()
+
+    cdef void forget(self) noexcept:
+        """Gives back the transaction's own memory."""
+        cdef uint32_t as_id
+        alloc_free(self.changes)
+        self.changes = NULL
+        self.count = 0
+        self.room = 0
+        for as_id in range(<uint32_t>MAX_SPACES):
+            idtable_drop_spare(&self.spare[as_id])
+
+
+cdef tuple NEW_PLACES = (change_record(CHANGE_DELETE), change_record(CHANGE_MOVE))
+
+
+cdef bint new_place(object kind):
+    """Whether a change goes through invalidate: the slot will not be where it was."""
+    return kind in NEW_PLACES
+
+
+cdef object transaction_of(object owner, Writer writer):
+    cdef Transaction tx = Transaction.__new__(Transaction)
+    tx.owner = owner
+    tx.writer = writer
+    tx.m = writer.m
+    return tx

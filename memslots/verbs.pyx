@@ -1,0 +1,150 @@
+"""The five changes a caller can ask for, on whatever carries them out."""
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from memslots.arguments cimport u32, u64
+from memslots.core.region cimport (
+    ALLOWED,
+    NO_PAGES,
+    NO_SUCH_SLOT,
+    SIZE_NOT_ALIGNED,
+    refusal,
+    region_from_bytes,
+)
+from memslots.core.slot cimport slot as slot_t
+from memslots.core.slotset cimport slotset_by_id
+from memslots.core.units cimport gfn_t, hva_t
+from memslots.refusals cimport check_id, check_region, refusal_error
+
+from memslots.records import Change
+
+# By change_kind.
+cdef tuple CHANGES = (Change.NONE, Change.CREATE, Change.DELETE, Change.MOVE, Change.FLAGS_ONLY)
+
+
+cdef object change_record(change_kind kind):
+    return CHANGES[<int>kind]
+
+
+cdef class Target:
+    cdef int enter(self, str what) except -1:
+        raise TypeError("not to be made")
+
+    cdef void leave(self) noexcept:
+        pass
+
+    cdef slotset *slots(self, uint32_t as_id) noexcept:
+        return NULL
+
+    cdef change_kind make(self, const region *r, demand wants) except? CHANGE_NONE:
+        raise TypeError("not to be made")
+
+
+cdef int region_of(Target to, region *r, uint32_t id, uint32_t as_id) except -1:
+    """The region that a slot is, for a change of it."""
+    cdef slot_t *s
+    check_id(&to.m.lim, id, as_id)
+    s = slotset_by_id(to.slots(as_id), id)
+    r.id = id
+    r.as_id = as_id
+    if s is NULL:
+        raise refusal_error(NO_SUCH_SLOT, &to.m.lim, r, NULL, "")
+    r.flags = s.flags
+    r.base_gfn = s.base_gfn
+    r.npages = s.npages
+    r.userspace_addr = s.userspace_addr
+    return 0
+
+
+cdef object current(Target to, const region *r):
+    """The Slot of the region's id, which there is."""
+    return <object>slotset_by_id(to.slots(r.as_id), r.id).record
+
+
+cdef object verb_set_region(
+    Target to, object slot, object flags, object gpa, object size, object hva
+):
+    cdef region r
+    cdef uint32_t slot_arg = u32(slot, "slot")
+    cdef uint32_t bits = u32(flags, "flags")
+    cdef uint64_t address = u64(gpa, "guest_phys_addr")
+    cdef uint64_t length = u64(size, "memory_size")
+    cdef hva_t host = u64(hva, "userspace_addr")
+    cdef refusal why
+    to.enter("a change")
+    try:
+        why = region_from_bytes(&to.m.lim, slot_arg, bits, address, length, host, &r)
+        if why != ALLOWED:
+            given = f"{length if why == SIZE_NOT_ALIGNED else address:#x}"
+            raise refusal_error(why, &to.m.lim, &r, NULL, given)
+        return change_record(to.make(&r, ANY))
+    finally:
+        to.leave()
+
+
+cdef object verb_create(
+    Target to, object slot, object base_gfn, object npages, object hva, object flags, object as_id
+):
+    cdef region r
+    r.id = u32(slot, "slot")
+    r.base_gfn = u64(base_gfn, "base_gfn")
+    r.npages = u64(npages, "npages")
+    r.userspace_addr = u64(hva, "userspace_addr")
+    r.flags = u32(flags, "flags")
+    r.as_id = u32(as_id, "as_id")
+    to.enter("a change")
+    try:
+        check_region(&to.m.lim, &r)
+        if r.npages == 0:
+            raise refusal_error(NO_PAGES, &to.m.lim, &r, NULL, "")
+        to.make(&r, NO_SLOT)
+        return current(to, &r)
+    finally:
+        to.leave()
+
+
+cdef object verb_move(Target to, object slot, object base_gfn, object as_id):
+    cdef region r
+    cdef uint32_t id = u32(slot, "slot")
+    cdef gfn_t base = u64(base_gfn, "base_gfn")
+    cdef uint32_t space_id = u32(as_id, "as_id")
+    to.enter("a change")
+    try:
+        region_of(to, &r, id, space_id)
+        r.base_gfn = base
+        check_region(&to.m.lim, &r)
+        to.make(&r, ANY)
+        return current(to, &r)
+    finally:
+        to.leave()
+
+
+cdef object verb_set_flags(Target to, object slot, object flags, object as_id):
+    cdef region r
+    cdef uint32_t id = u32(slot, "slot")
+    cdef uint32_t bits = u32(flags, "flags")
+    cdef uint32_t space_id = u32(as_id, "as_id")
+    to.enter("a change")
+    try:
+        region_of(to, &r, id, space_id)
+        r.flags = bits
+        check_region(&to.m.lim, &r)
+        to.make(&r, ANY)
+        return current(to, &r)
+    finally:
+        to.leave()
+
+
+cdef object verb_delete(Target to, object slot, object as_id):
+    cdef region r
+    cdef uint32_t id = u32(slot, "slot")
+    cdef uint32_t space_id = u32(as_id, "as_id")
+    to.enter("a change")
+    try:
+        region_of(to, &r, id, space_id)
+        was = current(to, &r)
+        r.npages = 0
+        to.make(&r, ANY)
+        return was
+    finally:
+        to.leave()
