@@ -54,6 +54,10 @@ class build_ext(setuptools_build_ext):  # noqa: N801 (the name setuptools knows)
                 "initializedcheck": False,
                 "cdivision": True,
                 "embedsignature": True,
+                "embedsignature.format": "clinic",
+                # Cython's own function type does not check what it is called on: Memslots.lookup(8, 3)
+                # would read whatever 8 is. CPython's does.
+                "binding": False,
                 "linetrace": TRACE,
             },
         )

@@ -14,22 +14,28 @@ cdef extern from *:
     const uint32_t ERROR32 "UINT32_MAX"
 
 
-# The value of a field `bits` wide: TypeError for what is no integer, OverflowError for one that
+# The value of a field `bits` wide. TypeError for what is no integer, OverflowError for one that
 # does not fit; both name the field.
 cdef uint64_t field_of(object value, str name, int bits) except? ERROR64
 
 
-cdef inline uint64_t u64(object value, str name) except? ERROR64:
-    """The value of a 64-bit field: field_of, but quick for a plain int that fits."""
-    cdef uint64_t number
+cdef inline uint64_t quick(object value) noexcept:
+    """The value of a plain int that fits 64 bits; ERROR64 for everything else."""
+    cdef uint64_t number = ERROR64
     if PyLong_CheckExact(value):
         number = long_as_u64(value)
-        if number != ERROR64:
-            return number
-        PyErr_Clear()
-    return field_of(value, name, 64)
+        if number == ERROR64:
+            PyErr_Clear()
+    return number
+
+
+cdef inline uint64_t u64(object value, str name) except? ERROR64:
+    """The value of a 64-bit field."""
+    cdef uint64_t number = quick(value)
+    return number if number != ERROR64 else field_of(value, name, 64)
 
 
 cdef inline uint32_t u32(object value, str name) except? ERROR32:
     """The value of a 32-bit field."""
-    return <uint32_t>field_of(value, name, 32)
+    cdef uint64_t number = quick(value)
+    return <uint32_t>(number if number < ERROR32 else field_of(value, name, 32))

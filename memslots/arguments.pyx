@@ -11,7 +11,7 @@ cdef uint64_t field_of(object value, str name, int bits) except? ERROR64:
     except TypeError:
         raise TypeError(f"{name} must be an integer, not {type(value).__name__!r}") from None
     if number < 0:
-        raise OverflowError(f"{name} must not be negative: {number}")
+        raise OverflowError(f"{name} must not be negative: {number:#x}")
     if number.bit_length() > bits:
         raise OverflowError(f"{name} does not fit its {bits} bits: {number:#x}")
     return number

@@ -51,6 +51,8 @@ cdef int take_buffer(
             )
         if not PyBuffer_IsContiguous(view, b"C"):
             raise ValueError(f"{name} must be C-contiguous")
+        if view.len != 0 and <size_t>view.buf % <size_t>view.itemsize:
+            raise ValueError(f"{name} must be aligned to its elements, of {view.itemsize} bytes")
         if writable and view.readonly:
             raise ValueError(f"{name} must be writable")
     except BaseException:

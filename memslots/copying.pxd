@@ -1,5 +1,9 @@
 """Pickling and copying a Memslots."""
 
-# What __reduce__ gives: limits, generations, Slots and dirty logs, and the attributes of a
-# subclass. The caller is the writer, so that it is all of one moment.
-cdef tuple copy_of(object vm)
+from memslots.writer cimport Writer
+
+# The limits, as the arguments of Memslots; and for each address space its generation, and the Slots
+# with their dirty logs. The caller is the writer, so that it is all of one moment.
+cdef tuple state_of(object vm)
+# Makes a Writer's machine, which is new and empty, what the second of these says.
+cdef int restore(Writer writer, object spaces) except -1

@@ -3,10 +3,13 @@
 The contract of each function is in copying.pxd.
 """
 
+from libc.stdint cimport uint32_t, uint64_t
+
 from memslots.arguments cimport u64
 from memslots.core.space cimport SWAPPING, space, space_generation
 from memslots.dirtylogs cimport get_log, put_log
 from memslots.faces cimport ReadFace
+from memslots.verbs cimport verb_create
 
 from memslots.records import Flags
 
@@ -25,28 +28,32 @@ cdef object space_state(ReadFace face):
     return space_generation(face.sp), slots
 
 
-cdef int restore_space(object vm, ReadFace face, object state) except -1:
-    """Fills an empty address space of `vm`. A state that breaks a rule is refused by that rule."""
-    cdef space *sp = face.sp
+cdef int restore_space(Writer writer, uint32_t as_id, object state) except -1:
+    """Fills an empty address space. A state that breaks a rule is refused by that rule."""
+    cdef space *sp = writer.m.spaces[as_id]
     generation, slots = state
+    cdef uint64_t last = u64(generation, "generation")
     for record, log in slots:
-        vm.create(
+        verb_create(
+            writer,
             record.id,
             record.base_gfn,
             record.npages,
             record.userspace_addr,
             record.flags,
-            sp.as_id,
+            as_id,
         )
         if log is not None:
-            put_log(face.m, record.id, sp.as_id, log)
-    if generation % sp.nspaces != sp.as_id or generation & SWAPPING:
-        raise ValueError(f"address space {sp.as_id} cannot have generation {generation:#x}")
-    sp.active.generation = u64(generation, "generation")
+            put_log(writer.m, record.id, as_id, log)
+    # Nobody else has seen this machine yet, so no cache holds one of its generations; and there must
+    # be room to go on.
+    if last % sp.nspaces != as_id or last >= SWAPPING >> 1:
+        raise ValueError(f"address space {as_id} cannot have generation {last:#x}")
+    sp.active.generation = last
     return 0
 
 
-cdef tuple copy_of(object vm):
+cdef tuple state_of(object vm):
     limits = {
         "max_slots": vm.max_slots,
         "address_spaces": vm.address_spaces,
@@ -54,15 +61,12 @@ cdef tuple copy_of(object vm):
         "max_hva": vm.max_hva,
         "manual_dirty_log": vm.manual_dirty_log,
     }
-    spaces = [space_state(vm.address_space(as_id)) for as_id in range(vm.address_spaces)]
-    return restore, (type(vm), limits, spaces), getattr(vm, "__dict__", None) or None
+    return limits, [space_state(vm.address_space(as_id)) for as_id in range(vm.address_spaces)]
 
 
-def restore(cls, limits, spaces):
-    """Makes a Memslots of what a pickle has of it."""
-    vm = cls(**limits)
-    if len(spaces) != vm.address_spaces:
-        raise ValueError(f"{len(spaces)} address spaces where there are {vm.address_spaces}")
+cdef int restore(Writer writer, object spaces) except -1:
+    if len(spaces) != writer.m.lim.nspaces:
+        raise ValueError(f"{len(spaces)} address spaces where there are {writer.m.lim.nspaces}")
     for as_id, state in enumerate(spaces):
-        restore_space(vm, vm.address_space(as_id), state)
-    return vm
+        restore_space(writer, as_id, state)
+    return 0

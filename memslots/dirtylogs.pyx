@@ -25,7 +25,8 @@ cdef slot *logging_slot(const machine *m, uint32_t id, uint32_t as_id) except NU
     if s is NULL:
         raise NoSuchSlotError(errno.ENOENT, f"there is no slot {id} in address space {as_id}")
     if s.dirty is NULL:
-        raise NoSuchSlotError(errno.ENOENT, f"{<object>s.record} has no dirty log")
+        record = <object>s.record
+        raise NoSuchSlotError(errno.ENOENT, f"{record} has no dirty log")
     return s
 
 
@@ -57,12 +58,13 @@ cdef int clear_log(
         wrong = f"first_page {first} is not a multiple of 64"
     else:
         s = logging_slot(m, id, as_id)
+        record = <object>s.record
         if first > s.npages or pages > s.npages - first:
-            wrong = f"pages [{first}, {first + pages}) are not all in {<object>s.record}"
+            wrong = f"pages [{first}, {int(first) + pages}) are not all in {record}"
         elif pages & 63 and first + pages != s.npages:
             wrong = (
                 f"num_pages {pages} is not a multiple of 64 and does not reach the end of"
-                f" {<object>s.record}"
+                f" {record}"
             )
         elif <uint64_t>bitmap.len < 8 * dirty_words(pages):
             wrong = (
@@ -82,7 +84,7 @@ cdef int put_log(const machine *m, uint32_t id, uint32_t as_id, bytes log) excep
     cdef uint64_t npages = s.npages
     if <uint64_t>len(log) != 8 * dirty_words(npages):
         raise ValueError(f"slot {id} cannot have a dirty log of {len(log)} bytes")
-    if int.from_bytes(log, "little") >> npages:
+    if npages & 63 and int.from_bytes(log[len(log) - 8 :], "little") >> (npages & 63):
         raise ValueError(f"slot {id}: its dirty log marks pages that it does not have")
     dirty_put(s, log)
     return 0

@@ -95,10 +95,10 @@ class ReadOnlyError(MemslotError):
 
 
 class BusyError(MemslotError):
-    """A change, or a check, from inside a listener: a change is under way (EBUSY)."""
+    """A change, a copy or a check while the same thread is making a change (EBUSY).
 
-    def __init__(self, errno: int, strerror: str, rule: int | None = None) -> None:
-        super().__init__(errno, strerror, rule)
+    From inside a listener, say, or from a finalizer that runs in between.
+    """
 
 
 # What each property says, by its number; the core states them where they belong.
@@ -139,8 +139,5 @@ class InvariantError(AssertionError):
 
 
 def busy(what: str) -> BusyError:
-    """The error for ``what`` tried from inside a listener or a transaction's body."""
-    return BusyError(
-        _errno.EBUSY,
-        f"{what} from inside a listener or a transaction: this thread is making a change already",
-    )
+    """The error for ``what`` where the thread that asks for it is the writer already."""
+    return BusyError(_errno.EBUSY, f"{what}: this thread is already in the middle of one")

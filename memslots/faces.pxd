@@ -1,4 +1,4 @@
-"""The read face, as memslots.pyx extends it.
+"""The read face, as memslots.pyx extends it and copying.pyx reads it.
 
 Not installed: Cython code outside goes through memslots.pxd.
 """

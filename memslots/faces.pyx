@@ -1,8 +1,8 @@
 """The read face: looking up, and those that have it: every Memslots, AddressSpace and Vcpu.
 
-A single look-up holds the GIL from the search until it has its own reference to the Slot found; a
-writer frees nothing without the GIL, so that is all the protection it needs. Batch calls let the
-GIL go and enter the readers' section instead.
+A single look-up holds the GIL from the search until it has its own reference to the Slot found, and
+runs no Python code in between; a writer frees nothing without the GIL, so that is all the
+protection it needs. Batch calls let the GIL go and enter the readers' section instead.
 """
 
 import errno
@@ -16,7 +16,6 @@ from memslots.core.lookup cimport lookup_gfn, slot_usable, vcpu_cache
 from memslots.core.machine cimport machine
 from memslots.core.slot cimport slot, slot_gfn_to_hva
 from memslots.core.slotset cimport (
-    slotset,
     slotset_by_id,
     slotset_count,
     slotset_first_from,
@@ -26,9 +25,10 @@ from memslots.core.slotset cimport (
 )
 from memslots.core.space cimport space, space_active, space_generation
 from memslots.core.units cimport PAGE_OFFSET_MASK, PAGE_SHIFT, gfn_t, gpa_t, gpa_to_gfn, hva_t
+from memslots.refusals cimport check_as_id
 from memslots.walks cimport extent, records, set_extent
 
-from memslots.errors import InvalidRegionError, NoSuchSlotError, NotMappedError, ReadOnlyError
+from memslots.errors import NoSuchSlotError, NotMappedError, ReadOnlyError
 from memslots.records import Slot, VcpuStats
 
 # What a face reads that was never tied to a machine (made by a bare __new__): nothing.
@@ -39,26 +39,33 @@ slotset_init(&NOWHERE.sets[1], 1)
 NOWHERE.active = &NOWHERE.sets[0]
 
 
-cdef object slot_error(const slotset *set, gpa_t gpa):
-    """Why no access may use a guest address: which slot is in the way, or what lies around the
-    hole.
-    """
+cdef object slot_error(const space *sp, gpa_t gpa):
+    """Why no access may use a guest address: the slot in the way, or what lies around the hole."""
     cdef gfn_t gfn = gpa_to_gfn(gpa)
-    cdef slot *after = slotset_first_from(set, gfn)
+    cdef slot *after = slotset_first_from(space_active(sp), gfn)
     cdef slot *before
+    cdef bint inside = after is not NULL and after.base_gfn <= gfn
+    cdef bint readable = slot_usable(after, False)
+    if after is not NULL:
+        before = slotset_step(space_active(sp), after, 0)
+    else:
+        before = slotset_last(space_active(sp))
+    # Text is made by Python code, which may let others change the slots: from here on only the
+    # records are used.
+    cdef object next_record = None if after is NULL else <object>after.record
+    cdef object last_record = None if before is NULL else <object>before.record
     cdef str text = f"gpa {gpa:#x} (gfn {gfn:#x})"
-    if after is not NULL and after.base_gfn <= gfn:
-        if slot_usable(after, False):
-            return ReadOnlyError(errno.EFAULT, f"{text} is in {<object>after.record}: no write")
+    if inside and readable:
+        return ReadOnlyError(errno.EFAULT, f"{text} is in {next_record}: no write")
+    if inside:
         return NotMappedError(
-            errno.EFAULT, f"{text} is in {<object>after.record}, which is about to go or to move"
+            errno.EFAULT, f"{text} is in {next_record}, which is about to go or to move"
         )
     text += " is in no slot"
-    before = slotset_step(set, after, 0) if after is not NULL else slotset_last(set)
-    if before is not NULL:
-        text += f"; before it is {<object>before.record}"
-    if after is not NULL:
-        text += f"; after it is {<object>after.record}"
+    if last_record is not None:
+        text += f"; before it is {last_record}"
+    if next_record is not None:
+        text += f"; after it is {next_record}"
     return NotMappedError(errno.EFAULT, text)
 
 
@@ -75,6 +82,10 @@ cdef class ReadFace:
     def __cinit__(self):
         self.m = &NO_MACHINE
         self.sp = &NOWHERE
+
+    def __reduce__(self):
+        name = type(self).__name__
+        raise TypeError(f"{name!r} cannot be pickled or copied: it belongs to its Memslots")
 
     def lookup(self, gfn):
         """The slot that holds a guest page.
@@ -155,7 +166,7 @@ cdef class ReadFace:
         cdef gfn_t gfn = gpa_to_gfn(address)
         cdef slot *s = lookup_gfn(self.sp, self.own, gfn)
         if not slot_usable(s, writing):
-            raise slot_error(space_active(self.sp), address)
+            raise slot_error(self.sp, address)
         return slot_gfn_to_hva(s, gfn) + (address & PAGE_OFFSET_MASK)
 
     def translate(self, gpas, out=None, write=False):
@@ -294,6 +305,9 @@ cdef class ReadFace:
         e.last = ~<uint64_t>0
         return iter(records(self.sp, &e))
 
+    def __reversed__(self):
+        return reversed(list(self))
+
     @property
     def generation(self):
         """A number that no earlier state of the address space had.
@@ -320,11 +334,7 @@ cdef int tie(ReadFace face, object owner, object as_id) except -1:
         raise TypeError(f"vm must be a Memslots, not {type(owner).__name__!r}")
     cdef ReadFace from_face = <ReadFace>owner
     cdef uint32_t number = u32(as_id, "as_id")
-    if number >= from_face.m.lim.nspaces:
-        raise InvalidRegionError(
-            errno.EINVAL,
-            f"there is no address space {number}; address_spaces is {from_face.m.lim.nspaces}",
-        )
+    check_as_id(&from_face.m.lim, number)
     face.m = from_face.m
     face.sp = from_face.m.spaces[number]
     face.owner = owner
@@ -383,8 +393,9 @@ cdef class Vcpu(ReadFace):
 
     @property
     def stats(self):
-        """How many look-ups by gfn or gpa the last-used slot answered, and how many went to the
-        tree (VcpuStats).
+        """How many look-ups the last-used slot answered, and how many went to the tree (VcpuStats).
+
+        A look-up that finds no slot went to the tree.
         """
         return VcpuStats(self.cache.hits, self.cache.misses)
 

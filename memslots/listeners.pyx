@@ -67,12 +67,13 @@ cdef int tell_commit(tuple subscriptions, object change, object old, object new)
     """
     cdef object leaving = None
     for subscription in subscriptions:
-        if subscription.commit is not None:
+        commit = subscription.commit
+        if commit is not None:
             try:
-                subscription.commit(change, old, new)
+                commit(change, old, new)
             except Exception as exception:
                 PyErr_SetObject(type(exception), exception)
-                PyErr_WriteUnraisable(subscription.commit)
+                PyErr_WriteUnraisable(commit)
             except BaseException as exception:
                 leaving = exception
     if leaving is not None:

@@ -6,7 +6,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from memslots.arguments cimport u32, u64
 from memslots.batch cimport MARK_DIRTY, run_batch
-from memslots.copying cimport copy_of
+from memslots.copying cimport restore, state_of
 from memslots.core.dirtylog cimport dirty_mark
 from memslots.core.invariants cimport HOLDS, check_space, report
 from memslots.core.machine cimport MAX_SPACES, machine
@@ -18,7 +18,7 @@ from memslots.core.srcu cimport srcu
 from memslots.core.units cimport LAST_GFN, gfn_t
 from memslots.dirtylogs cimport clear_log, get_log
 from memslots.faces cimport ReadFace
-from memslots.refusals cimport check_id
+from memslots.refusals cimport check_as_id
 from memslots.transaction cimport transaction_of
 from memslots.verbs cimport (
     verb_create,
@@ -77,6 +77,7 @@ cdef class Memslots(ReadFace):
     """
 
     cdef Writer writer  # owns the machine, and makes every change
+    cdef object __weakref__
 
     def __cinit__(
         self,
@@ -135,7 +136,10 @@ cdef class Memslots(ReadFace):
             Called from inside a listener.
         MemoryError
         Exception
-            Whatever a listener's ``prepare`` or ``invalidate`` raised to refuse.
+            Whatever a listener's ``prepare`` or ``invalidate`` raised to refuse. What its
+            ``commit`` raises is no refusal: an Exception is reported as unraisable;
+            KeyboardInterrupt and the
+            like come out here when the change is done.
 
         Notes
         -----
@@ -423,13 +427,21 @@ cdef class Memslots(ReadFace):
             The listener has none of the methods.
         """
         subscription = Subscription(self, listener)
-        self.writer.subscriptions += (subscription,)
+        cdef tuple now = None
+        # Making the tuple may run a finalizer that closes another subscription: then once more.
+        while now is not self.writer.subscriptions:
+            now = self.writer.subscriptions
+            then = (*now, subscription)
+        self.writer.subscriptions = then
         return subscription
 
     def _unsubscribe(self, subscription):
         """Ends a subscription, for Subscription.close."""
-        kept = [one for one in self.writer.subscriptions if one is not subscription]
-        self.writer.subscriptions = tuple(kept)
+        cdef tuple now = None
+        while now is not self.writer.subscriptions:
+            now = self.writer.subscriptions
+            then = tuple([one for one in now if one is not subscription])
+        self.writer.subscriptions = then
 
     def check(self):
         """Walk everything, in every address space.
@@ -499,18 +511,23 @@ cdef class Memslots(ReadFace):
         # change anything.
         self.writer.enter("a copy")
         try:
-            return copy_of(self)
+            limits_, spaces = state_of(self)
         finally:
             self.writer.leave()
-
-    def __setstate__(self, state):
-        # What a subclass has of its own; copy_of gives nothing else.
-        self.__dict__.update(state)
+        # The last: what a subclass has of its own, by Python's own protocol.
+        return _restore, (type(self), limits_, spaces), object.__getstate__(self)
 
     cdef space *space_of(self, object as_id) except NULL:
         cdef uint32_t number = u32(as_id, "as_id")
-        check_id(&self.m.lim, 0, number)
+        check_as_id(&self.m.lim, number)
         return self.m.spaces[number]
+
+
+def _restore(cls, limits_, spaces):
+    """Makes the Memslots of a pickle. No code of a subclass runs."""
+    cdef Memslots vm = Memslots.__new__(cls, **limits_)
+    restore(vm.writer, spaces)
+    return vm
 
 
 cdef ReadFace face_of(object face):

@@ -8,7 +8,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from memslots.arguments cimport u32, u64
 from memslots.core.slot cimport SLOT_CALLER_FLAGS, SLOT_INVALID
-from memslots.core.units cimport LAST_GFN, PAGE_SHIFT, gfn_t, hva_t
+from memslots.core.units cimport PAGE_SHIFT, gfn_range_fits, gfn_t, hva_t
 
 import errno
 
@@ -105,7 +105,7 @@ cdef class Slot:
         cdef hva_t hva = u64(userspace_addr, "userspace_addr")
         if bits & ~<uint32_t>(SLOT_CALLER_FLAGS | SLOT_INVALID):
             raise InvalidRegionError(errno.EINVAL, f"unknown flags {bits:#x}")
-        if pages == 0 or base > LAST_GFN or pages > LAST_GFN - base + 1:
+        if pages == 0 or not gfn_range_fits(base, pages):
             raise InvalidRegionError(
                 errno.EINVAL, f"{pages} pages from gfn {base:#x}: not a run of guest pages"
             )
@@ -214,23 +214,27 @@ cdef class Slot:
         return self
 
 
-cdef object slot_record(const slot *s):
+cdef Slot new_record(
+    uint32_t id,
+    uint32_t as_id,
+    gfn_t base_gfn,
+    uint64_t npages,
+    hva_t userspace_addr,
+    uint32_t flags,
+):
     cdef Slot record = Slot.__new__(Slot)
-    record.id = s.id
-    record.as_id = s.as_id
-    record.base_gfn = s.base_gfn
-    record.npages = s.npages
-    record.userspace_addr = s.userspace_addr
-    record.bits = s.flags
+    record.id = id
+    record.as_id = as_id
+    record.base_gfn = base_gfn
+    record.npages = npages
+    record.userspace_addr = userspace_addr
+    record.bits = flags
     return record
+
+
+cdef object slot_record(const slot *s):
+    return new_record(s.id, s.as_id, s.base_gfn, s.npages, s.userspace_addr, s.flags)
 
 
 cdef object region_record(const region *r):
-    cdef Slot record = Slot.__new__(Slot)
-    record.id = r.id
-    record.as_id = r.as_id
-    record.base_gfn = r.base_gfn
-    record.npages = r.npages
-    record.userspace_addr = r.userspace_addr
-    record.bits = r.flags
-    return record
+    return new_record(r.id, r.as_id, r.base_gfn, r.npages, r.userspace_addr, r.flags)

@@ -12,5 +12,7 @@ cdef object refusal_error(
 )
 # Raises the error of a region that breaks rule 1 or 2.
 cdef int check_region(const limits *lim, const region *r) except -1
+# Raises the error of an address space that cannot be.
+cdef int check_as_id(const limits *lim, uint32_t as_id) except -1
 # Raises the error of an id or an address space that cannot be.
 cdef int check_id(const limits *lim, uint32_t id, uint32_t as_id) except -1

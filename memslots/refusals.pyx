@@ -120,6 +120,16 @@ cdef int check_region(const limits *lim, const region *r) except -1:
     return 0
 
 
+cdef int check_as_id(const limits *lim, uint32_t as_id) except -1:
+    if as_id >= lim.nspaces:
+        raise InvalidRegionError(
+            errno.EINVAL,
+            f"rule 2: there is no address space {as_id}; address_spaces is {lim.nspaces}",
+            2,
+        )
+    return 0
+
+
 cdef int check_id(const limits *lim, uint32_t id, uint32_t as_id) except -1:
     cdef region r
     r.id = id

@@ -53,7 +53,7 @@ from memslots.core.update cimport (
     update_unstage,
 )
 from memslots.listeners cimport ask_prepare, tell_commit, tell_invalidate
-from memslots.refusals cimport check_id, refusal_error
+from memslots.refusals cimport check_as_id, refusal_error
 from memslots.verbs cimport (
     NO_SLOT,
     Target,
@@ -103,6 +103,8 @@ cdef class Transaction(Target):
     cdef object owner  # the Memslots, which keeps the machine
     cdef Writer writer
     cdef progress state
+    # a method is at work: what it runs in between (a finalizer, say) may not begin another
+    cdef bint in_step
     cdef change *changes  # one for each id that is changed, in the order they came up
     cdef size_t count  # of them
     cdef size_t room  # for so many
@@ -172,7 +174,8 @@ cdef class Transaction(Target):
         cdef slotset *set
         cdef slot_t *s
         self.enter("a look-up in a transaction")
-        check_id(&self.m.lim, 0, number)
+        self.leave()
+        check_as_id(&self.m.lim, number)
         set = self.slots(number)
         s = slotset_floor(set, page)
         # Of the slots before the page only those of this transaction may lie over one another.
@@ -190,7 +193,8 @@ cdef class Transaction(Target):
         cdef uint32_t number = u32(as_id, "as_id")
         cdef slot_t *s
         self.enter("a look-up in a transaction")
-        check_id(&self.m.lim, 0, number)
+        self.leave()
+        check_as_id(&self.m.lim, number)
         s = slotset_by_id(self.slots(number), wanted)
         return default if s is NULL else <object>s.record
 
@@ -201,7 +205,13 @@ cdef class Transaction(Target):
             raise RuntimeError(f"{what}: it is not open; use it in a with statement, once")
         if not self.writer.is_mine():
             raise RuntimeError(f"{what}: another thread has begun it")
+        if self.in_step:
+            raise busy(what)
+        self.in_step = True
         return 0
+
+    cdef void leave(self) noexcept:
+        self.in_step = False
 
     cdef slotset *slots(self, uint32_t as_id) noexcept:
         return space_inactive(self.m.spaces[as_id])

@@ -1,6 +1,7 @@
 """Making changes at once, as memslots.pyx and transaction.pyx use it.
 
-The lock of a Writer is the only lock. Whoever takes it lets the GIL go while waiting for it, and
+The lock of a Writer is the only lock there is for its machine. Whoever takes it lets the GIL go
+while waiting for it, and
 while waiting for readers: no reader ever waits for a writer. Listeners run while it is held, and so
 does the body of a transaction.
 

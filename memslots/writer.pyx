@@ -1,13 +1,12 @@
 """Making a change: the lock, the steps of the core, and what the listeners are told in between."""
 
+from cpython.exc cimport PyErr_CheckSignals
 from cpython.pythread cimport (
-    NOWAIT_LOCK,
-    WAIT_LOCK,
-    PyThread_acquire_lock,
     PyThread_allocate_lock,
     PyThread_free_lock,
     PyThread_get_thread_ident,
     PyThread_release_lock,
+    PyThread_type_lock,
 )
 from cpython.ref cimport Py_INCREF, Py_XDECREF, PyObject
 from libc.stdint cimport uint32_t
@@ -51,6 +50,16 @@ from memslots.refusals cimport refusal_error
 from memslots.verbs cimport NO_SLOT, change_record, demand
 
 from memslots.errors import busy
+
+
+cdef extern from "pythread.h":
+    # Of this header, what Cython's own cpython.pythread leaves out.
+    ctypedef enum PyLockStatus:
+        PY_LOCK_ACQUIRED
+        PY_LOCK_INTR
+    PyLockStatus PyThread_acquire_lock_timed(
+        PyThread_type_lock lock, long long microseconds, int interruptible
+    ) noexcept nogil
 
 
 cdef void release_record(slot *s) noexcept:
@@ -124,9 +133,13 @@ cdef class Writer(Target):
         """Becomes the writer. BusyError for the thread that is it already."""
         if self.is_mine():
             raise busy(what)
-        if not PyThread_acquire_lock(self.lock, NOWAIT_LOCK):
+        cdef PyLockStatus got = PyThread_acquire_lock_timed(self.lock, 0, 0)
+        while got != PY_LOCK_ACQUIRED:
+            # Nothing is begun yet: a signal may end the wait.
             with nogil:
-                PyThread_acquire_lock(self.lock, WAIT_LOCK)
+                got = PyThread_acquire_lock_timed(self.lock, -1, 1)
+            if got == PY_LOCK_INTR:
+                PyErr_CheckSignals()
         self.writer = PyThread_get_thread_ident()
         return 0
 

@@ -7,6 +7,7 @@ import pickle
 from array import array
 from collections.abc import Callable
 from functools import partial
+from typing import NoReturn
 
 import pytest
 from model import state_of, unchanged
@@ -147,20 +148,31 @@ def test_a_spoilt_pickle(used: Memslots) -> None:
 
 
 class Named(Memslots):
-    """A subclass with an attribute of its own."""
+    """A subclass with attributes, arguments and changes of its own, which a copy runs none of."""
 
+    __slots__ = ("__dict__", "serial")
     name: str
+
+    def __new__(cls, serial: int) -> Named:
+        return super().__new__(cls, 4)
+
+    def __init__(self, serial: int) -> None:
+        self.serial = serial
+        super().create(0, 0, 1, HVA)
+
+    def create(self, *args: object, **kwargs: object) -> NoReturn:
+        raise ZeroDivisionError
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_subclass_takes_its_attributes_along(way: str) -> None:
     how = WAYS[way]
-    vm = Named(4)
-    vm.create(1, 2, 3, 0)
+    vm = Named(7)
+    vm.set_region(1, 0, 0x2000, 0x3000, 0)
     assert "name" not in how(vm).__dict__
     vm.name = "q35"
     twin = how(vm)
     assert type(twin) is Named
-    assert twin.name == "q35"
+    assert (twin.name, twin.serial) == ("q35", 7)
     assert list(twin) == list(vm)
     assert twin.max_slots == 4

@@ -22,9 +22,9 @@ cdef extern from *:
     #define memslots_fence() __atomic_thread_fence(__ATOMIC_SEQ_CST)
     #define memslots_fetch_add(p, v) __atomic_fetch_add((p), (v), __ATOMIC_RELAXED)
     #define memslots_fetch_sub_release(p, v) __atomic_fetch_sub((p), (v), __ATOMIC_RELEASE)
-    #define memslots_fetch_or(p, v) __atomic_fetch_or((p), (v), __ATOMIC_RELAXED)
-    #define memslots_fetch_and(p, v) __atomic_fetch_and((p), (v), __ATOMIC_RELAXED)
-    #define memslots_exchange(p, v) __atomic_exchange_n((p), (v), __ATOMIC_RELAXED)
+    #define memslots_fetch_or(p, v) __atomic_fetch_or((p), (v), __ATOMIC_RELEASE)
+    #define memslots_fetch_and(p, v) __atomic_fetch_and((p), (v), __ATOMIC_ACQ_REL)
+    #define memslots_exchange(p, v) __atomic_exchange_n((p), (v), __ATOMIC_ACQ_REL)
     """
     # One declaration for pointers and one for counts; the built-ins take either.
     void *load_acquire_ptr "memslots_load_acquire"(void *const *) noexcept nogil
@@ -34,11 +34,10 @@ cdef extern from *:
     uint64_t load_acquire "memslots_load_acquire"(const uint64_t *) noexcept nogil
     uint64_t load_relaxed "memslots_load_relaxed"(const uint64_t *) noexcept nogil
     void store_relaxed "memslots_store_relaxed"(uint64_t *, uint64_t) noexcept nogil
-    void store_release "memslots_store_release"(uint64_t *, uint64_t) noexcept nogil
     uint64_t fetch_add "memslots_fetch_add"(uint64_t *, uint64_t) noexcept nogil
     uint64_t fetch_sub_release "memslots_fetch_sub_release"(uint64_t *, uint64_t) noexcept nogil
-    uint64_t fetch_or "memslots_fetch_or"(uint64_t *, uint64_t) noexcept nogil
-    uint64_t fetch_and "memslots_fetch_and"(uint64_t *, uint64_t) noexcept nogil
-    uint64_t exchange "memslots_exchange"(uint64_t *, uint64_t) noexcept nogil
+    uint64_t fetch_or_release "memslots_fetch_or"(uint64_t *, uint64_t) noexcept nogil
+    uint64_t fetch_and_acq_rel "memslots_fetch_and"(uint64_t *, uint64_t) noexcept nogil
+    uint64_t exchange_acq_rel "memslots_exchange"(uint64_t *, uint64_t) noexcept nogil
     void fence "memslots_fence"() noexcept nogil
     void cpu_relax "memslots_cpu_relax"() noexcept nogil

@@ -9,7 +9,7 @@ of them out of the sets.
 
 from libc.stdint cimport uint64_t
 
-from memslots.core.atomics cimport fetch_or, load_relaxed
+from memslots.core.atomics cimport fence, fetch_or_release, load_relaxed
 from memslots.core.slot cimport SLOT_READONLY, slot
 from memslots.core.units cimport gfn_t
 
@@ -48,6 +48,8 @@ cdef inline void dirty_mark(slot *s, gfn_t gfn) noexcept nogil:
     if s.dirty is NULL or s.flags & SLOT_READONLY:
         return
     # A page is written far more often than it is first written: look before taking the line for
-    # writing.
+    # writing. Pairs with the exchange in dirty_get and the and in dirty_clear: whoever took the bit
+    # before this look sees what the caller wrote to the page before it; else the bit is set again.
+    fence()
     if not load_relaxed(&s.dirty[page >> 6]) & bit:
-        fetch_or(&s.dirty[page >> 6], bit)
+        fetch_or_release(&s.dirty[page >> 6], bit)

@@ -7,7 +7,7 @@ from libc.stdint cimport uint64_t
 from libc.string cimport memcpy, memset
 
 from memslots.core.alloc cimport alloc_free, alloc_zeroed
-from memslots.core.atomics cimport exchange, fetch_and
+from memslots.core.atomics cimport exchange_acq_rel, fetch_and_acq_rel
 
 cdef extern from *:
     """
@@ -40,7 +40,8 @@ cdef void dirty_get(slot *s, unsigned char *out, bint take) noexcept nogil:
     for i in range(dirty_words(s.npages)):
         word = load_relaxed(&s.dirty[i])
         if take and word != 0:
-            word = exchange(&s.dirty[i], 0)
+            # Acquire: the caller reads the pages only after it has taken their marks.
+            word = exchange_acq_rel(&s.dirty[i], 0)
         word = le64(word)
         memcpy(out + i * sizeof(word), &word, sizeof(word))
 
@@ -50,7 +51,7 @@ cdef void dirty_put(slot *s, const unsigned char *bitmap) noexcept nogil:
     cdef uint64_t i
     for i in range(dirty_words(s.npages)):
         memcpy(&word, bitmap + i * sizeof(word), sizeof(word))
-        exchange(&s.dirty[i], le64(word))
+        exchange_acq_rel(&s.dirty[i], le64(word))
 
 
 cdef void dirty_clear(
@@ -63,4 +64,4 @@ cdef void dirty_clear(
         memcpy(&word, bitmap + i * sizeof(word), sizeof(word))
         word = le64(word)
         if word != 0:
-            fetch_and(&dirty[i], ~word)
+            fetch_and_acq_rel(&dirty[i], ~word)

@@ -2,6 +2,7 @@
 
 from libc.stdint cimport uint64_t
 
+from memslots.core.atomics cimport load_relaxed_ptr
 from memslots.core.dirtylog cimport dirty_words
 from memslots.core.hvatree cimport hva_last, hva_node
 from memslots.core.idtable cimport idtable
@@ -152,12 +153,28 @@ cdef uint64_t items_in(const idtable *ids) noexcept nogil:
     return taken
 
 
+cdef property_id check_hva_slots(const slotset *set, uint64_t *id) noexcept nogil:
+    """S1 for the hva tree, which has as many nodes as the set has slots: each is of one of them."""
+    cdef const rb_node *node = rb_first(&set.hva_tree)
+    cdef slot *s
+    while node is not NULL:
+        s = slot_of_hva_node(<const hva_node *>node, set.k)
+        id[0] = s.id
+        if slotset_by_id(set, s.id) is not s:
+            return S1
+        node = rb_next(node)
+    id[0] = ~<uint64_t>0
+    return HOLDS
+
+
 cdef property_id check_slots(const slotset *set, uint64_t *id) noexcept nogil:
     """S1 to S4 and D1, for a set whose trees hold R1 to R5."""
     cdef slot *s = slotset_first(set)
     cdef slot *next
     cdef uint64_t npages = 0
-    cdef bint last_used_seen = set.last_used is NULL
+    # Read once: a reader may be writing it.
+    cdef const slot *last_used = <const slot *>load_relaxed_ptr(<void *const *>&set.last_used)
+    cdef bint last_used_seen = last_used is NULL
     while s is not NULL:
         id[0] = s.id
         if slotset_by_id(set, s.id) is not s:
@@ -167,7 +184,7 @@ cdef property_id check_slots(const slotset *set, uint64_t *id) noexcept nogil:
             return S2
         if not dirty_log_agrees(s):
             return D1
-        last_used_seen |= set.last_used is s
+        last_used_seen |= last_used is s
         npages += s.npages
         s = next
     id[0] = ~<uint64_t>0
@@ -207,14 +224,6 @@ cdef void check_set(const slotset *set, report *out) noexcept nogil:
     out.broken = S1 if count != most else check_slots(set, &out.id)
 
 
-cdef bint hva_tree_holds(const slotset *set, const slot *s) noexcept nogil:
-    """Whether the way up from the slot's node ends at the root of this set's hva tree."""
-    cdef const rb_node *node = &s.hva_node[set.k].rb
-    while rb_parent(node) is not NULL:
-        node = rb_parent(node)
-    return node is set.hva_tree.node
-
-
 cdef void check_space(const space *sp, report *out) noexcept nogil:
     cdef const slotset *active = space_active(sp)
     cdef const slotset *other = &sp.sets[1 - active.k]
@@ -233,9 +242,6 @@ cdef void check_space(const space *sp, report *out) noexcept nogil:
     twin = slotset_first(other)
     while s is not NULL and s is twin:
         out.id = s.id
-        if not hva_tree_holds(active, s) or not hva_tree_holds(other, s):
-            out.broken = S1
-            return
         if s.flags & SLOT_INVALID:
             out.broken = P1
             return

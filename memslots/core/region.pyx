@@ -25,13 +25,12 @@ cdef refusal region_from_bytes(
     out.base_gfn = gpa_to_gfn(guest_phys_addr)
     out.npages = gpa_to_gfn(memory_size)
     out.userspace_addr = userspace_addr
-    if flags & ~<uint32_t>SLOT_CALLER_FLAGS:
-        return UNKNOWN_FLAGS
-    if not page_aligned(memory_size):
-        return SIZE_NOT_ALIGNED
-    if not page_aligned(guest_phys_addr):
-        return GPA_NOT_ALIGNED
-    return region_check(lim, out)
+    cdef refusal why = region_check(lim, out)
+    if why == ALLOWED and not page_aligned(memory_size):
+        why = SIZE_NOT_ALIGNED
+    if why == ALLOWED and not page_aligned(guest_phys_addr):
+        why = GPA_NOT_ALIGNED
+    return why
 
 
 cdef refusal region_check(const limits *lim, const region *r) noexcept nogil:

@@ -35,7 +35,7 @@ cdef struct slot:
     uint32_t flags  # SLOT_*
     # ceil(npages / 64) words, bit n: page base_gfn + n was written; NULL: not logging
     uint64_t *dirty
-    # what the owner of the sets keeps with the slot (memslots.pyx: its Slot, a reference)
+    # what the owner of the sets keeps with the slot (writer.pyx: its Slot, a reference)
     void *record
 
 

@@ -19,15 +19,19 @@ from memslots.core.slot cimport slot, slot_end_gfn, slot_has_gfn, slot_of_gfn_no
 from memslots.core.units cimport gfn_t, hva_t
 
 cdef struct slotset:
+    # The first cache line: what every look-up by gfn reads, and only a swap writes.
     rb_root gfn_tree  # the slots by base_gfn
     uint64_t generation  # see space; here, beside the tree, since a reader reads both
     int k  # which of a slot's nodes are this set's: 0 or 1
-    uint64_t last_used_line[8]  # keeps the members before and behind last_used in other cache lines
-    slot *last_used  # the slot found last, or NULL; readers write it
-    uint64_t tables_line[8]
+    uint64_t first_line[3]
+    # The second: what readers write.
+    slot *last_used  # the slot found last, or NULL
+    uint64_t second_line[7]
+    # The third: what the writer writes while the set is inactive.
     rb_root hva_tree  # the slots by host range
     idtable ids  # the slots by id
     uint64_t npages  # the sum of the slots' npages
+    uint64_t third_line[1]
 
 
 cdef void slotset_init(slotset *set, int k) noexcept nogil

@@ -6,6 +6,7 @@ The properties S1 to S4 and the contract of each function are in slotset.pxd.
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport uint64_t
 
+from memslots.core.alloc cimport CACHE_LINE
 from memslots.core.debug cimport debug_assert
 from memslots.core.hvatree cimport hva_init
 from memslots.core.idtable cimport (
@@ -19,12 +20,24 @@ from memslots.core.idtable cimport (
 from memslots.core.rbtree cimport rb_erase, rb_init, rb_insert, rb_replace
 
 
+cdef extern from *:
+    """
+    #define MEMSLOTS_CHECK_SET_LAYOUT(s, line) do { \\
+        _Static_assert(offsetof(__typeof__(*(s)), last_used) == (line), "last_used: line 2"); \\
+        _Static_assert(offsetof(__typeof__(*(s)), hva_tree) == 2 * (line), "hva_tree: line 3"); \\
+        _Static_assert(sizeof(*(s)) == 3 * (line), "a set is three cache lines"); \\
+    } while (0)
+    """
+    void check_layout "MEMSLOTS_CHECK_SET_LAYOUT"(slotset *, int) noexcept nogil
+
+
 cdef inline ptrdiff_t distance(const void *start, const void *end) noexcept nogil:
     return <const char *>end - <const char *>start
 
 
 cdef void slotset_init(slotset *set, int k) noexcept nogil:
     cdef slot shape  # only its layout is used
+    check_layout(set, CACHE_LINE)
     rb_init(&set.gfn_tree, distance(&shape.gfn_node[k], &shape.base_gfn), NULL)
     hva_init(&set.hva_tree, distance(&shape.hva_node[k], &shape.userspace_addr))
     idtable_init(&set.ids, distance(&shape, &shape.id))

@@ -11,7 +11,6 @@ ctypedef uint64_t hva_t  # a host virtual address, in bytes
 
 cdef enum:
     PAGE_SHIFT = 12
-    PAGE_SIZE = 1 << 12
     PAGE_OFFSET_MASK = (1 << 12) - 1
 
 cdef extern from *:
@@ -27,11 +26,6 @@ cdef extern from *:
 
 cdef inline gfn_t gpa_to_gfn(gpa_t gpa) noexcept nogil:
     return gpa >> PAGE_SHIFT
-
-
-cdef inline gpa_t gfn_to_gpa(gfn_t gfn) noexcept nogil:
-    """The address of a page's first byte. `gfn` is at most LAST_GFN (see `gfn_range_fits`)."""
-    return gfn << PAGE_SHIFT
 
 
 cdef inline bint page_aligned(uint64_t address) noexcept nogil:
