@@ -1,0 +1,167 @@
+"""Every example in README.md and docs/ runs, and says what the page says that it says.
+
+A page is one story: its python and pycon blocks share one namespace, in order. Its console
+blocks run the command in an empty directory. A fence of another language is either on the list
+below, with the reason why it is not run, or an error, so that no example goes untested because of a
+misspelt fence.
+"""
+
+from __future__ import annotations
+
+import doctest
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# docs/command.md is told from the command's side: tests/test_cli.py runs its examples.
+ELSEWHERE = {"command.md"}
+PAGES = [
+    ROOT / "README.md",
+    *sorted(page for page in (ROOT / "docs").glob("*.md") if page.name not in ELSEWHERE),
+]
+RUN = {"python", "pycon", "console"}
+NOT_RUN = {
+    "text": "a drawing or a table",
+    "sh": "makes environments: .ci/run runs the README's two",
+    "cython": "tests/test_packaging.py builds it against the installed package",
+    "{toctree}": "Sphinx's",
+}
+
+FENCE = re.compile(r"^(?P<fence>`{3,})(?P<kind>[^\s`]*)[^`\n]*$")
+LINK = re.compile(r"\]\((?!https?:|mailto:|#)(?P<target>[^)#\s]+)(#[^)\s]*)?\)")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block; `line` is the 1-based number of its first line of content."""
+
+    kind: str
+    line: int
+    text: str
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    lines = page.read_text(encoding="utf-8").splitlines()
+    number = 0
+    while number < len(lines):
+        opening = FENCE.match(lines[number])
+        number += 1
+        if opening is None:
+            continue
+        start = number
+        while lines[number] != opening["fence"]:
+            number += 1
+        text = "".join(line + "\n" for line in lines[start:number])
+        yield Block(opening["kind"], start + 1, text)
+        number += 1
+
+
+def page_id(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def run_doctest(block: Block, page: Path, namespace: dict[str, Any]) -> None:
+    examples = doctest.DocTestParser().get_doctest(
+        block.text, namespace, page_id(page), str(page), block.line - 1
+    )
+    assert examples.examples, f"{page_id(page)}:{block.line}: a pycon block without a prompt"
+    # The parser gave the test a copy of the namespace; what the block defines belongs to the page.
+    examples.globs = namespace
+    report: list[str] = []
+    runner = doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS)
+    runner.run(examples, out=report.append, clear_globs=False)
+    assert not runner.failures, "".join(report)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_fences(page: Path) -> None:
+    kinds = {block.kind for block in blocks(page)}
+    assert kinds <= RUN | NOT_RUN.keys()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_python(page: Path) -> None:
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    for block in blocks(page):
+        if block.kind == "python":
+            # Empty lines before it give the block the page's line numbers in a traceback.
+            code = compile("\n" * (block.line - 1) + block.text, str(page), "exec")
+            exec(code, namespace)
+        elif block.kind == "pycon":
+            run_doctest(block, page, namespace)
+
+
+def commands(block: Block) -> Iterator[tuple[str, str]]:
+    """Each `$ command` of a console block with the output that follows it."""
+    command, output = "", ""
+    for line in block.text.splitlines():
+        if line.startswith("$ "):
+            if command:
+                yield command, output
+            command, output = line.removeprefix("$ "), ""
+        else:
+            output += line + "\n"
+    yield command, output
+
+
+CONSOLES = [
+    pytest.param(block, id=f"{page_id(page)}:{block.line}")
+    for page in PAGES
+    for block in blocks(page)
+    if block.kind == "console"
+]
+
+
+@pytest.mark.parametrize("block", CONSOLES)
+def test_console(block: Block, tmp_path: Path) -> None:
+    scripts = str(Path(sys.executable).parent)
+    env = os.environ | {
+        "PATH": scripts + os.pathsep + os.environ.get("PATH", ""),
+        "COLUMNS": "100",
+        "NO_COLOR": "1",
+        "LC_ALL": "C.UTF-8",
+    }
+    for command, expected in commands(block):
+        assert command.split()[0] == "memslots"
+        run = subprocess.run(
+            ["sh", "-c", command],
+            cwd=tmp_path,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        assert run.returncode == 0, run.stdout
+        matches = doctest.OutputChecker().check_output(expected, run.stdout, doctest.ELLIPSIS)
+        assert matches, f"$ {command}\n{run.stdout}"
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=page_id)
+def test_links(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    missing = [
+        link["target"]
+        for link in LINK.finditer(text)
+        if not (page.parent / link["target"]).exists()
+    ]
+    assert not missing
+
+
+def test_the_checks_can_fail(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# A page\n\n```pycon\n>>> 1 + 1\n3\n```\n\n```py\n1\n```\n")
+    sum_of_ones, misspelt = blocks(page)
+    assert sum_of_ones == Block("pycon", 4, ">>> 1 + 1\n3\n")
+    assert misspelt.kind not in RUN | NOT_RUN.keys()
+    with pytest.raises(AssertionError, match="Expected:"):
+        run_doctest(sum_of_ones, ROOT / "page.md", {})

@@ -1,0 +1,229 @@
+"""The types as a user's type checker sees them, and the stubs against what the modules have."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import memslots
+
+# Uses every public name from outside; assert_type fails where a stub says anything else, or Any.
+USER = """
+from array import array
+from collections.abc import Iterator
+import copy
+import pickle
+from typing import assert_type
+
+import numpy as np
+import numpy.typing as npt
+
+from memslots import (
+    BAD_HVA,
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    AddressSpace,
+    BusyError,
+    Change,
+    Flags,
+    InvalidRegionError,
+    InvariantError,
+    Memslots,
+    MemslotError,
+    NoSuchSlotError,
+    NotMappedError,
+    OverlapError,
+    ReadOnlyError,
+    Slot,
+    Vcpu,
+    VcpuStats,
+    __version__,
+)
+from memslots.listeners import Subscription
+
+ReadFace = Memslots | AddressSpace | Vcpu
+
+
+class Everything:
+    def prepare(self, change: Change, old: Slot | None, new: Slot | None) -> None: ...
+    def invalidate(self, slot: Slot) -> None: ...
+    def commit(self, change: Change, old: Slot | None, new: Slot | None) -> None: ...
+
+
+class OnlyCommit:
+    def commit(self, change: Change, old: Slot | None, new: Slot | None) -> None: ...
+
+
+def constants() -> None:
+    assert_type(PAGE_SHIFT + PAGE_SIZE + BAD_HVA, int)
+    assert_type(__version__, str)
+    assert_type(Flags.LOG_DIRTY_PAGES | Flags.READONLY, Flags)
+    changes = [Change.CREATE, Change.DELETE, Change.MOVE, Change.FLAGS_ONLY, Change.NONE]
+    assert_type(changes, list[Change])
+
+
+def slots(slot: Slot) -> None:
+    assert_type(Slot(0, 0, 0, 1, 0), Slot)
+    assert_type(Slot(id=0, as_id=0, base_gfn=0, npages=1, userspace_addr=0, flags=1), Slot)
+    assert_type(slot.id + slot.as_id + slot.base_gfn + slot.end_gfn + slot.npages, int)
+    assert_type(slot.userspace_addr + slot.guest_phys_addr + slot.memory_size, int)
+    assert_type(slot.flags, Flags)
+    assert_type(slot.gfn_to_hva(0), int)
+    assert_type(0 in slot, bool)
+    assert_type(hash(slot), int)
+    slot.npages = 2  # type: ignore[misc]
+
+
+def reading(face: ReadFace, slot: Slot) -> None:
+    assert_type(face.lookup(0), Slot | None)
+    assert_type(face.gpa_to_hva(0), int)
+    assert_type(face.gpa_to_hva(0, write=True), int)
+    assert_type(face.in_gfn_range(0, 1), list[Slot])
+    assert_type(face.in_hva_range(0, 1), list[tuple[Slot, int, int]])
+    assert_type(face[0], Slot)
+    assert_type(face.get(0), Slot | None)
+    assert_type(face.get(0, "none"), Slot | str)
+    assert_type(len(face), int)
+    assert_type(iter(face), Iterator[Slot])
+    assert_type(slot in face, bool)
+    assert_type(face.generation + face.nr_pages + face.as_id, int)
+    face.lookup("0")  # type: ignore[arg-type]
+
+
+def batches(face: ReadFace, out: npt.NDArray[np.int32]) -> None:
+    gfns = array("Q", [1, 2])
+    assert_type(face.lookup_many(gfns), "array[int]")
+    assert_type(face.translate(gfns), "array[int]")
+    assert_type(face.translate(gfns, write=True), "array[int]")
+    numpy_gfns = np.array([1, 2], dtype=np.uint64)
+    assert_type(face.lookup_many(numpy_gfns), npt.NDArray[np.int32])
+    assert_type(face.translate(numpy_gfns), npt.NDArray[np.uint64])
+    assert_type(face.lookup_many(gfns, out), npt.NDArray[np.int32])
+    assert_type(face.lookup_many(numpy_gfns, out=array("i", [0, 0])), "array[int]")
+
+
+def changes(vm: Memslots) -> None:
+    assert_type(vm.set_region(0, Flags(0), 0, 0x1000, 0), Change)
+    assert_type(
+        vm.set_region(slot=0, flags=0, guest_phys_addr=0, memory_size=0, userspace_addr=0), Change
+    )
+    assert_type(vm.create(0, 0, 1, 0), Slot)
+    assert_type(vm.create(0, base_gfn=0, npages=1, userspace_addr=0, flags=1, as_id=1), Slot)
+    assert_type(vm.move(0, 1), Slot)
+    assert_type(vm.set_flags(0, Flags.LOG_DIRTY_PAGES, as_id=0), Slot)
+    assert_type(vm.delete(0), Slot)
+
+
+def machine() -> Memslots:
+    vm = Memslots(
+        max_slots=8, address_spaces=2, max_gfn=1, max_hva=1 << 40, manual_dirty_log=1
+    )
+    assert_type(vm.max_slots + vm.address_spaces + vm.max_gfn + vm.max_hva, int)
+    assert_type(vm.manual_dirty_log, int)
+    vm.max_slots = 9  # type: ignore[misc]
+    vm.check()
+    assert_type(vm.address_space(1), AddressSpace)
+    vcpu = vm.vcpu(as_id=1)
+    assert_type(vcpu, Vcpu)
+    assert_type(vcpu.stats, VcpuStats)
+    assert_type(vcpu.stats.hits + vcpu.stats.misses, int)
+    assert_type(copy.copy(vm), Memslots)
+    assert_type(pickle.dumps(vm), bytes)
+    return vm
+
+
+def dirty_logs(vm: Memslots) -> None:
+    vm.mark_dirty(0, as_id=0)
+    vm.mark_dirty_many(array("Q", [0]))
+    assert_type(vm.get_dirty_log(0), bytearray)
+    vm.clear_dirty_log(0, 0, 64, b"\\xff" * 8)
+    vm.clear_dirty_log(0, 0, 64, vm.get_dirty_log(0), as_id=0)
+
+
+def listening(vm: Memslots) -> None:
+    handle = vm.subscribe(Everything())
+    assert_type(handle, Subscription)
+    handle.close()
+    with vm.subscribe(OnlyCommit()):
+        pass
+
+
+def errors(vm: Memslots) -> None:
+    try:
+        vm.create(0, 0, 1, 0)
+    except OverlapError as error:
+        assert_type(error.existing, Slot)
+        assert_type(error.requested, Slot)
+    except NoSuchSlotError as error:
+        as_key_error: KeyError = error
+    except InvalidRegionError as error:
+        as_value_error: ValueError = error
+    except (NotMappedError, ReadOnlyError, BusyError) as error:
+        as_memslot_error: MemslotError = error
+    except MemslotError as error:
+        assert_type(error.rule, int | None)
+        as_os_error: OSError = error
+    except InvariantError as error:
+        assert_type(error.property, str)
+        as_assertion_error: AssertionError = error
+"""
+
+# What the modules have and no stub can tell of. stubtest reports an entry that matches nothing.
+ALLOWED = r"""
+# Modules without a Python face: they hold C functions for `cimport`, nothing to type.
+memslots\.core\.\w+
+memslots\.(arguments|batch|copying|dirtylogs|refusals|walks|writer)
+# What Cython puts into every module that it makes, or that others may cimport from.
+memslots\.\w+\.__(pyx_capi|test|reduce_cython|setstate_cython)__
+# stubtest takes an alias of a Literal of several values for a Union, which it is not.
+memslots\.traces\.Format
+memslots\.traces\.ioctls\.Kind
+"""
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    env = os.environ.copy()
+    env.pop("MYPYPATH", None)
+    package = Path(memslots.__file__).parent.parent
+    if "site-packages" not in package.parts:
+        # An editable install is found by an import hook, which mypy does not run.
+        env["MYPYPATH"] = str(package)
+    return subprocess.run(
+        [sys.executable, "-P", "-m", *arguments],
+        cwd=cwd,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_user_file_uses_every_public_name() -> None:
+    imported = {
+        alias.name
+        for node in ast.parse(USER).body
+        if isinstance(node, ast.ImportFrom) and node.module == "memslots"
+        for alias in node.names
+    }
+    assert imported == {*memslots.__all__, "__version__"}
+
+
+def test_mypy_strict_from_outside(tmp_path: Path) -> None:
+    (tmp_path / "user.py").write_text(USER, encoding="utf-8")
+    # warn_unused_ignores is part of --strict, so the lines that must be errors are known to be.
+    result = run("mypy", "--strict", "--config-file=", "user.py", cwd=tmp_path)
+    assert result.returncode == 0, result.stdout
+
+
+def test_stubs_agree_with_the_modules(tmp_path: Path) -> None:
+    allowlist = tmp_path / "allowed.txt"
+    allowlist.write_text(ALLOWED, encoding="utf-8")
+    result = run(
+        "mypy.stubtest", "memslots", "--concise", "--allowlist", str(allowlist), cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stdout
