@@ -55,8 +55,8 @@ class build_ext(setuptools_build_ext):  # noqa: N801 (the name setuptools knows)
                 "cdivision": True,
                 "embedsignature": True,
                 "embedsignature.format": "clinic",
-                # Cython's own function type does not check what it is called on: Memslots.lookup(8, 3)
-                # would read whatever 8 is. CPython's does.
+                # Cython's own function type does not check what it is called on: with it,
+                # Memslots.lookup(8, 3) would read whatever 8 is. CPython's own checks.
                 "binding": False,
                 "linetrace": TRACE,
             },

@@ -45,8 +45,8 @@ cdef int restore_space(Writer writer, uint32_t as_id, object state) except -1:
         )
         if log is not None:
             put_log(writer.m, record.id, as_id, log)
-    # Nobody else has seen this machine yet, so no cache holds one of its generations; and there must
-    # be room to go on.
+    # Nobody else has seen this machine yet, so no cache holds one of its generations; and there
+    # must be room to go on.
     if last % sp.nspaces != as_id or last >= SWAPPING >> 1:
         raise ValueError(f"address space {as_id} cannot have generation {last:#x}")
     sp.active.generation = last

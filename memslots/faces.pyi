@@ -84,8 +84,9 @@ class ReadFace:
     def __reversed__(self) -> Iterator[Slot]: ...
     @property
     def generation(self) -> int:
-        """A number that no earlier state of the address space had; with bit 63 while a swap
-        waits for readers.
+        """A number that no earlier state of the address space had.
+
+        Bit 63 is set while a swap waits for readers.
         """
     @property
     def nr_pages(self) -> int:

@@ -1,7 +1,7 @@
 """The gate for Cython code outside: from the Python objects to the structs of memslots.core.
 
 What these give is borrowed: keep the object. Read between srcu_enter and srcu_leave on
-memslots_readers, or with the GIL held throughout; change nothing.
+memslots_readers, or with the GIL held and no Python code run in between; change nothing.
 """
 
 from memslots.core.machine cimport machine

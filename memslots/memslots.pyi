@@ -3,12 +3,14 @@ from typing import Self, SupportsIndex
 import numpy as np
 from _typeshed import ReadableBuffer
 from numpy.typing import NDArray
+from typing_extensions import disjoint_base
 
 from memslots.faces import AddressSpace, ReadFace, Vcpu
 from memslots.listeners import Subscription
 from memslots.records import Change, Slot
 from memslots.transaction import Transaction
 
+@disjoint_base
 class Memslots(ReadFace):
     """The memory slots of one virtual machine, kept as KVM keeps them since Linux 5.17.
 
@@ -69,8 +71,9 @@ class Memslots(ReadFace):
         BusyError: begun from inside a listener or another transaction. O(k log n) for k changes.
         """
     def mark_dirty(self, gfn: SupportsIndex, as_id: SupportsIndex = 0) -> None:
-        """Mark a guest page as written; nothing happens where its slot does not log, is
-        READONLY, or is not there.
+        """Mark a guest page as written.
+
+        Nothing happens where its slot does not log, is READONLY, or is not there.
         """
     def mark_dirty_many(
         self, gfns: ReadableBuffer | NDArray[np.uint64], as_id: SupportsIndex = 0

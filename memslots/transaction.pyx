@@ -255,9 +255,7 @@ cdef class Transaction(Target):
         return p.kind
 
     cdef change *change_of(self, uint32_t as_id, uint32_t id, slot_t *old) except NULL:
-        """The change of an id: the one there is, or a new one, with what memory it may need
-        later.
-        """
+        """The change of an id: the one there is, or a new one, with what it may need later."""
         cdef change *more
         cdef size_t room
         cdef space *sp = self.m.spaces[as_id]

@@ -38,6 +38,7 @@ from memslots import (
     OverlapError,
     ReadOnlyError,
     Slot,
+    Transaction,
     Vcpu,
     VcpuStats,
     __version__,
@@ -88,6 +89,7 @@ def reading(face: ReadFace, slot: Slot) -> None:
     assert_type(face.get(0, "none"), Slot | str)
     assert_type(len(face), int)
     assert_type(iter(face), Iterator[Slot])
+    assert_type(reversed(face), Iterator[Slot])
     assert_type(slot in face, bool)
     assert_type(face.generation + face.nr_pages + face.as_id, int)
     face.lookup("0")  # type: ignore[arg-type]
@@ -115,6 +117,21 @@ def changes(vm: Memslots) -> None:
     assert_type(vm.move(0, 1), Slot)
     assert_type(vm.set_flags(0, Flags.LOG_DIRTY_PAGES, as_id=0), Slot)
     assert_type(vm.delete(0), Slot)
+
+
+def several_changes(vm: Memslots) -> None:
+    tx = vm.transaction()
+    assert_type(tx, Transaction)
+    with tx as same:
+        assert_type(same, Transaction)
+        assert_type(tx.set_region(0, Flags(0), 0, 0x1000, 0), Change)
+        assert_type(tx.create(0, base_gfn=0, npages=1, userspace_addr=0, flags=1, as_id=1), Slot)
+        assert_type(tx.move(0, 1), Slot)
+        assert_type(tx.set_flags(0, Flags.LOG_DIRTY_PAGES, as_id=0), Slot)
+        assert_type(tx.lookup(0, as_id=1), Slot | None)
+        assert_type(tx.get(0), Slot | None)
+        assert_type(tx.get(0, "none", as_id=1), Slot | str)
+        assert_type(tx.delete(0), Slot)
 
 
 def machine() -> Memslots:
@@ -175,7 +192,7 @@ def errors(vm: Memslots) -> None:
 ALLOWED = r"""
 # Modules without a Python face: they hold C functions for `cimport`, nothing to type.
 memslots\.core\.\w+
-memslots\.(arguments|batch|copying|dirtylogs|refusals|walks|writer)
+memslots\.(arguments|batch|copying|dirtylogs|refusals|verbs|walks|writer)
 # What Cython puts into every module that it makes, or that others may cimport from.
 memslots\.\w+\.__(pyx_capi|test|reduce_cython|setstate_cython)__
 # stubtest takes an alias of a Literal of several values for a Union, which it is not.

@@ -1,5 +1,6 @@
-"""Assertions that only a build with MEMSLOTS_DEBUG=1 has: what a caller within the core owes,
-said where it is relied on.
+"""Assertions that only a build with MEMSLOTS_DEBUG=1 has.
+
+They say what a caller within the core owes, where it is relied on.
 """
 
 cdef extern from *:

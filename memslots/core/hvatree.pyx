@@ -26,9 +26,7 @@ cdef inline bint reaches(const rb_node *node, hva_t first) noexcept nogil:
 cdef const rb_node *leftmost_overlap(
     const rb_root *root, const rb_node *node, hva_t first, hva_t last
 ) noexcept nogil:
-    """The first overlap in the subtree of `node`, of which some range ends at `first` or after
-    it.
-    """
+    """The first overlap in a subtree of which some range ends at `first` or after it."""
     while True:
         if reaches(node.child[0], first):
             # Some range down there ends late enough. If it starts too late, so does all that comes

@@ -16,8 +16,9 @@ cdef inline uint32_t id_of(const idtable *table, const void *item) noexcept nogi
 
 
 cdef inline uint32_t home(uint32_t id, uint32_t order) noexcept nogil:
-    """Where a probe for `id` begins: the high bits of a product with 2**64 / the golden ratio
-    spread runs and strides.
+    """Where a probe for `id` begins.
+
+    The high bits of a product with 2**64 / the golden ratio spread runs and strides.
     """
     return <uint32_t>((<uint64_t>id * <uint64_t>0x9E3779B97F4A7C15) >> (64 - order))
 

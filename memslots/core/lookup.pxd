@@ -25,8 +25,9 @@ cdef struct vcpu_cache:
 
 
 cdef inline slot *lookup_in(slotset *set, vcpu_cache *own, gfn_t gfn) noexcept nogil:
-    """The slot of `set` that has the gfn, or NULL; by the vCPU's cache, or by the set's where
-    `own` is NULL.
+    """The slot of `set` that has the gfn, or NULL.
+
+    By way of the vCPU's cache, or of the set's where `own` is NULL.
     """
     cdef slot *s
     if own is NULL:
@@ -49,8 +50,9 @@ cdef inline slot *lookup_gfn(space *sp, vcpu_cache *own, gfn_t gfn) noexcept nog
 
 
 cdef inline bint slot_usable(const slot *s, bint write) noexcept nogil:
-    """Whether an access may go through this slot: it is there, not about to go, and for a write
-    not READONLY.
+    """Whether an access may go through this slot.
+
+    It is there, not about to go, and for a write not READONLY.
     """
     return s is not NULL and not s.flags & (SLOT_INVALID | (SLOT_READONLY if write else 0))
 

@@ -1,5 +1,6 @@
-"""An intrusive red-black tree: the nodes lie inside whatever the tree orders, and it knows
-nothing of that.
+"""An intrusive red-black tree.
+
+The nodes lie inside whatever the tree orders, and it knows nothing of that.
 
 The properties, cited by number wherever they are relied on or checked:
 

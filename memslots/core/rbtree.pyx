@@ -35,17 +35,13 @@ cdef inline void set_link(
 
 
 cdef inline void refresh_up(rb_root *root, rb_node *node) noexcept nogil:
-    """Brings the subtree values of `node` and those above it up to date; stops where one has not
-    changed.
-    """
+    """Brings subtree values up to date from `node` upward; stops where one has not changed."""
     while node is not NULL and root.refresh(root, node):
         node = rb_parent(node)
 
 
 cdef void rotate(rb_root *root, rb_node *node, int side) noexcept nogil:
-    """Sinks `node` to `side`; its other child comes up into its place. Colours stay with their
-    nodes.
-    """
+    """Sinks `node` to `side`; its other child comes up. Colours stay with their nodes."""
     #      (n)                (c)
     #     /   \              /   \
     #    1    (c)   ->     (n)    3

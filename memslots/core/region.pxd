@@ -86,7 +86,5 @@ cdef refusal region_plan(const slotset *set, const region *r, plan *out) noexcep
 
 
 cdef inline bint region_beyond_max_gfn(const limits *lim, const region *r) noexcept nogil:
-    """Rule 7, which comes late: after the overlap, and for a move after the slot was marked
-    INVALID.
-    """
+    """Rule 7, which comes late: after rule 6, and for a move after the slot was marked INVALID."""
     return r.base_gfn + r.npages - 1 > lim.max_gfn

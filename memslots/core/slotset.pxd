@@ -70,8 +70,9 @@ cdef inline slot *slotset_search(const slotset *set, gfn_t gfn) noexcept nogil:
 
 
 cdef inline slot *slotset_find(slotset *set, gfn_t gfn) noexcept nogil:
-    """The slot that has the gfn, or NULL; asks last-used first and tells it. O(log n), O(1)
-    where last-used has it.
+    """The slot that has the gfn, or NULL; asks last-used first and tells it.
+
+    O(log n), O(1) where last-used has it.
     """
     cdef slot *s = <slot *>load_relaxed_ptr(<void *const *>&set.last_used)
     if s is not NULL and slot_has_gfn(s, gfn):
@@ -104,6 +105,7 @@ cdef inline slot *slotset_step(const slotset *set, const slot *s, int side) noex
 
 cdef inline slot *slotset_first_from(const slotset *set, gfn_t gfn) noexcept nogil:
     """The first slot that ends after `gfn`: the one that has it, else the next one; or NULL.
+
     O(log n).
     """
     cdef rb_node *node = rb_floor(&set.gfn_tree, gfn)
@@ -115,8 +117,9 @@ cdef inline slot *slotset_first_from(const slotset *set, gfn_t gfn) noexcept nog
 
 
 cdef inline slot *slotset_first_hva(const slotset *set, hva_t first, hva_t last) noexcept nogil:
-    """The first slot, by userspace_addr, with a host byte in [first, last] (both inclusive), or
-    NULL. O(log n).
+    """The first slot, by userspace_addr, with a host byte in [first, last], or NULL.
+
+    Both ends are inclusive. O(log n).
     """
     return slot_of_hva_node(hva_first_overlap(&set.hva_tree, first, last), set.k)
 

@@ -19,8 +19,9 @@ cdef struct srcu:
 
 
 cdef inline int srcu_enter(srcu *domain) noexcept nogil:
-    """Enters; gives what srcu_leave wants. What is read from now on stays until then. May be
-    nested.
+    """Enters; gives what srcu_leave wants. What is read from now on stays until then.
+
+    May be nested.
     """
     cdef int side = load_relaxed(&domain.turn) & 1
     fetch_add(&domain.readers[side], 1)
@@ -37,9 +38,7 @@ cdef inline void srcu_leave(srcu *domain, int side) noexcept nogil:
 
 
 cdef inline bint srcu_idle(srcu *domain) noexcept nogil:
-    """Whether no reader is in who may have entered before: then srcu_wait has nothing to wait
-    for.
-    """
+    """Whether no reader is in who may have entered before: srcu_wait would not wait."""
     fence()
     return load_acquire(&domain.readers[0]) == 0 and load_acquire(&domain.readers[1]) == 0
 

@@ -1,0 +1,29 @@
+"""Work in a process of its own, where a crash or a hang fails one test and not the whole run."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+
+def run_fresh(work: Callable[[], object], timeout: float = 120) -> str:
+    """Calls a function of a test module, without arguments; gives what it printed.
+
+    Fails where the process does not end well: an exception, a signal, the timeout.
+    """
+    path = Path(inspect.getfile(work))
+    code = f"""
+import faulthandler, sys
+faulthandler.enable()
+sys.path[:0] = {[str(Path(__file__).parent), str(path.parent)]!r}
+import {path.stem}
+{path.stem}.{work.__name__}()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout, check=False
+    )
+    assert done.returncode == 0, f"{done.returncode}: {done.stdout}{done.stderr}"
+    return done.stdout

@@ -1,0 +1,58 @@
+"""Methods called through their class on what is not one of it: a TypeError, never a crash."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+
+from fresh import run_fresh
+
+from memslots import AddressSpace, Memslots, Slot, Transaction, Vcpu
+from memslots.faces import ReadFace
+
+CLASSES: list[type] = [Memslots, ReadFace, AddressSpace, Vcpu, Slot, Transaction]
+
+
+def methods(cls: type) -> dict[str, Callable[..., object]]:
+    """Everything that a class has of its own and that takes a self, attributes too."""
+    found: dict[str, Callable[..., object]] = {}
+    for name, member in vars(cls).items():
+        if callable(member):
+            found[name] = member
+        elif hasattr(member, "__get__"):
+            found[name] = member.__get__
+    return found
+
+
+def call_all() -> None:
+    """Calls them all on all that is wrong, and prints what did not raise TypeError."""
+    vm = Memslots()
+    vm.create(0, 0, 1, 0)
+    objects = [8, -1, object(), b"0" * 1000, Memslots, vm, vm.address_space(0), vm.vcpu(), vm[0]]
+    objects += [vm.transaction(), ReadFace()]
+    calls = 0
+    for cls in CLASSES:
+        for name, method in methods(cls).items():
+            for wrong in objects:
+                # __new__'s self is a class.
+                if isinstance(wrong, cls) or (name == "__new__" and isinstance(wrong, type)):
+                    continue
+                for arguments in range(7):  # one of these is as many as it takes
+                    calls += 1
+                    with suppress(TypeError):
+                        print(f"{cls.__name__}.{name}", wrong, method(wrong, *[0] * arguments))
+    assert vm.vcpu().stats == (0, 0)
+    vm.check()
+    print(calls > 1000, end="")
+
+
+def test_every_method_looks_at_its_self() -> None:
+    assert run_fresh(call_all) == "True"
+
+
+def test_every_class_has_some() -> None:
+    for cls in CLASSES:
+        assert len(methods(cls)) > 1
+    assert {"lookup", "gpa_to_hva", "generation", "__len__"} <= methods(ReadFace).keys()
+    assert {"create", "transaction", "subscribe", "max_slots"} <= methods(Memslots).keys()
+    assert {"__enter__", "create", "lookup"} <= methods(Transaction).keys()
