@@ -8,7 +8,7 @@ import time
 from array import array
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from model import unchanged
@@ -182,6 +182,33 @@ def test_wrong_hvas_out(face: Face, wrong: Any, error: type[Exception]) -> None:
     assert bytes(wrong) == before
 
 
+def askew(size: int, format: Literal["i", "Q"]) -> Any:
+    """`size` bytes as elements that begin at an odd address."""
+    return memoryview(bytearray(size + 1))[1:].cast(format)
+
+
+def test_buffers_askew(used: Memslots, face: Face) -> None:
+    with unchanged(used):
+        for call in (face.lookup_many, face.translate, used.mark_dirty_many):
+            with pytest.raises(ValueError, match=r"g[fp].*s must be aligned"):
+                call(askew(32, "Q"))
+        ids, hvas = askew(16, "i"), askew(32, "Q")
+        with pytest.raises(ValueError, match="out must be aligned"):
+            face.lookup_many(quads([0] * 4), out=ids)
+        with pytest.raises(ValueError, match="out must be aligned"):
+            face.translate(quads([0] * 4), out=hvas)
+    assert not any(bytes(ids) + bytes(hvas))
+
+
+def test_nothing_may_lie_askew(used: Memslots, face: Face) -> None:
+    ids, hvas = askew(0, "i"), askew(0, "Q")
+    assert face.lookup_many(askew(0, "Q")) == array("i")
+    assert face.translate(askew(0, "Q")) == array("Q")
+    assert face.lookup_many(askew(0, "Q"), out=ids) is ids
+    assert face.translate(askew(0, "Q"), out=hvas) is hvas
+    used.mark_dirty_many(askew(0, "Q"))
+
+
 def test_a_read_only_machine_state(used: Memslots) -> None:
     with unchanged(used):
         used.lookup_many(quads(GFNS))
@@ -232,6 +259,19 @@ def test_numpy_that_does_not_fit(face: Face) -> None:
     fixed.flags.writeable = False
     with pytest.raises(ValueError):
         face.lookup_many(np.zeros(3, dtype=np.uint64), fixed)
+
+
+def test_numpy_askew(face: Face) -> None:
+    np = pytest.importorskip("numpy", reason="numpy is not installed")
+    packed = np.zeros(4, dtype=[("tag", "u1"), ("gfn", "u8")])
+    for gfns in (packed["gfn"][:1], np.frombuffer(packed, "u8", count=4, offset=1)):
+        assert not gfns.flags.aligned
+        with pytest.raises(ValueError, match="aligned"):
+            face.lookup_many(gfns)
+        with pytest.raises(ValueError, match="aligned"):
+            face.translate(np.zeros(len(gfns), "u8"), out=gfns)
+        assert face.lookup_many(gfns.copy()).tolist() == [5] * len(gfns)
+    assert face.lookup_many(packed["gfn"][:0]).shape == (0,)
 
 
 # Threads

@@ -21,6 +21,7 @@ from memslots import (
     NotMappedError,
     OverlapError,
     ReadOnlyError,
+    Transaction,
 )
 
 HVA = 0x7000_0000_0000
@@ -231,6 +232,46 @@ def test_integers_that_do_not_fit(
         with unchanged(used), pytest.raises(OverflowError) as caught:
             getattr(used, call)(*values)
         assert not isinstance(caught.value, MemslotError)
+
+
+@pytest.mark.parametrize("wrong", [-(10**5000), 10**5000], ids=["-10**5000", "10**5000"])
+def test_integers_that_cannot_even_be_printed(used: Memslots, wrong: int) -> None:
+    """In decimal, that is: Python refuses to write that many digits."""
+    with unchanged(used):
+        for call in (used.lookup, used.gpa_to_hva, used.get, used.delete):
+            with pytest.raises(OverflowError, match=f"{wrong:#x}"):
+                call(wrong)
+
+
+def in_a_transaction(step: Callable[[Transaction], object]) -> Callable[[Memslots], None]:
+    def call(vm: Memslots) -> None:
+        with vm.transaction() as tx:
+            step(tx)
+
+    return call
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda vm: vm.vcpu(5),
+        lambda vm: vm.address_space(5),
+        lambda vm: vm.mark_dirty(0, 5),
+        lambda vm: vm.mark_dirty_many(memoryview(bytes(8)).cast("Q"), 5),
+        lambda vm: vm.create(0, 0, 1, HVA, as_id=5),
+        lambda vm: vm.set_region(5 << 16, 0, 0, 4096, HVA),
+        lambda vm: vm.get_dirty_log(0, 5),
+        lambda vm: vm.clear_dirty_log(0, 0, 64, bytes(8), as_id=5),
+        in_a_transaction(lambda tx: tx.lookup(0, 5)),
+        in_a_transaction(lambda tx: tx.get(0, as_id=5)),
+        in_a_transaction(lambda tx: tx.delete(0, 5)),
+    ],
+)
+def test_no_such_address_space(used: Memslots, call: Callable[[Memslots], object]) -> None:
+    with unchanged(used), pytest.raises(InvalidRegionError) as caught:
+        call(used)
+    assert (caught.value.errno, caught.value.rule) == (errno.EINVAL, 2)
+    assert "there is no address space 5; address_spaces is 2" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,21 @@ def test_size_and_order(used: Memslots) -> None:
     assert iter(iterator) is iterator
 
 
+def test_reversed(used: Memslots) -> None:
+    used.create(4, 1, 1, HVA, as_id=1)
+    used.create(2, 9, 1, HVA, as_id=1)
+    for face in (used, used.address_space(1), used.vcpu(1)):
+        backwards = reversed(face)
+        assert iter(backwards) is backwards
+        found = list(backwards)
+        assert found == list(face)[::-1]
+        assert all(slot is face[slot.id] for slot in found)
+    assert [slot.id for slot in reversed(used.address_space(1))] == [2, 4]
+    backwards = reversed(used)
+    used.delete(1)
+    assert [slot.id for slot in backwards] == [9, 7, 1, 4]
+
+
 def test_iteration_is_over_one_generation(used: Memslots) -> None:
     iterator = iter(used)
     first = next(iterator)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import gc
+import signal
 import sys
 import threading
+import time
+import traceback
 import weakref
 from array import array
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from fresh import run_fresh
 from model import unchanged
 
 from memslots import (
@@ -24,6 +28,7 @@ from memslots import (
     NotMappedError,
     Slot,
 )
+from memslots.listeners import Subscription
 
 HVA = 0x7000_0000_0000
 Act = Callable[..., object]
@@ -192,6 +197,53 @@ def test_an_error_in_commit_does_not_undo(
     assert len(unraisable) == 4
     assert all(str(info.exc_value) == "too late" for info in unraisable)
     assert [name for name, *_ in log if "commit" in name] == ["a commit", "b commit"] * 4
+
+
+def test_an_error_in_commit_is_reported_as_it_is(
+    used: Memslots, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Odd(Exception):
+        pass
+
+    def fail(*args: object) -> None:
+        raise error
+
+    error = Odd("too late")
+    unraisable: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    listener = Recorder([], commit=fail)
+    used.subscribe(listener)
+    used.delete(1)
+    (info,) = unraisable
+    assert (info.exc_type, info.exc_value, info.object) == (Odd, error, listener.commit)
+    assert info.exc_traceback is error.__traceback__
+    names = [frame.name for frame in traceback.extract_tb(info.exc_traceback)]
+    assert names[-3:] == ["commit", "_note", "fail"]
+
+
+@pytest.mark.parametrize("whose", [0, 1])
+def test_a_commit_that_takes_a_subscription_apart(
+    used: Memslots, whose: int, log: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own or the next one's: the change is done, and all the rest are told."""
+
+    def take_apart(*args: object) -> None:
+        subscriptions[whose].close()
+        del subscriptions[whose].commit
+        raise ValueError("on purpose")
+
+    unraisable: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    subscriptions: list[Any] = [
+        used.subscribe(Recorder(log, "a ", commit=take_apart)),
+        used.subscribe(Recorder(log, "b ")),
+        used.subscribe(Recorder(log, "c ")),
+    ]
+    assert used.create(2, 0x30, 1, HVA) is used[2]
+    told = [name for name, *_ in log if name.endswith("commit") and name != "b commit"]
+    assert told == ["a commit", "c commit"]
+    assert ValueError in [info.exc_type for info in unraisable]
+    used.check()
 
 
 @pytest.mark.parametrize("change", TWICE)
@@ -367,6 +419,47 @@ def test_close_and_subscribe_from_inside(used: Memslots, method: str, log: list[
     ]
 
 
+class CycleThatCloses:
+    """Garbage whose finalizer closes a subscription."""
+
+    def __init__(self, subscription: Subscription) -> None:
+        self.me = self
+        self.subscription = subscription
+
+    def __del__(self) -> None:
+        self.subscription.close()
+
+
+@pytest.mark.parametrize("threshold", range(1, 16))
+@pytest.mark.parametrize("call", ["subscribe", "close"])
+def test_a_finalizer_closes_another_meanwhile(
+    used: Memslots, call: str, threshold: int, log: list[Any]
+) -> None:
+    stays = used.subscribe(Recorder(log, "a "))
+    goes = used.subscribe(Recorder(log, "b "))
+    goes_too = used.subscribe(Recorder(log, "c "))
+    listener = Recorder(log, "d ")
+    thresholds = gc.get_threshold()
+    gc.collect()
+    gc.disable()
+    CycleThatCloses(goes)
+    try:
+        gc.set_threshold(threshold, 1, 1)
+        gc.enable()
+        if call == "subscribe":
+            used.subscribe(listener)
+        else:
+            goes_too.close()
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.enable()
+    gc.collect()
+    used.create(2, 0x30, 1, HVA)
+    told = "acd" if call == "subscribe" else "a"
+    assert [name for name, *_ in log if "commit" in name] == [f"{who} commit" for who in told]
+    stays.close()
+
+
 def test_a_subscription_holds_no_machine_for_ever(memslots_class: type[Memslots]) -> None:
     """vm -> listener -> vm is a cycle that the collector takes apart."""
 
@@ -384,3 +477,68 @@ def test_a_subscription_holds_no_machine_for_ever(memslots_class: type[Memslots]
     del owner
     gc.collect()
     assert gone() is None
+
+
+# Signals
+
+
+def hold_up(vm: Memslots) -> tuple[threading.Thread, threading.Event]:
+    """A thread that creates slot 1, and stays in a listener until the event."""
+    inside, leave = threading.Event(), threading.Event()
+
+    def prepare(*args: object) -> None:
+        inside.set()
+        assert leave.wait(60)
+
+    vm.subscribe(Recorder([], prepare=prepare))
+    thread = threading.Thread(target=vm.create, args=(1, 0x10, 1, HVA))
+    thread.start()
+    assert inside.wait(60)
+    return thread, leave
+
+
+def interrupted_while_waiting() -> None:
+    """SIGALRM stands for SIGINT: Ctrl-C after a set time."""
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    vm = Memslots()
+    thread, leave = hold_up(vm)
+    calls: list[Callable[[], object]] = [
+        lambda: vm.create(2, 0x20, 1, HVA),
+        lambda: vm.delete(1),
+        vm.check,
+        lambda: vm.transaction().__enter__(),
+    ]
+    for call in calls:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        begin = time.monotonic()
+        try:
+            call()
+        except KeyboardInterrupt:
+            print("interrupted", end=" ")
+        assert 0.02 < time.monotonic() - begin < 5
+        assert thread.is_alive()
+        assert (list(vm), vm.generation) == ([], 0)
+    leave.set()
+    thread.join()
+    assert list(vm) == [Slot(1, 0, 0x10, 1, HVA)]
+    vm.create(2, 0x20, 1, HVA)
+    vm.check()
+    print(vm.generation, end="")
+
+
+def signalled_while_waiting() -> None:
+    """A handler that raises nothing: it runs at once, and the change waits on."""
+    vm = Memslots()
+    thread, leave = hold_up(vm)
+    signal.signal(signal.SIGALRM, lambda *args: leave.set())
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    vm.create(2, 0x20, 1, HVA)
+    thread.join()
+    vm.check()
+    print(*[slot.id for slot in vm], end="")
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs setitimer")
+def test_signals_reach_a_thread_that_waits_for_anothers_change() -> None:
+    assert run_fresh(interrupted_while_waiting) == "interrupted " * 4 + "2"
+    assert run_fresh(signalled_while_waiting) == "1 2"

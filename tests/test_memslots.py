@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 from typing import Any
@@ -175,6 +177,21 @@ def test_anything_with_an_index_will_do(vm: Memslots) -> None:
     assert vm[Index(3)] is vm.lookup(Index(0))
     assert vm.create(True, True, True, Index(HVA)).id == 1
     assert vm.gpa_to_hva(Index(0x10)) == HVA + 0x10
+
+
+def test_weak_references(memslots_class: type[Memslots]) -> None:
+    vm = memslots_class()
+    gone: list[object] = []
+    reference = weakref.ref(vm, gone.append)
+    assert reference() is vm
+    vcpu = vm.vcpu()
+    del vm
+    gc.collect()
+    assert reference() is not None  # the Vcpu keeps it
+    del vcpu
+    gc.collect()
+    assert reference() is None
+    assert gone == [reference]
 
 
 # Limits

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import errno
 import pickle
 
 import pytest
 
 import memslots
-from memslots import Change, Flags, NotMappedError, Slot, VcpuStats
+from memslots import Change, Flags, InvalidRegionError, NotMappedError, Slot, VcpuStats
 
 SLOT = Slot(7, 1, 0x100, 64, 0x7F00_0000_0000, Flags.LOG_DIRTY_PAGES)
 
@@ -138,6 +139,32 @@ def test_slot_of_values_that_do_not_fit(field: int, name: str, width: int) -> No
         values[field] = value
         with pytest.raises(OverflowError, match=name):
             Slot(*values)
+
+
+@pytest.mark.parametrize(
+    ("base_gfn", "npages", "hva"),
+    [
+        *[(0, 2**52, 0), (1, 2**52 - 1, 0), (2**52 - 1, 1, 0), (2**52, 1, 0), (2**64 - 1, 1, 0)],
+        *[(0, 2**64 - 1, 0), (0, 2**52 - 1, 4097), (0, 1, 2**64 - 4095), (0, 0, 0)],
+    ],
+)
+def test_slots_that_are_no_runs_of_pages(base_gfn: int, npages: int, hva: int) -> None:
+    with pytest.raises(InvalidRegionError) as caught:
+        Slot(0, 0, base_gfn, npages, hva)
+    assert (caught.value.errno, caught.value.rule) == (errno.EINVAL, None)
+    assert f"{npages} pages" in str(caught.value)
+
+
+def test_the_greatest_slots() -> None:
+    all_of_it = Slot(0, 0, 0, 2**52 - 1, 4096)
+    assert (all_of_it.end_gfn, all_of_it.memory_size) == (2**52 - 1, 2**64 - 4096)
+    assert all_of_it.gfn_to_hva(2**52 - 2) == 2**64 - 4096
+    assert 2**52 - 2 in all_of_it
+    assert 2**52 - 1 not in all_of_it
+    last = Slot(2**32 - 1, 2**32 - 1, 2**52 - 2, 1, 2**64 - 4096)
+    assert (last.end_gfn, last.guest_phys_addr) == (2**52 - 1, 2**64 - 8192)
+    for slot in (all_of_it, last):
+        assert pickle.loads(pickle.dumps(slot)) == slot
 
 
 @pytest.mark.parametrize("wrong", ["x", 2.0, None])

@@ -1,0 +1,175 @@
+"""Readers beside a writer that re-arranges everything: none ever sees an invariant broken.
+
+The slots always tile one range of gfns. Transactions let slots trade places, split and merge them;
+single changes turn flags over and make and delete slots elsewhere. MEMSLOTS_STRESS_SECONDS says
+for how long; the default is short.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import threading
+import time
+from array import array
+from collections.abc import Callable
+
+import pytest
+
+from memslots import BAD_HVA, Flags, Memslots, Slot
+
+SECONDS = float(os.environ.get("MEMSLOTS_STRESS_SECONDS", "2"))
+TILES = 24  # slots in the range, of UNIT pages each at first
+UNIT = 8
+TOP = TILES * UNIT
+ELSEWHERE = 0x10000
+
+
+def hva_of(id: int) -> int:
+    """A host address that tells the slot."""
+    return (id + 1) << 32
+
+
+class Scene:
+    """A Memslots whose slots tile [0, TOP), and the threads at it."""
+
+    def __init__(self) -> None:
+        self.vm = Memslots()
+        for id in range(TILES):
+            self.vm.create(id, UNIT * id, UNIT, hva_of(id))
+        self.end = time.monotonic() + SECONDS
+        self.start = threading.Barrier(8)
+        self.failures: list[BaseException] = []
+        self.rounds: dict[str, int] = {}
+
+    def run(self, name: str, once: Callable[[], None]) -> None:
+        try:
+            self.start.wait()
+            count = 0
+            while time.monotonic() < self.end and not self.failures:
+                once()
+                count += 1
+            self.rounds[name] = count
+        except BaseException as failure:  # noqa: BLE001 (a thread's failure is the test's)
+            self.failures.append(failure)
+
+
+def check_tiles(slots: list[Slot]) -> None:
+    gfn = 0
+    for slot in slots:
+        assert slot.base_gfn == gfn
+        assert slot.userspace_addr == hva_of(slot.id)
+        gfn = slot.end_gfn
+    assert gfn == TOP
+    assert len({slot.id for slot in slots}) == len(slots)
+
+
+def readers(vm: Memslots) -> dict[str, Callable[[], None]]:
+    gfns = array("Q", range(TOP))
+    gpas = array("Q", [gfn << 12 for gfn in gfns])
+    dice = random.Random(1)
+    vcpu, batch_vcpu = vm.vcpu(), vm.vcpu()
+
+    def single() -> None:
+        for face in (vm, vcpu):
+            for _ in range(50):
+                gfn = dice.randrange(TOP)
+                slot = face.lookup(gfn)
+                assert slot is not None
+                assert gfn in slot
+                assert face.gpa_to_hva(gfn << 12) != BAD_HVA
+
+    def batch() -> None:
+        # All of it is one stretch, of one generation: every page is held, each slot's in one run.
+        for face in (vm, batch_vcpu):
+            ids = face.lookup_many(gfns)
+            assert min(ids) >= 0
+            runs = [id for n, id in enumerate(ids) if n == 0 or ids[n - 1] != id]
+            assert len(set(runs)) == len(runs)
+
+    def translate() -> None:
+        hvas = vm.translate(gpas)
+        for n, hva in enumerate(hvas):
+            assert hva != BAD_HVA
+            first = n == 0 or hvas[n - 1] >> 32 != hva >> 32
+            assert hva & 0xFFFF_FFFF == (0 if first else (hvas[n - 1] & 0xFFFF_FFFF) + 0x1000)
+
+    def ranges() -> None:
+        check_tiles(vm.in_gfn_range(0, TOP))
+        for slot, start, end in vm.in_hva_range(0, hva_of(1 << 12)):
+            assert (start, end) == (slot.base_gfn, slot.end_gfn)
+
+    def iterate() -> None:
+        check_tiles([slot for slot in vm if slot.base_gfn < ELSEWHERE])
+
+    def mark() -> None:
+        vm.mark_dirty_many(gfns)
+        vm.mark_dirty(dice.randrange(TOP))
+
+    return {
+        "single": single,
+        "batch": batch,
+        "translate": translate,
+        "ranges": ranges,
+        "iterate": iterate,
+        "mark": mark,
+    }
+
+
+def writers(vm: Memslots) -> dict[str, Callable[[], None]]:
+    dice = random.Random(2)
+
+    def transactions() -> None:
+        slots = [slot for slot in vm if slot.base_gfn < ELSEWHERE]
+        a, b = sorted(dice.sample(slots, 2), key=lambda slot: slot.base_gfn)
+        with vm.transaction() as tx:
+            if a.npages == b.npages:  # trade places
+                tx.move(a.id, b.base_gfn)
+                tx.move(b.id, a.base_gfn)
+            elif a.end_gfn == b.base_gfn and len(slots) > TILES // 2:  # merge
+                tx.delete(b.id)
+                tx.delete(a.id)
+                tx.create(a.id, a.base_gfn, a.npages + b.npages, hva_of(a.id))
+            if a.npages > 1 and len(slots) < 2 * TILES:  # split
+                free = next(id for id in range(3 * TILES) if tx.get(id) is None)
+                now = tx.get(a.id)
+                assert now is not None
+                tx.delete(a.id)
+                tx.create(a.id, now.base_gfn, now.npages - 1, hva_of(a.id))
+                tx.create(free, now.end_gfn - 1, 1, hva_of(free), Flags.LOG_DIRTY_PAGES)
+
+    def single_changes() -> None:
+        id = 1000 + dice.randrange(8)
+        if vm.get(id) is None:
+            vm.create(id, ELSEWHERE + 16 * id, 4, hva_of(id))
+        elif dice.random() < 0.5:
+            vm.move(id, ELSEWHERE + 16 * id + dice.randrange(8))
+        else:
+            vm.delete(id)
+        some = dice.choice([slot for slot in vm if slot.base_gfn < ELSEWHERE])
+        with contextlib.suppress(KeyError):  # the other writer may have been quicker
+            vm.set_flags(some.id, dice.choice([0, Flags.LOG_DIRTY_PAGES]))
+
+    return {"transactions": transactions, "single changes": single_changes}
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_no_reader_sees_a_change_half_made() -> None:
+    scene = Scene()
+    roles = readers(scene.vm) | writers(scene.vm)
+    threads = [
+        threading.Thread(target=scene.run, args=(name, once), name=name)
+        for name, once in roles.items()
+    ]
+    assert len(threads) == scene.start.parties
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if scene.failures:
+        raise scene.failures[0]
+    scene.vm.check()
+    check_tiles([slot for slot in scene.vm if slot.base_gfn < ELSEWHERE])
+    assert set(scene.rounds) == set(roles)
+    assert min(scene.rounds.values()) > 0
