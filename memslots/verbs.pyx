@@ -103,36 +103,35 @@ cdef object verb_create(
         to.leave()
 
 
-cdef object verb_move(Target to, object slot, object base_gfn, object as_id):
+cdef object remake(
+    Target to, object slot, object as_id, const gfn_t *base_gfn, const uint32_t *flags
+):
+    """Changes a slot to what it is but for one field: the one that is not NULL."""
     cdef region r
     cdef uint32_t id = u32(slot, "slot")
-    cdef gfn_t base = u64(base_gfn, "base_gfn")
     cdef uint32_t space_id = u32(as_id, "as_id")
     to.enter("a change")
     try:
         region_of(to, &r, id, space_id)
-        r.base_gfn = base
+        if base_gfn is not NULL:
+            r.base_gfn = base_gfn[0]
+        if flags is not NULL:
+            r.flags = flags[0]
         check_region(&to.m.lim, &r)
         to.make(&r, ANY)
         return current(to, &r)
     finally:
         to.leave()
+
+
+cdef object verb_move(Target to, object slot, object base_gfn, object as_id):
+    cdef gfn_t base = u64(base_gfn, "base_gfn")
+    return remake(to, slot, as_id, &base, NULL)
 
 
 cdef object verb_set_flags(Target to, object slot, object flags, object as_id):
-    cdef region r
-    cdef uint32_t id = u32(slot, "slot")
     cdef uint32_t bits = u32(flags, "flags")
-    cdef uint32_t space_id = u32(as_id, "as_id")
-    to.enter("a change")
-    try:
-        region_of(to, &r, id, space_id)
-        r.flags = bits
-        check_region(&to.m.lim, &r)
-        to.make(&r, ANY)
-        return current(to, &r)
-    finally:
-        to.leave()
+    return remake(to, slot, as_id, NULL, &bits)
 
 
 cdef object verb_delete(Target to, object slot, object as_id):
