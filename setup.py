@@ -45,7 +45,8 @@ class build_ext(setuptools_build_ext):  # noqa: N801 (the name setuptools knows)
 
         self.extensions[:] = cythonize(
             self.extensions,
-            build_dir=str(Path(self.build_temp) / "cython"),
+            # Coverage finds the lines of a .pyx by the .c beside it.
+            build_dir=None if TRACE else str(Path(self.build_temp) / "cython"),
             nthreads=0,
             compiler_directives={
                 "language_level": "3",

@@ -1,14 +1,17 @@
 from types import TracebackType
-from typing import NoReturn, Self
+from typing import NoReturn, Self, final
 
+@final
 class Subscription:
     """What ``subscribe`` gives: closing it ends the calls to the listener.
 
     A context manager that closes at its end.
     """
 
-    listener: object
-    def __init__(self, owner: object, listener: object) -> None: ...
+    def __new__(cls, owner: object, listener: object) -> Self: ...
+    @property
+    def listener(self) -> object:
+        """Who hears of the changes."""
     def __reduce__(self) -> NoReturn: ...
     def close(self) -> None:
         """Ends the subscription. Closing again does nothing."""

@@ -1,19 +1,26 @@
 """Listeners: whoever must know of a change before it, while it is made, or after it."""
 
+cimport cython
 from cpython.exc cimport PyErr_SetObject, PyErr_WriteUnraisable
 
 
-class Subscription:
+@cython.final
+cdef class Subscription:
     """What ``subscribe`` gives: closing it ends the calls to the listener.
 
-    A context manager that closes at its end.
-
-    A listener that closes or subscribes while a change is under way alters who hears of the next
-    one.
+    A context manager that closes at its end. A listener that closes or subscribes while a change is
+    under way alters who hears of the next one.
     """
 
-    def __init__(self, owner, listener):
-        # Looked up once: a listener is what it is when it subscribes.
+    cdef readonly object listener
+    cdef object owner  # the Memslots; None once it is closed
+    # The listener's methods, None where it has none, looked up once: a listener is what it is when
+    # it subscribes.
+    cdef object prepare
+    cdef object invalidate
+    cdef object commit
+
+    def __cinit__(self, owner, listener):
         self.listener = listener
         self.prepare = getattr(listener, "prepare", None)
         self.invalidate = getattr(listener, "invalidate", None)
@@ -23,11 +30,11 @@ class Subscription:
                 "a listener has at least one of prepare(change, old, new), invalidate(slot)"
                 f" and commit(change, old, new); {type(listener).__name__!r} has none"
             )
-        self._owner = owner
+        self.owner = owner
 
     def close(self):
         """Ends the subscription. Closing again does nothing."""
-        owner, self._owner = self._owner, None
+        owner, self.owner = self.owner, None
         if owner is not None:
             owner._unsubscribe(self)
 
@@ -43,6 +50,7 @@ class Subscription:
 
 cdef int tell_invalidate(tuple subscriptions, object slot) except -1:
     """Says that a slot is about to go. Whatever a listener raises refuses the change."""
+    cdef Subscription subscription
     for subscription in subscriptions:
         if subscription.invalidate is not None:
             subscription.invalidate(slot)
@@ -51,6 +59,7 @@ cdef int tell_invalidate(tuple subscriptions, object slot) except -1:
 
 cdef int ask_prepare(tuple subscriptions, object change, object old, object new) except -1:
     """Asks whether a change may be. Whatever a listener raises refuses it."""
+    cdef Subscription subscription
     for subscription in subscriptions:
         if subscription.prepare is not None:
             subscription.prepare(change, old, new)
@@ -65,15 +74,15 @@ cdef int tell_commit(tuple subscriptions, object change, object old, object new)
     What is no Exception (KeyboardInterrupt, SystemExit) is not about the change; it goes on to the
     caller at the end.
     """
+    cdef Subscription subscription
     cdef object leaving = None
     for subscription in subscriptions:
-        commit = subscription.commit
-        if commit is not None:
+        if subscription.commit is not None:
             try:
-                commit(change, old, new)
+                subscription.commit(change, old, new)
             except Exception as exception:
                 PyErr_SetObject(type(exception), exception)
-                PyErr_WriteUnraisable(commit)
+                PyErr_WriteUnraisable(subscription.commit)
             except BaseException as exception:
                 leaving = exception
     if leaving is not None:

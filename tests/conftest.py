@@ -10,6 +10,10 @@ from hypothesis import HealthCheck, settings
 
 from memslots import Memslots
 
+# A Python that a test starts, in whatever directory, is to import what is installed too: not the
+# checkout's memslots folder, which holds no compiled module.
+os.environ["PYTHONSAFEPATH"] = "1"
+
 settings.register_profile(
     "ci",
     max_examples=300,
