@@ -22,8 +22,8 @@ sys.path[:0] = {[str(Path(__file__).parent), str(path.parent)]!r}
 import {path.stem}
 {path.stem}.{work.__name__}()
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout, check=False
-    )
+    # -P: not the memslots of the current directory, which may have no compiled modules.
+    command = [sys.executable, "-P", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
     assert done.returncode == 0, f"{done.returncode}: {done.stdout}{done.stderr}"
     return done.stdout

@@ -105,6 +105,7 @@ class Model:
         self.max_gfn = max_gfn
         self.max_hva = max_hva
         self.manual_dirty_log = manual_dirty_log
+        self.staging = False  # the copy of a ModelTransaction
         self.slots: list[dict[int, ModelSlot]] = [{} for _ in range(address_spaces)]
         self.logs: list[dict[int, set[int]]] = [{} for _ in range(address_spaces)]
         self.generations = list(range(address_spaces))
@@ -148,7 +149,7 @@ class Model:
             else:
                 return Answer(0, None, NONE, old, new)
         for other in self.slots[as_id].values():
-            if other.id != id and other.overlaps(new):
+            if other.id != id and other.overlaps(new) and not self.staging:
                 return Answer(EEXIST, 6, None, other, new)
         if new.end_gfn - 1 > self.max_gfn:
             return Answer(EINVAL, 7, change, old, new)
@@ -172,7 +173,7 @@ class Model:
             answer = replace(answer, errno=0, rule=None, refused_by="invalidate")
         elif answer.errno == 0 and "prepare" in raising:
             answer = replace(answer, refused_by="prepare")
-        if answer.done or answer.through_invalid:
+        if (answer.done or answer.through_invalid) and not self.staging:
             swaps = 2 if answer.through_invalid else 1
             self.generations[as_id] += swaps * self.address_spaces
         if answer.done:
@@ -331,6 +332,60 @@ class Model:
         if len(bitmap) < -(-num_pages // 64) * 8:
             raise Refused(EINVAL)
         log -= {first_page + page for page in pages_of(bitmap) if page < num_pages}
+
+
+class ModelTransaction:
+    """Steps on a copy of a model, in which slots may overlap; `end` judges the whole."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.steps: list[Answer] = []
+        # The dirty logs are the very same sets: what is marked meanwhile goes with its slot.
+        self.trial = copy.copy(model)
+        self.trial.staging = True
+        self.trial.slots = [dict(slots) for slots in model.slots]
+        self.trial.logs = [dict(logs) for logs in model.logs]
+
+    def step(self, verb: str, *args: int) -> Answer:
+        answer: Answer = getattr(self.trial, verb)(*args)
+        if answer.done and answer.change != NONE:
+            self.steps.append(answer)
+        return answer
+
+    def ids(self) -> list[tuple[int, int]]:
+        """(as_id, id) of each step."""
+        either = [step.new or step.old for step in self.steps]
+        return [(slot.as_id, slot.id) for slot in either if slot is not None]
+
+    def gone(self) -> list[ModelSlot]:
+        """The slots that will not be where readers find them now, in order of steps."""
+        found = []
+        for step, (as_id, id) in zip(self.steps, self.ids(), strict=True):
+            old = self.model.get(as_id, id)
+            if step.through_invalid and old is not None and old not in found:
+                found.append(old)
+        return found
+
+    def end(self, raising: Collection[str] = ()) -> Answer:
+        """The end of the body: what becomes of it all."""
+        for slots in self.trial.slots:
+            for one in slots.values():
+                for other in slots.values():
+                    if one.id != other.id and one.overlaps(other):
+                        return Answer(EEXIST, 6, None, one, other)
+        if "invalidate" in raising and self.gone():
+            return Answer(0, refused_by="invalidate")
+        if "prepare" in raising and self.steps:
+            return Answer(0, refused_by="prepare")
+        changed = {
+            as_id
+            for as_id, id in self.ids()
+            if self.model.get(as_id, id) or self.trial.get(as_id, id)
+        }
+        for as_id in changed:  # one swap each
+            self.model.generations[as_id] += self.model.address_spaces
+        self.model.slots, self.model.logs = self.trial.slots, self.trial.logs
+        return Answer(0)
 
 
 def to_bitmap(pages: set[int], npages: int) -> bytearray:

@@ -33,3 +33,18 @@ hvas = mostly(
 )
 askew = mostly(st.just(0), 1, 2048)  # now and then an address is not aligned
 marks = st.lists(st.integers(0, 80), max_size=12)
+# A verb and its arguments, as Memslots, Transaction and Model all take them.
+steps = st.one_of(
+    st.tuples(st.just("create"), ids, gfns, npages, hvas, flags, as_ids),
+    st.tuples(st.just("move"), ids, gfns, as_ids),
+    st.tuples(st.just("move"), ids, gfns, as_ids),
+    st.tuples(st.just("set_flags"), ids, flags, as_ids),
+    st.tuples(st.just("delete"), ids, as_ids),
+    st.builds(
+        lambda as_id, id, flags, gfn, n, hva: (
+            *("set_region", as_id << 16 | id, flags, gfn << 12, n << 12, hva),
+        ),
+        *(as_ids, ids, flags, gfns, npages, hvas),
+    ),
+    st.tuples(st.just("mark_dirty"), st.integers(0, 80), good_as_ids),
+)

@@ -117,14 +117,15 @@ def test_a_finalizer_may_change_the_machine(vm: Memslots) -> None:
 
 # The text of an error is made by Python code, in the middle of which slots may change.
 
+SLOT_1 = "slot 1 (gfn [0x10, 0x20), 64 KiB, hva 0x700000000000 LOG_DIRTY_PAGES)"
 SLOT_2 = "slot 2 (gfn [0x100, 0x101), 4 KiB, hva 0x700000000000{})"
 NO_SLOT_2 = "there is no slot 2 in address space 0"
-HOLE = "gpa 0x50000 (gfn 0x50) is in no slot"
-GONE = "gpa 0x100000 (gfn 0x100) is in no slot"
+HOLE = f"gpa 0x50000 (gfn 0x50) is in no slot; before it is {SLOT_1}"
+GONE = f"gpa 0x100000 (gfn 0x100) is in no slot; before it is {SLOT_1}"
 READ_ONLY = "gpa 0x100000 (gfn 0x100) is in "
 RANGE = "clear_dirty_log, slot 2 of address space 0: pages [64, 65) are not all in "
 
-# A call; the flags of slot 2; what it says while slot 2 is there, and while it is not.
+# Slot 1 stays. A call; the flags of slot 2; what it says while slot 2 is there and while it is not.
 FAILURES: list[tuple[Callable[[Memslots], object], Flags, set[tuple[type[Exception], str]]]] = [
     (
         lambda vm: vm.gpa_to_hva(0x50000),
@@ -158,6 +159,7 @@ FAILURES: list[tuple[Callable[[Memslots], object], Flags, set[tuple[type[Excepti
 def errors_beside_changes() -> None:
     """Each of the calls for a quarter of a second while a thread creates and deletes slot 2."""
     vm = Memslots()
+    vm.create(1, 0x10, 16, HVA, Flags.LOG_DIRTY_PAGES)
     flags_now = Flags(0)
     stop = False
 
@@ -205,6 +207,7 @@ def errors_beside_a_finalizer() -> None:
     """Each of the calls, with a finalizer that deletes slot 2 somewhere in the middle of it."""
     thresholds = gc.get_threshold()
     vm = Memslots()
+    vm.create(1, 0x10, 16, HVA, Flags.LOG_DIRTY_PAGES)
     log: list[str] = []
     for call, flags, expected in FAILURES:
         for threshold in range(1, 30):

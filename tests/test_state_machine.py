@@ -19,7 +19,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from model import NONE, Answer, Model, ModelSlot, Refused, plain, state_of
+from model import NONE, Answer, Model, ModelSlot, ModelTransaction, Refused, plain, state_of
 from strategies import (
     MAX_GFN,
     MAX_HVA,
@@ -34,6 +34,7 @@ from strategies import (
     ids,
     marks,
     npages,
+    steps,
 )
 
 from memslots import (
@@ -49,6 +50,7 @@ from memslots import (
     OverlapError,
     ReadOnlyError,
     Slot,
+    Transaction,
     Vcpu,
 )
 
@@ -56,6 +58,10 @@ INVALID = int(Flags.INVALID)
 
 
 class ListenerSaysNo(Exception):
+    pass
+
+
+class GivenUp(Exception):
     pass
 
 
@@ -196,29 +202,37 @@ class Machine(RuleBasedStateMachine):
         *args: int,
     ) -> None:
         before = self.model.in_order(as_id) if as_id < SPACES else []
-        raising: list[str] = []
-        if self.trouble is not None:
-            number, method = self.trouble
-            if hasattr(self.listeners[number][0], method) and method != "commit":
-                raising.append(method)
-        answer = told(*args, raising=raising)
+        answer = told(*args, raising=self.raising())
         self.events.clear()
         if answer.refused_by is not None:
             with pytest.raises(ListenerSaysNo, match=answer.refused_by):
                 call(*args)
-        elif answer.errno:
-            with pytest.raises(MemslotError) as caught:
-                call(*args)
-            self.same_error(caught.value, answer)
         else:
-            result = call(*args)
-            if isinstance(result, Slot):
-                assert plain(result) == (answer.new or answer.old)
-            else:
-                assert result.name == answer.change
+            self.same_outcome(call, args, answer)
         assert self.events == self.expected_events(answer, before, as_id)
         if answer.refused_by is not None:
             self.trouble = None
+
+    def raising(self) -> list[str]:
+        """The methods of listeners that raise if they are called."""
+        if self.trouble is None:
+            return []
+        number, method = self.trouble
+        return [method] if hasattr(self.listeners[number][0], method) else []
+
+    def same_outcome(
+        self, call: Callable[..., Change | Slot], args: tuple[int, ...], answer: Answer
+    ) -> None:
+        if answer.errno:
+            with pytest.raises(MemslotError) as caught:
+                call(*args)
+            self.same_error(caught.value, answer)
+            return
+        result = call(*args)
+        if isinstance(result, Slot):
+            assert plain(result) == (answer.new or answer.old)
+        else:
+            assert result.name == answer.change
 
     @staticmethod
     def same_error(error: MemslotError, answer: Answer) -> None:
@@ -283,6 +297,92 @@ class Machine(RuleBasedStateMachine):
     def delete(self, data: st.DataObject) -> None:
         as_id, id = self.pick(data)
         self.change(self.vm.delete, self.model.delete, as_id, id, as_id)
+
+    # Transactions
+
+    @rule(steps=st.lists(steps, max_size=7), gives_up=st.sampled_from([False, False, False, True]))
+    def transaction(self, steps: list[tuple[str, *tuple[int, ...]]], gives_up: bool) -> None:
+        told = ModelTransaction(self.model)
+        self.events.clear()
+        caught: Exception | None = None
+        try:
+            with self.vm.transaction() as tx:
+                for verb, *args in steps:
+                    self.step(tx, told, verb, *args)
+                self.look_at_steps(tx, told.trial)
+                if gives_up:
+                    raise GivenUp
+        except (GivenUp, ListenerSaysNo, OverlapError) as error:
+            caught = error
+        if gives_up:
+            assert isinstance(caught, GivenUp)
+            assert self.events == []
+            return
+        before = [self.model.in_order(as_id) for as_id in range(SPACES)]
+        gone = told.gone()
+        answer = told.end(self.raising())
+        if answer.errno:
+            assert isinstance(caught, OverlapError)
+            assert caught.rule == 6
+            pair = plain(caught.existing), plain(caught.requested)
+            assert pair[0].overlaps(pair[1])
+            assert all(told.trial.get(slot.as_id, slot.id) == slot for slot in pair)
+        elif answer.refused_by is not None:
+            assert isinstance(caught, ListenerSaysNo)
+            assert str(caught) == answer.refused_by
+        else:
+            assert caught is None
+        assert self.events == self.expected_events_of(told, gone, answer, before)
+        if answer.refused_by is not None:
+            self.trouble = None
+
+    def step(self, tx: Transaction, told: ModelTransaction, verb: str, *args: int) -> None:
+        if verb == "mark_dirty":  # by a reader, where the slots are still as they were
+            self.vm.mark_dirty(*args)
+            self.model.mark_dirty(*args)
+        else:
+            self.same_outcome(getattr(tx, verb), args, told.step(verb, *args))
+
+    def look_at_steps(self, tx: Transaction, trial: Model) -> None:
+        """What the transaction will make of the slots, and what readers still find."""
+        assert self.events == []
+        for as_id in range(SPACES):
+            for id in range(MAX_SLOTS):
+                slot = tx.get(id, as_id=as_id)
+                assert (slot and plain(slot)) == trial.get(as_id, id)
+            for gfn in range(0, 70, 3):
+                slot = tx.lookup(gfn, as_id)
+                held = {s.id for s in trial.slots[as_id].values() if s.holds(gfn)}
+                assert (slot is None and not held) or (slot is not None and slot.id in held)
+            space = self.vm.address_space(as_id)
+            assert [plain(slot) for slot in space] == self.model.in_order(as_id)
+            assert space.generation == self.model.generations[as_id]
+
+    def expected_events_of(
+        self,
+        told: ModelTransaction,
+        gone: list[ModelSlot],
+        answer: Answer,
+        before: list[list[ModelSlot]],
+    ) -> list[Event]:
+        """All of invalidate, then all of prepare, then all of commit, each in order of steps."""
+        if answer.errno:
+            return []
+        calls: list[tuple[str, int, tuple[object, ...]]] = [
+            ("invalidate", slot.as_id, (slot,)) for slot in gone
+        ]
+        for method in ("prepare", "commit"):
+            for step, (as_id, _) in zip(told.steps, told.ids(), strict=True):
+                calls.append((method, as_id, (step.change, step.old, step.new)))
+        events = []
+        for method, as_id, args in calls:
+            for number, (listener, _) in sorted(self.listeners.items()):
+                if hasattr(listener, method):
+                    slots = self.model.in_order(as_id) if method == "commit" else before[as_id]
+                    events.append(Event(number, method, args, slots))
+                    if (number, method) == self.trouble and method == answer.refused_by:
+                        return events
+        return events
 
     # Listeners
 

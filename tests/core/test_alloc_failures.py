@@ -4,6 +4,9 @@ leaked.
 
 from __future__ import annotations
 
+import copy
+import gc
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +17,7 @@ from memslots import Flags, Memslots, Slot
 Call = Callable[[Memslots], object]
 
 LOG = Flags.LOG_DIRTY_PAGES
+GFNS = memoryview(bytes(8 * 100)).cast("Q")
 
 CALLS: dict[str, Call] = {
     "create": lambda vm: vm.create(6, 0x600, 70, 0x6000),
@@ -25,6 +29,26 @@ CALLS: dict[str, Call] = {
     "delete": lambda vm: vm.delete(3),
     "delete logging": lambda vm: vm.delete(4),
 }
+
+
+# These make something and leave the machine as it is.
+MAKERS: dict[str, Call] = {
+    "copy": copy.copy,
+    "pickle": lambda vm: pickle.loads(pickle.dumps(vm)),
+    "vcpu": lambda vm: vm.vcpu(),
+    "address_space": lambda vm: vm.address_space(0),
+    "subscribe": lambda vm: vm.subscribe(Listener()),
+    "iter": list,
+    "in_gfn_range": lambda vm: vm.in_gfn_range(0, 0x1000),
+    "in_hva_range": lambda vm: vm.in_hva_range(0, 0x10000),
+    "get_dirty_log": lambda vm: vm.get_dirty_log(4),
+    "lookup_many": lambda vm: vm.lookup_many(GFNS),
+}
+
+
+class Listener:
+    def invalidate(self, slot: Slot) -> None:
+        pass
 
 
 def state(vm: Memslots) -> object:
@@ -86,6 +110,61 @@ def test_a_change_without_memory_changes_nothing(drivers: Any, vm: Memslots, nam
     )
     vm.check()
     assert state(vm) != before
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_what_cannot_be_made_leaves_nothing_behind(drivers: Any, vm: Memslots, name: str) -> None:
+    before = state(vm)
+
+    def call() -> None:
+        made = MAKERS[name](vm)
+        if isinstance(made, Memslots):
+            made.check()
+            assert state(made) == before
+
+    def unharmed() -> None:
+        vm.check()
+        assert state(vm) == before
+
+    failed = each_failure(drivers("alloc"), call, unharmed)
+    unharmed()
+    # The machine and its space; a slot each, a log, and the first id table of each set.
+    assert failed == (2 + 6 + 1 + 2 if name in ("copy", "pickle") else 0)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_what_cannot_be_made_for_want_of_python_objects(
+    drivers: Any, vm: Memslots, name: str
+) -> None:
+    testcapi = pytest.importorskip("_testcapi", reason="this CPython has no _testcapi")
+    alloc = drivers("alloc")
+    before = state(vm)
+    gc.collect()  # what is left of other tests
+    live = alloc.live()
+    nth = failed = in_a_row = 0
+    while in_a_row < 20:  # CPython does without some of what it asks for: one success is not enough
+        made: object = None
+        testcapi.set_nomemory(nth, nth + 1)
+        try:
+            made = MAKERS[name](vm)
+        except (MemoryError, pickle.PicklingError):  # the latter: pickle did not ask why
+            testcapi.remove_mem_hooks()
+            failed += 1
+            in_a_row = 0
+            assert alloc.live() == live
+        else:
+            testcapi.remove_mem_hooks()
+            in_a_row += 1
+        finally:
+            testcapi.remove_mem_hooks()
+        if isinstance(made, Memslots):
+            made.check()
+            assert state(made) == before
+        vm.check()
+        assert state(vm) == before
+        nth += 1
+    assert failed > {"copy": 60, "pickle": 60}.get(name, 0)
+    vm.delete(0)
 
 
 @pytest.mark.parametrize("spaces", [1, 2, 16])

@@ -34,24 +34,67 @@ def test_an_empty_table_costs_nothing(idtable: Any) -> None:
     assert table.places == 0
 
 
-@pytest.mark.parametrize("size", range(1, 8))
-def test_every_order_of_addition_and_removal(idtable: Any, size: int) -> None:
-    ids = [0, 1, 2, 2**31 - 1, 2**32 - 1, 8, 16][:size]
-    some = list(itertools.permutations(range(size)))
-    for order in some:
-        table = idtable.Table(size)
+def home(id: int, order: int) -> int:
+    """Where a table of 1 << order places looks for an id first, as idtable.pyx has it."""
+    return (id * 0x9E3779B97F4A7C15 & (1 << 64) - 1) >> 64 - order
+
+
+def ids_of_homes(*homes: int) -> list[int]:
+    """Different ids whose homes are these in a table of 16 places, and half of that in one of 8."""
+    found: list[int] = []
+    for wanted in homes:
+        found.append(
+            next(id for id in itertools.count(3) if id not in found and home(id, 4) == wanted)
+        )
+    return found
+
+
+@pytest.mark.parametrize(
+    ("ids", "tables"),
+    [
+        ([0, 1, 2, 2**31 - 1, 2**32 - 1, 8, 16], 8),
+        (ids_of_homes(*[15] * 7), 5040),
+        (ids_of_homes(14, 14, 15, 15, 0, 1, 1), 432),
+        (ids_of_homes(12, 15, 13, 0, 15, 2, 14), 4),
+        (ids_of_homes(0, 2, 4, 6, 8, 10, 12), 1),
+    ],
+    ids=["usual", "all at one home", "pairs across the end", "a run across the end", "apart"],
+)
+def test_every_order_of_addition_and_removal(idtable: Any, ids: list[int], tables: int) -> None:
+    """Seven ids, of which the seventh makes the table grow; all of them lie in `tables` ways.
+
+    Whatever led to a table, it goes on in the same way: so each that any order of additions and
+    removals leads to is met once, and each of the steps that can be next is made from there.
+    """
+
+    def after(steps: tuple[int, ...]) -> tuple[Any, dict[int, int]]:
+        """The table after steps, and what is in it; a step removes an item that is in, else adds
+        it.
+        """
+        table = idtable.Table(len(ids))
         model: dict[int, int] = {}
-        for number in order:
-            table.add(number, ids[number])
-            model[ids[number]] = number
-        check(table, model, [3, 5])
-        # Its mirror image takes them out: with all orders of addition, all orders of removal come
-        # up.
-        for number in order[::-1] if order[0] % 2 else order:
-            table.remove(number)
-            table.trim()
-            del model[ids[number]]
+        for number in steps:
+            if model.pop(ids[number], None) is not None:
+                table.remove(number)
+                table.trim()
+            else:
+                table.add(number, ids[number])
+                model[ids[number]] = number
+        return table, model
+
+    ways: dict[Any, tuple[int, ...]] = {(): ()}  # by state: the steps that led there first
+    to_do: list[tuple[int, ...]] = [()]
+    full = 0
+    for steps in to_do:  # which grows meanwhile
+        for number in range(len(ids)):
+            table, model = after((*steps, number))
             check(table, model, ids)
+            state = table.state()
+            if state not in ways:
+                ways[state] = (*steps, number)
+                to_do.append((*steps, number))
+                full += len(model) == len(ids)
+    assert full == tables
 
 
 def test_ids_that_share_a_home_are_all_found(idtable: Any) -> None:

@@ -6,7 +6,15 @@ from libc.stdlib cimport calloc, free
 
 from memslots.core.hvatree cimport hva_first_overlap, hva_init, hva_next_overlap, hva_node
 from memslots.core.invariants cimport HOLDS, check_greatest, check_tree
-from memslots.core.rbtree cimport rb_erase, rb_insert, rb_replace, rb_root
+from memslots.core.rbtree cimport (
+    RB_RED,
+    rb_color,
+    rb_erase,
+    rb_insert,
+    rb_node,
+    rb_replace,
+    rb_root,
+)
 
 cdef struct item:
     hva_node node
@@ -81,6 +89,19 @@ cdef class Ranges:
             count += 1
             node = hva_next_overlap(&self.root, node, start, end)
         return count
+
+    cdef object shape_of(self, const rb_node *node):
+        if node is NULL:
+            return None
+        color = "r" if rb_color(node) == RB_RED else "B"
+        number = (<const item *>node).number
+        return number, color, self.shape_of(node.child[0]), self.shape_of(node.child[1])
+
+    def shape(self):
+        """The tree as nested tuples (number, colour, side 0, side 1). With the ranges, and H1, this
+        is all there is to it.
+        """
+        return self.shape_of(self.root.node)
 
     def check(self):
         """The number of nodes and the depth; AssertionError with the property that does not

@@ -58,7 +58,7 @@ cdef class Table:
         idtable_add(&self.table, it, &spare)
 
     def add_all(self, numbers):
-        """Adds items by their numbers as ids, with the memory for all of them got before the first."""
+        """Adds items, their numbers as ids; the memory for all is got before the first."""
         cdef idtable_spare spare
         cdef item *it
         if idtable_get_spare(&self.table, len(numbers), &spare) != 0:
@@ -100,6 +100,16 @@ cdef class Table:
     def places(self):
         """How many places there are."""
         return (1 << self.table.order) if self.table.places is not NULL else 0
+
+    def state(self):
+        """What lies in each place: an item's number or None. This is all there is to a table."""
+        cdef uint64_t i
+        numbers = []
+        for i in range(self.places):
+            numbers.append(
+                None if self.table.places[i] is NULL else (<item *>self.table.places[i]).number
+            )
+        return tuple(numbers)
 
     def longest_probe(self):
         """The most places that a look-up of an id in the table reads."""
