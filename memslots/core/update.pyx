@@ -128,6 +128,8 @@ cdef refusal update_stage_get(
     next[0] = NULL
     if r.npages == 0:
         return ALLOWED
+    # A step of the same id that failed later than this may have left one.
+    idtable_drop_spare(&c.spare[set.k])
     if before is NULL and idtable_get_spare(&set.ids, 1, &c.spare[set.k]) != 0:
         return NO_MEMORY
     next[0] = make_slot(lim, r, before)

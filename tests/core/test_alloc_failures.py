@@ -271,3 +271,29 @@ def test_a_transaction_without_memory_for_python_objects(drivers: Any, vm: Memsl
             testcapi.remove_mem_hooks()
     assert failed > 5
     vm.check()
+
+
+def test_a_step_without_memory_can_be_made_again(drivers: Any, vm: Memslots) -> None:
+    alloc = drivers("alloc")
+    live = alloc.live()
+    with vm.transaction() as tx:
+        for id in range(6, 30):
+            nth = 0
+            while True:
+                nth += 1
+                alloc.fail_nth(nth)
+                try:
+                    tx.create(id, 0x100 * id, 70, 0x1000 * id, LOG)
+                except MemoryError:
+                    continue
+                finally:
+                    alloc.fail_nth(0)
+                break
+            assert nth > 2
+    vm.check()
+    assert len(vm) == 30
+    for id in range(6, 30):
+        vm.delete(id)
+    vm.set_flags(0, LOG)  # a change gives back what the other id table does not need
+    vm.set_flags(0, 0)
+    assert alloc.live() == live
