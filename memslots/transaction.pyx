@@ -12,7 +12,6 @@ from memslots.core.region cimport (
     ALLOWED,
     BEYOND_MAX_GFN,
     CHANGE_CREATE,
-    CHANGE_DELETE,
     CHANGE_MOVE,
     CHANGE_NONE,
     ID_IN_USE,
@@ -47,6 +46,7 @@ from memslots.core.update cimport (
     change,
     update_carry,
     update_discard,
+    update_displaces,
     update_init,
     update_stage,
     update_stage_get,
@@ -93,8 +93,9 @@ cdef class Transaction(Target):
     are there for readers, with one swap for each address space; if it is left by an exception, a
     listener refuses, or slots still overlap, nothing has changed.
 
-    Listeners are told every ``invalidate``, then asked every ``prepare``, in the order of the
-    steps; after the swap they are told every ``commit``.
+    At the end listeners are told ``invalidate`` of each slot that readers find and that goes or
+    moves, once and as readers find it; then asked every ``prepare``, and after the swap told every
+    ``commit``, in the order of the steps.
 
     A transaction is used once, in one thread. Other threads' changes wait until it has ended;
     another change from the same thread is a BusyError.
@@ -109,7 +110,8 @@ cdef class Transaction(Target):
     cdef size_t count  # of them
     cdef size_t room  # for so many
     cdef dict numbers  # (as_id, id): which of them
-    cdef list steps  # (Change, old, new, whether readers can see old), as made
+    # (Change, old, new, the Slot that it takes from where readers find it, or None), as made
+    cdef list steps
     cdef uint32_t additions[MAX_SPACES]  # ids of each space that the active set does not hold
     cdef idtable_spare spare[MAX_SPACES]  # memory for these to go into the set that is active now
 
@@ -173,19 +175,29 @@ cdef class Transaction(Target):
         cdef uint32_t number = u32(as_id, "as_id")
         cdef slotset *set
         cdef slot_t *s
+        cdef slot_t *staged
+        cdef size_t n
         self.enter("a look-up in a transaction")
         self.leave()
         check_as_id(&self.m.lim, number)
         set = self.slots(number)
         s = slotset_floor(set, page)
-        # Of the slots before the page only those of this transaction may lie over one another.
-        for _ in range(self.count + 1):
-            if s is NULL:
+        # The slots that are not of this transaction do not overlap: the first of them is the last
+        # that can hold the page. Before it come no more than there are changes.
+        for _ in range(self.count):
+            if s is NULL or slot_has_gfn(s, page):
                 break
-            if slot_has_gfn(s, page):
-                return <object>s.record
             s = slotset_step(set, s, 0)
-        return None
+        if s is not NULL and not slot_has_gfn(s, page):
+            s = NULL
+        # Those that are may begin before it, and reach far.
+        for n in range(self.count):
+            staged = self.changes[n].new
+            if staged is NULL or self.changes[n].sp.as_id != number:
+                continue
+            if slot_has_gfn(staged, page) and (s is NULL or staged.base_gfn > s.base_gfn):
+                s = staged
+        return None if s is NULL else <object>s.record
 
     def get(self, id, default=None, as_id=0):
         """The slot that will have an id if the transaction ends now, or `default`. O(1)."""
@@ -242,12 +254,16 @@ cdef class Transaction(Target):
             keep_record(next)
             old = None if before is NULL else <object>before.record
             new = None if next is NULL else <object>next.record
-            visible = before is not NULL and before is c.old
-            self.steps.append((change_record(p.kind), old, new, visible))
+            displaced = None
+            if update_displaces(c, p.kind):
+                # As readers find it, whatever steps changed of it before.
+                displaced = <object>c.old.record
+            self.steps.append((change_record(p.kind), old, new, displaced))
         except BaseException:
             release_record(next)
             update_discard(next, before, c.old)
             raise
+        c.displaced |= update_displaces(c, p.kind)
         update_stage(c, next)
         if before is not c.old:
             release_record(before)
@@ -293,9 +309,9 @@ cdef class Transaction(Target):
         self.state = ENDING
         try:
             self.check_overlaps()
-            for kind, old, _, visible in self.steps:
-                if visible and new_place(kind):
-                    tell_invalidate(subscriptions, old)
+            for _, _, _, displaced in self.steps:
+                if displaced is not None:
+                    tell_invalidate(subscriptions, displaced)
             for kind, old, new, _ in self.steps:
                 ask_prepare(subscriptions, kind, old, new)
         except BaseException:
@@ -395,14 +411,6 @@ cdef class Transaction(Target):
         self.room = 0
         for as_id in range(<uint32_t>MAX_SPACES):
             idtable_drop_spare(&self.spare[as_id])
-
-
-cdef tuple NEW_PLACES = (change_record(CHANGE_DELETE), change_record(CHANGE_MOVE))
-
-
-cdef bint new_place(object kind):
-    """Whether a change goes through invalidate: the slot will not be where it was."""
-    return kind in NEW_PLACES
 
 
 cdef object transaction_of(object owner, Writer writer):

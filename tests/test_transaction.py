@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 from array import array
 from collections.abc import Callable
@@ -30,14 +31,18 @@ HVA = 0x1000_0000_0000
 LOG = Flags.LOG_DIRTY_PAGES
 
 
-@pytest.fixture
-def vm() -> Memslots:
+def four_slots() -> Memslots:
     """Slots 0 to 3 at gfn 0x00, 0x10, 0x20, 0x30, 16 pages each; 3 logs, its page 1 is marked."""
     vm = Memslots(address_spaces=2)
     for id in range(4):
         vm.create(id, 0x10 * id, 0x10, HVA + (id << 20), LOG if id == 3 else 0)
     vm.mark_dirty(0x31)
     return vm
+
+
+@pytest.fixture
+def vm() -> Memslots:
+    return four_slots()
 
 
 def places(vm: Memslots) -> dict[int, tuple[int, int]]:
@@ -204,6 +209,17 @@ def test_lookup_where_slots_lie_over_one_another(vm: Memslots) -> None:
     vm.check()
 
 
+def test_lookup_of_a_slot_under_many_others(vm: Memslots) -> None:
+    with vm.transaction() as tx:
+        tx.create(9, 0x00, 0x50, HVA)
+        found = [tx.lookup(gfn) for gfn in (0x00, 0x10, 0x3F, 0x40, 0x4F, 0x50)]
+        ids = [None if slot is None else slot.id for slot in found]
+        assert ids[1:] == [1, 3, 9, 9, None]
+        assert ids[0] in (0, 9)  # both begin there
+        tx.delete(9)
+    vm.check()
+
+
 def test_dirty_logs_go_with_their_slots(vm: Memslots) -> None:
     marked = bytes([2, 0, 0, 0, 0, 0, 0, 0])
     with pytest.raises(ZeroDivisionError), vm.transaction() as tx:
@@ -287,6 +303,24 @@ def test_listeners_hear_of_every_step_in_order(vm: Memslots) -> None:
         *[("prepare", *step, 0) for step in steps],
         *[("commit", *step, 1) for step in steps],
     ]
+
+
+def test_invalidate_is_told_of_each_slot_that_readers_find(vm: Memslots) -> None:
+    """Once, as they find it, however many steps it takes until it goes; new ones they do not."""
+    witness = Witness(vm)
+    s0, s1, s2 = vm[0], vm[1], vm[2]
+    with vm.subscribe(witness), vm.transaction() as tx:
+        tx.set_flags(0, LOG)
+        tx.set_flags(1, LOG)
+        tx.delete(1)
+        tx.move(0, 0x80)
+        tx.create(1, 0x10, 0x10, HVA)
+        tx.delete(1)
+        tx.move(2, 0x90)
+        tx.move(2, 0x20)
+    told = [entry for entry in witness.heard if entry[0] == "invalidate"]
+    assert told == [("invalidate", s1, 0), ("invalidate", s0, 0), ("invalidate", s2, 0)]
+    vm.check()
 
 
 @pytest.mark.parametrize(
@@ -430,6 +464,85 @@ def test_many_ids(slots: int) -> None:
                 tx.delete(id)
         vm.check()
         assert len(vm) == 0
+
+
+# Python code that runs in the middle of it.
+
+
+class Meddler:
+    """Garbage whose finalizer deletes slot 3, in a transaction and outside of it."""
+
+    def __init__(self, vm: Memslots, tx: Transaction, log: list[object]) -> None:
+        self.me = self
+        self.vm = vm
+        self.tx = tx
+        self.log = log
+
+    def __del__(self) -> None:
+        for call in (self.tx.delete, self.vm.delete):
+            try:
+                call(3)
+                self.log.append("done")
+            except (BusyError, RuntimeError) as error:
+                self.log.append(type(error))
+
+
+MEDDLED: list[Callable[[Transaction], object]] = [
+    lambda tx: tx.create(9, 0x90, 1, HVA, LOG),
+    lambda tx: tx.set_region(9, 0, 0x90000, 0x1000, HVA),
+    lambda tx: tx.move(0, 0x90),
+    lambda tx: tx.set_flags(0, LOG),
+    lambda tx: tx.delete(0),
+    lambda tx: tx.lookup(0),
+    lambda tx: tx.get(0),
+]
+
+
+class Allocates:
+    """A listener that gives the collector occasion to run."""
+
+    def prepare(self, *args: object) -> None:
+        assert [[], [], []]
+
+
+@pytest.mark.parametrize("at_end", [False, True])
+def test_a_finalizer_in_the_middle_of_a_step_or_of_the_end(at_end: bool) -> None:
+    """Wherever the collector runs it: what it is refused it does not harm, and it never hangs."""
+    thresholds = gc.get_threshold()
+    logs: list[list[object]] = []
+    gc.collect()
+    gc.freeze()  # quick: what other tests left is not looked at again and again
+    try:
+        for threshold in range(1, 10):
+            for step in MEDDLED:
+                vm = four_slots()
+                vm.subscribe(Allocates())
+                logs.append([])
+                gc.collect()
+                with vm.transaction() as tx:
+                    gc.disable()
+                    Meddler(vm, tx, logs[-1])
+                    gc.set_threshold(threshold, 1, 1)
+                    if not at_end:
+                        gc.enable()
+                    step(tx)
+                    gc.enable()
+                gc.set_threshold(*thresholds)
+                gc.collect()
+                assert len(logs[-1]) == 2
+                assert logs[-1].count("done") == (vm.get(3) is None)
+                with pytest.raises(ZeroDivisionError), four_slots().transaction() as alone:
+                    step(alone)
+                    want = {id: alone.get(id) for id in (0, 1, 2, 9)}
+                    raise ZeroDivisionError
+                assert {id: vm.get(id) for id in want} == want
+                vm.check()
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.enable()
+        gc.unfreeze()
+    # From 3.12 on the collector waits until no C code is running.
+    assert [BusyError, BusyError] in logs or (sys.version_info >= (3, 12) and not at_end)
 
 
 # Against a dict.

@@ -39,6 +39,7 @@ cdef struct change:
     slot *invalid  # the INVALID copy of old, for DELETE and MOVE; otherwise NULL
     slot *held[2]  # [k]: which of the three set k holds now
     idtable_spare spare[2]  # [k]: for set k's id table
+    bint displaced  # a transaction: whether a step took `old` from its place
     bint done  # whether it was applied: `old` is what is left over, not `new`
 
 
@@ -74,6 +75,8 @@ cdef void update_init(change *c, space *sp, slot *old) noexcept nogil
 cdef refusal update_stage_get(
     change *c, const limits *lim, const region *r, slot **next
 ) noexcept nogil
+# Whether a step of this kind is the first that takes the slot which readers find from its place.
+cdef bint update_displaces(const change *c, change_kind kind) noexcept nogil
 # Makes the inactive set hold `next`. What c.new was before belongs to the caller: to discard,
 # unless it is c.old.
 cdef void update_stage(change *c, slot *next) noexcept nogil

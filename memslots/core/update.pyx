@@ -63,6 +63,7 @@ cdef void update_init(change *c, space *sp, slot *old) noexcept nogil:
     c.old = old
     c.new = old
     c.invalid = NULL
+    c.displaced = False
     c.done = False
     for k in range(2):
         c.held[k] = old
@@ -134,6 +135,14 @@ cdef refusal update_stage_get(
         return NO_MEMORY
     next[0] = make_slot(lim, r, before)
     return ALLOWED if next[0] is not NULL else NO_MEMORY
+
+
+cdef bint update_displaces(const change *c, change_kind kind) noexcept nogil:
+    return (
+        c.old is not NULL
+        and not c.displaced
+        and (kind == CHANGE_DELETE or kind == CHANGE_MOVE)
+    )
 
 
 cdef void update_stage(change *c, slot *next) noexcept nogil:
