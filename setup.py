@@ -50,6 +50,7 @@ class build_ext(setuptools_build_ext):  # noqa: N801 (the name setuptools knows)
             nthreads=0,
             compiler_directives={
                 "language_level": "3",
+                "freethreading_compatible": True,
                 "boundscheck": False,
                 "wraparound": False,
                 "initializedcheck": False,

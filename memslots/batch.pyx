@@ -15,13 +15,15 @@ from libc.stdint cimport int32_t, uint64_t
 from libc.string cimport memset
 
 from memslots.core.lookup cimport lookup_hvas, lookup_ids, lookup_mark_dirty
-from memslots.core.srcu cimport srcu_enter, srcu_leave
+from memslots.core.srcu cimport srcu_enter, srcu_leave, srcu_reader
 from memslots.core.units cimport hva_t
+from memslots.sections cimport reader_of, section, section_enter, section_leave
 
 cdef enum:
     # How many look-ups a batch makes before it leaves the readers' section and enters anew: no
-    # writer waits for more.
-    STRETCH = 4096
+    # writer waits for more: some 25 microseconds where every one of them misses the processor's
+    # caches. Entering costs less than one of those misses.
+    STRETCH = 256
 
 # What an element may be called: C's names for integers of a size differ from system to system.
 cdef dict FORMATS = {"int32": (b"i", b"l"), "uint64": (b"Q", b"L")}
@@ -81,10 +83,11 @@ cdef void run(
     """Does a batch stretch by stretch, each from one generation."""
     cdef size_t begin = 0
     cdef size_t stretch
+    cdef srcu_reader *reader = reader_of(m, cache)
     cdef int side
     while begin < count:
         stretch = min(<size_t>STRETCH, count - begin)
-        side = srcu_enter(&m.readers)
+        side = srcu_enter(reader)
         if kind == LOOKUP_IDS:
             lookup_ids(sp, cache, given + begin, <int32_t *>out + begin, stretch)
         elif kind == MARK_DIRTY:
@@ -93,7 +96,7 @@ cdef void run(
             lookup_hvas(
                 sp, cache, given + begin, <hva_t *>out + begin, stretch, kind == TRANSLATE_WRITE
             )
-        srcu_leave(&m.readers, side)
+        srcu_leave(reader, side)
         begin += stretch
 
 
@@ -104,13 +107,18 @@ cdef object run_batch(
     cdef Py_buffer numbers
     cdef Py_buffer results
     cdef size_t count
+    cdef section at
     # A copy of the face's cache, since another thread may use the face meanwhile; without one, a
     # cache for this batch.
     cdef vcpu_cache cache
-    cache.last_used = NULL if own is NULL else own.last_used
-    cache.generation = 0 if own is NULL else own.generation
-    cache.hits = 0
-    cache.misses = 0
+    memset(&cache, 0, sizeof(cache))
+    if own is not NULL:
+        cache.reader = own.reader
+        at = section_enter(m, own)
+        if at.own is not NULL:
+            cache.last_used = own.last_used
+            cache.generation = own.generation
+        section_leave(&at)
     take_buffer(given, name, "uint64", False, &numbers)
     # PyBuffer_Release leaves one alone that nobody took hold of
     memset(&results, 0, sizeof(results))
@@ -131,8 +139,11 @@ cdef object run_batch(
         PyBuffer_Release(&results)
         PyBuffer_Release(&numbers)
     if own is not NULL:
-        own.last_used = cache.last_used
-        own.generation = cache.generation
-        own.hits += cache.hits
-        own.misses += cache.misses
+        at = section_enter(m, own)
+        if at.own is not NULL:
+            own.last_used = cache.last_used
+            own.generation = cache.generation
+            own.hits += cache.hits
+            own.misses += cache.misses
+        section_leave(&at)
     return out

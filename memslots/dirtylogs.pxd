@@ -9,18 +9,18 @@ from libc.stdint cimport uint32_t, uint64_t
 from memslots.core.machine cimport machine
 
 # The dirty log of a slot; with `take` it is clear afterwards.
-cdef bytearray get_log(const machine *m, uint32_t id, uint32_t as_id, bint take)
+cdef bytearray get_log(machine *m, uint32_t id, uint32_t as_id, bint take)
 # Clears the marks that are set in `bitmap`, whose bit 0 is page `first` of the slot.
 # InvalidRegionError where the rules of the ioctl do not allow the pages, or the bitmap is too
 # short.
 cdef int clear_log(
-    const machine *m,
+    machine *m,
     uint32_t id,
     uint32_t as_id,
     uint64_t first,
     uint64_t pages,
     const Py_buffer *bitmap,
 ) except -1
-# Makes the dirty log of a slot what get_log once gave of one as large. ValueError where it cannot
-# have been.
+# Makes the dirty log of a slot what get_log once gave of one as large, in a machine that no other
+# thread has. ValueError where it cannot have been.
 cdef int put_log(const machine *m, uint32_t id, uint32_t as_id, bytes log) except -1

@@ -14,73 +14,109 @@ from memslots.core.slot cimport slot
 from memslots.core.slotset cimport slotset_by_id
 from memslots.core.space cimport space_active
 from memslots.refusals cimport check_id
+from memslots.sections cimport section, section_enter, section_leave
 
 from memslots.errors import InvalidRegionError, NoSuchSlotError
 
 
-cdef slot *logging_slot(const machine *m, uint32_t id, uint32_t as_id) except NULL:
-    """The slot of this id, which has a dirty log."""
-    check_id(&m.lim, id, as_id)
-    cdef slot *s = slotset_by_id(space_active(m.spaces[as_id]), id)
-    if s is NULL:
-        raise NoSuchSlotError(errno.ENOENT, f"there is no slot {id} in address space {as_id}")
-    if s.dirty is NULL:
-        record = <object>s.record
-        raise NoSuchSlotError(errno.ENOENT, f"{record} has no dirty log")
-    return s
+cdef slot *find_slot(const machine *m, uint32_t id, uint32_t as_id) noexcept nogil:
+    return slotset_by_id(space_active(m.spaces[as_id]), id)
 
 
-cdef bytearray get_log(const machine *m, uint32_t id, uint32_t as_id, bint take):
-    cdef bytearray log
-    cdef size_t size
+cdef object no_log(uint32_t id, uint32_t as_id, object record):
+    """Why a slot's dirty log cannot be had; None: there is no slot."""
+    if record is None:
+        text = f"there is no slot {id} in address space {as_id}"
+    else:
+        text = f"{record} has no dirty log"
+    return NoSuchSlotError(errno.ENOENT, text)
+
+
+cdef bytearray get_log(machine *m, uint32_t id, uint32_t as_id, bint take):
+    cdef bytearray log = None
+    cdef unsigned char *out = NULL
+    cdef size_t size = 0
+    cdef size_t needed
+    cdef bint done
+    cdef section at
     cdef slot *s
+    check_id(&m.lim, id, as_id)
+    # Twice at least: the log is made outside the section, since making it may run other Python code
+    # and that, or another thread, may change the slot.
     while True:
-        size = 8 * dirty_words(logging_slot(m, id, as_id).npages)
-        log = bytearray(size)
-        # Making it may have run other Python code, and that may have changed the slot.
-        s = logging_slot(m, id, as_id)
-        if 8 * dirty_words(s.npages) == size:
-            dirty_get(s, <unsigned char *>PyByteArray_AS_STRING(log), take)
+        at = section_enter(m, NULL)
+        s = find_slot(m, id, as_id)
+        record = None if s is NULL else <object>s.record
+        needed = 8 * dirty_words(s.npages) if s is not NULL and s.dirty is not NULL else 0
+        done = needed != 0 and needed == size
+        if done:
+            dirty_get(s, out, take)
+        section_leave(&at)
+        if done:
             return log
+        if needed == 0:
+            raise no_log(id, as_id, record)
+        log = bytearray(needed)
+        out = <unsigned char *>PyByteArray_AS_STRING(log)
+        size = needed
+
+
+cdef str wrong_pages(
+    object record, uint64_t npages, uint64_t first, uint64_t pages, Py_ssize_t bitmap_len
+):
+    """What is wrong with the pages of a clear_dirty_log, or None."""
+    if first > npages or pages > npages - first:
+        return f"pages [{first}, {int(first) + pages}) are not all in {record}"
+    if pages & 63 and first + pages != npages:
+        return f"num_pages {pages} is not a multiple of 64 and does not reach the end of {record}"
+    if <uint64_t>bitmap_len < 8 * dirty_words(pages):
+        return f"the bitmap of {pages} pages takes {8 * dirty_words(pages)} bytes, not {bitmap_len}"
+    return None
+
 
 cdef int clear_log(
-    const machine *m,
+    machine *m,
     uint32_t id,
     uint32_t as_id,
     uint64_t first,
     uint64_t pages,
     const Py_buffer *bitmap,
 ) except -1:
-    cdef slot *s = NULL
+    cdef uint64_t checked = 0
+    cdef uint64_t npages
+    cdef bint done
+    cdef section at
+    cdef slot *s
     cdef str wrong = None
     check_id(&m.lim, id, as_id)
     if first & 63:
         wrong = f"first_page {first} is not a multiple of 64"
-    else:
-        s = logging_slot(m, id, as_id)
-        record = <object>s.record
-        if first > s.npages or pages > s.npages - first:
-            wrong = f"pages [{first}, {int(first) + pages}) are not all in {record}"
-        elif pages & 63 and first + pages != s.npages:
-            wrong = (
-                f"num_pages {pages} is not a multiple of 64 and does not reach the end of"
-                f" {record}"
-            )
-        elif <uint64_t>bitmap.len < 8 * dirty_words(pages):
-            wrong = (
-                f"the bitmap of {pages} pages takes {8 * dirty_words(pages)} bytes,"
-                f" not {bitmap.len}"
-            )
-    if wrong is not None:
-        raise InvalidRegionError(
-            errno.EINVAL, f"clear_dirty_log, slot {id} of address space {as_id}: {wrong}"
-        )
-    dirty_clear(s, first, pages, <const unsigned char *>bitmap.buf)
-    return 0
+    # Twice at least: what is wrong is said outside the section.
+    while wrong is None:
+        at = section_enter(m, NULL)
+        s = find_slot(m, id, as_id)
+        record = None if s is NULL else <object>s.record
+        npages = s.npages if s is not NULL and s.dirty is not NULL else 0
+        done = npages != 0 and npages == checked
+        if done:
+            dirty_clear(s, first, pages, <const unsigned char *>bitmap.buf)
+        section_leave(&at)
+        if done:
+            return 0
+        if npages == 0:
+            raise no_log(id, as_id, record)
+        wrong = wrong_pages(record, npages, first, pages, bitmap.len)
+        checked = npages
+    raise InvalidRegionError(
+        errno.EINVAL, f"clear_dirty_log, slot {id} of address space {as_id}: {wrong}"
+    )
 
 
 cdef int put_log(const machine *m, uint32_t id, uint32_t as_id, bytes log) except -1:
-    cdef slot *s = logging_slot(m, id, as_id)
+    # Nobody else has seen the machine: no section is needed.
+    cdef slot *s = find_slot(m, id, as_id)
+    if s is NULL or s.dirty is NULL:
+        raise no_log(id, as_id, None if s is NULL else <object>s.record)
     cdef uint64_t npages = s.npages
     if <uint64_t>len(log) != 8 * dirty_words(npages):
         raise ValueError(f"slot {id} cannot have a dirty log of {len(log)} bytes")

@@ -3,6 +3,8 @@
 Not installed: Cython code outside goes through memslots.pxd.
 """
 
+from libc.stdint cimport uint32_t
+
 from memslots.core.lookup cimport vcpu_cache
 from memslots.core.machine cimport machine
 from memslots.core.space cimport space
@@ -12,3 +14,5 @@ cdef class ReadFace:
     cdef space *sp  # the address space
     cdef vcpu_cache *own  # a last-used slot of its own, or NULL: the set's is used
     cdef object owner  # the Memslots that owns m; None in the Memslots itself
+
+    cdef object slot_of(self, uint32_t id)

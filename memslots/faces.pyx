@@ -1,8 +1,7 @@
 """The read face: looking up, and those that have it: every Memslots, AddressSpace and Vcpu.
 
-A single look-up holds the GIL from the search until it has its own reference to the Slot found, and
-runs no Python code in between; a writer frees nothing without the GIL, so that is all the
-protection it needs. Batch calls let the GIL go and enter the readers' section instead.
+What protects a single look-up from a writer is in sections.pxd. Batch calls let the GIL go, and are
+in a section stretch by stretch.
 """
 
 import errno
@@ -12,10 +11,11 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from memslots.arguments cimport u32, u64
 from memslots.batch cimport LOOKUP_IDS, TRANSLATE_READ, TRANSLATE_WRITE, batch_kind, run_batch
-from memslots.core.lookup cimport lookup_gfn, slot_usable, vcpu_cache
+from memslots.core.lookup cimport lookup_gfn, lookup_in, slot_usable, vcpu_cache
 from memslots.core.machine cimport machine
 from memslots.core.slot cimport slot, slot_gfn_to_hva
 from memslots.core.slotset cimport (
+    slotset,
     slotset_by_id,
     slotset_count,
     slotset_first_from,
@@ -24,8 +24,18 @@ from memslots.core.slotset cimport (
     slotset_step,
 )
 from memslots.core.space cimport space, space_active, space_generation
-from memslots.core.units cimport PAGE_OFFSET_MASK, PAGE_SHIFT, gfn_t, gpa_t, gpa_to_gfn, hva_t
+from memslots.core.srcu cimport srcu_init, srcu_reader_get, srcu_reader_put
+from memslots.core.units cimport (
+    BAD_HVA,
+    PAGE_OFFSET_MASK,
+    PAGE_SHIFT,
+    gfn_t,
+    gpa_t,
+    gpa_to_gfn,
+    hva_t,
+)
 from memslots.refusals cimport check_as_id
+from memslots.sections cimport section, section_enter, section_leave
 from memslots.walks cimport extent, records, set_extent
 
 from memslots.errors import NoSuchSlotError, NotMappedError, ReadOnlyError
@@ -34,27 +44,20 @@ from memslots.records import Slot, VcpuStats
 # What a face reads that was never tied to a machine (made by a bare __new__): nothing.
 cdef machine NO_MACHINE
 cdef space NOWHERE
+srcu_init(&NO_MACHINE.readers)
 slotset_init(&NOWHERE.sets[0], 0)
 slotset_init(&NOWHERE.sets[1], 1)
 NOWHERE.active = &NOWHERE.sets[0]
 
 
-cdef object slot_error(const space *sp, gpa_t gpa):
+cdef slot *before_hole(const slotset *set, const slot *after) noexcept nogil:
+    """The last slot before a hole that `after` (NULL: none) comes after, or NULL."""
+    return slotset_last(set) if after is NULL else slotset_step(set, after, 0)
+
+
+cdef object slot_error(gpa_t gpa, bint inside, bint readable, object last_record, object next_record):
     """Why no access may use a guest address: the slot in the way, or what lies around the hole."""
-    cdef gfn_t gfn = gpa_to_gfn(gpa)
-    cdef slot *after = slotset_first_from(space_active(sp), gfn)
-    cdef slot *before
-    cdef bint inside = after is not NULL and after.base_gfn <= gfn
-    cdef bint readable = slot_usable(after, False)
-    if after is not NULL:
-        before = slotset_step(space_active(sp), after, 0)
-    else:
-        before = slotset_last(space_active(sp))
-    # Text is made by Python code, which may let others change the slots: from here on only the
-    # records are used.
-    cdef object next_record = None if after is NULL else <object>after.record
-    cdef object last_record = None if before is NULL else <object>before.record
-    cdef str text = f"gpa {gpa:#x} (gfn {gfn:#x})"
+    cdef str text = f"gpa {gpa:#x} (gfn {gpa_to_gfn(gpa):#x})"
     if inside and readable:
         return ReadOnlyError(errno.EFAULT, f"{text} is in {next_record}: no write")
     if inside:
@@ -76,7 +79,7 @@ cdef class ReadFace:
 
     Memslots reads address space 0, an AddressSpace or a Vcpu the one it was made for. Safe to use
     from any thread, with changes being made by others; each call sees the slots as they were at one
-    moment (a batch: each 4096 look-ups do).
+    moment (a batch: each 256 look-ups do).
     """
 
     def __cinit__(self):
@@ -105,8 +108,12 @@ cdef class ReadFace:
         -----
         O(log n), O(1) where the last-used slot holds the page. Allocates nothing.
         """
-        cdef slot *s = lookup_gfn(self.sp, self.own, u64(gfn, "gfn"))
-        return None if s is NULL else <object>s.record
+        cdef gfn_t page = u64(gfn, "gfn")
+        cdef section at = section_enter(self.m, self.own)
+        cdef slot *s = lookup_gfn(self.sp, at.own, page)
+        found = None if s is NULL else <object>s.record
+        section_leave(&at)
+        return found
 
     def lookup_many(self, gfns, out=None):
         """The ids of the slots that hold many guest pages.
@@ -164,10 +171,21 @@ cdef class ReadFace:
         cdef gpa_t address = u64(gpa, "gpa")
         cdef bint writing = write
         cdef gfn_t gfn = gpa_to_gfn(address)
-        cdef slot *s = lookup_gfn(self.sp, self.own, gfn)
-        if not slot_usable(s, writing):
-            raise slot_error(self.sp, address)
-        return slot_gfn_to_hva(s, gfn) + (address & PAGE_OFFSET_MASK)
+        cdef hva_t hva = BAD_HVA
+        cdef section at = section_enter(self.m, self.own)
+        cdef slotset *set = space_active(self.sp)
+        cdef slot *s = lookup_in(set, at.own, gfn)
+        if slot_usable(s, writing):
+            hva = slot_gfn_to_hva(s, gfn) + (address & PAGE_OFFSET_MASK)
+            section_leave(&at)
+            return hva
+        cdef slot *after = slotset_first_from(set, gfn)
+        cdef slot *before = before_hole(set, after)
+        cdef bint readable = slot_usable(s, False)
+        next_record = None if after is NULL else <object>after.record
+        last_record = None if before is NULL else <object>before.record
+        section_leave(&at)
+        raise slot_error(address, s is not NULL, readable, last_record, next_record)
 
     def translate(self, gpas, out=None, write=False):
         """The host addresses of many guest addresses.
@@ -224,7 +242,7 @@ cdef class ReadFace:
         cdef extent e
         if not set_extent(&e, False, start, end):
             return []
-        return records(self.sp, &e)
+        return records(self.m, self.sp, self.own, &e)
 
     def in_hva_range(self, start, end):
         """The guest pages whose host memory overlaps a range of host addresses.
@@ -256,7 +274,7 @@ cdef class ReadFace:
         cdef hva_t hva
         if not set_extent(&e, True, start, end):
             return []
-        cdef list found = records(self.sp, &e)
+        cdef list found = records(self.m, self.sp, self.own, &e)
         cdef Py_ssize_t i
         for i in range(len(found)):
             record = found[i]
@@ -272,17 +290,17 @@ cdef class ReadFace:
 
     def get(self, id, default=None):
         """The slot of an id, or `default`. O(1)."""
-        cdef slot *s = slotset_by_id(space_active(self.sp), u32(id, "id"))
-        return default if s is NULL else <object>s.record
+        found = self.slot_of(u32(id, "id"))
+        return default if found is None else found
 
     def __getitem__(self, id):
         cdef uint32_t number = u32(id, "id")
-        cdef slot *s = slotset_by_id(space_active(self.sp), number)
-        if s is NULL:
+        found = self.slot_of(number)
+        if found is None:
             raise NoSuchSlotError(
                 errno.ENOENT, f"there is no slot {number} in address space {self.sp.as_id}"
             )
-        return <object>s.record
+        return found
 
     def __contains__(self, slot_):
         if not isinstance(slot_, Slot):
@@ -290,20 +308,20 @@ cdef class ReadFace:
                 f"`in` asks whether a Slot is the current one, not {type(slot_).__name__!r};"
                 " for an id, ask whether get(id) is None"
             )
-        cdef slot *s = NULL
-        if slot_.as_id == self.sp.as_id:
-            s = slotset_by_id(space_active(self.sp), slot_.id)
-        return s is not NULL and <object>s.record == slot_
+        return slot_.as_id == self.sp.as_id and self.slot_of(slot_.id) == slot_
 
     def __len__(self):
-        return slotset_count(space_active(self.sp))
+        cdef section at = section_enter(self.m, self.own)
+        cdef uint32_t count = slotset_count(space_active(self.sp))
+        section_leave(&at)
+        return count
 
     def __iter__(self):
         cdef extent e
         e.by_hva = False
         e.first = 0
         e.last = ~<uint64_t>0
-        return iter(records(self.sp, &e))
+        return iter(records(self.m, self.sp, self.own, &e))
 
     def __reversed__(self):
         return reversed(list(self))
@@ -320,12 +338,23 @@ cdef class ReadFace:
     @property
     def nr_pages(self):
         """How many guest pages the slots of the address space hold."""
-        return space_active(self.sp).npages
+        cdef section at = section_enter(self.m, self.own)
+        cdef uint64_t npages = space_active(self.sp).npages
+        section_leave(&at)
+        return npages
 
     @property
     def as_id(self):
         """The number of the address space."""
         return self.sp.as_id
+
+    cdef object slot_of(self, uint32_t id):
+        """The Slot of an id, or None."""
+        cdef section at = section_enter(self.m, self.own)
+        cdef slot *s = slotset_by_id(space_active(self.sp), id)
+        found = None if s is NULL else <object>s.record
+        section_leave(&at)
+        return found
 
 
 cdef int tie(ReadFace face, object owner, object as_id) except -1:
@@ -372,7 +401,8 @@ cdef class Vcpu(ReadFace):
 
     Its cache holds for one generation of the slots; its misses search the tree and do not touch the
     address space's own last-used slot. For one thread at a time; any number of Vcpus may be used at
-    once.
+    once, and share no memory that look-ups write. (Should two threads use one after all, their
+    answers are right; not all of their look-ups have the cache, or are counted.)
 
     Parameters
     ----------
@@ -389,7 +419,13 @@ cdef class Vcpu(ReadFace):
 
     def __cinit__(self, vm, as_id=0):
         tie(self, vm, as_id)
+        self.cache.reader = srcu_reader_get(&self.m.readers)
+        if self.cache.reader is NULL:
+            raise MemoryError("no memory for a Vcpu")
         self.own = &self.cache
+
+    def __dealloc__(self):
+        srcu_reader_put(self.cache.reader)
 
     @property
     def stats(self):

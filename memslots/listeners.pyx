@@ -34,7 +34,8 @@ cdef class Subscription:
 
     def close(self):
         """Ends the subscription. Closing again does nothing."""
-        owner, self.owner = self.owner, None
+        with cython.critical_section(self):
+            owner, self.owner = self.owner, None
         if owner is not None:
             owner._unsubscribe(self)
 

@@ -7,18 +7,17 @@ from libc.stdint cimport uint32_t, uint64_t
 from memslots.arguments cimport u32, u64
 from memslots.batch cimport MARK_DIRTY, run_batch
 from memslots.copying cimport restore, state_of
-from memslots.core.dirtylog cimport dirty_mark
 from memslots.core.invariants cimport HOLDS, check_space, report
+from memslots.core.lookup cimport lookup_mark_dirty
 from memslots.core.machine cimport MAX_SPACES, machine
 from memslots.core.region cimport limits
-from memslots.core.slot cimport slot as slot_t
-from memslots.core.slotset cimport slotset_find
-from memslots.core.space cimport space, space_active
-from memslots.core.srcu cimport srcu
+from memslots.core.space cimport space
+from memslots.core.srcu cimport srcu_reader
 from memslots.core.units cimport LAST_GFN, gfn_t
 from memslots.dirtylogs cimport clear_log, get_log
 from memslots.faces cimport ReadFace
 from memslots.refusals cimport check_as_id
+from memslots.sections cimport reader_of, section, section_enter, section_leave
 from memslots.transaction cimport transaction_of
 from memslots.verbs cimport (
     verb_create,
@@ -292,9 +291,10 @@ cdef class Memslots(ReadFace):
         lost.
         """
         cdef gfn_t page = u64(gfn, "gfn")
-        cdef slot_t *s = slotset_find(space_active(self.space_of(as_id)), page)
-        if s is not NULL:
-            dirty_mark(s, page)
+        cdef space *sp = self.space_of(as_id)
+        cdef section at = section_enter(self.m, NULL)
+        lookup_mark_dirty(sp, NULL, &page, 1)
+        section_leave(&at)
 
     def mark_dirty_many(self, gfns, as_id=0):
         """Mark many guest pages as written; each as mark_dirty does.
@@ -428,20 +428,20 @@ cdef class Memslots(ReadFace):
         """
         subscription = Subscription(self, listener)
         cdef tuple now = None
+        cdef tuple then = None
         # Making the tuple may run a finalizer that closes another subscription: then once more.
-        while now is not self.writer.subscriptions:
-            now = self.writer.subscriptions
+        while now is None or not self.writer.replace_subscriptions(now, then):
+            now = self.writer.get_subscriptions()
             then = (*now, subscription)
-        self.writer.subscriptions = then
         return subscription
 
     def _unsubscribe(self, subscription):
         """Ends a subscription, for Subscription.close."""
         cdef tuple now = None
-        while now is not self.writer.subscriptions:
-            now = self.writer.subscriptions
+        cdef tuple then = None
+        while now is None or not self.writer.replace_subscriptions(now, then):
+            now = self.writer.get_subscriptions()
             then = tuple([one for one in now if one is not subscription])
-        self.writer.subscriptions = then
 
     def check(self):
         """Walk everything, in every address space.
@@ -540,8 +540,8 @@ cdef space *memslots_space(object face) except NULL:
     return face_of(face).sp
 
 
-cdef srcu *memslots_readers(object face) except NULL:
-    return &face_of(face).m.readers
+cdef srcu_reader *memslots_reader(object face) except NULL:
+    return reader_of(face_of(face).m, face_of(face).own)
 
 
 cdef machine *memslots_machine(object face) except NULL:

@@ -131,9 +131,11 @@ cdef class Transaction(Target):
     def __enter__(self):
         if self.writer is None:
             raise TypeError("a transaction is made by Memslots.transaction()")
-        if self.state != NEW:
-            raise RuntimeError("a transaction can be begun only once")
         self.writer.enter("a transaction")
+        # Only now can no other thread begin it.
+        if self.state != NEW:
+            self.writer.leave()
+            raise RuntimeError("a transaction can be begun only once")
         self.state = OPEN
         return self
 
@@ -304,7 +306,7 @@ cdef class Transaction(Target):
 
     cdef int commit(self) except -1:
         """Asks everybody, then swaps. The lock is given back, whatever happens."""
-        cdef tuple subscriptions = self.writer.subscriptions
+        cdef tuple subscriptions = self.writer.get_subscriptions()
         cdef size_t n
         self.state = ENDING
         try:

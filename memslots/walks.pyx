@@ -1,13 +1,15 @@
 """Walks over the slots of a range, as lists.
 
-Making a list may run other Python code, by way of the garbage collector, and that may change the
-slots: so no slot is in hand while one is made.
+The contract of each function is in walks.pxd.
 """
 
-from cpython.list cimport PyList_GET_SIZE, PyList_New, PyList_SET_ITEM
-from cpython.ref cimport Py_INCREF
+from cpython.list cimport PyList_New, PyList_SET_ITEM
+from cpython.ref cimport Py_XDECREF, Py_XINCREF, PyObject
 
 from memslots.arguments cimport u64
+from memslots.core.alloc cimport alloc_free, alloc_zeroed
+from memslots.core.lookup cimport vcpu_cache
+from memslots.core.machine cimport machine
 from memslots.core.slot cimport slot
 from memslots.core.slotset cimport (
     slotset,
@@ -17,6 +19,7 @@ from memslots.core.slotset cimport (
     slotset_step,
 )
 from memslots.core.space cimport space, space_active
+from memslots.sections cimport section, section_enter, section_leave
 
 
 cdef inline slot *walk_first(const slotset *set, const extent *e) noexcept:
@@ -47,28 +50,40 @@ cdef bint set_extent(extent *e, bint by_hva, object start, object end) except -1
     return True
 
 
-cdef list records(const space *sp, const extent *e):
-    cdef slotset *set
+cdef list records(machine *m, const space *sp, vcpu_cache *own, const extent *e):
+    # A list can only be made when its length is known, and making it may run Python code: so the
+    # records wait here meanwhile, with a reference to each.
+    cdef PyObject **held = NULL
+    cdef size_t count = 0
+    cdef size_t n = 0
     cdef slot *s
-    cdef Py_ssize_t count
     cdef list found
-    while True:
-        set = space_active(sp)
-        count = 0
+    cdef section at = section_enter(m, own)
+    cdef const slotset *set = space_active(sp)
+    s = walk_first(set, e)
+    while s is not NULL:
+        count += 1
+        s = walk_next(set, e, s)
+    if count != 0:
+        held = <PyObject **>alloc_zeroed(count * sizeof(PyObject *))
+    if held is not NULL:
         s = walk_first(set, e)
         while s is not NULL:
-            count += 1
+            held[n] = <PyObject *>s.record
+            Py_XINCREF(held[n])
+            n += 1
             s = walk_next(set, e, s)
-        # This may run Python code, and that may change the slots: take the list only if it still
-        # fits.
+    section_leave(&at)
+    if n != count:
+        raise MemoryError("no memory for the list of slots")
+    try:
         found = PyList_New(count)
-        set = space_active(sp)
-        s = walk_first(set, e)
-        while s is not NULL and count > 0:
-            record = <object>s.record
-            Py_INCREF(record)
-            PyList_SET_ITEM(found, PyList_GET_SIZE(found) - count, record)
-            count -= 1
-            s = walk_next(set, e, s)
-        if s is NULL and count == 0:
-            return found
+        while n > 0:  # each reference goes from here to the list
+            n -= 1
+            PyList_SET_ITEM(found, n, <object>held[n])
+    finally:
+        while n > 0:
+            n -= 1
+            Py_XDECREF(held[n])
+        alloc_free(held)
+    return found

@@ -1,14 +1,14 @@
 """Making changes at once, as memslots.pyx and transaction.pyx use it.
 
 The lock of a Writer is the only lock there is for its machine. Whoever takes it lets the GIL go
-while waiting for it, and
-while waiting for readers: no reader ever waits for a writer. Listeners run while it is held, and so
-does the body of a transaction.
+while waiting for it, and while waiting for readers: no reader ever waits for a writer. Listeners run
+while it is held, and so does the body of a transaction. The order of locks is in srcu.pxd.
 
 Not installed: Cython code outside goes through memslots.pxd.
 """
 
 from cpython.pythread cimport PyThread_type_lock
+from libc.stdint cimport uint64_t
 
 from memslots.core.region cimport limits
 from memslots.core.slot cimport slot
@@ -17,8 +17,9 @@ from memslots.verbs cimport Target
 
 cdef class Writer(Target):
     cdef PyThread_type_lock lock  # held by the thread that is changing something
-    cdef unsigned long writer  # that thread's ident; 0: none. Written by whoever holds the lock
-    # the listeners' Subscriptions; replaced as a whole, never changed in place
+    cdef uint64_t writer  # that thread's ident; 0: none. Written by whoever holds the lock
+    # the listeners' Subscriptions; replaced as a whole, never changed in place. Any thread may do
+    # that: so only the two methods below use it
     cdef tuple subscriptions
 
     # Makes the machine, with nothing in it; once, before anything else.
@@ -26,6 +27,9 @@ cdef class Writer(Target):
     # Whether the calling thread is the writer.
     cdef bint is_mine(self) noexcept
     cdef void wait_for_readers(self) noexcept
+    cdef tuple get_subscriptions(self)
+    # Whether they were still `now`; then they are `then`.
+    cdef bint replace_subscriptions(self, tuple now, tuple then)
 
 # Frees what the sets no longer hold of a change that has ended.
 cdef void finish(change *c) noexcept

@@ -1,5 +1,6 @@
 """Making a change: the lock, the steps of the core, and what the listeners are told in between."""
 
+cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.pythread cimport (
     PyThread_allocate_lock,
@@ -9,8 +10,10 @@ from cpython.pythread cimport (
     PyThread_type_lock,
 )
 from cpython.ref cimport Py_INCREF, Py_XDECREF, PyObject
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 
+from memslots.core.atomics cimport load_relaxed, store_relaxed
+from memslots.core.debug cimport debug_assert
 from memslots.core.dirtylog cimport dirty_free
 from memslots.core.machine cimport machine, machine_free, machine_new
 from memslots.core.region cimport (
@@ -30,7 +33,7 @@ from memslots.core.region cimport (
 from memslots.core.slot cimport slot, slot_free
 from memslots.core.slotset cimport slotset, slotset_first, slotset_step
 from memslots.core.space cimport space, space_active
-from memslots.core.srcu cimport srcu_idle, srcu_wait
+from memslots.core.srcu cimport srcu_depth, srcu_idle, srcu_wait
 from memslots.core.update cimport (
     change,
     update_apply_begin,
@@ -127,10 +130,11 @@ cdef class Writer(Target):
 
     cdef bint is_mine(self) noexcept:
         # Another thread may be writing this; but nobody else writes this thread's ident.
-        return self.writer == PyThread_get_thread_ident()
+        return load_relaxed(&self.writer) == <uint64_t>PyThread_get_thread_ident()
 
     cdef int enter(self, str what) except -1:
         """Becomes the writer. BusyError for the thread that is it already."""
+        debug_assert(srcu_depth()[0] == 0, b"a writer's lock is not taken within a section")
         if self.is_mine():
             raise busy(what)
         cdef PyLockStatus got = PyThread_acquire_lock_timed(self.lock, 0, 0)
@@ -140,21 +144,34 @@ cdef class Writer(Target):
                 got = PyThread_acquire_lock_timed(self.lock, -1, 1)
             if got == PY_LOCK_INTR:
                 PyErr_CheckSignals()
-        self.writer = PyThread_get_thread_ident()
+        store_relaxed(&self.writer, <uint64_t>PyThread_get_thread_ident())
         return 0
 
     cdef void leave(self) noexcept:
-        self.writer = 0
+        store_relaxed(&self.writer, 0)
         PyThread_release_lock(self.lock)
 
     cdef void wait_for_readers(self) noexcept:
-        """Lets the batch calls that may be in the old set come out.
+        """Lets the readers that may be in the old set come out.
 
-        Single look-ups are never there: this holds the GIL.
+        With the GIL these are batch calls only (sections.pxd).
         """
         if not srcu_idle(&self.m.readers):
             with nogil:
                 srcu_wait(&self.m.readers)
+
+    cdef tuple get_subscriptions(self):
+        with cython.critical_section(self):
+            now = self.subscriptions
+        return now
+
+    cdef bint replace_subscriptions(self, tuple now, tuple then):
+        cdef bint same
+        with cython.critical_section(self):
+            same = self.subscriptions is now
+            if same:
+                self.subscriptions = then
+        return same
 
     cdef slotset *slots(self, uint32_t as_id) noexcept:
         return space_active(self.m.spaces[as_id])
@@ -163,7 +180,7 @@ cdef class Writer(Target):
         """Rules 3 to 7, and the change that the region asks for. The caller is the writer."""
         cdef const limits *lim = &self.m.lim
         cdef space *sp = self.m.spaces[r.as_id]
-        cdef tuple subscriptions = self.subscriptions
+        cdef tuple subscriptions = self.get_subscriptions()
         cdef bint invalidated = False
         cdef plan p
         cdef change c

@@ -33,19 +33,29 @@ from setuptools import Extension, setup
 
 sanitize = os.environ.get("MEMSLOTS_SANITIZE")
 flags = ["-fsanitize=" + sanitize, "-fno-sanitize-recover=all"] if sanitize else []
+macros = [("MEMSLOTS_DEBUG", "1")] if os.environ.get("MEMSLOTS_DEBUG", "0") not in ("", "0") else []
 extensions = [
     Extension(
         os.path.basename(path).removesuffix(".pyx"),
         [path],
         extra_compile_args=["-O1", "-g", "-Wno-unused-function", *flags],
         extra_link_args=flags,
+        define_macros=macros,
     )
     for path in sys.argv[3:]
 ]
 del sys.argv[3:]
 # An editable install is not on sys.path, where Cython would look for the .pxd files by itself.
 where = [os.path.dirname(os.path.dirname(memslots.__file__))]
-setup(ext_modules=cythonize(extensions, build_dir="c", include_path=where, quiet=True))
+setup(
+    ext_modules=cythonize(
+        extensions,
+        build_dir="c",
+        include_path=where,
+        compiler_directives={"freethreading_compatible": True},
+        quiet=True,
+    )
+)
 """
 
 settings.register_profile(

@@ -20,6 +20,14 @@ cdef extern from *:
     #define memslots_store_release(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
     #define memslots_store_relaxed(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
     #define memslots_fence() __atomic_thread_fence(__ATOMIC_SEQ_CST)
+    #if defined(__x86_64__) || defined(__i386__)
+    /* There a locked instruction is a fence already; the compiler must not reorder, either. */
+    #define memslots_fence_after_fetch() __atomic_signal_fence(__ATOMIC_SEQ_CST)
+    #else
+    #define memslots_fence_after_fetch() __atomic_thread_fence(__ATOMIC_SEQ_CST)
+    #endif
+    #define memslots_compare_exchange(p, e, v) \\
+        __atomic_compare_exchange_n((p), (e), (v), 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)
     #define memslots_fetch_add(p, v) __atomic_fetch_add((p), (v), __ATOMIC_RELAXED)
     #define memslots_fetch_sub_release(p, v) __atomic_fetch_sub((p), (v), __ATOMIC_RELEASE)
     #define memslots_fetch_or(p, v) __atomic_fetch_or((p), (v), __ATOMIC_RELEASE)
@@ -34,10 +42,16 @@ cdef extern from *:
     uint64_t load_acquire "memslots_load_acquire"(const uint64_t *) noexcept nogil
     uint64_t load_relaxed "memslots_load_relaxed"(const uint64_t *) noexcept nogil
     void store_relaxed "memslots_store_relaxed"(uint64_t *, uint64_t) noexcept nogil
+    void store_release "memslots_store_release"(uint64_t *, uint64_t) noexcept nogil
+    # Writes `wanted` where `*expected` is found; else writes what is found to `*expected`.
+    bint compare_exchange_ptr "memslots_compare_exchange"(
+        void **, void **expected, void *wanted
+    ) noexcept nogil
     uint64_t fetch_add "memslots_fetch_add"(uint64_t *, uint64_t) noexcept nogil
     uint64_t fetch_sub_release "memslots_fetch_sub_release"(uint64_t *, uint64_t) noexcept nogil
     uint64_t fetch_or_release "memslots_fetch_or"(uint64_t *, uint64_t) noexcept nogil
     uint64_t fetch_and_acq_rel "memslots_fetch_and"(uint64_t *, uint64_t) noexcept nogil
     uint64_t exchange_acq_rel "memslots_exchange"(uint64_t *, uint64_t) noexcept nogil
     void fence "memslots_fence"() noexcept nogil
+    void fence_after_fetch "memslots_fence_after_fetch"() noexcept nogil  # right after a fetch_add
     void cpu_relax "memslots_cpu_relax"() noexcept nogil

@@ -14,14 +14,16 @@ from memslots.core.atomics cimport load_relaxed
 from memslots.core.slot cimport SLOT_INVALID, SLOT_READONLY, slot, slot_gfn_to_hva, slot_has_gfn
 from memslots.core.slotset cimport slotset, slotset_find, slotset_search
 from memslots.core.space cimport space, space_active
+from memslots.core.srcu cimport srcu_reader
 from memslots.core.units cimport BAD_HVA, PAGE_OFFSET_MASK, gfn_t, gpa_t, gpa_to_gfn, hva_t
 
-# A vCPU's last-used slot. One thread at a time uses it.
+# A vCPU's last-used slot, and its line among the readers. One thread at a time uses it.
 cdef struct vcpu_cache:
     slot *last_used  # found at `generation`, or NULL; at any other generation it may be gone
     uint64_t generation
     uint64_t hits  # look-ups that last_used answered
     uint64_t misses  # look-ups that went to the tree
+    srcu_reader *reader  # its own; NULL: the thread's shared one
 
 
 cdef inline slot *lookup_in(slotset *set, vcpu_cache *own, gfn_t gfn) noexcept nogil:

@@ -7,6 +7,7 @@ from libc.stdint cimport uint32_t
 
 from memslots.core.alloc cimport alloc_free, alloc_lines
 from memslots.core.space cimport space_free, space_new
+from memslots.core.srcu cimport srcu_clear, srcu_init
 
 
 cdef machine *machine_new(const limits *lim) noexcept nogil:
@@ -14,6 +15,7 @@ cdef machine *machine_new(const limits *lim) noexcept nogil:
     cdef uint32_t as_id
     if m is NULL:
         return NULL
+    srcu_init(&m.readers)
     m.lim = lim[0]
     for as_id in range(lim.nspaces):
         m.spaces[as_id] = space_new(as_id, lim.nspaces)
@@ -28,4 +30,5 @@ cdef void machine_free(machine *m) noexcept nogil:
     if m is not NULL:
         for as_id in range(MAX_SPACES):
             space_free(m.spaces[as_id])
+        srcu_clear(&m.readers)
         alloc_free(m)

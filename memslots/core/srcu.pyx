@@ -6,19 +6,115 @@ How it works and the contract of each function are in srcu.pxd.
 from libc.stdint cimport uint64_t
 from posix.time cimport nanosleep, timespec
 
-from memslots.core.atomics cimport cpu_relax, fence, load_acquire, store_relaxed
+from memslots.core.alloc cimport alloc_free, alloc_lines
+from memslots.core.atomics cimport (
+    compare_exchange_ptr,
+    cpu_relax,
+    exchange_acq_rel,
+    load_relaxed_ptr,
+    store_relaxed,
+    store_release,
+)
+from memslots.core.debug cimport debug_assert
+
+cdef extern from *:
+    """
+    static _Thread_local uint64_t memslots_thread = 0;
+    static _Thread_local int memslots_depth = 0;
+    """
+    uint64_t thread "memslots_thread"  # this thread's number, from 1; 0: it has none yet
+    int depth "memslots_depth"  # sections this thread is in, in a debug build
 
 cdef enum:
     SPINS = 2000  # some microseconds: most stretches of a batch end sooner
 
+cdef uint64_t threads = 0  # how many have a number
 
-cdef void drain(srcu *domain, int side) noexcept nogil:
-    """Waits until nobody is left on a counter that new readers do not use."""
+
+cdef int *srcu_depth() noexcept nogil:
+    return &depth
+
+
+cdef void srcu_init(srcu *domain) noexcept nogil:
+    cdef int i
+    domain.turn = 0
+    domain.readers = NULL
+    for i in range(SHARED_READERS):
+        domain.shared[i].inside[0] = 0
+        domain.shared[i].inside[1] = 0
+        domain.shared[i].domain = domain
+
+
+cdef void srcu_clear(srcu *domain) noexcept nogil:
+    cdef srcu_reader *reader = domain.readers
+    cdef srcu_reader *next
+    domain.readers = NULL
+    while reader is not NULL:
+        next = reader.next
+        alloc_free(reader)
+        reader = next
+
+
+cdef inline srcu_reader *first(srcu *domain) noexcept nogil:
+    """Acquire: pairs with the release of srcu_reader_get, so its domain and next are seen."""
+    return <srcu_reader *>load_acquire_ptr(<void *const *>&domain.readers)
+
+
+cdef srcu_reader *srcu_reader_get(srcu *domain) noexcept nogil:
+    cdef srcu_reader *reader = first(domain)
+    while reader is not NULL:
+        if load_relaxed(&reader.taken) == 0 and exchange_acq_rel(&reader.taken, 1) == 0:
+            return reader
+        reader = reader.next
+    reader = <srcu_reader *>alloc_lines(sizeof(srcu_reader))
+    if reader is not NULL:
+        reader.domain = domain
+        reader.taken = 1
+        reader.next = first(domain)
+        # Nothing is ever taken out, so the list is as it was if its head is.
+        while not compare_exchange_ptr(<void **>&domain.readers, <void **>&reader.next, reader):
+            pass
+    return reader
+
+
+cdef void srcu_reader_put(srcu_reader *reader) noexcept nogil:
+    if reader is not NULL:
+        store_release(&reader.taken, 0)
+
+
+cdef srcu_reader *srcu_shared(srcu *domain) noexcept nogil:
+    global thread
+    if thread == 0:
+        thread = fetch_add(&threads, 1) + 1
+    return &domain.shared[thread % SHARED_READERS]
+
+
+cdef inline bint is_in(srcu_reader *reader, int side) noexcept nogil:
+    # Acquire: pairs with the release of srcu_leave.
+    return load_acquire(&reader.inside[side]) != 0
+
+
+cdef bint srcu_idle(srcu *domain) noexcept nogil:
+    cdef srcu_reader *reader
+    cdef int i
+    fence()  # as in srcu_wait
+    for i in range(SHARED_READERS):
+        if is_in(&domain.shared[i], 0) or is_in(&domain.shared[i], 1):
+            return False
+    reader = first(domain)
+    while reader is not NULL:
+        if is_in(reader, 0) or is_in(reader, 1):
+            return False
+        reader = reader.next
+    return True
+
+
+cdef void drain_line(srcu_reader *reader, int side) noexcept nogil:
     cdef timespec pause
     cdef int spins = 0
     pause.tv_sec = 0
     pause.tv_nsec = 20_000
-    while load_acquire(&domain.readers[side]) != 0:
+    while is_in(reader, side):
         if spins < SPINS:
             spins += 1
             cpu_relax()
@@ -26,10 +122,26 @@ cdef void drain(srcu *domain, int side) noexcept nogil:
             nanosleep(&pause, NULL)
 
 
+cdef void drain(srcu *domain, int side) noexcept nogil:
+    """Waits until nobody is left on the counters that new readers do not use.
+
+    One line after another: on each of them it is only stragglers who still come.
+    """
+    cdef srcu_reader *reader
+    cdef int i
+    for i in range(SHARED_READERS):
+        drain_line(&domain.shared[i], side)
+    reader = first(domain)
+    while reader is not NULL:
+        drain_line(reader, side)
+        reader = reader.next
+
+
 cdef void srcu_wait(srcu *domain) noexcept nogil:
     cdef uint64_t turn = domain.turn
+    debug_assert(depth == 0, b"srcu_wait: not from within a section")
     # Pairs with the fence of srcu_enter: what was published before is seen by all who are not seen
-    # here.
+    # here. So is a reader that was added before.
     fence()
     # Stragglers: they took the number of this counter before the last wait turned it out of use,
     # and counted after.
@@ -39,3 +151,15 @@ cdef void srcu_wait(srcu *domain) noexcept nogil:
     # what was published.
     fence()
     drain(domain, turn & 1)
+
+
+cdef void srcu_forget(srcu *domain) noexcept nogil:
+    cdef srcu_reader *reader = domain.readers
+    cdef int i, side
+    for side in range(2):
+        for i in range(SHARED_READERS):
+            domain.shared[i].inside[side] = 0
+    while reader is not NULL:
+        reader.inside[0] = 0
+        reader.inside[1] = 0
+        reader = reader.next
