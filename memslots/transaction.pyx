@@ -1,7 +1,7 @@
 """Several changes in one step: staged in the inactive set, seen by readers with one swap."""
 
 cimport cython
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from memslots.arguments cimport u32, u64
@@ -103,6 +103,7 @@ cdef class Transaction(Target):
 
     cdef object owner  # the Memslots, which keeps the machine
     cdef Writer writer
+    cdef uint64_t tenure  # the writer's, from when the transaction was begun
     cdef progress state
     # a method is at work: what it runs in between (a finalizer, say) may not begin another
     cdef bint in_step
@@ -137,6 +138,7 @@ cdef class Transaction(Target):
             self.writer.leave()
             raise RuntimeError("a transaction can be begun only once")
         self.state = OPEN
+        self.tenure = self.writer.tenure
         return self
 
     def __exit__(self, exc_type, exc, traceback):
@@ -217,7 +219,7 @@ cdef class Transaction(Target):
             raise busy(what)
         if self.state != OPEN:
             raise RuntimeError(f"{what}: it is not open; use it in a with statement, once")
-        if not self.writer.is_mine():
+        if not self.is_held() or not self.writer.is_mine():
             raise RuntimeError(f"{what}: another thread has begun it")
         if self.in_step:
             raise busy(what)
@@ -226,6 +228,13 @@ cdef class Transaction(Target):
 
     cdef void leave(self) noexcept:
         self.in_step = False
+
+    cdef bint is_held(self) noexcept:
+        """Whether the writer is still who began this.
+
+        Not so in the child of a fork that another thread made: there the changes are abandoned.
+        """
+        return self.tenure == self.writer.tenure
 
     cdef slotset *slots(self, uint32_t as_id) noexcept:
         return space_inactive(self.m.spaces[as_id])
@@ -391,7 +400,7 @@ cdef class Transaction(Target):
         cdef int adds
         # What was put in goes first, so that what was taken out finds its place in the id table
         # again.
-        for adds in range(2):
+        for adds in range(2 if self.is_held() else 0):
             for n in range(self.count):
                 if (self.changes[n].new is NULL) == (adds == 1):
                     update_unstage(&self.changes[n])
@@ -402,7 +411,8 @@ cdef class Transaction(Target):
     cdef void end(self) noexcept:
         self.forget()
         self.state = ENDED
-        self.writer.leave()
+        if self.is_held():
+            self.writer.leave()
 
     cdef void forget(self) noexcept:
         """Gives back the transaction's own memory."""

@@ -18,14 +18,22 @@ from memslots.verbs cimport Target
 cdef class Writer(Target):
     cdef PyThread_type_lock lock  # held by the thread that is changing something
     cdef uint64_t writer  # that thread's ident; 0: none. Written by whoever holds the lock
+    # goes up by one whenever a thread becomes the writer. Written by whoever holds the lock
+    cdef uint64_t tenure
+    # the writer was another thread when this process was forked: what it was changing is to be
+    # abandoned before anything else is changed
+    cdef bint torn
     # the listeners' Subscriptions; replaced as a whole, never changed in place. Any thread may do
     # that: so only the two methods below use it
     cdef tuple subscriptions
+    cdef object __weakref__
 
     # Makes the machine, with nothing in it; once, before anything else.
     cdef int own_machine(self, const limits *lim) except -1
     # Whether the calling thread is the writer.
     cdef bint is_mine(self) noexcept
+    cdef int abandon(self) except -1
+    cdef int after_fork(self) except -1
     cdef void wait_for_readers(self) noexcept
     cdef tuple get_subscriptions(self)
     # Whether they were still `now`; then they are `then`.

@@ -1,5 +1,8 @@
 """Making a change: the lock, the steps of the core, and what the listeners are told in between."""
 
+import os
+import weakref
+
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.pythread cimport (
@@ -9,7 +12,7 @@ from cpython.pythread cimport (
     PyThread_release_lock,
     PyThread_type_lock,
 )
-from cpython.ref cimport Py_INCREF, Py_XDECREF, PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF, PyObject
 from libc.stdint cimport uint32_t, uint64_t
 
 from memslots.core.atomics cimport load_relaxed, store_relaxed
@@ -33,9 +36,10 @@ from memslots.core.region cimport (
 from memslots.core.slot cimport slot, slot_free
 from memslots.core.slotset cimport slotset, slotset_first, slotset_step
 from memslots.core.space cimport space, space_active
-from memslots.core.srcu cimport srcu_depth, srcu_idle, srcu_wait
+from memslots.core.srcu cimport srcu_depth, srcu_forget, srcu_idle, srcu_wait
 from memslots.core.update cimport (
     change,
+    update_abandon,
     update_apply_begin,
     update_apply_end,
     update_end,
@@ -48,11 +52,15 @@ from memslots.core.update cimport (
     update_revert_end,
 )
 from memslots.listeners cimport ask_prepare, tell_commit, tell_invalidate
-from memslots.records cimport slot_record
+from memslots.records cimport record_fits, slot_record
 from memslots.refusals cimport refusal_error
 from memslots.verbs cimport NO_SLOT, change_record, demand
 
 from memslots.errors import busy
+
+
+# Every Writer there is.
+cdef object WRITERS = weakref.WeakSet()
 
 
 cdef extern from "pythread.h":
@@ -119,6 +127,7 @@ cdef class Writer(Target):
         if m is NULL:
             raise MemoryError("no memory for the address spaces")
         self.m = m
+        WRITERS.add(self)
         return 0
 
     def __dealloc__(self):
@@ -145,11 +154,54 @@ cdef class Writer(Target):
             if got == PY_LOCK_INTR:
                 PyErr_CheckSignals()
         store_relaxed(&self.writer, <uint64_t>PyThread_get_thread_ident())
+        self.tenure += 1
+        if self.torn:
+            try:
+                self.abandon()
+            except BaseException:
+                self.leave()
+                raise
         return 0
 
     cdef void leave(self) noexcept:
         store_relaxed(&self.writer, 0)
         PyThread_release_lock(self.lock)
+
+    cdef int abandon(self) except -1:
+        """Abandons the change of a thread that is not in this process."""
+        cdef uint32_t as_id
+        cdef slot *s
+        for as_id in range(self.m.lim.nspaces):
+            if update_abandon(self.m.spaces[as_id]) != ALLOWED:
+                raise MemoryError("no memory to abandon a change that was under way at a fork")
+            # Whoever asked for the old Slot, which is INVALID, may have it still.
+            s = slotset_first(space_active(self.m.spaces[as_id]))
+            while s is not NULL:
+                if not record_fits(s):
+                    was = <object>s.record
+                    keep_record(s)
+                    Py_DECREF(was)
+                s = slotset_step(space_active(self.m.spaces[as_id]), s, 1)
+        self.torn = False
+        return 0
+
+    cdef int after_fork(self) except -1:
+        """In the child of a fork: a thread that is not here holds nothing any more."""
+        cdef PyLockStatus got
+        srcu_forget(&self.m.readers)
+        if self.is_mine():
+            return 0  # the thread that forked; it goes on with its change, here as well
+        got = PyThread_acquire_lock_timed(self.lock, 0, 0)
+        if got != PY_LOCK_ACQUIRED:
+            self.torn = True
+        self.leave()
+        if self.torn:
+            try:
+                self.enter("a fork")
+                self.leave()
+            except MemoryError:
+                pass  # the next change tries again, and says so if there still is none
+        return 0
 
     cdef void wait_for_readers(self) noexcept:
         """Lets the readers that may be in the old set come out.
@@ -221,3 +273,12 @@ cdef class Writer(Target):
         finish(&c)
         tell_commit(subscriptions, kind, old, new)
         return c.kind
+
+
+def _after_fork_in_child():
+    cdef Writer writer
+    for writer in list(WRITERS):
+        writer.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -83,6 +83,11 @@ cdef void update_stage(change *c, slot *next) noexcept nogil
 # `spare`: for all the additions of the transaction to this set; taken by the first that needs it.
 cdef void update_carry(change *c, idtable_spare *spare) noexcept nogil
 cdef void update_unstage(change *c) noexcept nogil
+# In the child of a fork, where the thread that was changing the space is not: makes what readers
+# find all there is. A swap that had begun is ended, what was about to go (INVALID) stays, and the
+# inactive set is made anew; whatever it held is not looked at, nor what the change had got given
+# back. NO_MEMORY: nothing is done. Nobody else may be in the space. O(n log n).
+cdef refusal update_abandon(space *sp) noexcept nogil
 # Frees a slot that no set holds, unless it is one of the two kept; its bitmap, if neither has it.
 cdef void update_discard(slot *s, const slot *kept, const slot *also_kept) noexcept nogil
 

@@ -1,11 +1,32 @@
 """The write side. The steps of a change and the contract of each function are in update.pxd."""
 
+from libc.stdint cimport uint32_t
+
 from memslots.core.dirtylog cimport dirty_free, dirty_new
-from memslots.core.idtable cimport idtable_drop_spare, idtable_get_spare, idtable_trim
+from memslots.core.idtable cimport (
+    idtable,
+    idtable_drop_spare,
+    idtable_get_spare,
+    idtable_init,
+    idtable_trim,
+)
 from memslots.core.region cimport ALLOWED, CHANGE_CREATE, CHANGE_DELETE, CHANGE_MOVE, NO_MEMORY
 from memslots.core.slot cimport SLOT_INVALID, SLOT_LOG_DIRTY_PAGES, slot_free, slot_new
-from memslots.core.slotset cimport slotset, slotset_put
-from memslots.core.space cimport space_inactive, space_swap_begin, space_swap_end
+from memslots.core.slotset cimport (
+    slotset,
+    slotset_count,
+    slotset_first,
+    slotset_init,
+    slotset_put,
+    slotset_step,
+)
+from memslots.core.space cimport (
+    SWAPPING,
+    space_active,
+    space_inactive,
+    space_swap_begin,
+    space_swap_end,
+)
 
 cdef enum:
     DIRTY_LOG_INITIALLY_SET = 1 << 1  # the bit of manual_dirty_log for it
@@ -163,6 +184,27 @@ cdef void update_carry(change *c, idtable_spare *spare) noexcept nogil:
 
 cdef void update_unstage(change *c) noexcept nogil:
     hold(c, space_inactive(c.sp), c.old)
+
+
+cdef refusal update_abandon(space *sp) noexcept nogil:
+    cdef slotset *active = space_active(sp)
+    cdef slotset *set = space_inactive(sp)
+    cdef idtable_spare spare
+    cdef idtable empty
+    cdef slot *s
+    idtable_init(&empty, 0)
+    if idtable_get_spare(&empty, slotset_count(active), &spare) != 0:
+        return NO_MEMORY
+    if active.generation & SWAPPING:
+        space_swap_end(sp)
+    slotset_init(set, set.k)
+    s = slotset_first(active)
+    while s is not NULL:
+        s.flags &= ~<uint32_t>SLOT_INVALID
+        slotset_put(set, NULL, s, &spare)
+        s = slotset_step(active, s, 1)
+    idtable_drop_spare(&spare)
+    return ALLOWED
 
 
 cdef void update_discard(slot *s, const slot *kept, const slot *also_kept) noexcept nogil:
