@@ -55,7 +55,9 @@ cdef slot *before_hole(const slotset *set, const slot *after) noexcept nogil:
     return slotset_last(set) if after is NULL else slotset_step(set, after, 0)
 
 
-cdef object slot_error(gpa_t gpa, bint inside, bint readable, object last_record, object next_record):
+cdef object slot_error(
+    gpa_t gpa, bint inside, bint readable, object last_record, object next_record
+):
     """Why no access may use a guest address: the slot in the way, or what lies around the hole."""
     cdef str text = f"gpa {gpa:#x} (gfn {gpa_to_gfn(gpa):#x})"
     if inside and readable:

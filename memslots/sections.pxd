@@ -1,7 +1,7 @@
 """The readers' section around a single look-up.
 
-With the GIL a look-up holds it from the search until it has its own reference to the Slot found, and
-a writer frees nothing without it: that is all the protection it needs, and both functions here
+With the GIL a look-up holds it from the search until it has its own reference to the Slot found,
+and a writer frees nothing without it: that is all the protection it needs, and both functions here
 compile to nothing. Without (free-threaded CPython) it is in a section (srcu.pxd). A debug build
 enters sections on any Python, so that what must not be done in one is caught there.
 

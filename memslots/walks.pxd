@@ -16,6 +16,6 @@ cdef struct extent:
 # Makes an extent of the half-open range [start, end); says whether there is anything in it.
 # ValueError where it ends before it starts.
 cdef bint set_extent(extent *e, bint by_hva, object start, object end) except -1
-# The Slots that a walk takes in, by base_gfn or by userspace_addr; `own` as in sections.pxd. O(log n
-# + k).
+# The Slots that a walk takes in, by base_gfn or by userspace_addr; `own` as in sections.pxd.
+# O(log n + k).
 cdef list records(machine *m, const space *sp, vcpu_cache *own, const extent *e)

@@ -1,8 +1,8 @@
 """Making changes at once, as memslots.pyx and transaction.pyx use it.
 
 The lock of a Writer is the only lock there is for its machine. Whoever takes it lets the GIL go
-while waiting for it, and while waiting for readers: no reader ever waits for a writer. Listeners run
-while it is held, and so does the body of a transaction. The order of locks is in srcu.pxd.
+while waiting for it, and while waiting for readers: no reader ever waits for a writer. Listeners
+run while it is held, and so does the body of a transaction. The order of locks is in srcu.pxd.
 
 Not installed: Cython code outside goes through memslots.pxd.
 """

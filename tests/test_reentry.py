@@ -123,33 +123,45 @@ NO_SLOT_2 = "there is no slot 2 in address space 0"
 HOLE = f"gpa 0x50000 (gfn 0x50) is in no slot; before it is {SLOT_1}"
 GONE = f"gpa 0x100000 (gfn 0x100) is in no slot; before it is {SLOT_1}"
 READ_ONLY = "gpa 0x100000 (gfn 0x100) is in "
+LEAVING = "which is about to go or to move"
 RANGE = "clear_dirty_log, slot 2 of address space 0: pages [64, 65) are not all in "
 
-# Slot 1 stays. A call; the flags of slot 2; what it says while slot 2 is there and while it is not.
+# Slot 1 stays. A call; the flags of slot 2; what it says while slot 2 is there, while it is about
+# to go (which another thread sees if there is no GIL), and while it is not there.
 FAILURES: list[tuple[Callable[[Memslots], object], Flags, set[tuple[type[Exception], str]]]] = [
     (
         lambda vm: vm.gpa_to_hva(0x50000),
         Flags(0),
-        {(NotMappedError, f"{HOLE}; after it is {SLOT_2.format('')}"), (NotMappedError, HOLE)},
+        {
+            (NotMappedError, f"{HOLE}; after it is {SLOT_2.format('')}"),
+            (NotMappedError, f"{HOLE}; after it is {SLOT_2.format(' INVALID')}"),
+            (NotMappedError, HOLE),
+        },
     ),
     (
         lambda vm: vm.gpa_to_hva(0x100000, write=True),
         Flags.READONLY,
         {
             (ReadOnlyError, f"{READ_ONLY}{SLOT_2.format(' READONLY')}: no write"),
+            (NotMappedError, f"{READ_ONLY}{SLOT_2.format(' READONLY INVALID')}, {LEAVING}"),
             (NotMappedError, GONE),
         },
     ),
     (
         lambda vm: vm.get_dirty_log(2),
         Flags(0),
-        {(NoSuchSlotError, f"{SLOT_2.format('')} has no dirty log"), (NoSuchSlotError, NO_SLOT_2)},
+        {
+            (NoSuchSlotError, f"{SLOT_2.format('')} has no dirty log"),
+            (NoSuchSlotError, f"{SLOT_2.format(' INVALID')} has no dirty log"),
+            (NoSuchSlotError, NO_SLOT_2),
+        },
     ),
     (
         lambda vm: vm.clear_dirty_log(2, 64, 1, bytes(8)),
         Flags.LOG_DIRTY_PAGES,
         {
             (InvalidRegionError, f"{RANGE}{SLOT_2.format(' LOG_DIRTY_PAGES')}"),
+            (InvalidRegionError, f"{RANGE}{SLOT_2.format(' LOG_DIRTY_PAGES INVALID')}"),
             (NoSuchSlotError, NO_SLOT_2),
         },
     ),

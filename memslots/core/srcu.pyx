@@ -11,7 +11,6 @@ from memslots.core.atomics cimport (
     compare_exchange_ptr,
     cpu_relax,
     exchange_acq_rel,
-    load_relaxed_ptr,
     store_relaxed,
     store_release,
 )
