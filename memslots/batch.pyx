@@ -23,7 +23,7 @@ cdef enum:
     # How many look-ups a batch makes before it leaves the readers' section and enters anew: no
     # writer waits for more: some 25 microseconds where every one of them misses the processor's
     # caches. Entering costs less than one of those misses.
-    STRETCH = 256
+    STRETCH = 128
 
 # What an element may be called: C's names for integers of a size differ from system to system.
 cdef dict FORMATS = {"int32": (b"i", b"l"), "uint64": (b"Q", b"L")}

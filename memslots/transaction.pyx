@@ -76,7 +76,22 @@ cdef enum progress:
     ENDED
 
 cdef enum:
-    FIRST_ROOM = 8  # changes there is room for at first; doubled as they are needed
+    # Changes that there is room for in the transaction itself, and that are found one after the
+    # other. More of them get memory of their own, doubled as they need it, and a dict.
+    FEW = 4
+
+
+cdef inline uint64_t key_of(uint32_t as_id, uint32_t id) noexcept nogil:
+    return <uint64_t>as_id << 32 | id
+
+
+cdef inline bint stays(const change *c) noexcept nogil:
+    """Whether the slot has the pages that readers find it with."""
+    return (
+        c.old is not NULL
+        and c.old.base_gfn == c.new.base_gfn
+        and c.old.npages == c.new.npages
+    )
 
 
 # no_gc_clear: an open transaction must find its writer to give the lock back.
@@ -107,24 +122,27 @@ cdef class Transaction(Target):
     cdef progress state
     # a method is at work: what it runs in between (a finalizer, say) may not begin another
     cdef bint in_step
-    cdef change *changes  # one for each id that is changed, in the order they came up
+    cdef tuple subscriptions  # who hears of it: those of when it was begun
+    cdef change first[FEW]
+    # one for each id that is changed, in the order they came up; `first`, or what more of them got
+    cdef change *changes
     cdef size_t count  # of them
     cdef size_t room  # for so many
-    cdef dict numbers  # (as_id, id): which of them
-    # (Change, old, new, the Slot that it takes from where readers find it, or None), as made
+    cdef dict numbers  # as_id << 32 | id: which of them; None: they are FEW
+    # (Change, old, new, the Slot that it takes from where readers find it, or None), as made; None:
+    # nobody wants to hear of them
     cdef list steps
     cdef uint32_t additions[MAX_SPACES]  # ids of each space that the active set does not hold
     cdef idtable_spare spare[MAX_SPACES]  # memory for these to go into the set that is active now
 
     def __cinit__(self):
         self.state = NEW
-        self.numbers = {}
-        self.steps = []
+        self.changes = self.first
+        self.room = FEW
 
     def __dealloc__(self):
         if self.state == OPEN:
             self.roll_back()
-        self.forget()
 
     def __reduce__(self):
         raise TypeError("a Transaction cannot be pickled or copied: it belongs to its Memslots")
@@ -139,6 +157,7 @@ cdef class Transaction(Target):
             raise RuntimeError("a transaction can be begun only once")
         self.state = OPEN
         self.tenure = self.writer.tenure
+        self.subscriptions = self.writer.get_subscriptions()
         return self
 
     def __exit__(self, exc_type, exc, traceback):
@@ -265,11 +284,14 @@ cdef class Transaction(Target):
             keep_record(next)
             old = None if before is NULL else <object>before.record
             new = None if next is NULL else <object>next.record
-            displaced = None
-            if update_displaces(c, p.kind):
-                # As readers find it, whatever steps changed of it before.
-                displaced = <object>c.old.record
-            self.steps.append((change_record(p.kind), old, new, displaced))
+            if self.subscriptions:
+                displaced = None
+                if update_displaces(c, p.kind):
+                    # As readers find it, whatever steps changed of it before.
+                    displaced = <object>c.old.record
+                if self.steps is None:
+                    self.steps = []
+                self.steps.append((change_record(p.kind), old, new, displaced))
         except BaseException:
             release_record(next)
             update_discard(next, before, c.old)
@@ -287,44 +309,54 @@ cdef class Transaction(Target):
         cdef size_t room
         cdef space *sp = self.m.spaces[as_id]
         cdef idtable_spare larger
-        cdef object key = (as_id, id)
-        cdef object number = self.numbers.get(key)
-        if number is not None:
-            return &self.changes[<size_t>number]
+        cdef size_t n
+        if self.numbers is None:
+            for n in range(self.count):
+                if self.changes[n].id == id and self.changes[n].sp is sp:
+                    return &self.changes[n]
+        else:
+            number = self.numbers.get(key_of(as_id, id))
+            if number is not None:
+                return &self.changes[<size_t>number]
         if self.count == self.room:
-            room = 2 * self.room if self.room != 0 else <size_t>FIRST_ROOM
+            room = 2 * self.room
             more = <change *>alloc_zeroed(room * sizeof(change))
             if more is NULL:
                 raise MemoryError("no memory for another change")
-            if self.count != 0:
-                memcpy(more, self.changes, self.count * sizeof(change))
-            alloc_free(self.changes)
+            memcpy(more, self.changes, self.count * sizeof(change))
+            if self.changes is not self.first:
+                alloc_free(self.changes)
             self.changes = more
             self.room = room
+        if self.count == FEW and self.numbers is None:
+            self.numbers = {
+                key_of(self.changes[n].sp.as_id, self.changes[n].id): n for n in range(<size_t>FEW)
+            }
         if old is NULL:
             # The active set will have to take it in after the swap, when nothing may fail any more.
             if idtable_get_spare(&space_active(sp).ids, self.additions[as_id] + 1, &larger) != 0:
                 raise MemoryError("no memory for another slot")
             idtable_drop_spare(&self.spare[as_id])
             self.spare[as_id] = larger
-        self.numbers[key] = self.count
+        if self.numbers is not None:
+            self.numbers[key_of(as_id, id)] = self.count
         self.additions[as_id] += old is NULL
-        update_init(&self.changes[self.count], sp, old)
+        update_init(&self.changes[self.count], sp, id, old)
         self.count += 1
         return &self.changes[self.count - 1]
 
     cdef int commit(self) except -1:
         """Asks everybody, then swaps. The lock is given back, whatever happens."""
-        cdef tuple subscriptions = self.writer.get_subscriptions()
         cdef size_t n
         self.state = ENDING
         try:
             self.check_overlaps()
-            for _, _, _, displaced in self.steps:
-                if displaced is not None:
-                    tell_invalidate(subscriptions, displaced)
-            for kind, old, new, _ in self.steps:
-                ask_prepare(subscriptions, kind, old, new)
+            if self.steps is not None:
+                for _, _, _, displaced in self.steps:
+                    if displaced is not None:
+                        tell_invalidate(self.subscriptions, displaced)
+                for kind, old, new, _ in self.steps:
+                    ask_prepare(self.subscriptions, kind, old, new)
         except BaseException:
             self.roll_back()
             raise
@@ -333,7 +365,8 @@ cdef class Transaction(Target):
             finish(&self.changes[n])
         self.count = 0
         try:
-            self.tell_all(subscriptions)
+            if self.steps is not None:
+                self.tell_all()
         finally:
             self.end()
         return 0
@@ -346,7 +379,7 @@ cdef class Transaction(Target):
         cdef region r
         for n in range(self.count):
             c = &self.changes[n]
-            if c.new is NULL or c.new is c.old:
+            if c.new is NULL or stays(c):
                 continue
             p.existing = slotset_clash(space_inactive(c.sp), c.new)
             if p.existing is not NULL:
@@ -366,16 +399,17 @@ cdef class Transaction(Target):
         cdef size_t n
         cdef change *c
         cdef uint32_t as_id
-        for as_id in range(<uint32_t>MAX_SPACES):
+        cdef uint32_t nspaces = self.m.lim.nspaces
+        for as_id in range(nspaces):
             touched[as_id] = False
         for n in range(self.count):
             c = &self.changes[n]
             touched[c.sp.as_id] |= c.new is not c.old
-        for as_id in range(<uint32_t>MAX_SPACES):
+        for as_id in range(nspaces):
             if touched[as_id]:
                 space_swap_begin(self.m.spaces[as_id])
         self.writer.wait_for_readers()
-        for as_id in range(<uint32_t>MAX_SPACES):
+        for as_id in range(nspaces):
             if touched[as_id]:
                 space_swap_end(self.m.spaces[as_id])
         for n in range(self.count):
@@ -383,11 +417,11 @@ cdef class Transaction(Target):
             if touched[c.sp.as_id]:
                 update_carry(c, &self.spare[c.sp.as_id])
 
-    cdef int tell_all(self, tuple subscriptions) except -1:
+    cdef int tell_all(self) except -1:
         leaving = None
         for kind, old, new, _ in self.steps:
             try:
-                tell_commit(subscriptions, kind, old, new)
+                tell_commit(self.subscriptions, kind, old, new)
             except BaseException as exception:
                 leaving = exception
         if leaving is not None:
@@ -417,11 +451,12 @@ cdef class Transaction(Target):
     cdef void forget(self) noexcept:
         """Gives back the transaction's own memory."""
         cdef uint32_t as_id
-        alloc_free(self.changes)
-        self.changes = NULL
+        if self.changes is not self.first:
+            alloc_free(self.changes)
+        self.changes = self.first
         self.count = 0
-        self.room = 0
-        for as_id in range(<uint32_t>MAX_SPACES):
+        self.room = FEW
+        for as_id in range(self.m.lim.nspaces):
             idtable_drop_spare(&self.spare[as_id])
 
 

@@ -127,8 +127,12 @@ cdef class Writer(Target):
         if m is NULL:
             raise MemoryError("no memory for the address spaces")
         self.m = m
-        WRITERS.add(self)
-        return 0
+        try:
+            WRITERS.add(self)
+            return 0
+        except MemoryError:
+            pass  # raised anew, since its traceback would keep this from being freed
+        raise MemoryError("no memory for the list of writers")
 
     def __dealloc__(self):
         if self.m is not NULL:

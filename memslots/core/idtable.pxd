@@ -10,6 +10,8 @@ items back, so there are no tombstones and a look-up never gets slower with age.
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport uint32_t
 
+from memslots.core.alloc cimport alloc_free
+
 cdef struct idtable:
     void **places  # 1 << order of them, NULL where empty; itself NULL while order is 0
     uint32_t order  # log2 of the number of places; 0: none
@@ -29,12 +31,19 @@ cdef void idtable_clear(idtable *table) noexcept nogil
 # The item of this id, or NULL. O(1).
 cdef void *idtable_find(const idtable *table, uint32_t id) noexcept nogil
 
+
+cdef inline void idtable_drop_spare(idtable_spare *spare) noexcept nogil:
+    """Gives back a spare that was not taken."""
+    if spare.places is not NULL:
+        alloc_free(spare.places)
+        spare.places = NULL
+
+
 # Gets what the next `additions` to this table may need; the table is not touched, so readers may be
 # in it. 0, or -1: no memory. Pair with idtable_add or idtable_drop_spare.
 cdef int idtable_get_spare(
     const idtable *table, uint32_t additions, idtable_spare *spare
 ) noexcept nogil
-cdef void idtable_drop_spare(idtable_spare *spare) noexcept nogil
 
 # Puts in an item whose id the table does not hold; takes the spare's memory if there is some.
 # Cannot fail. O(1), or O(count) when it grows: O(1) over many.

@@ -96,11 +96,6 @@ cdef int idtable_get_spare(
     return 0 if spare.places is not NULL else -1
 
 
-cdef void idtable_drop_spare(idtable_spare *spare) noexcept nogil:
-    alloc_free(spare.places)
-    spare.places = NULL
-
-
 cdef void idtable_add(idtable *table, void *item, idtable_spare *spare) noexcept nogil:
     if spare.places is not NULL:
         rehash(table, spare.places, spare.order)

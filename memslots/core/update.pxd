@@ -26,6 +26,8 @@ and end it:
         o: old, n: new, x: the INVALID copy of old
 """
 
+from libc.stdint cimport uint32_t
+
 from memslots.core.idtable cimport idtable_spare
 from memslots.core.region cimport change_kind, limits, plan, refusal, region
 from memslots.core.slot cimport slot
@@ -34,6 +36,7 @@ from memslots.core.space cimport space
 cdef struct change:
     change_kind kind
     space *sp
+    uint32_t id  # of the slot
     slot *old  # as it is before the change; NULL: there is none
     slot *new  # as it is after it; NULL: there is none
     slot *invalid  # the INVALID copy of old, for DELETE and MOVE; otherwise NULL
@@ -69,7 +72,7 @@ cdef void update_end(change *c) noexcept nogil
 #     or                                 update_unstage for each change: what it put in or replaced
 #                                        first, then what it took out, which finds its place again
 #     update_end
-cdef void update_init(change *c, space *sp, slot *old) noexcept nogil
+cdef void update_init(change *c, space *sp, uint32_t id, slot *old) noexcept nogil
 # Gets the slot of the next step in *next (NULL for a region without pages: the id's slot goes), and
 # the memory for it to go in. NO_MEMORY: nothing is staged.
 cdef refusal update_stage_get(

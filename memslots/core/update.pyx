@@ -78,9 +78,10 @@ cdef bint get_invalid(change *c) noexcept nogil:
     return True
 
 
-cdef void update_init(change *c, space *sp, slot *old) noexcept nogil:
+cdef void update_init(change *c, space *sp, uint32_t id, slot *old) noexcept nogil:
     cdef int k
     c.sp = sp
+    c.id = id
     c.old = old
     c.new = old
     c.invalid = NULL
@@ -96,7 +97,7 @@ cdef refusal update_get(
 ) noexcept nogil:
     cdef int k
     cdef bint got = True
-    update_init(c, sp, p.old)
+    update_init(c, sp, r.id, p.old)
     c.kind = p.kind
     c.new = NULL
     if p.kind != CHANGE_DELETE:
