@@ -9,6 +9,7 @@ import importlib
 import os
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -69,6 +70,14 @@ settings.register_profile(
 settings.register_profile("long", settings.get_profile("ci"), max_examples=10_000)
 # pytest's own --hypothesis-profile=long does the same.
 settings.load_profile(os.environ.get("MEMSLOTS_HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def gil_stays_off() -> Iterator[None]:
+    """Nothing that the tests import turns the GIL on where there is none."""
+    yield
+    if sysconfig.get_config_var("Py_GIL_DISABLED") and os.environ.get("PYTHON_GIL") != "1":
+        assert not getattr(sys, "_is_gil_enabled")()  # noqa: B009 (unknown to older typesheds)
 
 
 @pytest.fixture(params=[Memslots])
