@@ -4,7 +4,7 @@ Three switches, read from the environment, each off unless set:
 
 - MEMSLOTS_DEBUG=1: no optimisation, debug symbols, the core's own assertions.
 - MEMSLOTS_TRACE=1: line tracing, for coverage of the .pyx files.
-- MEMSLOTS_SANITIZE=address,undefined: the named sanitizers of the C compiler.
+- MEMSLOTS_SANITIZE=address,undefined (or thread): the named sanitizers of the C compiler.
 """
 
 import os

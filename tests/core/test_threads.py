@@ -1,0 +1,35 @@
+"""The core under threads, without Python: readers, dirty logs and a writer at one machine.
+
+MEMSLOTS_STRESS_SECONDS says for how long. What the compiler and the processor may not reorder is
+looked for by ThreadSanitizer, under which .ci/run has the same driver run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+SECONDS = float(os.environ.get("MEMSLOTS_STRESS_SECONDS", "2"))
+
+
+def test_no_thread_sees_a_change_half_made(drivers: Any) -> None:
+    where = Path(drivers("threads").__file__).parent
+    code = (
+        f"import json, sys; sys.path.insert(0, {str(where)!r})\n"
+        f"import threads_driver; print(json.dumps(threads_driver.stress({SECONDS})))"
+    )
+    # In a process of its own: what is wrong may well end in a crash, or in a wait for ever.
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS + 120,
+        check=False,
+    )
+    assert done.returncode == 0, f"{done.returncode}: {done.stdout}{done.stderr}"
+    # Every thread came to do its part, and the writer did meet readers.
+    assert all(rounds > 0 for _, rounds in json.loads(done.stdout)), done.stdout
