@@ -21,9 +21,9 @@ from memslots.sections cimport reader_of, section, section_enter, section_leave
 
 cdef enum:
     # How many look-ups a batch makes before it leaves the readers' section and enters anew: no
-    # writer waits for more: some 25 microseconds where every one of them misses the processor's
+    # writer waits for more: some 20 microseconds where every one of them misses the processor's
     # caches. Entering costs less than one of those misses.
-    STRETCH = 128
+    STRETCH = 64
 
 # What an element may be called: C's names for integers of a size differ from system to system.
 cdef dict FORMATS = {"int32": (b"i", b"l"), "uint64": (b"Q", b"L")}

@@ -21,9 +21,9 @@ from fresh import run_fresh
 from memslots import BAD_HVA, Flags, Memslots, Slot
 
 SECONDS = float(os.environ.get("MEMSLOTS_STRESS_SECONDS", "2"))
-TILES = 16  # slots in the range, of UNIT pages each at first
+TILES = 8  # slots in the range, of UNIT pages each at first
 UNIT = 8
-TOP = TILES * UNIT  # no more look-ups than a batch makes of one generation: 128
+TOP = TILES * UNIT  # no more look-ups than a batch makes of one generation: 64
 ELSEWHERE = 0x10000
 
 
