@@ -18,6 +18,9 @@ from memslots.core.srcu cimport (
     srcu_shared,
     srcu_wait,
 )
+from memslots.memslots cimport memslots_reader
+
+from memslots import Memslots
 
 shared_readers = SHARED_READERS
 
@@ -88,3 +91,14 @@ cdef reader_of(Domain owner, srcu_reader *reader):
     made.reader = reader
     made.owner = owner
     return made
+
+
+def change_in_a_section():
+    """What nobody may do either. (The change is refused, so it waits for no reader.)"""
+    vm = Memslots()
+    cdef srcu_reader *reader = memslots_reader(vm)
+    cdef int side = srcu_enter(reader)
+    try:
+        vm.delete(0)
+    except KeyError:
+        srcu_leave(reader, side)
