@@ -108,9 +108,10 @@ cdef class Transaction(Target):
     are there for readers, with one swap for each address space; if it is left by an exception, a
     listener refuses, or slots still overlap, nothing has changed.
 
-    At the end listeners are told ``invalidate`` of each slot that readers find and that goes or
+    At the end the listeners are told ``invalidate`` of each slot that readers find and that goes or
     moves, once and as readers find it; then asked every ``prepare``, and after the swap told every
-    ``commit``, in the order of the steps.
+    ``commit``, in the order of the steps. A listener that subscribes in the body hears of the next
+    change; one that closes there hears of nothing any more.
 
     A transaction is used once, in one thread. Other threads' changes wait until it has ended;
     another change from the same thread is a BusyError.
@@ -122,7 +123,7 @@ cdef class Transaction(Target):
     cdef progress state
     # a method is at work: what it runs in between (a finalizer, say) may not begin another
     cdef bint in_step
-    cdef tuple subscriptions  # who hears of it: those of when it was begun
+    cdef tuple subscriptions  # who hears of it: those of when it was begun that are there still
     cdef change first[FEW]
     # one for each id that is changed, in the order they came up; `first`, or what more of them got
     cdef change *changes
@@ -352,6 +353,9 @@ cdef class Transaction(Target):
         try:
             self.check_overlaps()
             if self.steps is not None:
+                still = self.writer.get_subscriptions()
+                if still is not self.subscriptions:
+                    self.subscriptions = tuple([one for one in self.subscriptions if one in still])
                 for _, _, _, displaced in self.steps:
                     if displaced is not None:
                         tell_invalidate(self.subscriptions, displaced)

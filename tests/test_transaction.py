@@ -622,3 +622,35 @@ def test_any_transactions_against_a_dict(transactions: list[tuple[list[Any], boo
         assert [vm.lookup(gfn) for gfn in range(16)] == [
             next((s for s in vm if gfn in s), None) for gfn in range(16)
         ]
+
+
+def test_who_comes_or_goes_in_the_body(vm: Memslots) -> None:
+    """The first hears of nothing any more, the last of the next change."""
+    heard: list[str] = []
+
+    class Hears:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def prepare(self, change: Change, old: object, new: object) -> None:
+            heard.append(f"{self.name} {change.name}")
+
+    goes = vm.subscribe(Hears("goes"))
+    stays = vm.subscribe(Hears("stays"))
+    with vm.transaction() as tx:
+        tx.create(50, 0x800, 1, 0)
+        goes.close()
+        comes = vm.subscribe(Hears("comes"))
+        tx.set_flags(50, Flags.LOG_DIRTY_PAGES)
+    assert heard == ["stays CREATE", "stays FLAGS_ONLY"]
+    heard.clear()
+    stays.close()
+    with vm.transaction() as tx:
+        tx.delete(50)
+    assert heard == ["comes DELETE"]
+    comes.close()
+    with vm.transaction() as tx:
+        tx.create(50, 0x800, 1, 0)
+        late = vm.subscribe(Hears("late"))
+    assert heard == ["comes DELETE"]
+    late.close()
