@@ -20,9 +20,9 @@ from memslots.core.units cimport hva_t
 from memslots.sections cimport reader_of, section, section_enter, section_leave
 
 cdef enum:
-    # How many look-ups a batch makes before it leaves the readers' section and enters anew: no
-    # writer waits for more: some 20 microseconds where every one of them misses the processor's
-    # caches. Entering costs less than one of those misses.
+    # How many look-ups a batch makes before it leaves the readers' section and enters anew. Of a
+    # batch no writer waits for more: some 20 microseconds, where each of them misses the
+    # processor's caches. To enter costs less than one such miss.
     STRETCH = 64
 
 # What an element may be called: C's names for integers of a size differ from system to system.

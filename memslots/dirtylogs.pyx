@@ -44,6 +44,7 @@ cdef bytearray get_log(machine *m, uint32_t id, uint32_t as_id, bint take):
     # Twice at least: the log is made outside the section, since making it may run other Python code
     # and that, or another thread, may change the slot.
     while True:
+        record = None  # let go of outside the section
         at = section_enter(m, NULL)
         s = find_slot(m, id, as_id)
         record = None if s is NULL else <object>s.record
@@ -93,6 +94,7 @@ cdef int clear_log(
         wrong = f"first_page {first} is not a multiple of 64"
     # Twice at least: what is wrong is said outside the section.
     while wrong is None:
+        record = None  # let go of outside the section
         at = section_enter(m, NULL)
         s = find_slot(m, id, as_id)
         record = None if s is NULL else <object>s.record

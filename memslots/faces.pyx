@@ -11,6 +11,8 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from memslots.arguments cimport u32, u64
 from memslots.batch cimport LOOKUP_IDS, TRANSLATE_READ, TRANSLATE_WRITE, batch_kind, run_batch
+from memslots.core.alloc cimport alloc_free, alloc_lines
+from memslots.core.atomics cimport load_relaxed
 from memslots.core.lookup cimport lookup_gfn, lookup_in, slot_usable, vcpu_cache
 from memslots.core.machine cimport machine
 from memslots.core.slot cimport slot, slot_gfn_to_hva
@@ -403,8 +405,9 @@ cdef class Vcpu(ReadFace):
 
     Its cache holds for one generation of the slots; its misses search the tree and do not touch the
     address space's own last-used slot. For one thread at a time; any number of Vcpus may be used at
-    once, and share no memory that look-ups write. (Should two threads use one after all, their
-    answers are right; not all of their look-ups have the cache, or are counted.)
+    once, and their look-ups write to no cache line in common but that of the Slot they give, which
+    counts who has it. (Should two threads use one after all, their answers are right; not all of
+    their look-ups have the cache, or are counted.)
 
     Parameters
     ----------
@@ -417,17 +420,19 @@ cdef class Vcpu(ReadFace):
         There is no such address space.
     """
 
-    cdef vcpu_cache cache
-
     def __cinit__(self, vm, as_id=0):
         tie(self, vm, as_id)
-        self.cache.reader = srcu_reader_get(&self.m.readers)
-        if self.cache.reader is NULL:
+        # On lines of its own, away from the object: its counts are written with every look-up.
+        self.own = <vcpu_cache *>alloc_lines(sizeof(vcpu_cache))
+        if self.own is not NULL:
+            self.own.reader = srcu_reader_get(&self.m.readers)
+        if self.own is NULL or self.own.reader is NULL:
             raise MemoryError("no memory for a Vcpu")
-        self.own = &self.cache
 
     def __dealloc__(self):
-        srcu_reader_put(self.cache.reader)
+        if self.own is not NULL:
+            srcu_reader_put(self.own.reader)
+            alloc_free(self.own)
 
     @property
     def stats(self):
@@ -435,10 +440,10 @@ cdef class Vcpu(ReadFace):
 
         A look-up that finds no slot went to the tree.
         """
-        return VcpuStats(self.cache.hits, self.cache.misses)
+        return VcpuStats(load_relaxed(&self.own.hits), load_relaxed(&self.own.misses))
 
     def __repr__(self):
         return (
             f"<Vcpu of address space {self.as_id}:"
-            f" {self.cache.hits} hits, {self.cache.misses} misses>"
+            f" {self.stats.hits} hits, {self.stats.misses} misses>"
         )

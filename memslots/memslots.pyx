@@ -137,8 +137,7 @@ cdef class Memslots(ReadFace):
         Exception
             Whatever a listener's ``prepare`` or ``invalidate`` raised to refuse. What its
             ``commit`` raises is no refusal: an Exception is reported as unraisable;
-            KeyboardInterrupt and the
-            like come out here when the change is done.
+            KeyboardInterrupt and the like come out here when the change is done.
 
         Notes
         -----

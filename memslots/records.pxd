@@ -10,5 +10,3 @@ from memslots.core.slot cimport slot
 cdef object slot_record(const slot *s)
 # The same for a slot that was asked for and is not to be.
 cdef object region_record(const region *r)
-# Whether the Slot kept with a slot has the slot's flags. (The rest of a slot never changes.)
-cdef bint record_fits(const slot *s) noexcept

@@ -238,7 +238,3 @@ cdef object slot_record(const slot *s):
 
 cdef object region_record(const region *r):
     return new_record(r.id, r.as_id, r.base_gfn, r.npages, r.userspace_addr, r.flags)
-
-
-cdef bint record_fits(const slot *s) noexcept:
-    return (<Slot>s.record).bits == s.flags

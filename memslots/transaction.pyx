@@ -250,9 +250,10 @@ cdef class Transaction(Target):
         self.in_step = False
 
     cdef bint is_held(self) noexcept:
-        """Whether the writer is still who began this.
+        """Whether the lock is still held for this transaction.
 
-        Not so in the child of a fork that another thread made: there the changes are abandoned.
+        Not so in the child of a fork if another thread had begun it: there the changes are
+        abandoned. The writer's thread does not tell: in the child a new one may have its ident.
         """
         return self.tenure == self.writer.tenure
 
@@ -436,9 +437,13 @@ cdef class Transaction(Target):
         """Makes the inactive set what it was, and gives the lock back."""
         cdef size_t n
         cdef int adds
+        if not self.is_held():
+            # The sets are not what they were, and the slots may be gone: what is staged is left.
+            self.end()
+            return
         # What was put in goes first, so that what was taken out finds its place in the id table
         # again.
-        for adds in range(2 if self.is_held() else 0):
+        for adds in range(2):
             for n in range(self.count):
                 if (self.changes[n].new is NULL) == (adds == 1):
                     update_unstage(&self.changes[n])

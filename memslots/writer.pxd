@@ -20,6 +20,7 @@ cdef class Writer(Target):
     cdef uint64_t writer  # that thread's ident; 0: none. Written by whoever holds the lock
     # goes up by one whenever a thread becomes the writer. Written by whoever holds the lock
     cdef uint64_t tenure
+    cdef uint64_t forks  # how often this process was forked when this was last put in order for it
     # the writer was another thread when this process was forked: what it was changing is to be
     # abandoned before anything else is changed
     cdef bint torn
@@ -33,7 +34,7 @@ cdef class Writer(Target):
     # Whether the calling thread is the writer.
     cdef bint is_mine(self) noexcept
     cdef int abandon(self) except -1
-    cdef int after_fork(self) except -1
+    cdef void after_fork(self) noexcept
     cdef void wait_for_readers(self) noexcept
     cdef tuple get_subscriptions(self)
     # Whether they were still `now`; then they are `then`.

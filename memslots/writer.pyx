@@ -12,7 +12,7 @@ from cpython.pythread cimport (
     PyThread_release_lock,
     PyThread_type_lock,
 )
-from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF, PyObject
+from cpython.ref cimport Py_INCREF, Py_XDECREF, PyObject
 from libc.stdint cimport uint32_t, uint64_t
 
 from memslots.core.atomics cimport load_relaxed, store_relaxed
@@ -39,7 +39,10 @@ from memslots.core.space cimport space, space_active
 from memslots.core.srcu cimport srcu_depth, srcu_forget, srcu_idle, srcu_wait
 from memslots.core.update cimport (
     change,
-    update_abandon,
+    update_abandon_begin,
+    update_abandon_drop,
+    update_abandon_end,
+    update_abandon_get,
     update_apply_begin,
     update_apply_end,
     update_end,
@@ -52,13 +55,16 @@ from memslots.core.update cimport (
     update_revert_end,
 )
 from memslots.listeners cimport ask_prepare, tell_commit, tell_invalidate
-from memslots.records cimport record_fits, slot_record
+from memslots.records cimport slot_record
 from memslots.refusals cimport refusal_error
 from memslots.verbs cimport NO_SLOT, change_record, demand
 
 from memslots.errors import busy
 
 
+# How often this process is the child of a fork: whoever is told of a fork before this is, and makes
+# a change, is told apart by it.
+cdef uint64_t forks = 0
 # Every Writer there is.
 cdef object WRITERS = weakref.WeakSet()
 
@@ -71,6 +77,14 @@ cdef extern from "pythread.h":
     PyLockStatus PyThread_acquire_lock_timed(
         PyThread_type_lock lock, long long microseconds, int interruptible
     ) noexcept nogil
+
+
+cdef extern from "pthread.h":
+    int pthread_atfork(
+        void (*before)() noexcept nogil,
+        void (*in_parent)() noexcept nogil,
+        void (*in_child)() noexcept nogil,
+    ) nogil
 
 
 cdef void release_record(slot *s) noexcept:
@@ -127,6 +141,7 @@ cdef class Writer(Target):
         if m is NULL:
             raise MemoryError("no memory for the address spaces")
         self.m = m
+        self.forks = forks
         try:
             WRITERS.add(self)
             return 0
@@ -148,6 +163,7 @@ cdef class Writer(Target):
     cdef int enter(self, str what) except -1:
         """Becomes the writer. BusyError for the thread that is it already."""
         debug_assert(srcu_depth()[0] == 0, b"a writer's lock is not taken within a section")
+        self.after_fork()
         if self.is_mine():
             raise busy(what)
         cdef PyLockStatus got = PyThread_acquire_lock_timed(self.lock, 0, 0)
@@ -174,38 +190,47 @@ cdef class Writer(Target):
     cdef int abandon(self) except -1:
         """Abandons the change of a thread that is not in this process."""
         cdef uint32_t as_id
-        cdef slot *s
+        cdef change c
         for as_id in range(self.m.lim.nspaces):
-            if update_abandon(self.m.spaces[as_id]) != ALLOWED:
+            if update_abandon_get(&c, self.m.spaces[as_id]) != ALLOWED:
                 raise MemoryError("no memory to abandon a change that was under way at a fork")
-            # Whoever asked for the old Slot, which is INVALID, may have it still.
-            s = slotset_first(space_active(self.m.spaces[as_id]))
-            while s is not NULL:
-                if not record_fits(s):
-                    was = <object>s.record
-                    keep_record(s)
-                    Py_DECREF(was)
-                s = slotset_step(space_active(self.m.spaces[as_id]), s, 1)
+            try:
+                keep_record(c.new)
+            except BaseException:
+                update_abandon_drop(&c)
+                raise
+            update_abandon_begin(&c)
+            self.wait_for_readers()
+            update_abandon_end(&c)
+            finish(&c)
         self.torn = False
         return 0
 
-    cdef int after_fork(self) except -1:
+    cdef void after_fork(self) noexcept:
         """In the child of a fork: a thread that is not here holds nothing any more."""
-        cdef PyLockStatus got
+        cdef PyThread_type_lock lock
+        if self.forks == forks:
+            return
+        self.forks = forks
         srcu_forget(&self.m.readers)
         if self.is_mine():
-            return 0  # the thread that forked; it goes on with its change, here as well
-        got = PyThread_acquire_lock_timed(self.lock, 0, 0)
-        if got != PY_LOCK_ACQUIRED:
-            self.torn = True
-        self.leave()
-        if self.torn:
-            try:
-                self.enter("a fork")
-                self.leave()
-            except MemoryError:
-                pass  # the next change tries again, and says so if there still is none
-        return 0
+            return  # the thread that forked; it goes on with its change, here as well
+        if PyThread_acquire_lock_timed(self.lock, 0, 0) == PY_LOCK_ACQUIRED:
+            PyThread_release_lock(self.lock)
+            return
+        # Not given back: a system's lock may have been in the middle of something.
+        lock = PyThread_allocate_lock()
+        if lock is not NULL:
+            self.lock = lock
+        else:
+            PyThread_release_lock(self.lock)
+        store_relaxed(&self.writer, 0)
+        self.torn = True
+        try:
+            self.enter("a fork")
+            self.leave()
+        except MemoryError:
+            pass  # the next change tries again, and says so if there still is none
 
     cdef void wait_for_readers(self) noexcept:
         """Lets the readers that may be in the old set come out.
@@ -279,10 +304,17 @@ cdef class Writer(Target):
         return c.kind
 
 
+cdef void count_fork() noexcept nogil:
+    global forks
+    forks += 1
+
+
 def _after_fork_in_child():
     cdef Writer writer
     for writer in list(WRITERS):
         writer.after_fork()
 
 
+if pthread_atfork(NULL, NULL, count_fork) != 0:
+    raise MemoryError("no memory for what a fork must do")
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -6,12 +6,15 @@ import gc
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 import traceback
 import warnings
 from array import array
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +25,8 @@ from memslots import BusyError, Flags, Memslots, Slot, Transaction
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
 HVA = 0x7000_0000_0000
+# What is called in a child before memslots is: see test_told_of_a_fork_before_memslots.
+EARLY: list[Callable[[], None]] = []
 
 
 def in_child(work: Callable[[], None]) -> None:
@@ -202,6 +207,8 @@ def test_a_fork_in_the_middle_of_a_change(change: str, method: str) -> None:
         # What had not come about has not, in the child.
         if method != "commit":
             assert list(vm) == before
+            # A generation never stands for other slots than it did: INVALID is gone.
+            assert (vm.generation > at_fork) is (change in ("delete", "move"))
             assert vm.get_dirty_log(1)[0] == 2
             assert vcpu.lookup(17) == before[1]
             assert vm.gpa_to_hva(17 << 12) == HVA + (1 << 20) + 0x1000
@@ -210,7 +217,8 @@ def test_a_fork_in_the_middle_of_a_change(change: str, method: str) -> None:
     stopped = Stopped(vm, calls[change])
     listener.stopped = stopped
     with stopped:
-        listener.stopped = None
+        at_fork = vm.generation
+        vcpu.lookup(17)
         in_child(work)
     vm.check()
     assert list(vm) != before
@@ -222,33 +230,120 @@ def test_a_fork_in_the_middle_of_a_transaction() -> None:
     kept: list[Transaction] = []
 
     def change(vm: Memslots) -> None:
-        with vm.transaction() as tx:
-            kept.append(tx)
-            tx.delete(0)
-            tx.move(1, 0)
-            tx.create(7, 0x100, 8, HVA, Flags.LOG_DIRTY_PAGES)
-            tx.set_flags(2, 0)
-            stopped.stop()
+        kept[0].__enter__()
+        kept[0].delete(0)
+        kept[0].move(1, 0)
+        kept[0].create(7, 0x100, 8, HVA, Flags.LOG_DIRTY_PAGES)
+        kept[0].set_flags(2, 0)
+        stopped.stop()
+        kept[0].__exit__(None, None, None)
 
     def work() -> None:
         assert list(vm) == before
-        vm.create(8, 0x200, 8, HVA)
-        (tx,) = kept
         with pytest.raises(RuntimeError, match="another thread has begun it"):
-            tx.delete(2)
-        # Letting go of it takes back nothing that is not its own.
+            kept[0].delete(2)
+        # The slots that it was about go, and others take their memory.
+        for id in range(3):
+            vm.delete(id)
+        vm.create(8, 0x200, 64, HVA, Flags.LOG_DIRTY_PAGES)
+        vm.create(9, 0x300, 64, HVA, Flags.LOG_DIRTY_PAGES)
+        vm.mark_dirty(0x200)
+        # Only the list has it: the other thread's frame does not. Letting go of it takes back
+        # nothing that is not its own.
+        assert sys.getrefcount(kept[0]) <= 3
         kept.clear()
-        del tx
         gc.collect()
         vm.check()
-        assert [slot.id for slot in vm] == [0, 1, 2, 8]
+        assert [slot.id for slot in vm] == [8, 9]
+        assert vm.get_dirty_log(8)[0] == 1
+        use(vm)
+
+    kept.append(vm.transaction())
+    stopped = Stopped(vm, change)
+    with stopped:
+        in_child(work)
+    vm.check()
+    assert [slot.id for slot in vm] == [1, 2, 7]
+
+
+def a_transaction_is_dropped_in_a_child() -> None:
+    """In a process of its own, since what may go wrong is the heap."""
+    vm = three()
+    kept = [vm.transaction()]
+
+    def change(vm: Memslots) -> None:
+        kept[0].__enter__()
+        for id in range(3):
+            kept[0].move(id, 0x1000 + 16 * id)
+        stopped.stop()
+        kept[0].__exit__(None, None, None)
+
+    def work() -> None:
+        for id in range(3):
+            vm.delete(id)
+        memory = [bytearray(b"x" * 192) for _ in range(1000)]
+        kept.clear()
+        gc.collect()
+        for id in range(3):
+            vm.create(id, 16 * id, 64 * 16 if id == 2 else 8, HVA, Flags.LOG_DIRTY_PAGES)
+            vm.mark_dirty(16 * id)
+        assert all(piece == b"x" * 192 for piece in memory)
+        assert all(vm.get_dirty_log(id)[0] == 1 for id in range(3))
         use(vm)
 
     stopped = Stopped(vm, change)
     with stopped:
         in_child(work)
     vm.check()
-    assert [slot.id for slot in vm] == [1, 2, 7]
+
+
+def test_a_transaction_is_dropped_in_a_child() -> None:
+    run_fresh(a_transaction_is_dropped_in_a_child)
+
+
+def told_of_a_fork_before_memslots() -> None:
+    """Whoever registers first is told first, and may make a change there and then."""
+    vms = [three(), three()]
+    changed = False
+
+    def change_at_once() -> None:
+        nonlocal changed
+        vms[0].set_flags(0, 0)
+        changed = True
+
+    EARLY.append(change_at_once)
+
+    def work() -> None:
+        assert changed
+        for vm in vms:
+            use(vm)
+
+    listeners = [Listener("prepare"), Listener("prepare")]
+    stops = []
+    for vm, listener in zip(vms, listeners, strict=True):
+        vm.subscribe(listener)
+        stopped = Stopped(vm, lambda vm: vm.delete(1))
+        listener.stopped = stopped
+        stops.append(stopped)
+    with stops[0], stops[1]:
+        in_child(work)
+    for vm in vms:
+        vm.check()
+
+
+def test_told_of_a_fork_before_memslots() -> None:
+    code = f"""
+import os, sys
+EARLY = []
+os.register_at_fork(after_in_child=lambda: [call() for call in EARLY])
+sys.path[:0] = [{str(Path(__file__).parent)!r}]
+import test_fork
+test_fork.EARLY = EARLY
+test_fork.told_of_a_fork_before_memslots()
+"""
+    command = [sys.executable, "-P", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, f"{done.returncode}: {done.stdout}{done.stderr}"
 
 
 def test_the_thread_that_makes_a_change_forks() -> None:

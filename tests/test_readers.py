@@ -67,7 +67,7 @@ def readers_that_are_interrupted() -> None:
     gfns = array("Q", range(128)) * 500
     ended = 0
     end = time.monotonic() + 1
-    while time.monotonic() < end:
+    while time.monotonic() < end or ended < 4:
         there = threading.Event()
 
         def read(there: threading.Event = there) -> None:
@@ -93,7 +93,6 @@ def readers_that_are_interrupted() -> None:
         ended += 1
         change(vm)
     vm.check()
-    assert ended > 3
 
 
 def readers_that_outlive_the_interpreter() -> None:

@@ -48,8 +48,8 @@ cdef inline void dirty_mark(slot *s, gfn_t gfn) noexcept nogil:
     if s.dirty is NULL or s.flags & SLOT_READONLY:
         return
     # A page is written far more often than it is first written: look before taking the line for
-    # writing. Pairs with the exchange in dirty_get and the and in dirty_clear: whoever took the bit
-    # before this look sees what the caller wrote to the page before it; else the bit is set again.
+    # writing. Pairs with the fences at the end of dirty_get and dirty_clear: whoever takes the bit
+    # that is seen here reads what the caller wrote to the page before; else the bit is set again.
     fence()
     if not load_relaxed(&s.dirty[page >> 6]) & bit:
         fetch_or_release(&s.dirty[page >> 6], bit)

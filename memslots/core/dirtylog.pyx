@@ -7,7 +7,7 @@ from libc.stdint cimport uint64_t
 from libc.string cimport memcpy, memset
 
 from memslots.core.alloc cimport alloc_free, alloc_zeroed
-from memslots.core.atomics cimport exchange_acq_rel, fetch_and_acq_rel
+from memslots.core.atomics cimport exchange_acq_rel, fence, fetch_and_acq_rel
 
 cdef extern from *:
     """
@@ -44,6 +44,10 @@ cdef void dirty_get(slot *s, unsigned char *out, bint take) noexcept nogil:
             word = exchange_acq_rel(&s.dirty[i], 0)
         word = le64(word)
         memcpy(out + i * sizeof(word), &word, sizeof(word))
+    if take:
+        # Pairs with the fence of dirty_mark: a writer that still saw its page marked wrote to it
+        # before the caller reads it.
+        fence()
 
 
 cdef void dirty_put(slot *s, const unsigned char *bitmap) noexcept nogil:
@@ -65,3 +69,4 @@ cdef void dirty_clear(
         word = le64(word)
         if word != 0:
             fetch_and_acq_rel(&dirty[i], ~word)
+    fence()  # as in dirty_get

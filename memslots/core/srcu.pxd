@@ -65,8 +65,8 @@ cdef void srcu_clear(srcu *domain) noexcept nogil
 # does nothing. O(readers ever in use at once).
 cdef srcu_reader *srcu_reader_get(srcu *domain) noexcept nogil
 cdef void srcu_reader_put(srcu_reader *reader) noexcept nogil
-# The shared reader of this thread: the same at each call. No two of any SHARED_READERS threads
-# started one after another have the same.
+# The shared reader of this thread: the same at each call. Of threads that ask for the first time
+# one after another, in whatever domain, no SHARED_READERS have one in common.
 cdef srcu_reader *srcu_shared(srcu *domain) noexcept nogil
 # How many sections this thread is in. Counted in a debug build only.
 cdef int *srcu_depth() noexcept nogil

@@ -86,11 +86,21 @@ cdef void update_stage(change *c, slot *next) noexcept nogil
 # `spare`: for all the additions of the transaction to this set; taken by the first that needs it.
 cdef void update_carry(change *c, idtable_spare *spare) noexcept nogil
 cdef void update_unstage(change *c) noexcept nogil
-# In the child of a fork, where the thread that was changing the space is not: makes what readers
-# find all there is. A swap that had begun is ended, what was about to go (INVALID) stays, and the
-# inactive set is made anew; whatever it held is not looked at, nor what the change had got given
-# back. NO_MEMORY: nothing is done. Nobody else may be in the space. O(n log n).
-cdef refusal update_abandon(space *sp) noexcept nogil
+# In the child of a fork, where the thread that was changing the space is not: what readers find is
+# all there is. The inactive set is made anew, whatever it held; a swap that had begun is ended; a
+# slot that was about to go (INVALID) is replaced by a copy that is not. What the other change had
+# got is not given back.
+#
+#     update_abandon_get         all memory; NO_MEMORY: nothing was got. O(n)
+#     update_abandon_begin       both sets hold the same, but for the copy. O(n log n)
+#       wait, update_abandon_end
+#     update_end
+#
+# or, instead of begin, update_abandon_drop: nothing was done.
+cdef refusal update_abandon_get(change *c, space *sp) noexcept nogil
+cdef void update_abandon_drop(change *c) noexcept nogil
+cdef void update_abandon_begin(change *c) noexcept nogil
+cdef void update_abandon_end(change *c) noexcept nogil
 # Frees a slot that no set holds, unless it is one of the two kept; its bitmap, if neither has it.
 cdef void update_discard(slot *s, const slot *kept, const slot *also_kept) noexcept nogil
 

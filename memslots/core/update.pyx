@@ -187,25 +187,59 @@ cdef void update_unstage(change *c) noexcept nogil:
     hold(c, space_inactive(c.sp), c.old)
 
 
-cdef refusal update_abandon(space *sp) noexcept nogil:
+cdef refusal update_abandon_get(change *c, space *sp) noexcept nogil:
     cdef slotset *active = space_active(sp)
-    cdef slotset *set = space_inactive(sp)
-    cdef idtable_spare spare
+    cdef slot *s = slotset_first(active)
     cdef idtable empty
-    cdef slot *s
-    idtable_init(&empty, 0)
-    if idtable_get_spare(&empty, slotset_count(active), &spare) != 0:
-        return NO_MEMORY
-    if active.generation & SWAPPING:
-        space_swap_end(sp)
-    slotset_init(set, set.k)
-    s = slotset_first(active)
-    while s is not NULL:
-        s.flags &= ~<uint32_t>SLOT_INVALID
-        slotset_put(set, NULL, s, &spare)
+    while s is not NULL and not s.flags & SLOT_INVALID:
         s = slotset_step(active, s, 1)
-    idtable_drop_spare(&spare)
+    update_init(c, sp, 0, s)
+    c.new = NULL
+    if s is not NULL:
+        c.id = s.id
+        c.new = slot_new(
+            s.id,
+            s.as_id,
+            s.flags & ~<uint32_t>SLOT_INVALID,
+            s.base_gfn,
+            s.npages,
+            s.userspace_addr,
+        )
+        if c.new is NULL:
+            return NO_MEMORY
+        c.new.dirty = s.dirty
+    idtable_init(&empty, 0)
+    if idtable_get_spare(&empty, slotset_count(active), &c.spare[space_inactive(sp).k]) != 0:
+        update_abandon_drop(c)
+        return NO_MEMORY
     return ALLOWED
+
+
+cdef void update_abandon_drop(change *c) noexcept nogil:
+    slot_free(c.new)
+    idtable_drop_spare(&c.spare[space_inactive(c.sp).k])
+
+
+cdef void update_abandon_begin(change *c) noexcept nogil:
+    cdef slotset *active = space_active(c.sp)
+    cdef slotset *set = space_inactive(c.sp)
+    cdef slot *s = slotset_first(active)
+    slotset_init(set, set.k)
+    while s is not NULL:
+        slotset_put(set, NULL, c.new if s is c.old else s, &c.spare[set.k])
+        s = slotset_step(active, s, 1)
+    c.held[set.k] = c.new
+    c.done = True
+    if active.generation & SWAPPING:
+        space_swap_end(c.sp)
+    if c.new is not NULL:
+        space_swap_begin(c.sp)
+
+
+cdef void update_abandon_end(change *c) noexcept nogil:
+    if c.new is not NULL:
+        space_swap_end(c.sp)
+        hold(c, space_inactive(c.sp), c.new)
 
 
 cdef void update_discard(slot *s, const slot *kept, const slot *also_kept) noexcept nogil:
