@@ -269,8 +269,6 @@ cdef class Transaction(Target):
         cdef refusal why = region_plan(set, r, &p)
         if wants == NO_SLOT and p.old is not NULL and why != TOO_MANY_PAGES:
             why = ID_IN_USE
-        if why == OVERLAPS:
-            why = ALLOWED  # for now: commit looks again
         if why == ALLOWED and (p.kind == CHANGE_CREATE or p.kind == CHANGE_MOVE):
             if region_beyond_max_gfn(&self.m.lim, r):
                 why = BEYOND_MAX_GFN

@@ -31,6 +31,7 @@ from memslots.core.region cimport (
     refusal,
     region,
     region_beyond_max_gfn,
+    region_place,
     region_plan,
 )
 from memslots.core.slot cimport slot, slot_free
@@ -271,6 +272,8 @@ cdef class Writer(Target):
         if why == ALLOWED:
             if p.kind == CHANGE_NONE:
                 return p.kind
+            why = region_place(space_active(sp), r, &p)
+        if why == ALLOWED:
             why = update_get(&c, sp, lim, r, &p)
         if why != ALLOWED:
             raise refusal_error(why, lim, r, &p, "")

@@ -73,10 +73,10 @@ cdef refusal region_plan(const slotset *set, const region *r, plan *out) noexcep
             out.kind = CHANGE_MOVE
         elif r.flags != old.flags:
             out.kind = CHANGE_FLAGS_ONLY
-        else:
-            return ALLOWED
-    if out.kind != CHANGE_FLAGS_ONLY:
-        out.existing = slotset_overlap(set, r.base_gfn, r.npages, old)
-        if out.existing is not NULL:
-            return OVERLAPS
     return ALLOWED
+
+
+cdef refusal region_place(const slotset *set, const region *r, plan *p) noexcept nogil:
+    if p.kind == CHANGE_CREATE or p.kind == CHANGE_MOVE:
+        p.existing = slotset_overlap(set, r.base_gfn, r.npages, p.old)
+    return ALLOWED if p.existing is NULL else OVERLAPS

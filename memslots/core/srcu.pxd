@@ -1,10 +1,10 @@
 """Readers enter and leave without waiting; a writer waits for those who were in before it asked.
 
-A reader counts itself in on a cache line that it does not share with others, one of two counters:
-the turn says which one those use who enter now. A writer that has published something new waits
-until nobody is left who may have read the old: first for stragglers on the counter out of use,
-then, having turned new readers over to that one, for those on the other. New readers never hold it
-up.
+A reader counts itself in on a cache line of its own (or on one of a few, for whoever has none), one
+of two counters: the turn says which one those use who enter now. A writer that has published
+something new waits until nobody is left who may have read the old: first for stragglers on the
+counter out of use, then, having turned new readers over to that one, for those on the other. New
+readers never hold it up.
 
 The order of locks, which a debug build checks:
 
@@ -17,12 +17,10 @@ In a section nobody takes a lock, waits for readers or runs Python code: a write
 from libc.stdint cimport uint64_t
 
 from memslots.core.atomics cimport (
-    fence,
     fence_after_fetch,
     fetch_add,
     fetch_sub_release,
     load_acquire,
-    load_acquire_ptr,
     load_relaxed,
 )
 

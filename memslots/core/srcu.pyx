@@ -11,6 +11,8 @@ from memslots.core.atomics cimport (
     compare_exchange_ptr,
     cpu_relax,
     exchange_acq_rel,
+    fence,
+    load_acquire_ptr,
     store_relaxed,
     store_release,
 )

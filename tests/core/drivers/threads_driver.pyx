@@ -28,12 +28,11 @@ from memslots.core.machine cimport machine, machine_free, machine_new
 from memslots.core.region cimport (
     ALLOWED,
     CHANGE_NONE,
-    OVERLAPS,
     limits,
     plan,
-    refusal,
     region,
     region_check,
+    region_place,
     region_plan,
 )
 from memslots.core.slot cimport (
@@ -375,7 +374,11 @@ cdef wrong change_one(scene *at, region r, bint refuse) noexcept nogil:
     cdef space *sp = at.m.spaces[r.as_id]
     cdef change c
     cdef plan p
-    if region_check(&at.m.lim, &r) != ALLOWED or region_plan(space_active(sp), &r, &p) != ALLOWED:
+    if (
+        region_check(&at.m.lim, &r) != ALLOWED
+        or region_plan(space_active(sp), &r, &p) != ALLOWED
+        or region_place(space_active(sp), &r, &p) != ALLOWED
+    ):
         return REFUSED
     if p.kind == CHANGE_NONE:
         return NOTHING
@@ -431,8 +434,7 @@ cdef wrong stage(scene *at, transaction *tx, region r) noexcept nogil:
     cdef slot *next
     cdef change *c
     cdef plan p
-    cdef refusal why = region_plan(set, &r, &p)
-    if why != ALLOWED and why != OVERLAPS:  # which they may, until the end
+    if region_plan(set, &r, &p) != ALLOWED:
         return REFUSED
     if p.kind == CHANGE_NONE:
         return NOTHING

@@ -12,6 +12,7 @@ from memslots.core.region cimport (
     plan,
     region,
     region_check,
+    region_place,
     region_plan,
 )
 from memslots.core.slot cimport SLOT_INVALID, slot, slot_free
@@ -118,6 +119,7 @@ cdef class Space:
         r.userspace_addr = hva
         assert region_check(&self.lim, &r) == ALLOWED
         assert region_plan(space_active(self.sp), &r, &p) == ALLOWED
+        assert region_place(space_active(self.sp), &r, &p) == ALLOWED
         self.steps = []
         if p.kind == CHANGE_NONE:
             return KINDS[0]
