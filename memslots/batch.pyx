@@ -1,19 +1,10 @@
 """Batch calls. The contract is in batch.pxd."""
 
-import array
-import sys
-
-from cpython.buffer cimport (
-    PyBUF_FORMAT,
-    PyBUF_STRIDES,
-    PyBuffer_IsContiguous,
-    PyBuffer_Release,
-    PyObject_CheckBuffer,
-    PyObject_GetBuffer,
-)
+from cpython.buffer cimport PyBuffer_Release
 from libc.stdint cimport int32_t, uint64_t
 from libc.string cimport memset
 
+from memslots.buffers cimport new_output, take_buffer
 from memslots.core.lookup cimport lookup_hvas, lookup_ids, lookup_mark_dirty
 from memslots.core.srcu cimport srcu_enter, srcu_leave, srcu_reader
 from memslots.core.units cimport hva_t
@@ -24,51 +15,6 @@ cdef enum:
     # batch no writer waits for more: some 20 microseconds, where each of them misses the
     # processor's caches. To enter costs less than one such miss.
     STRETCH = 64
-
-# What an element may be called: C's names for integers of a size differ from system to system.
-cdef dict FORMATS = {"int32": (b"i", b"l"), "uint64": (b"Q", b"L")}
-cdef bytes NATIVE = b"@=<" if sys.byteorder == "little" else b"@=>"
-# An array.array of one zero; multiplied, it is an output of any length.
-cdef dict ZERO = {"int32": array.array("i", [0]), "uint64": array.array("Q", [0])}
-cdef dict SIZES = {"int32": 4, "uint64": 8}
-
-
-cdef int take_buffer(
-    object buffer, str name, str element, bint writable, Py_buffer *view
-) except -1:
-    """Takes hold of a buffer of the named elements. Pair with PyBuffer_Release."""
-    cdef bytes format
-    if not PyObject_CheckBuffer(buffer):
-        raise TypeError(
-            f"{name} must be a buffer of {element} (a numpy array, an array.array or a memoryview),"
-            f" not {type(buffer).__name__!r}"
-        )
-    PyObject_GetBuffer(buffer, view, PyBUF_FORMAT | PyBUF_STRIDES)
-    try:
-        format = view.format if view.format is not NULL else b"B"
-        if view.itemsize != SIZES[element] or format.lstrip(NATIVE) not in FORMATS[element]:
-            raise TypeError(
-                f"{name} must hold {element}, not elements of {view.itemsize} bytes with format"
-                f" {format.decode()!r}"
-            )
-        if not PyBuffer_IsContiguous(view, b"C"):
-            raise ValueError(f"{name} must be C-contiguous")
-        if view.len != 0 and <size_t>view.buf % <size_t>view.itemsize:
-            raise ValueError(f"{name} must be aligned to its elements, of {view.itemsize} bytes")
-        if writable and view.readonly:
-            raise ValueError(f"{name} must be writable")
-    except BaseException:
-        PyBuffer_Release(view)
-        raise
-    return 0
-
-
-cdef object new_output(object given, size_t count, str element):
-    # Whoever has a numpy array has imported numpy; nobody else is made to.
-    cdef object numpy = sys.modules.get("numpy")
-    if numpy is not None and isinstance(given, numpy.ndarray):
-        return numpy.empty(given.shape, dtype=element)
-    return ZERO[element] * count
 
 
 cdef void run(
