@@ -1,14 +1,8 @@
 """Batch calls: many look-ups in one, without the GIL, on buffers that are never copied."""
 
-from memslots.core.lookup cimport vcpu_cache
+from memslots.core.lookup cimport lookup_kind, vcpu_cache
 from memslots.core.machine cimport machine
 from memslots.core.space cimport space
-
-cdef enum batch_kind:
-    LOOKUP_IDS  # gfns to int32 ids
-    TRANSLATE_READ  # gpas to uint64 hvas
-    TRANSLATE_WRITE  # the same, READONLY slots left out
-    MARK_DIRTY  # gfns, no output
 
 # Runs a batch over `given`, any C-contiguous buffer of uint64, which errors call `name`; `own` as
 # in lookup.pxd. The output goes to `out`, a writable buffer of as many elements, or where that is
@@ -16,5 +10,5 @@ cdef enum batch_kind:
 # Gives the output (None for MARK_DIRTY). TypeError for what is no buffer or has other elements,
 # ValueError where a buffer is not contiguous, not writable or not as long as it must be.
 cdef object run_batch(
-    machine *m, space *sp, vcpu_cache *own, batch_kind kind, object given, str name, object out
+    machine *m, space *sp, vcpu_cache *own, lookup_kind kind, object given, str name, object out
 )

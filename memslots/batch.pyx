@@ -5,7 +5,18 @@ from libc.stdint cimport int32_t, uint64_t
 from libc.string cimport memset
 
 from memslots.buffers cimport new_output, take_buffer
-from memslots.core.lookup cimport lookup_hvas, lookup_ids, lookup_mark_dirty
+from memslots.core.atomics cimport load_relaxed
+from memslots.core.index cimport index
+from memslots.core.indexing cimport indexing_current, indexing_make, indexing_pays
+from memslots.core.lookup cimport (
+    LOOKUP_IDS,
+    MARK_DIRTY,
+    lookup_indexed,
+    lookup_kind,
+    lookup_many,
+)
+from memslots.core.slotset cimport slotset, slotset_count
+from memslots.core.space cimport space_active
 from memslots.core.srcu cimport srcu_enter, srcu_leave, srcu_reader
 from memslots.core.units cimport hva_t
 from memslots.sections cimport reader_of, section, section_enter, section_leave
@@ -15,39 +26,55 @@ cdef enum:
     # batch no writer waits for more: some 20 microseconds, where each of them misses the
     # processor's caches. To enter costs less than one such miss.
     STRETCH = 64
+    INDEXED_STRETCH = 512  # the same, where the index answers
 
 
 cdef void run(
     machine *m,
     space *sp,
     vcpu_cache *cache,
-    batch_kind kind,
+    lookup_kind kind,
     const uint64_t *given,
     void *out,
     size_t count,
 ) noexcept nogil:
     """Does a batch stretch by stretch, each from one generation."""
+    cdef size_t width = sizeof(int32_t) if kind == LOOKUP_IDS else sizeof(hva_t)
+    cdef srcu_reader *reader = reader_of(m, cache)
+    cdef bint scattered = False
+    cdef bint hopeful = True  # whether the rest of the batch may count for an index
     cdef size_t begin = 0
     cdef size_t stretch
-    cdef srcu_reader *reader = reader_of(m, cache)
+    cdef uint64_t generation, slots, searches, expected
+    cdef slotset *set
+    cdef const index *ix
     cdef int side
     while begin < count:
-        stretch = min(<size_t>STRETCH, count - begin)
         side = srcu_enter(reader)
-        if kind == LOOKUP_IDS:
-            lookup_ids(sp, cache, given + begin, <int32_t *>out + begin, stretch)
-        elif kind == MARK_DIRTY:
-            lookup_mark_dirty(sp, cache, given + begin, stretch)
-        else:
-            lookup_hvas(
-                sp, cache, given + begin, <hva_t *>out + begin, stretch, kind == TRANSLATE_WRITE
+        set = space_active(sp)
+        ix = indexing_current(sp, set)
+        stretch = min(<size_t>(STRETCH if ix is NULL else INDEXED_STRETCH), count - begin)
+        if ix is not NULL:
+            lookup_indexed(
+                ix, cache, kind, given + begin, <char *>out + begin * width, stretch, &scattered
             )
+            srcu_leave(reader, side)
+            begin += stretch
+            continue
+        searches = cache.misses
+        lookup_many(set, cache, kind, given + begin, <char *>out + begin * width, stretch)
+        searches = cache.misses - searches
+        generation = load_relaxed(&set.generation)
+        slots = slotset_count(set)
         srcu_leave(reader, side)
         begin += stretch
+        expected = searches * ((count - begin) // stretch) if hopeful else 0
+        if searches != 0 and indexing_pays(sp, generation, slots, searches, expected):
+            hopeful = indexing_make(sp, reader)
 
 
 cdef object run_batch(
-    machine *m, space *sp, vcpu_cache *own, batch_kind kind, object given, str name, object out
+    machine *m, space *sp, vcpu_cache *own, lookup_kind kind, object given, str name, object out
 ):
     cdef str element = "int32" if kind == LOOKUP_IDS else "uint64"
     cdef Py_buffer numbers

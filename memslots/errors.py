@@ -116,6 +116,7 @@ PROPERTIES = {
     "P1": "between changes both sets hold the same slots",
     "P2": "between changes bit 63 of the generation is clear",
     "D1": "a slot has a dirty bitmap exactly if it logs, and no bit past its last page",
+    "I1": "an index of the active set's generation holds that set's slots, in gfn order",
 }
 
 

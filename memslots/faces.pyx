@@ -10,10 +10,19 @@ cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 
 from memslots.arguments cimport u32, u64
-from memslots.batch cimport LOOKUP_IDS, TRANSLATE_READ, TRANSLATE_WRITE, batch_kind, run_batch
+from memslots.batch cimport run_batch
 from memslots.core.alloc cimport alloc_free, alloc_lines
 from memslots.core.atomics cimport load_relaxed
-from memslots.core.lookup cimport lookup_gfn, lookup_in, slot_usable, vcpu_cache
+from memslots.core.lookup cimport (
+    LOOKUP_IDS,
+    TRANSLATE_READ,
+    TRANSLATE_WRITE,
+    lookup_gfn,
+    lookup_in,
+    lookup_kind,
+    slot_usable,
+    vcpu_cache,
+)
 from memslots.core.machine cimport machine
 from memslots.core.slot cimport slot, slot_gfn_to_hva
 from memslots.core.slotset cimport (
@@ -218,7 +227,7 @@ cdef class ReadFace:
         -----
         O(m log n) for m addresses; runs without the GIL.
         """
-        cdef batch_kind kind = TRANSLATE_WRITE if write else TRANSLATE_READ
+        cdef lookup_kind kind = TRANSLATE_WRITE if write else TRANSLATE_READ
         return run_batch(self.m, self.sp, self.own, kind, gpas, "gpas", out)
 
     def in_gfn_range(self, start, end):
@@ -436,9 +445,10 @@ cdef class Vcpu(ReadFace):
 
     @property
     def stats(self):
-        """How many look-ups the last-used slot answered, and how many went to the tree (VcpuStats).
+        """How many look-ups the last-used slot answered, and how many had to search (VcpuStats).
 
-        A look-up that finds no slot went to the tree.
+        A look-up that finds no slot had to search; so had those of a batch that are searched for in
+        groups, because few are in the slot of the one before.
         """
         return VcpuStats(load_relaxed(&self.own.hits), load_relaxed(&self.own.misses))
 

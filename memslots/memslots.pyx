@@ -5,12 +5,14 @@ from cpython.buffer cimport PyBUF_SIMPLE, Py_buffer, PyBuffer_Release, PyObject_
 from libc.stdint cimport uint32_t, uint64_t
 
 from memslots.arguments cimport u32, u64
-from memslots.batch cimport MARK_DIRTY, run_batch
+from memslots.batch cimport run_batch
 from memslots.copying cimport restore, state_of
 from memslots.core.invariants cimport HOLDS, check_space, report
-from memslots.core.lookup cimport lookup_mark_dirty
+from memslots.core.dirtylog cimport dirty_mark
+from memslots.core.lookup cimport MARK_DIRTY, lookup_gfn
 from memslots.core.machine cimport MAX_SPACES, machine
 from memslots.core.region cimport limits
+from memslots.core.slot cimport slot as slot_t
 from memslots.core.space cimport space
 from memslots.core.srcu cimport srcu_reader
 from memslots.core.units cimport LAST_GFN, gfn_t
@@ -37,7 +39,7 @@ cdef enum:
 
 # By property_id.
 cdef tuple PROPERTY_NAMES = (
-    "", "R1", "R2", "R3", "R4", "R5", "H1", "S1", "S2", "S3", "S4", "P1", "P2", "D1"
+    "", "R1", "R2", "R3", "R4", "R5", "H1", "S1", "S2", "S3", "S4", "P1", "P2", "D1", "I1"
 )
 
 
@@ -292,7 +294,9 @@ cdef class Memslots(ReadFace):
         cdef gfn_t page = u64(gfn, "gfn")
         cdef space *sp = self.space_of(as_id)
         cdef section at = section_enter(self.m, NULL)
-        lookup_mark_dirty(sp, NULL, &page, 1)
+        cdef slot_t *s = lookup_gfn(sp, NULL, page)
+        if s is not NULL:
+            dirty_mark(s, page)
         section_leave(&at)
 
     def mark_dirty_many(self, gfns, as_id=0):

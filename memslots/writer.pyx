@@ -18,7 +18,9 @@ from libc.stdint cimport uint32_t, uint64_t
 from memslots.core.atomics cimport load_relaxed, store_relaxed
 from memslots.core.debug cimport debug_assert
 from memslots.core.dirtylog cimport dirty_free
-from memslots.core.machine cimport machine, machine_free, machine_new
+from memslots.core.index cimport index, index_free
+from memslots.core.indexing cimport indexing_take
+from memslots.core.machine cimport MAX_SPACES, machine, machine_free, machine_new
 from memslots.core.region cimport (
     ALLOWED,
     BEYOND_MAX_GFN,
@@ -234,13 +236,19 @@ cdef class Writer(Target):
             pass  # the next change tries again, and says so if there still is none
 
     cdef void wait_for_readers(self) noexcept:
-        """Lets the readers that may be in the old set come out.
+        """Lets the readers that may be in the old set, or in its index, come out.
 
         With the GIL these are batch calls only (sections.pxd).
         """
+        cdef index *taken[MAX_SPACES]
+        cdef uint32_t as_id
+        for as_id in range(self.m.lim.nspaces):
+            taken[as_id] = indexing_take(self.m.spaces[as_id])
         if not srcu_idle(&self.m.readers):
             with nogil:
                 srcu_wait(&self.m.readers)
+        for as_id in range(self.m.lim.nspaces):
+            index_free(taken[as_id])
 
     cdef tuple get_subscriptions(self):
         with cython.critical_section(self):

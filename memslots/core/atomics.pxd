@@ -51,6 +51,7 @@ cdef extern from *:
     uint64_t fetch_sub_release "memslots_fetch_sub_release"(uint64_t *, uint64_t) noexcept nogil
     uint64_t fetch_or_release "memslots_fetch_or"(uint64_t *, uint64_t) noexcept nogil
     uint64_t fetch_and_acq_rel "memslots_fetch_and"(uint64_t *, uint64_t) noexcept nogil
+    void *exchange_acq_rel_ptr "memslots_exchange"(void **, void *) noexcept nogil
     uint64_t exchange_acq_rel "memslots_exchange"(uint64_t *, uint64_t) noexcept nogil
     void fence "memslots_fence"() noexcept nogil
     void fence_after_fetch "memslots_fence_after_fetch"() noexcept nogil  # right after a fetch_add

@@ -1,7 +1,7 @@
 """The only checker: walks everything and names the first property that does not hold.
 
 R1 to R5 are stated in rbtree.pxd, H1 in hvatree.pxd, S1 to S4 in slotset.pxd, P1 and P2 in
-space.pxd, D1 in dirtylog.pxd. P3 leaves no trace in a structure at rest; that both sets hold the
+space.pxd, D1 in dirtylog.pxd, I1 in index.pxd. P3 leaves no trace in a structure at rest; that both sets hold the
 very same slots (P1) is what breaking it would break.
 """
 
@@ -25,6 +25,7 @@ cdef enum property_id:
     P1
     P2
     D1
+    I1
 
 # What a check found.
 cdef struct report:
@@ -42,5 +43,5 @@ cdef property_id check_tree(
 ) noexcept nogil
 # H1 for a tree that has R1 to R5. O(n).
 cdef property_id check_greatest(const rb_root *root, const void **where) noexcept nogil
-# Everything, for an address space that no change is under way in. O(n).
+# Everything, for an address space that no change is under way in; batches may be. O(n).
 cdef void check_space(const space *sp, report *out) noexcept nogil

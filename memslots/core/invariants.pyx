@@ -1,11 +1,13 @@
 """The only checker. What it checks is stated where invariants.pxd says."""
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int32_t, uint32_t, uint64_t
 
 from memslots.core.atomics cimport load_relaxed_ptr
 from memslots.core.dirtylog cimport dirty_words
 from memslots.core.hvatree cimport hva_last, hva_node
 from memslots.core.idtable cimport idtable
+from memslots.core.index cimport index, index_hva, index_row
+from memslots.core.indexing cimport indexing_current
 from memslots.core.rbtree cimport (
     RB_BLACK,
     RB_RED,
@@ -224,11 +226,31 @@ cdef void check_set(const slotset *set, report *out) noexcept nogil:
     out.broken = S1 if count != most else check_slots(set, &out.id)
 
 
+cdef property_id check_index(const index *ix, const slotset *active, uint64_t *id) noexcept nogil:
+    """I1."""
+    cdef slot *s = slotset_first(active)
+    cdef const index_row *row
+    cdef uint32_t i
+    if ix.count != slotset_count(active):
+        return I1
+    for i in range(ix.count):
+        row = &ix.rows[i]
+        id[0] = s.id
+        if row.slot is not s or row.base_gfn != s.base_gfn or row.npages != s.npages:
+            return I1
+        if row.id != <int32_t>s.id or row.hva != index_hva(s):
+            return I1
+        s = slotset_step(active, s, 1)
+    id[0] = ~<uint64_t>0
+    return HOLDS
+
+
 cdef void check_space(const space *sp, report *out) noexcept nogil:
     cdef const slotset *active = space_active(sp)
     cdef const slotset *other = &sp.sets[1 - active.k]
     cdef slot *s
     cdef slot *twin
+    cdef const index *ix
     cdef int k
     out.broken = HOLDS
     out.id = ~<uint64_t>0
@@ -254,3 +276,7 @@ cdef void check_space(const space *sp, report *out) noexcept nogil:
     out.id = ~<uint64_t>0
     if active.generation & SWAPPING:
         out.broken = P2
+        return
+    ix = indexing_current(sp, active)
+    if ix is not NULL:
+        out.broken = check_index(ix, active, &out.id)

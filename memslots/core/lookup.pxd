@@ -8,9 +8,10 @@ Whoever calls these keeps the writer from freeing what is found: by being inside
 srcu_leave, or by holding a lock that the writer needs before it frees.
 """
 
-from libc.stdint cimport int32_t, uint64_t
+from libc.stdint cimport uint64_t
 
 from memslots.core.atomics cimport load_relaxed
+from memslots.core.index cimport index
 from memslots.core.slot cimport SLOT_INVALID, SLOT_READONLY, slot, slot_gfn_to_hva, slot_has_gfn
 from memslots.core.slotset cimport slotset, slotset_find, slotset_search
 from memslots.core.space cimport space, space_active
@@ -22,7 +23,7 @@ cdef struct vcpu_cache:
     slot *last_used  # found at `generation`, or NULL; at any other generation it may be gone
     uint64_t generation
     uint64_t hits  # look-ups that last_used answered
-    uint64_t misses  # look-ups that went to the tree
+    uint64_t misses  # look-ups that had to search
     srcu_reader *reader  # its own; NULL: the thread's shared one
 
 
@@ -68,15 +69,31 @@ cdef inline hva_t lookup_hva(slotset *set, vcpu_cache *own, gpa_t gpa, bint writ
     return slot_gfn_to_hva(s, gfn) + (gpa & PAGE_OFFSET_MASK)
 
 
-# The same for `count` of them at once, all from one set: the id or -1, the address or BAD_HVA.
-# `out` may be where the input is.
-cdef void lookup_ids(
-    space *sp, vcpu_cache *own, const gfn_t *gfns, int32_t *out, size_t count
+# What a batch asks of each of its numbers, and what it writes for it.
+cdef enum lookup_kind:
+    LOOKUP_IDS  # gfns to int32 ids, -1 where there is none
+    TRANSLATE_READ  # gpas to uint64 hvas, BAD_HVA where there is none
+    TRANSLATE_WRITE  # the same, READONLY slots left out
+    MARK_DIRTY  # gfns; marks them in the dirty logs of slots that log; writes nothing
+
+# Many at once, all from one set, by way of the vCPU's cache. `out` may be where the input is.
+cdef void lookup_many(
+    slotset *set,
+    vcpu_cache *own,
+    lookup_kind kind,
+    const uint64_t *given,
+    void *out,
+    size_t count,
 ) noexcept nogil
-cdef void lookup_hvas(
-    space *sp, vcpu_cache *own, const gpa_t *gpas, hva_t *out, size_t count, bint write
-) noexcept nogil
-# Marks `count` pages in the dirty logs of their slots, those that log.
-cdef void lookup_mark_dirty(
-    space *sp, vcpu_cache *own, const gfn_t *gfns, size_t count
+# The same of the set's index, at least one; `own` is not NULL. Numbers of one slot, or of one hole, that come one after another are
+# found so; where few do (`scattered`, which this keeps up to date: False to begin with) each is
+# searched for, in groups.
+cdef void lookup_indexed(
+    const index *ix,
+    vcpu_cache *own,
+    lookup_kind kind,
+    const uint64_t *given,
+    void *out,
+    size_t count,
+    bint *scattered,
 ) noexcept nogil

@@ -1,35 +1,260 @@
 """The read side, many look-ups at once. The contract of each function is in lookup.pxd."""
 
+from libc.stdint cimport int32_t, uint32_t, uint64_t
+
 from memslots.core.dirtylog cimport dirty_mark
+from memslots.core.index cimport (
+    INDEX_NO_READ,
+    INDEX_NO_WRITE,
+    index_has_gfn,
+    index_row,
+)
+from memslots.core.search cimport SEARCH_BLOCK, search_block
+from memslots.core.units cimport PAGE_SHIFT
+
+cdef enum:
+    # Where the answer before is tried first, one number in so many may have another: a search by
+    # itself takes as long as some eight in a group.
+    FAR_APART = 8
+    # Where numbers have other answers than the ones before, one in so many is searched for ahead, as
+    # a group: most of the answers that follow are among theirs.
+    AHEAD = 16
+
+# Numbers that have the same answer, counted as a batch counts them (gfns or gpas).
+cdef struct stretch:
+    uint64_t first
+    uint64_t span  # how far the last is from the first
+    const index_row *row  # the slot that has them; NULL: none
 
 
-cdef void lookup_ids(
-    space *sp, vcpu_cache *own, const gfn_t *gfns, int32_t *out, size_t count
+cdef void lookup_many(
+    slotset *set,
+    vcpu_cache *own,
+    lookup_kind kind,
+    const uint64_t *given,
+    void *out,
+    size_t count,
 ) noexcept nogil:
-    cdef slotset *set = space_active(sp)
     cdef slot *s
     cdef size_t i
-    for i in range(count):
-        s = lookup_in(set, own, gfns[i])
-        out[i] = <int32_t>s.id if s is not NULL else -1
+    if kind == LOOKUP_IDS:
+        for i in range(count):
+            s = lookup_in(set, own, given[i])
+            (<int32_t *>out)[i] = <int32_t>s.id if s is not NULL else -1
+    elif kind == MARK_DIRTY:
+        for i in range(count):
+            s = lookup_in(set, own, given[i])
+            if s is not NULL:
+                dirty_mark(s, given[i])
+    else:
+        for i in range(count):
+            (<hva_t *>out)[i] = lookup_hva(set, own, given[i], kind == TRANSLATE_WRITE)
 
 
-cdef void lookup_hvas(
-    space *sp, vcpu_cache *own, const gpa_t *gpas, hva_t *out, size_t count, bint write
+cdef inline int unit_of(lookup_kind kind) noexcept nogil:
+    """How far a gfn is shifted to be what a batch of this kind counts in."""
+    return PAGE_SHIFT if kind == TRANSLATE_READ or kind == TRANSLATE_WRITE else 0
+
+
+cdef inline size_t width_of(lookup_kind kind) noexcept nogil:
+    """The bytes of an answer."""
+    return sizeof(int32_t) if kind == LOOKUP_IDS else sizeof(hva_t)
+
+
+cdef inline hva_t row_base(const index_row *row, lookup_kind kind) noexcept nogil:
+    """What to add to a gpa of the slot for its hva; BAD_HVA where the access may not be."""
+    if row.hva & (INDEX_NO_WRITE if kind == TRANSLATE_WRITE else INDEX_NO_READ):
+        return BAD_HVA
+    return (row.hva & ~<hva_t>PAGE_OFFSET_MASK) - (row.base_gfn << PAGE_SHIFT)
+
+
+cdef inline bint eight_in(const uint64_t *given, uint64_t first, uint64_t span) noexcept nogil:
+    """Without a branch for each."""
+    cdef bint inside = True
+    cdef int i
+    for i in range(8):
+        inside &= given[i] - first <= span
+    return inside
+
+
+cdef size_t in_stretch(const stretch *same, const uint64_t *given, size_t count) noexcept nogil:
+    """How many, from the first on, are in it."""
+    cdef size_t i = 0
+    while i + 8 <= count and eight_in(given + i, same.first, same.span):
+        i += 8
+    while i < count and given[i] - same.first <= same.span:
+        i += 1
+    return i
+
+
+cdef void answer_stretch(
+    const stretch *same, lookup_kind kind, const uint64_t *given, void *out, size_t count
 ) noexcept nogil:
-    cdef slotset *set = space_active(sp)
+    """The answers to numbers that are all in it."""
+    cdef const index_row *row = same.row
+    cdef int32_t id
+    cdef hva_t base
+    cdef size_t i
+    if kind == LOOKUP_IDS:
+        id = row.id if row is not NULL else -1
+        for i in range(count):
+            (<int32_t *>out)[i] = id
+    elif kind == MARK_DIRTY:
+        if row is not NULL:
+            for i in range(count):
+                dirty_mark(row.slot, given[i])
+    else:
+        base = row_base(row, kind) if row is not NULL else BAD_HVA
+        for i in range(count):
+            (<hva_t *>out)[i] = given[i] + base if base != BAD_HVA else BAD_HVA
+
+
+cdef void stretch_at(
+    const index *ix, lookup_kind kind, uint32_t place, gfn_t gfn, stretch *same
+) noexcept nogil:
+    """The slot at a place, or the hole beside it, if the search for `gfn` ended there."""
+    cdef int unit = unit_of(kind)
+    cdef gfn_t first = 0
+    cdef gfn_t last = ~<uint64_t>0 >> unit
+    cdef const index_row *row = &ix.rows[place]
+    same.row = NULL
+    if index_has_gfn(row, gfn):
+        same.row = row
+        first = row.base_gfn
+        last = first + row.npages - 1
+    elif gfn < ix.rows[0].base_gfn:
+        last = ix.rows[0].base_gfn - 1
+    else:
+        first = row.base_gfn + row.npages
+        if place + 1 < ix.count:
+            last = row[1].base_gfn - 1
+    same.first = first << unit
+    same.span = ((last - first) << unit) + ((<uint64_t>1 << unit) - 1)
+
+
+cdef void search_ahead(
+    const index *ix, lookup_kind kind, const uint64_t *given, size_t count, stretch *ahead
+) noexcept nogil:
+    """The stretches of the first number and of each one AHEAD further, to the last."""
+    cdef uint32_t places[SEARCH_BLOCK]
+    cdef gfn_t gfns[SEARCH_BLOCK]
+    cdef size_t n = (count - 1) // AHEAD + 1
+    cdef size_t i
+    for i in range(n):
+        gfns[i] = given[i * AHEAD] >> unit_of(kind)
+    search_block(&ix.keys, gfns, places, n)
+    for i in range(n):
+        stretch_at(ix, kind, places[i], gfns[i], &ahead[i])
+
+
+cdef size_t answer_near(
+    const index *ix,
+    lookup_kind kind,
+    const uint64_t *given,
+    void *out,
+    size_t count,
+    stretch *same,
+    size_t *searches,
+) noexcept nogil:
+    """Tries each number against the answer before; ends where few have the same.
+
+    Gives how many it has answered; `searches`, how many of these had another answer.
+    """
+    cdef size_t width = width_of(kind)
+    cdef stretch ahead[SEARCH_BLOCK]
+    cdef size_t origin = 0  # where the first of `ahead` was
+    cdef size_t known = 0  # how many there are
+    cdef size_t next
+    cdef size_t i = 0
+    cdef size_t n
+    searches[0] = 0
+    count = min(count, <size_t>(SEARCH_BLOCK * AHEAD))
+    while True:
+        n = in_stretch(same, given + i, count - i)
+        answer_stretch(same, kind, given + i, <char *>out + i * width, n)
+        i += n
+        if i == count or searches[0] > FAR_APART + i // FAR_APART:
+            return i
+        searches[0] += 1
+        if known == 0:
+            search_ahead(ix, kind, given + i, count - i, ahead)
+            origin = i
+            known = (count - i - 1) // AHEAD + 1
+        next = (i - origin + AHEAD - 1) // AHEAD
+        if next < known and given[i] - ahead[next].first <= ahead[next].span:
+            same[0] = ahead[next]
+        else:
+            search_ahead(ix, kind, given + i, 1, same)
+
+
+cdef size_t answer_scattered(
+    const index *ix,
+    lookup_kind kind,
+    const uint64_t *given,
+    void *out,
+    size_t count,
+    const index_row **last,
+) noexcept nogil:
+    """Searches for each number; gives how often the place was another than the one before."""
+    cdef uint32_t places[SEARCH_BLOCK]
+    cdef gfn_t gfns[SEARCH_BLOCK]
+    cdef const index_row *row
+    cdef hva_t base
+    cdef size_t changes = 0
     cdef size_t i
     for i in range(count):
-        out[i] = lookup_hva(set, own, gpas[i], write)
+        gfns[i] = given[i] >> unit_of(kind)
+    search_block(&ix.keys, gfns, places, count)
+    if kind == LOOKUP_IDS:
+        for i in range(count):
+            row = &ix.rows[places[i]]
+            (<int32_t *>out)[i] = row.id if index_has_gfn(row, gfns[i]) else -1
+    elif kind == MARK_DIRTY:
+        for i in range(count):
+            row = &ix.rows[places[i]]
+            if index_has_gfn(row, gfns[i]):
+                dirty_mark(row.slot, gfns[i])
+    else:
+        for i in range(count):
+            row = &ix.rows[places[i]]
+            base = row_base(row, kind) if index_has_gfn(row, gfns[i]) else BAD_HVA
+            (<hva_t *>out)[i] = given[i] + base if base != BAD_HVA else BAD_HVA
+    for i in range(1, count):
+        changes += places[i] != places[i - 1]
+    row = &ix.rows[places[count - 1]]
+    last[0] = row if index_has_gfn(row, gfns[count - 1]) else NULL
+    return changes
 
 
-cdef void lookup_mark_dirty(
-    space *sp, vcpu_cache *own, const gfn_t *gfns, size_t count
+cdef void lookup_indexed(
+    const index *ix,
+    vcpu_cache *own,
+    lookup_kind kind,
+    const uint64_t *given,
+    void *out,
+    size_t count,
+    bint *scattered,
 ) noexcept nogil:
-    cdef slotset *set = space_active(sp)
-    cdef slot *s
-    cdef size_t i
-    for i in range(count):
-        s = lookup_in(set, own, gfns[i])
-        if s is not NULL:
-            dirty_mark(s, gfns[i])
+    cdef size_t width = width_of(kind)
+    cdef stretch same
+    cdef const index_row *last = NULL
+    cdef size_t searches, n
+    cdef size_t i = 0
+    search_ahead(ix, kind, given, 1, &same)
+    while i < count:
+        if scattered[0]:
+            n = min(<size_t>SEARCH_BLOCK, count - i)
+            searches = answer_scattered(ix, kind, given + i, <char *>out + i * width, n, &last)
+            own.misses += n
+        else:
+            n = answer_near(
+                ix, kind, given + i, <char *>out + i * width, count - i, &same, &searches
+            )
+            own.hits += n - searches
+            own.misses += searches
+            last = same.row
+        scattered[0] = searches > n // FAR_APART
+        i += n
+    if last is not NULL:
+        own.last_used = last.slot
+        own.generation = ix.generation

@@ -12,6 +12,7 @@ had. Space k of m uses k, k + m, k + 2m, and so on.
 from libc.stdint cimport uint32_t, uint64_t
 
 from memslots.core.atomics cimport load_acquire_ptr, load_relaxed
+from memslots.core.index cimport index_home
 from memslots.core.slotset cimport slotset
 
 cdef extern from *:
@@ -23,6 +24,7 @@ cdef extern from *:
 
 cdef struct space:
     slotset sets[2]
+    index_home index  # of the active set, for batches
     slotset *active  # the set that readers use, one of the two
     uint32_t as_id  # which address space this is
     uint32_t nspaces  # how many there are: what a swap adds to the generation

@@ -3,6 +3,7 @@
 from memslots.core.alloc cimport alloc_free, alloc_lines
 from memslots.core.atomics cimport store_relaxed, store_release_ptr
 from memslots.core.debug cimport debug_assert
+from memslots.core.index cimport index_free
 from memslots.core.slotset cimport slotset_clear, slotset_init
 
 
@@ -22,6 +23,8 @@ cdef void space_free(space *sp) noexcept nogil:
     if sp is not NULL:
         slotset_clear(&sp.sets[0])
         slotset_clear(&sp.sets[1])
+        index_free(sp.index.current)
+        index_free(sp.index.retired)
         alloc_free(sp)
 
 

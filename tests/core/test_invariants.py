@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import random
+from array import array
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ def vm() -> Memslots:
     vm = Memslots(address_spaces=2)
     for id in range(40):
         vm.create(id, 64 * id, 7, 0x10000 * id, Flags.LOG_DIRTY_PAGES if id % 2 else 0, as_id=1)
+    vm.address_space(1).lookup_many(array("Q", range(0, 64 * 40, 5)))  # enough for an index
     vm.check()
     return vm
 
@@ -41,6 +43,8 @@ CASES = [
     ("P2", "P2", False),
     ("D1 flag", "D1", False),
     ("D1 bit", "D1", False),
+    ("I1 row", "I1", False),
+    ("I1 count", "I1", False),
 ]
 
 

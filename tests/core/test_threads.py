@@ -31,5 +31,5 @@ def test_no_thread_sees_a_change_half_made(drivers: Any) -> None:
         check=False,
     )
     assert done.returncode == 0, f"{done.returncode}: {done.stdout}{done.stderr}"
-    # Every thread came to do its part, and the writer did meet readers.
+    # Every thread came to do its part, the writer did meet readers, and batches an index.
     assert all(rounds > 0 for _, rounds in json.loads(done.stdout)), done.stdout

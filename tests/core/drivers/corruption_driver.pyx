@@ -4,6 +4,7 @@
 from libc.stdint cimport uint64_t
 
 from memslots.core.hvatree cimport hva_node
+from memslots.core.index cimport index_row
 from memslots.core.rbtree cimport RB_BLACK, rb_node
 from memslots.core.slot cimport SLOT_INVALID, SLOT_LOG_DIRTY_PAGES, slot
 from memslots.core.slotset cimport slotset, slotset_first, slotset_step
@@ -145,5 +146,13 @@ def broken(face, name, active=True, hva=False):
         s.dirty[i] |= <uint64_t>1 << 63
         yield
         s.dirty[i] = word
+    elif name == "I1 row":
+        (<index_row *>sp.index.current.rows)[1].base_gfn += 1
+        yield
+        (<index_row *>sp.index.current.rows)[1].base_gfn -= 1
+    elif name == "I1 count":
+        sp.index.current.count -= 1
+        yield
+        sp.index.current.count += 1
     else:
         raise ValueError(name)

@@ -13,15 +13,20 @@ from libc.string cimport memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, nanosleep, timespec
 
 from memslots.core.alloc cimport alloc_live
-from memslots.core.atomics cimport load_relaxed, store_relaxed
+from memslots.core.atomics cimport fetch_add, load_relaxed, store_relaxed
 from memslots.core.dirtylog cimport dirty_clear, dirty_free, dirty_get
 from memslots.core.idtable cimport idtable_drop_spare, idtable_get_spare, idtable_spare
 from memslots.core.invariants cimport HOLDS, check_space, report
+from memslots.core.index cimport index, index_free
+from memslots.core.indexing cimport indexing_current, indexing_make, indexing_take
 from memslots.core.lookup cimport (
+    LOOKUP_IDS,
+    MARK_DIRTY,
+    TRANSLATE_WRITE,
     lookup_gfn,
-    lookup_hvas,
-    lookup_ids,
-    lookup_mark_dirty,
+    lookup_indexed,
+    lookup_kind,
+    lookup_many,
     vcpu_cache,
 )
 from memslots.core.machine cimport machine, machine_free, machine_new
@@ -156,6 +161,7 @@ cdef struct scene:
     double end  # by the clock
     uint64_t wrong  # the first of the enum that was seen
     uint64_t waits  # how often the writer found readers to wait for
+    uint64_t indexed  # how often a batch found an index
     gfn_t gfns[TOP]
     gpa_t gpas[TOP]
 
@@ -242,19 +248,35 @@ cdef wrong come_and_go(job *j) noexcept nogil:
     return seen
 
 
-cdef wrong many(job *j) noexcept nogil:
+cdef void batch(
+    job *j, space *sp, lookup_kind kind, const uint64_t *given, void *out
+) noexcept nogil:
+    """The whole range at once, of one set: by its index if there is one."""
     cdef srcu_reader *reader = reader_of(j, j.own)
+    cdef vcpu_cache cache
+    cdef bint scattered = throw(j, 2)
+    cdef int side = srcu_enter(reader)
+    cdef slotset *set = space_active(sp)
+    cdef const index *ix = indexing_current(sp, set)
+    if ix is NULL:
+        lookup_many(set, usable(reader, j.own), kind, given, out, TOP)
+    else:
+        memset(&cache, 0, sizeof(cache))
+        lookup_indexed(ix, &cache, kind, given, out, TOP, &scattered)
+        fetch_add(&j.at.indexed, 1)
+    srcu_leave(reader, side)
+
+
+cdef wrong many(job *j) noexcept nogil:
     cdef space *sp = any_space(j)
     cdef bint begun[TILE_IDS]
     cdef int32_t ids[TOP]
     cdef hva_t hvas[TOP]
-    cdef int side, n
-    side = srcu_enter(reader)
-    lookup_ids(sp, usable(reader, j.own), j.at.gfns, ids, TOP)
-    srcu_leave(reader, side)
-    side = srcu_enter(reader)
-    lookup_hvas(sp, usable(reader, j.own), j.at.gpas, hvas, TOP, True)
-    srcu_leave(reader, side)
+    cdef int n
+    if throw(j, 2):
+        indexing_make(sp, reader_of(j, j.own))
+    batch(j, sp, LOOKUP_IDS, j.at.gfns, ids)
+    batch(j, sp, TRANSLATE_WRITE, j.at.gpas, hvas)
     # All of one set: every page is held, and each slot's pages are in one run, from its first on.
     memset(begun, 0, sizeof(begun))
     for n in range(TOP):
@@ -315,11 +337,7 @@ cdef wrong walk(job *j) noexcept nogil:
 
 
 cdef wrong mark(job *j) noexcept nogil:
-    cdef srcu_reader *reader = reader_of(j, j.own)
-    cdef space *sp = any_space(j)
-    cdef int side = srcu_enter(reader)
-    lookup_mark_dirty(sp, usable(reader, j.own), j.at.gfns, TOP)
-    srcu_leave(reader, side)
+    batch(j, any_space(j), MARK_DIRTY, j.at.gfns, NULL)
     return NOTHING
 
 
@@ -351,9 +369,15 @@ cdef wrong take(job *j) noexcept nogil:
 
 cdef void wait(scene *at) noexcept nogil:
     """As a Memslots' writer does."""
+    cdef index *taken[NSPACES]
+    cdef int n
+    for n in range(NSPACES):
+        taken[n] = indexing_take(at.m.spaces[n])
     if not srcu_idle(&at.m.readers):
         at.waits += 1
         srcu_wait(&at.m.readers)
+    for n in range(NSPACES):
+        index_free(taken[n])
 
 
 cdef region region_of(
@@ -718,4 +742,4 @@ def stress(double seconds):
     assert seen == NOTHING, WRONG[<int>seen]
     assert alloc_live() == live
     rounds = [(role, jobs[n].rounds) for n, (role, _) in enumerate(ROLES)]
-    return [*rounds, ("wait", at.waits)]
+    return [*rounds, ("wait", at.waits), ("indexed", at.indexed)]

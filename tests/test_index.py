@@ -1,0 +1,304 @@
+"""The index that batches make: when it is there, who asks it, that it is never believed too long."""
+
+from __future__ import annotations
+
+import random
+from array import array
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from memslots import BAD_HVA, Flags, Memslots
+
+PAGES = 8
+STEP = 10  # from one slot's first page to the next's: a hole of two pages after each
+MARK = 1 << 20
+KINDS = ("portable", "avx2", "avx512")
+
+
+def make(slots: int, origin: int = 0, **limits: int) -> Memslots:
+    vm = Memslots(max_slots=max(slots, 1) + 1, **limits)
+    for id in range(slots):
+        vm.create(id, origin + id * STEP, PAGES, id << 20, Flags.READONLY if id % 3 == 2 else 0)
+    return vm
+
+
+def indexed(drivers: Any, vm: Memslots, gfns: array[int]) -> str:
+    """Has batches made until there is an index; what searches it."""
+    for _ in range(1000):
+        vm.lookup_many(gfns)
+        kind = drivers("index").current(vm)
+        if kind is not None:
+            return str(kind)
+    raise AssertionError("no index was made")
+
+
+def answer(vm: Memslots, gfn: int) -> int:
+    """By a walk, for which no cache and no index is asked."""
+    found = vm.in_gfn_range(gfn, gfn + 1)
+    return found[0].id if found else -1
+
+
+def scattered(slots: int, count: int, seed: int = 1) -> array[int]:
+    dice = random.Random(seed)
+    return array("Q", [dice.randrange(slots * STEP) for _ in range(count)])
+
+
+def local(slots: int, count: int, seed: int = 1) -> array[int]:
+    dice = random.Random(seed)
+    gfns = [
+        begin * STEP + dice.randrange(STEP if dice.random() < 0.1 else PAGES)
+        for begin in (dice.randrange(slots) for _ in range(count // 40 + 1))
+        for _ in range(40)
+    ]
+    return array("Q", gfns[:count])
+
+
+def expect(vm: Memslots, face: Any, gfns: array[int]) -> None:
+    """All that a batch can be asked, against one walk each."""
+    ids = [answer(vm, gfn) if gfn < 1 << 63 else -1 for gfn in gfns]
+    assert list(face.lookup_many(gfns)) == ids
+    gpas = array("Q", [(gfn << 12 | gfn & 0xFFF) & (1 << 64) - 1 for gfn in gfns])
+    hvas = face.translate(gpas)
+    stores = face.translate(gpas, write=True)
+    for gfn, gpa, hva, store in zip(gfns, gpas, hvas, stores, strict=True):
+        slot = vm.in_gfn_range(gpa >> 12, (gpa >> 12) + 1)
+        there = slot[0].gfn_to_hva(gpa >> 12) + (gfn & 0xFFF) if slot else BAD_HVA
+        assert hva == there
+        assert store == (BAD_HVA if slot and slot[0].flags & Flags.READONLY else there)
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest, drivers: Any) -> Any:
+    driver = drivers("search")
+    try:
+        if not driver.use(request.param):
+            pytest.skip(f"this processor has no {request.param}")
+        yield request.param
+    finally:
+        driver.use(driver.best())
+
+
+@pytest.mark.parametrize("slots", [1, 2, 10, 16, 17, 300])
+@pytest.mark.parametrize("origin", [0, 1000])
+@pytest.mark.parametrize("shape", [scattered, local])
+def test_answers(kind: str, drivers: Any, slots: int, origin: int, shape: Any) -> None:
+    vm = make(slots, origin)
+    gfns = array("Q", [gfn + origin for gfn in shape(slots, 1500)])
+    end = origin + slots * STEP
+    edges = [0, max(origin, 1) - 1, origin, end, 1 << 51, (1 << 52) - 1, (1 << 64) - 1]
+    gfns.extend(array("Q", edges * 3))
+    assert indexed(drivers, vm, gfns) == kind
+    for face in (vm, vm.vcpu()):
+        expect(vm, face, gfns)
+        vm.check()
+    # in place
+    gpas = array("Q", [gfn << 12 & (1 << 64) - 1 for gfn in gfns])
+    wanted = vm.translate(gpas)
+    assert vm.translate(gpas, out=gpas) is gpas
+    assert gpas == wanted
+
+
+def test_gfns_that_lie_far_apart(drivers: Any) -> None:
+    vm = Memslots(max_gfn=(1 << 52) - 2)
+    bases = [0, 3, (1 << 32) + 7, 1 << 40, (1 << 52) - 11]
+    for id, base in enumerate(bases):
+        vm.create(id, base, 2, id << 20)
+    gfns = array("Q", [base + step for base in bases for step in range(-1, 4) if base + step >= 0])
+    assert indexed(drivers, vm, gfns) == "wide"
+    expect(vm, vm, gfns)
+    vm.check()
+
+
+def test_who_asks_the_index(drivers: Any) -> None:
+    """Batches do, by either way; single look-ups never."""
+    index = drivers("index")
+    vm = make(300)
+    vm.lookup_many(scattered(300, 2000))
+    assert index.current(vm)
+    index.mark_ids(vm, MARK)
+    for face in (vm, vm.vcpu(), vm.address_space(0)):
+        for gfns in (scattered(300, 500, 2), local(300, 500, 3), array("Q", [5]), array("Q", [9])):
+            ids = face.lookup_many(gfns)
+            assert list(ids) == [-1 if gfn % STEP >= PAGES else gfn // STEP + MARK for gfn in gfns]
+        assert face.lookup(25).id == 2
+        assert face.in_gfn_range(25, 26)[0].id == 2
+        assert face.gpa_to_hva(25 << 12) == (2 << 20) + (5 << 12)
+    index.mark_ids(vm, -MARK)
+    vm.check()
+
+
+def test_a_vcpu_counts_what_was_near(drivers: Any) -> None:
+    vm = make(300)
+    vm.lookup_many(scattered(300, 2000))
+    assert drivers("index").current(vm)
+    near, far = vm.vcpu(), vm.vcpu()
+    near.lookup_many(array("Q", [5, 6, 7, 0] * 250))
+    assert near.stats == (1000, 0) or near.stats == (999, 1)
+    gfns = scattered(300, 1000, 5)
+    far.lookup_many(gfns)
+    assert sum(far.stats) == 1000
+    assert far.stats.misses > 900
+    # The next single look-up finds what the batch found last.
+    hits = near.stats.hits
+    assert near.lookup(3) is vm[0]
+    assert near.stats.hits == hits + 1
+
+
+def test_it_is_made_when_it_pays(drivers: Any) -> None:
+    index = drivers("index")
+    vm = make(2000)
+    assert list(vm.lookup_many(scattered(2000, 20))) and not index.is_kept(vm)
+    for _ in range(20):
+        vm.lookup_many(array("Q", [5] * 1000))  # the tree is searched once
+    assert not index.is_kept(vm)
+    # What small batches search adds up.
+    batches = 0
+    while index.current(vm) is None:
+        vm.lookup_many(scattered(2000, 20, batches))
+        batches += 1
+        assert batches < 100
+    assert batches > 5
+    # A large one does not wait for that.
+    vm.delete(0)
+    assert index.current(vm) is None
+    vcpu = vm.vcpu()
+    vcpu.lookup_many(scattered(2000, 5000))
+    assert index.current(vm)
+
+
+def test_dirty_marks_by_the_index(drivers: Any) -> None:
+    vm = Memslots()
+    for id in range(50):
+        vm.create(id, id * 100, 80, id << 20, Flags.LOG_DIRTY_PAGES if id % 2 else 0)
+    for shape in (scattered, local):
+        gfns = array("Q", [gfn % 5000 for gfn in shape(500, 3000)])
+        vm.mark_dirty_many(gfns)
+        assert drivers("index").current(vm)
+        marked = {gfn for gfn in gfns if gfn // 100 % 2 and gfn % 100 < 80}
+        got = set()
+        for id in range(1, 50, 2):
+            log = int.from_bytes(vm.get_dirty_log(id), "little")
+            got |= {id * 100 + page for page in range(80) if log >> page & 1}
+        assert got == marked
+
+
+def test_a_change_drops_it(drivers: Any) -> None:
+    index = drivers("index")
+    vm = make(40)
+    gfns = scattered(45, 1000)
+    changes = [
+        lambda: vm.create(40, 400, PAGES, 40 << 20),
+        lambda: vm.move(40, 420),
+        lambda: vm.set_flags(40, Flags.LOG_DIRTY_PAGES),
+        lambda: vm.delete(40),
+    ]
+    for change in changes:
+        indexed(drivers, vm, gfns)
+        change()
+        assert not index.is_kept(vm)
+        expect(vm, vm, gfns)
+        vm.check()
+    with vm.transaction() as tx:
+        vm.lookup_many(gfns)
+        tx.delete(3)
+        assert index.current(vm)  # nothing has changed for readers yet
+        assert list(vm.lookup_many(gfns)) == [answer(vm, gfn) for gfn in gfns]
+    assert not index.is_kept(vm)
+    expect(vm, vm, gfns)
+    vm.check()
+
+
+def test_a_change_elsewhere_leaves_it(drivers: Any) -> None:
+    index = drivers("index")
+    vm = make(40, address_spaces=2)
+    vm.create(1, 0, 5, 0, as_id=1)
+    vm.lookup_many(scattered(40, 1000))
+    vm.delete(1, as_id=1)
+    assert index.current(vm)
+    vm.check()
+
+
+def test_listeners_batches_see_invalid(drivers: Any) -> None:
+    """The index of the moment in which a slot is about to go says so."""
+    vm = make(40)
+    seen = []
+
+    class Listener:
+        def prepare(self, change: Any, old: Any, new: Any) -> None:
+            gfns = array("Q", range(400))
+            indexed(drivers, vm, gfns)
+            hvas = vm.translate(array("Q", [gfn << 12 for gfn in gfns]))
+            seen.append((hvas[25], hvas[35] != BAD_HVA))
+            raise ValueError("no")
+
+    with vm.subscribe(Listener()), pytest.raises(ValueError, match="no"):
+        vm.delete(2)
+    assert seen == [(BAD_HVA, True)]
+    expect(vm, vm, scattered(40, 1000))
+    vm.check()
+
+
+def test_no_slots_no_index(drivers: Any) -> None:
+    vm = Memslots()
+    assert set(vm.lookup_many(array("Q", range(10_000)))) == {-1}
+    assert not drivers("index").is_kept(vm)
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_random_slots_and_batches(drivers: Any, data: st.DataObject) -> None:
+    vm = Memslots(max_slots=500)
+    gfn = data.draw(st.integers(0, 1 << 34))
+    first = gfn
+    for id in range(data.draw(st.integers(1, 60))):
+        gfn += data.draw(st.sampled_from([0, 0, 1, 5, 1 << 20]))
+        npages = data.draw(st.integers(1, 40))
+        vm.create(id, gfn, npages, id << 30, data.draw(st.sampled_from([0, Flags.READONLY])))
+        gfn += npages
+    inside = st.integers(max(0, first - 3), gfn + 3)
+    some = data.draw(st.lists(st.one_of(inside, inside, st.integers(0, (1 << 64) - 1)), min_size=1))
+    repeats = data.draw(st.integers(1, 70))
+    gfns = array("Q", [gfn for gfn in some for _ in range(repeats)])
+    indexed(drivers, vm, gfns)
+    expect(vm, vm.vcpu(), gfns)
+    vm.check()
+
+
+def test_no_memory_for_it(drivers: Any) -> None:
+    """Then the tree answers, and nothing is lost."""
+    alloc = drivers("alloc")
+    gfns = scattered(300, 3000)
+    for nth in range(1, 10):
+        vm = make(300)
+        wanted = [answer(vm, gfn) for gfn in gfns]
+        live, asked = alloc.live(), alloc.asked()
+        alloc.fail_nth(nth)
+        try:
+            assert list(vm.lookup_many(gfns)) == wanted
+        finally:
+            alloc.fail_nth(0)
+        vm.check()
+        made = drivers("index").current(vm) is not None
+        if made and alloc.asked() - asked < nth:
+            break
+        # What was got for an index that was not made has been given back; later batches may make one.
+        assert made or alloc.live() == live
+        assert list(vm.lookup_many(gfns)) == wanted
+        vm.check()
+    else:
+        raise AssertionError("the last allocation was not reached")
+
+
+def test_its_memory_is_given_back(drivers: Any) -> None:
+    alloc = drivers("alloc")
+    live = alloc.live()
+    vm = make(300)
+    for seed in range(20):
+        indexed(drivers, vm, scattered(300, 1000, seed))
+        vm.set_flags(0, seed & 1)
+    indexed(drivers, vm, scattered(300, 1000))
+    del vm
+    assert alloc.live() == live
