@@ -23,7 +23,7 @@ class ReadFace:
     """
 
     def __reduce__(self) -> tuple[object, ...]: ...
-    def lookup(self, gfn: SupportsIndex) -> Slot | None:
+    def lookup(self, gfn: SupportsIndex, /) -> Slot | None:
         """The slot that holds a guest page.
 
         O(log n), O(1) where the last-used slot holds it; allocates nothing.

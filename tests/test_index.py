@@ -1,4 +1,4 @@
-"""The index that batches make: when it is there, who asks it, that it is never believed too long."""
+"""The index that batches make: when it is there, who asks it, that it is not believed too long."""
 
 from __future__ import annotations
 
@@ -284,7 +284,7 @@ def test_no_memory_for_it(drivers: Any) -> None:
         made = drivers("index").current(vm) is not None
         if made and alloc.asked() - asked < nth:
             break
-        # What was got for an index that was not made has been given back; later batches may make one.
+        # What was got for an index that was not made has been given back.
         assert made or alloc.live() == live
         assert list(vm.lookup_many(gfns)) == wanted
         vm.check()
