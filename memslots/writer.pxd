@@ -7,16 +7,16 @@ run while it is held, and so does the body of a transaction. The order of locks 
 Not installed: Cython code outside goes through memslots.pxd.
 """
 
-from cpython.pythread cimport PyThread_type_lock
 from libc.stdint cimport uint64_t
 
 from memslots.core.region cimport limits
 from memslots.core.slot cimport slot
 from memslots.core.update cimport change
+from memslots.lock cimport writer_lock
 from memslots.verbs cimport Target
 
 cdef class Writer(Target):
-    cdef PyThread_type_lock lock  # held by the thread that is changing something
+    cdef writer_lock lock  # held by the thread that is changing something
     cdef uint64_t writer  # that thread's ident; 0: none. Written by whoever holds the lock
     # goes up by one whenever a thread becomes the writer. Written by whoever holds the lock
     cdef uint64_t tenure

@@ -4,14 +4,7 @@ import os
 import weakref
 
 cimport cython
-from cpython.exc cimport PyErr_CheckSignals
-from cpython.pythread cimport (
-    PyThread_allocate_lock,
-    PyThread_free_lock,
-    PyThread_get_thread_ident,
-    PyThread_release_lock,
-    PyThread_type_lock,
-)
+from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.ref cimport Py_INCREF, Py_XDECREF, PyObject
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -58,6 +51,15 @@ from memslots.core.update cimport (
     update_revert_end,
 )
 from memslots.listeners cimport ask_prepare, tell_commit, tell_invalidate
+from memslots.lock cimport (
+    lock_clear,
+    lock_forget,
+    lock_init,
+    lock_is_held,
+    lock_release,
+    lock_try,
+    lock_wait,
+)
 from memslots.records cimport slot_record
 from memslots.refusals cimport refusal_error
 from memslots.verbs cimport NO_SLOT, change_record, demand
@@ -70,16 +72,6 @@ from memslots.errors import busy
 cdef uint64_t forks = 0
 # Every Writer there is.
 cdef object WRITERS = weakref.WeakSet()
-
-
-cdef extern from "pythread.h":
-    # Of this header, what Cython's own cpython.pythread leaves out.
-    ctypedef enum PyLockStatus:
-        PY_LOCK_ACQUIRED
-        PY_LOCK_INTR
-    PyLockStatus PyThread_acquire_lock_timed(
-        PyThread_type_lock lock, long long microseconds, int interruptible
-    ) noexcept nogil
 
 
 cdef extern from "pthread.h":
@@ -139,8 +131,7 @@ cdef class Writer(Target):
 
     cdef int own_machine(self, const limits *lim) except -1:
         self.subscriptions = ()
-        self.lock = PyThread_allocate_lock()
-        cdef machine *m = machine_new(lim) if self.lock is not NULL else NULL
+        cdef machine *m = machine_new(lim) if lock_init(&self.lock) == 0 else NULL
         if m is NULL:
             raise MemoryError("no memory for the address spaces")
         self.m = m
@@ -156,8 +147,7 @@ cdef class Writer(Target):
         if self.m is not NULL:
             free_slots(self.m)
             machine_free(self.m)
-        if self.lock is not NULL:
-            PyThread_free_lock(self.lock)
+        lock_clear(&self.lock)
 
     cdef bint is_mine(self) noexcept:
         # Another thread may be writing this; but nobody else writes this thread's ident.
@@ -169,13 +159,9 @@ cdef class Writer(Target):
         self.after_fork()
         if self.is_mine():
             raise busy(what)
-        cdef PyLockStatus got = PyThread_acquire_lock_timed(self.lock, 0, 0)
-        while got != PY_LOCK_ACQUIRED:
+        if not lock_try(&self.lock):
             # Nothing is begun yet: a signal may end the wait.
-            with nogil:
-                got = PyThread_acquire_lock_timed(self.lock, -1, 1)
-            if got == PY_LOCK_INTR:
-                PyErr_CheckSignals()
+            lock_wait(&self.lock)
         store_relaxed(&self.writer, <uint64_t>PyThread_get_thread_ident())
         self.tenure += 1
         if self.torn:
@@ -188,7 +174,7 @@ cdef class Writer(Target):
 
     cdef void leave(self) noexcept:
         store_relaxed(&self.writer, 0)
-        PyThread_release_lock(self.lock)
+        lock_release(&self.lock)
 
     cdef int abandon(self) except -1:
         """Abandons the change of a thread that is not in this process."""
@@ -211,22 +197,15 @@ cdef class Writer(Target):
 
     cdef void after_fork(self) noexcept:
         """In the child of a fork: a thread that is not here holds nothing any more."""
-        cdef PyThread_type_lock lock
         if self.forks == forks:
             return
         self.forks = forks
         srcu_forget(&self.m.readers)
         if self.is_mine():
             return  # the thread that forked; it goes on with its change, here as well
-        if PyThread_acquire_lock_timed(self.lock, 0, 0) == PY_LOCK_ACQUIRED:
-            PyThread_release_lock(self.lock)
+        if not lock_is_held(&self.lock):
             return
-        # Not given back: a system's lock may have been in the middle of something.
-        lock = PyThread_allocate_lock()
-        if lock is not NULL:
-            self.lock = lock
-        else:
-            PyThread_release_lock(self.lock)
+        lock_forget(&self.lock)
         store_relaxed(&self.writer, 0)
         self.torn = True
         try:

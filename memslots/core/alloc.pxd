@@ -10,13 +10,17 @@ cdef enum:
 cdef void *alloc_zeroed(size_t size) noexcept nogil
 # The same in whole cache lines of their own, for structs that are laid out by the line. O(size).
 cdef void *alloc_lines(size_t size) noexcept nogil
+# For those who hand out memory that they have got before: whether this once, they must not, as
+# alloc_fail_nth has it.
+cdef bint alloc_refused() noexcept nogil
 # Gives back what either of them gave; NULL is allowed and does nothing.
 cdef void alloc_free(void *memory) noexcept nogil
 
 # How many pieces of memory are handed out and not given back, in this process.
 cdef int64_t alloc_live() noexcept nogil
-# Makes the `nth` allocation from now (1 is the next) give NULL, once; 0 takes the order back. For
+# Makes the `nth` allocation from now (1 is the next) give NULL or be refused, once; 0 takes the order back. For
 # tests.
 cdef void alloc_fail_nth(int64_t nth) noexcept nogil
-# How many allocations were asked for since the process began. For tests.
+# How many allocations were asked for since the process began; of several at once some may not be
+# counted. For tests.
 cdef int64_t alloc_asked() noexcept nogil

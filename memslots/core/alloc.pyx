@@ -12,13 +12,14 @@ cdef uint64_t asked = 0  # asked for, ever
 cdef uint64_t fail_at = 0  # the value of `asked` at which to give NULL; 0: never
 
 
-cdef bint must_fail() noexcept nogil:
-    """Counts a request; whether it is the one that alloc_fail_nth named."""
-    return fetch_add(&asked, 1) + 1 == load_relaxed(&fail_at)
+cdef bint alloc_refused() noexcept nogil:
+    cdef uint64_t number = load_relaxed(&asked) + 1
+    store_relaxed(&asked, number)
+    return number == load_relaxed(&fail_at)
 
 
 cdef void *alloc_zeroed(size_t size) noexcept nogil:
-    cdef void *memory = NULL if must_fail() else calloc(1, size)
+    cdef void *memory = NULL if alloc_refused() else calloc(1, size)
     if memory is not NULL:
         fetch_add(&live, 1)
     return memory
@@ -28,7 +29,7 @@ cdef void *alloc_lines(size_t size) noexcept nogil:
     cdef void *memory = NULL
     # Whole lines: two structs that different threads write never share one.
     size = (size + CACHE_LINE - 1) & ~<size_t>(CACHE_LINE - 1)
-    if must_fail() or posix_memalign(&memory, CACHE_LINE, size) != 0:
+    if alloc_refused() or posix_memalign(&memory, CACHE_LINE, size) != 0:
         return NULL
     memset(memory, 0, size)
     fetch_add(&live, 1)

@@ -47,6 +47,9 @@ cdef extern from *:
     bint compare_exchange_ptr "memslots_compare_exchange"(
         void **, void **expected, void *wanted
     ) noexcept nogil
+    bint compare_exchange "memslots_compare_exchange"(
+        uint64_t *, uint64_t *expected, uint64_t wanted
+    ) noexcept nogil
     uint64_t fetch_add "memslots_fetch_add"(uint64_t *, uint64_t) noexcept nogil
     uint64_t fetch_sub_release "memslots_fetch_sub_release"(uint64_t *, uint64_t) noexcept nogil
     uint64_t fetch_or_release "memslots_fetch_or"(uint64_t *, uint64_t) noexcept nogil

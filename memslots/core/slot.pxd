@@ -9,6 +9,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from memslots.core.alloc cimport CACHE_LINE
 from memslots.core.hvatree cimport hva_node
+from memslots.core.pool cimport pool, pool_chunk
 from memslots.core.rbtree cimport rb_node
 from memslots.core.units cimport PAGE_SHIFT, gfn_t, hva_t
 
@@ -37,10 +38,14 @@ cdef struct slot:
     uint64_t *dirty
     # what the owner of the sets keeps with the slot (writer.pyx: its Slot, a reference)
     void *record
+    pool_chunk *chunk  # what its memory is from
 
 
+# Memory for slots.
+cdef void slot_pool_init(pool *p) noexcept nogil
 # A slot that no set holds, without dirty log and record, or NULL: no memory.
 cdef slot *slot_new(
+    pool *p,
     uint32_t id,
     uint32_t as_id,
     uint32_t flags,

@@ -1,6 +1,7 @@
 """The slot. Its layout and the contract of each function are in slot.pxd."""
 
-from memslots.core.alloc cimport CACHE_LINE, alloc_free, alloc_lines
+from memslots.core.alloc cimport CACHE_LINE
+from memslots.core.pool cimport pool_get, pool_init, pool_put
 
 cdef extern from *:
     """
@@ -16,13 +17,22 @@ cdef extern from *:
         _Static_assert(offsetof(__typeof__(*(s)), last_hva) \\
                        == offsetof(__typeof__(*(s)), userspace_addr) + 8, \\
                        "hvatree wants the last byte's address behind the first's"); \\
-        _Static_assert(sizeof(*(s)) <= 3 * (line), "a slot is three cache lines"); \\
+        _Static_assert(sizeof(*(s)) <= 3 * (line), "a slot is in three cache lines"); \\
     } while (0)
     """
     void check_layout "MEMSLOTS_CHECK_LAYOUT"(slot *, int) noexcept nogil
 
 
+cdef enum:
+    SLOT_LINES = 3
+
+
+cdef void slot_pool_init(pool *p) noexcept nogil:
+    pool_init(p, SLOT_LINES * CACHE_LINE)
+
+
 cdef slot *slot_new(
+    pool *p,
     uint32_t id,
     uint32_t as_id,
     uint32_t flags,
@@ -30,9 +40,14 @@ cdef slot *slot_new(
     uint64_t npages,
     hva_t userspace_addr,
 ) noexcept nogil:
-    cdef slot *s = <slot *>alloc_lines(sizeof(slot))
+    cdef pool_chunk *chunk
+    cdef slot *s = <slot *>pool_get(p, &chunk)
     check_layout(s, CACHE_LINE)
+    # The nodes are written by the sets that take it.
     if s is not NULL:
+        s.chunk = chunk
+        s.dirty = NULL
+        s.record = NULL
         s.base_gfn = base_gfn
         s.npages = npages
         s.userspace_addr = userspace_addr
@@ -44,4 +59,5 @@ cdef slot *slot_new(
 
 
 cdef void slot_free(slot *s) noexcept nogil:
-    alloc_free(s)
+    if s is not NULL:
+        pool_put(s.chunk, s)

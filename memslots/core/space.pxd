@@ -13,6 +13,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from memslots.core.atomics cimport load_acquire_ptr, load_relaxed
 from memslots.core.index cimport index_home
+from memslots.core.pool cimport pool
 from memslots.core.slotset cimport slotset
 
 cdef extern from *:
@@ -26,13 +27,15 @@ cdef struct space:
     slotset sets[2]
     index_home index  # of the active set, for batches
     slotset *active  # the set that readers use, one of the two
+    pool slots  # what the slots are taken from; the writer's
     uint32_t as_id  # which address space this is
     uint32_t nspaces  # how many there are: what a swap adds to the generation
 
 
 # An empty address space, or NULL: no memory.
 cdef space *space_new(uint32_t as_id, uint32_t nspaces) noexcept nogil
-# Gives back the space's own memory; the slots in it are not its own. NULL does nothing.
+# Gives back the space's own memory; the slots in it are the caller's, to free before. NULL does
+# nothing.
 cdef void space_free(space *sp) noexcept nogil
 
 # Makes the inactive set the active one. Then wait for the readers (srcu_wait), then space_swap_end;

@@ -4,6 +4,8 @@ from memslots.core.alloc cimport alloc_free, alloc_lines
 from memslots.core.atomics cimport store_relaxed, store_release_ptr
 from memslots.core.debug cimport debug_assert
 from memslots.core.index cimport index_free
+from memslots.core.pool cimport pool_clear
+from memslots.core.slot cimport slot_pool_init
 from memslots.core.slotset cimport slotset_clear, slotset_init
 
 
@@ -12,6 +14,7 @@ cdef space *space_new(uint32_t as_id, uint32_t nspaces) noexcept nogil:
     if sp is not NULL:
         slotset_init(&sp.sets[0], 0)
         slotset_init(&sp.sets[1], 1)
+        slot_pool_init(&sp.slots)
         sp.active = &sp.sets[0]
         sp.active.generation = as_id
         sp.as_id = as_id
@@ -25,6 +28,7 @@ cdef void space_free(space *sp) noexcept nogil:
         slotset_clear(&sp.sets[1])
         index_free(sp.index.current)
         index_free(sp.index.retired)
+        pool_clear(&sp.slots)
         alloc_free(sp)
 
 

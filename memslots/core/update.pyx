@@ -45,12 +45,16 @@ cdef void begin(change *c, slot *s) noexcept nogil:
     space_swap_begin(c.sp)
 
 
-cdef slot *make_slot(const limits *lim, const region *r, const slot *before) noexcept nogil:
+cdef slot *make_slot(
+    space *sp, const limits *lim, const region *r, const slot *before
+) noexcept nogil:
     """The slot that a region asks for, with its dirty log (D1), or NULL: no memory.
 
     A log that stays on keeps the bitmap of `before`, the slot whose place it takes, if any.
     """
-    cdef slot *s = slot_new(r.id, r.as_id, r.flags, r.base_gfn, r.npages, r.userspace_addr)
+    cdef slot *s = slot_new(
+        &sp.slots, r.id, r.as_id, r.flags, r.base_gfn, r.npages, r.userspace_addr
+    )
     if s is NULL or not r.flags & SLOT_LOG_DIRTY_PAGES:
         return s
     if before is not NULL and before.dirty is not NULL:
@@ -70,7 +74,13 @@ cdef bint get_invalid(change *c) noexcept nogil:
     """
     cdef slot *old = c.old
     c.invalid = slot_new(
-        old.id, old.as_id, old.flags | SLOT_INVALID, old.base_gfn, old.npages, old.userspace_addr
+        &c.sp.slots,
+        old.id,
+        old.as_id,
+        old.flags | SLOT_INVALID,
+        old.base_gfn,
+        old.npages,
+        old.userspace_addr,
     )
     if c.invalid is NULL:
         return False
@@ -101,7 +111,7 @@ cdef refusal update_get(
     c.kind = p.kind
     c.new = NULL
     if p.kind != CHANGE_DELETE:
-        c.new = make_slot(lim, r, p.old)
+        c.new = make_slot(sp, lim, r, p.old)
         got = c.new is not NULL
     if got and (p.kind == CHANGE_DELETE or p.kind == CHANGE_MOVE):
         got = get_invalid(c)
@@ -155,7 +165,7 @@ cdef refusal update_stage_get(
     idtable_drop_spare(&c.spare[set.k])
     if before is NULL and idtable_get_spare(&set.ids, 1, &c.spare[set.k]) != 0:
         return NO_MEMORY
-    next[0] = make_slot(lim, r, before)
+    next[0] = make_slot(c.sp, lim, r, before)
     return ALLOWED if next[0] is not NULL else NO_MEMORY
 
 
@@ -198,6 +208,7 @@ cdef refusal update_abandon_get(change *c, space *sp) noexcept nogil:
     if s is not NULL:
         c.id = s.id
         c.new = slot_new(
+            &sp.slots,
             s.id,
             s.as_id,
             s.flags & ~<uint32_t>SLOT_INVALID,

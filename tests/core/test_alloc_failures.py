@@ -224,7 +224,7 @@ def test_everything_is_given_back(drivers: Any) -> None:
     for id in range(100):
         vm.create(id, id, 1, 0, LOG, as_id=id % 2)
     vcpu = vm.vcpu()
-    assert alloc.live() > live + 200
+    assert alloc.live() > live + 100  # a bitmap for each slot, and what the slots are in
     del vm
     assert len(vcpu) == 50  # the Vcpu keeps its Memslots
     del vcpu
