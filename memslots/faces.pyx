@@ -47,7 +47,7 @@ from memslots.core.units cimport (
 )
 from memslots.refusals cimport check_as_id
 from memslots.sections cimport section, section_enter, section_leave
-from memslots.walks cimport extent, records, set_extent
+from memslots.walks cimport extent, overlaps, records, set_extent
 
 from memslots.errors import NoSuchSlotError, NotMappedError, ReadOnlyError
 from memslots.records import Slot, VcpuStats
@@ -285,24 +285,9 @@ cdef class ReadFace:
         O(log n + k) for k slots that do not overlap in host memory, never more than O(k log n).
         """
         cdef extent e
-        cdef hva_t first
-        cdef hva_t last
-        cdef hva_t hva
         if not set_extent(&e, True, start, end):
             return []
-        cdef list found = records(self.m, self.sp, self.own, &e)
-        cdef Py_ssize_t i
-        for i in range(len(found)):
-            record = found[i]
-            hva = record.userspace_addr
-            first = max(e.first, hva) - hva
-            last = min(e.last - hva, record.memory_size - 1)
-            found[i] = (
-                record,
-                record.base_gfn + (first >> PAGE_SHIFT),
-                record.base_gfn + (last >> PAGE_SHIFT) + 1,
-            )
-        return found
+        return overlaps(self.m, self.sp, self.own, &e)
 
     def get(self, id, default=None):
         """The slot of an id, or `default`. O(1)."""

@@ -19,3 +19,5 @@ cdef bint set_extent(extent *e, bint by_hva, object start, object end) except -1
 # The Slots that a walk takes in, by base_gfn or by userspace_addr; `own` as in sections.pxd.
 # O(log n + k).
 cdef list records(machine *m, const space *sp, vcpu_cache *own, const extent *e)
+# The same with the gfns of each that the extent touches: (Slot, start, end), half-open.
+cdef list overlaps(machine *m, const space *sp, vcpu_cache *own, const extent *e)

@@ -4,13 +4,14 @@ The contract of each function is in walks.pxd.
 """
 
 from cpython.list cimport PyList_New, PyList_SET_ITEM
-from cpython.ref cimport Py_XDECREF, Py_XINCREF, PyObject
+from cpython.ref cimport Py_INCREF, Py_XDECREF, Py_XINCREF, PyObject
+from libc.string cimport memcpy
 
 from memslots.arguments cimport u64
 from memslots.core.alloc cimport alloc_free, alloc_zeroed
 from memslots.core.lookup cimport vcpu_cache
 from memslots.core.machine cimport machine
-from memslots.core.slot cimport slot
+from memslots.core.slot cimport slot, slot_end_gfn
 from memslots.core.slotset cimport (
     slotset,
     slotset_first_from,
@@ -19,7 +20,18 @@ from memslots.core.slotset cimport (
     slotset_step,
 )
 from memslots.core.space cimport space, space_active
+from memslots.core.units cimport PAGE_SHIFT, gfn_t
 from memslots.sections cimport section, section_enter, section_leave
+
+cdef enum:
+    FEW = 16  # for so many no memory is needed beside the list
+
+# What a walk has come by.
+cdef struct held_slot:
+    PyObject *record  # a reference
+    # the part of it that is in the extent; by gfn, all of it
+    gfn_t start
+    gfn_t end
 
 
 cdef inline slot *walk_first(const slotset *set, const extent *e) noexcept:
@@ -50,10 +62,25 @@ cdef bint set_extent(extent *e, bint by_hva, object start, object end) except -1
     return True
 
 
-cdef list records(machine *m, const space *sp, vcpu_cache *own, const extent *e):
-    # A list can only be made when its length is known, and making it may run Python code: so the
-    # records wait here meanwhile, with a reference to each.
-    cdef PyObject **held = NULL
+cdef inline void note(held_slot *at, const slot *s, const extent *e) noexcept:
+    """Takes hold of a slot's record, with the gfns of it that are in the extent."""
+    at.record = <PyObject *>s.record
+    Py_XINCREF(at.record)
+    at.start = s.base_gfn
+    at.end = slot_end_gfn(s)
+    if e.by_hva:
+        if e.first > s.userspace_addr:
+            at.start += (e.first - s.userspace_addr) >> PAGE_SHIFT
+        if e.last < s.last_hva:
+            at.end = s.base_gfn + ((e.last - s.userspace_addr) >> PAGE_SHIFT) + 1
+
+
+cdef list walk(machine *m, const space *sp, vcpu_cache *own, const extent *e, bint with_gfns):
+    """The Slots, or each with its gfns in the extent."""
+    # A list can only be made when its length is known, and making it may run Python code: so what
+    # goes into it waits here meanwhile.
+    cdef held_slot few[FEW]
+    cdef held_slot *held = few
     cdef size_t count = 0
     cdef size_t n = 0
     cdef slot *s
@@ -62,28 +89,50 @@ cdef list records(machine *m, const space *sp, vcpu_cache *own, const extent *e)
     cdef const slotset *set = space_active(sp)
     s = walk_first(set, e)
     while s is not NULL:
+        if count < FEW:
+            note(&few[count], s, e)
+            n += 1
         count += 1
         s = walk_next(set, e, s)
-    if count != 0:
-        held = <PyObject **>alloc_zeroed(count * sizeof(PyObject *))
-    if held is not NULL:
-        s = walk_first(set, e)
-        while s is not NULL:
-            held[n] = <PyObject *>s.record
-            Py_XINCREF(held[n])
-            n += 1
-            s = walk_next(set, e, s)
+    if count > FEW:
+        held = <held_slot *>alloc_zeroed(count * sizeof(held_slot))
+        if held is not NULL:
+            memcpy(held, few, sizeof(few))
+            s = walk_first(set, e)
+            count = 0
+            while s is not NULL:
+                if count >= FEW:
+                    note(&held[count], s, e)
+                    n += 1
+                count += 1
+                s = walk_next(set, e, s)
+        else:
+            held = few
     section_leave(&at)
-    if n != count:
-        raise MemoryError("no memory for the list of slots")
     try:
+        if n != count:
+            raise MemoryError("no memory for the list of slots")
         found = PyList_New(count)
-        while n > 0:  # each reference goes from here to the list
+        while n > 0:
+            item = <object>held[n - 1].record
+            if with_gfns:
+                item = (item, held[n - 1].start, held[n - 1].end)
+            Py_INCREF(item)
+            PyList_SET_ITEM(found, n - 1, item)
             n -= 1
-            PyList_SET_ITEM(found, n, <object>held[n])
+            Py_XDECREF(held[n].record)
     finally:
         while n > 0:
             n -= 1
-            Py_XDECREF(held[n])
-        alloc_free(held)
+            Py_XDECREF(held[n].record)
+        if held is not few:
+            alloc_free(held)
     return found
+
+
+cdef list records(machine *m, const space *sp, vcpu_cache *own, const extent *e):
+    return walk(m, sp, own, e, False)
+
+
+cdef list overlaps(machine *m, const space *sp, vcpu_cache *own, const extent *e):
+    return walk(m, sp, own, e, True)

@@ -207,13 +207,10 @@ cdef rb_node *rb_step(const rb_node *node, int side) noexcept nogil:
     return other
 
 
-cdef void rb_insert(rb_root *root, rb_node *node) noexcept nogil:
-    cdef uint64_t key = rb_key(root, node)
-    cdef rb_node *parent = NULL
-    cdef rb_node **link = &root.node
-    while link[0] is not NULL:
-        parent = link[0]
-        link = &parent.child[rb_key(root, parent) <= key]
+cdef void link_at(
+    rb_root *root, rb_node *parent, rb_node **link, rb_node *node
+) noexcept nogil:
+    """Hangs a node below `parent`, by the one link that is NULL where it belongs."""
     node.child[0] = NULL
     node.child[1] = NULL
     node.parent_and_color = <size_t>parent | RB_RED
@@ -222,6 +219,26 @@ cdef void rb_insert(rb_root *root, rb_node *node) noexcept nogil:
         root.refresh(root, node)
         refresh_up(root, parent)
     rebalance_insert(root, node)
+
+
+cdef void rb_insert(rb_root *root, rb_node *node) noexcept nogil:
+    cdef uint64_t key = rb_key(root, node)
+    cdef rb_node *parent = NULL
+    cdef rb_node **link = &root.node
+    while link[0] is not NULL:
+        parent = link[0]
+        link = &parent.child[rb_key(root, parent) <= key]
+    link_at(root, parent, link, node)
+
+
+cdef void rb_insert_after(rb_root *root, rb_node *before, rb_node *node) noexcept nogil:
+    # What `before` has after it has no child on side 0: either of the two has room.
+    cdef rb_node *parent = before
+    cdef rb_node **link = &root.node if before is NULL else &before.child[1]
+    while link[0] is not NULL:
+        parent = link[0]
+        link = &parent.child[0]
+    link_at(root, parent, link, node)
 
 
 cdef void rb_erase(rb_root *root, rb_node *node) noexcept nogil:

@@ -42,6 +42,9 @@ cdef void slotset_clear(slotset *set) noexcept nogil
 # idtable_get_spare(&set.ids, ...) for it. Cannot fail. O(log n); a replacement O(1) in the trees
 # where base_gfn, or the host range, stays.
 cdef void slotset_put(slotset *set, slot *old, slot *new, idtable_spare *spare) noexcept nogil
+# The same where the other set of the space holds `new` already, and otherwise what this one does.
+# The places are known from there.
+cdef void slotset_follow(slotset *set, slot *old, slot *new, idtable_spare *spare) noexcept nogil
 # A slot other than `except_for` (may be NULL) that has a gfn in [base_gfn, base_gfn + npages), or
 # NULL. O(log n).
 cdef slot *slotset_overlap(

@@ -8,7 +8,7 @@ from libc.stdint cimport uint64_t
 
 from memslots.core.alloc cimport CACHE_LINE
 from memslots.core.debug cimport debug_assert
-from memslots.core.hvatree cimport hva_init
+from memslots.core.hvatree cimport hva_init, hva_node
 from memslots.core.idtable cimport (
     idtable_add,
     idtable_clear,
@@ -17,7 +17,14 @@ from memslots.core.idtable cimport (
     idtable_replace,
     idtable_spare,
 )
-from memslots.core.rbtree cimport rb_erase, rb_init, rb_insert, rb_replace
+from memslots.core.rbtree cimport (
+    rb_erase,
+    rb_init,
+    rb_insert,
+    rb_insert_after,
+    rb_replace,
+    rb_step,
+)
 
 
 cdef extern from *:
@@ -57,7 +64,33 @@ cdef bint is_held(const slotset *set, const slot *old, const slot *new) noexcept
     return slotset_by_id(set, old.id if old is not NULL else new.id) is old
 
 
-cdef void slotset_put(slotset *set, slot *old, slot *new, idtable_spare *spare) noexcept nogil:
+cdef void insert_gfn(slotset *set, slot *new, bint follows) noexcept nogil:
+    cdef int k = set.k
+    cdef slot *before
+    if not follows:
+        rb_insert(&set.gfn_tree, &new.gfn_node[k])
+        return
+    before = slot_of_gfn_node(rb_step(&new.gfn_node[1 - k], 0), 1 - k)
+    rb_insert_after(
+        &set.gfn_tree, &before.gfn_node[k] if before is not NULL else NULL, &new.gfn_node[k]
+    )
+
+
+cdef void insert_hva(slotset *set, slot *new, bint follows) noexcept nogil:
+    cdef int k = set.k
+    cdef slot *before
+    if not follows:
+        rb_insert(&set.hva_tree, &new.hva_node[k].rb)
+        return
+    before = slot_of_hva_node(<hva_node *>rb_step(&new.hva_node[1 - k].rb, 0), 1 - k)
+    rb_insert_after(
+        &set.hva_tree, &before.hva_node[k].rb if before is not NULL else NULL, &new.hva_node[k].rb
+    )
+
+
+cdef void put(
+    slotset *set, slot *old, slot *new, idtable_spare *spare, bint follows
+) noexcept nogil:
     cdef int k = set.k
     # One call each: only so the compiler's preprocessor can leave the condition out.
     debug_assert(is_held(set, old, new), b"slotset_put: the set holds just what is to go")
@@ -65,8 +98,8 @@ cdef void slotset_put(slotset *set, slot *old, slot *new, idtable_spare *spare) 
     if set.last_used is old:
         set.last_used = NULL
     if old is NULL:
-        rb_insert(&set.gfn_tree, &new.gfn_node[k])
-        rb_insert(&set.hva_tree, &new.hva_node[k].rb)
+        insert_gfn(set, new, follows)
+        insert_hva(set, new, follows)
         idtable_add(&set.ids, new, spare)
         set.npages += new.npages
     elif new is NULL:
@@ -79,14 +112,22 @@ cdef void slotset_put(slotset *set, slot *old, slot *new, idtable_spare *spare) 
             rb_replace(&set.gfn_tree, &old.gfn_node[k], &new.gfn_node[k])
         else:
             rb_erase(&set.gfn_tree, &old.gfn_node[k])
-            rb_insert(&set.gfn_tree, &new.gfn_node[k])
+            insert_gfn(set, new, follows)
         if new.userspace_addr == old.userspace_addr:
             rb_replace(&set.hva_tree, &old.hva_node[k].rb, &new.hva_node[k].rb)
         else:
             rb_erase(&set.hva_tree, &old.hva_node[k].rb)
-            rb_insert(&set.hva_tree, &new.hva_node[k].rb)
+            insert_hva(set, new, follows)
         idtable_replace(&set.ids, old, new)
         set.npages += new.npages - old.npages
+
+
+cdef void slotset_put(slotset *set, slot *old, slot *new, idtable_spare *spare) noexcept nogil:
+    put(set, old, new, spare, False)
+
+
+cdef void slotset_follow(slotset *set, slot *old, slot *new, idtable_spare *spare) noexcept nogil:
+    put(set, old, new, spare, True)
 
 
 cdef slot *slotset_overlap(

@@ -16,6 +16,7 @@ from memslots.core.slotset cimport (
     slotset,
     slotset_count,
     slotset_first,
+    slotset_follow,
     slotset_init,
     slotset_put,
     slotset_step,
@@ -139,8 +140,10 @@ cdef void update_apply_begin(change *c) noexcept nogil:
 
 
 cdef void update_apply_end(change *c) noexcept nogil:
+    cdef slotset *set = space_inactive(c.sp)
     space_swap_end(c.sp)
-    hold(c, space_inactive(c.sp), c.new)
+    slotset_follow(set, c.held[set.k], c.new, &c.spare[set.k])
+    c.held[set.k] = c.new
 
 
 cdef void update_revert_begin(change *c) noexcept nogil:

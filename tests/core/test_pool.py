@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ def test_pieces_are_apart_and_aligned(drivers: Any, size: int) -> None:
     pool = drivers("pool").Pool(size)
     addresses = sorted(pool.address(pool.get()) for _ in range(500))
     assert all(address % 64 == 0 for address in addresses)
-    assert all(b - a >= size for a, b in zip(addresses, addresses[1:], strict=False))
+    assert all(b - a >= size for a, b in pairwise(addresses))
 
 
 def test_a_piece_given_back_is_the_next(drivers: Any) -> None:
