@@ -7,7 +7,7 @@ from libc.string cimport memcpy
 from memslots.arguments cimport u32, u64
 from memslots.core.alloc cimport alloc_free, alloc_zeroed
 from memslots.core.idtable cimport idtable_drop_spare, idtable_get_spare, idtable_spare
-from memslots.core.machine cimport MAX_SPACES
+from memslots.core.machine cimport MAX_SPACES, machine
 from memslots.core.region cimport (
     ALLOWED,
     BEYOND_MAX_GFN,
@@ -59,6 +59,7 @@ from memslots.verbs cimport (
     Target,
     change_record,
     demand,
+    region_from_slot,
     verb_create,
     verb_delete,
     verb_move,
@@ -119,6 +120,7 @@ cdef class Transaction(Target):
 
     cdef object owner  # the Memslots, which keeps the machine
     cdef Writer writer
+    cdef machine *m  # whose slots are changed
     cdef uint64_t tenure  # the writer's, from when the transaction was begun
     cdef progress state
     # a method is at work: what it runs in between (a finalizer, say) may not begin another
@@ -257,6 +259,13 @@ cdef class Transaction(Target):
         """
         return self.tenure == self.writer.tenure
 
+    cdef object find(self, region *r):
+        cdef slot_t *s = slotset_by_id(self.slots(r.as_id), r.id)
+        if s is NULL:
+            return None
+        region_from_slot(r, s)
+        return <object>s.record
+
     cdef slotset *slots(self, uint32_t as_id) noexcept:
         return space_inactive(self.m.spaces[as_id])
 
@@ -266,7 +275,7 @@ cdef class Transaction(Target):
         cdef slot_t *before
         cdef change *c
         cdef plan p
-        cdef refusal why = region_plan(set, r, &p)
+        cdef refusal why = region_plan(slotset_by_id(set, r.id), r, &p)
         if wants == NO_SLOT and p.old is not NULL and why != TOO_MANY_PAGES:
             why = ID_IN_USE
         if why == ALLOWED and (p.kind == CHANGE_CREATE or p.kind == CHANGE_MOVE):
@@ -472,4 +481,5 @@ cdef object transaction_of(object owner, Writer writer):
     tx.owner = owner
     tx.writer = writer
     tx.m = writer.m
+    tx.lim = writer.lim
     return tx

@@ -19,3 +19,6 @@ cdef bint set_extent(extent *e, bint by_hva, object start, object end) except -1
 # The Slots that a walk takes in, by base_gfn or by userspace_addr; `own` as in sections.pxd.
 # O(log n + k).
 cdef list records(machine *m, const space *sp, vcpu_cache *own, const extent *e)
+# Makes a list of Slots, from a walk by host address, a list of what it takes in of each: (slot,
+# start_gfn, end_gfn). Gives the same list.
+cdef list cut(list found, const extent *e)

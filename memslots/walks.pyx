@@ -19,6 +19,7 @@ from memslots.core.slotset cimport (
     slotset_step,
 )
 from memslots.core.space cimport space, space_active
+from memslots.core.units cimport PAGE_SHIFT, hva_t
 from memslots.sections cimport section, section_enter, section_leave
 
 
@@ -86,4 +87,22 @@ cdef list records(machine *m, const space *sp, vcpu_cache *own, const extent *e)
             n -= 1
             Py_XDECREF(held[n])
         alloc_free(held)
+    return found
+
+
+cdef list cut(list found, const extent *e):
+    cdef hva_t first
+    cdef hva_t last
+    cdef hva_t hva
+    cdef Py_ssize_t i
+    for i in range(len(found)):
+        record = found[i]
+        hva = record.userspace_addr
+        first = max(e.first, hva) - hva
+        last = min(e.last - hva, record.memory_size - 1)
+        found[i] = (
+            record,
+            record.base_gfn + (first >> PAGE_SHIFT),
+            record.base_gfn + (last >> PAGE_SHIFT) + 1,
+        )
     return found

@@ -10,12 +10,14 @@ Not installed: Cython code outside goes through memslots.pxd.
 from cpython.pythread cimport PyThread_type_lock
 from libc.stdint cimport uint64_t
 
+from memslots.core.machine cimport machine
 from memslots.core.region cimport limits
 from memslots.core.slot cimport slot
 from memslots.core.update cimport change
 from memslots.verbs cimport Target
 
 cdef class Writer(Target):
+    cdef machine *m  # whose slots are changed; its own
     cdef PyThread_type_lock lock  # held by the thread that is changing something
     cdef uint64_t writer  # that thread's ident; 0: none. Written by whoever holds the lock
     # goes up by one whenever a thread becomes the writer. Written by whoever holds the lock
