@@ -1,14 +1,18 @@
 """Batch calls: many look-ups in one, without the GIL, on buffers that are never copied."""
 
-from memslots.core.lookup cimport lookup_kind, vcpu_cache
+from memslots.core.lookup cimport LOOKUP_IDS, MARK_DIRTY, lookup_kind, vcpu_cache
 from memslots.core.machine cimport machine
 from memslots.core.space cimport space
 
-# Runs a batch over `given`, any C-contiguous buffer of uint64, which errors call `name`; `own` as
-# in lookup.pxd. The output goes to `out`, a writable buffer of as many elements, or where that is
-# None to an array made anew: numpy's, of the shape of `given`, for numpy, otherwise an array.array.
-# Gives the output (None for MARK_DIRTY). TypeError for what is no buffer or has other elements,
-# ValueError where a buffer is not contiguous, not writable or not as long as it must be.
+# Runs a batch; what it takes and gives is said of take_batch in buffers.pxd, `own` in lookup.pxd.
+# Gives the output (None for MARK_DIRTY).
 cdef object run_batch(
     machine *m, space *sp, vcpu_cache *own, lookup_kind kind, object given, str name, object out
 )
+
+
+cdef inline str kind_element(lookup_kind kind):
+    """The type of an answer's element; None: there is none."""
+    if kind == LOOKUP_IDS:
+        return "int32"
+    return "uint64" if kind != MARK_DIRTY else None

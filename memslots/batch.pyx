@@ -1,10 +1,9 @@
 """Batch calls. The contract is in batch.pxd."""
 
-from cpython.buffer cimport PyBuffer_Release
 from libc.stdint cimport int32_t, uint64_t
 from libc.string cimport memset
 
-from memslots.buffers cimport new_output, take_buffer
+from memslots.buffers cimport buffers, release_batch, take_batch
 from memslots.core.atomics cimport load_relaxed
 from memslots.core.index cimport index
 from memslots.core.indexing cimport indexing_current, indexing_make, indexing_pays
@@ -76,15 +75,13 @@ cdef void run(
 cdef object run_batch(
     machine *m, space *sp, vcpu_cache *own, lookup_kind kind, object given, str name, object out
 ):
-    cdef str element = "int32" if kind == LOOKUP_IDS else "uint64"
-    cdef Py_buffer numbers
-    cdef Py_buffer results
-    cdef size_t count
+    cdef buffers taken
     cdef section at
     # A copy of the face's cache, since another thread may use the face meanwhile; without one, a
     # cache for this batch.
     cdef vcpu_cache cache
     memset(&cache, 0, sizeof(cache))
+    out = take_batch(given, name, kind_element(kind), out, &taken)
     if own is not NULL:
         cache.reader = own.reader
         at = section_enter(m, own)
@@ -92,25 +89,9 @@ cdef object run_batch(
             cache.last_used = own.last_used
             cache.generation = own.generation
         section_leave(&at)
-    take_buffer(given, name, "uint64", False, &numbers)
-    # PyBuffer_Release leaves one alone that nobody took hold of
-    memset(&results, 0, sizeof(results))
-    try:
-        count = numbers.len // numbers.itemsize
-        if kind != MARK_DIRTY:
-            if out is None:
-                out = new_output(given, count, element)
-            take_buffer(out, "out", element, True, &results)
-            if <size_t>(results.len // results.itemsize) != count:
-                raise ValueError(
-                    f"out must have {count} elements, as {name} has,"
-                    f" not {results.len // results.itemsize}"
-                )
-        with nogil:
-            run(m, sp, &cache, kind, <const uint64_t *>numbers.buf, results.buf, count)
-    finally:
-        PyBuffer_Release(&results)
-        PyBuffer_Release(&numbers)
+    with nogil:
+        run(m, sp, &cache, kind, <const uint64_t *>taken.numbers.buf, taken.results.buf, taken.count)
+    release_batch(&taken)
     if own is not NULL:
         at = section_enter(m, own)
         if at.own is not NULL:

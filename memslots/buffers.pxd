@@ -3,12 +3,17 @@
 Not installed: Cython code outside goes through memslots.pxd.
 """
 
-# Takes hold of a C-contiguous buffer of elements, "int32" or "uint64", which errors call `name`.
-# Pair with PyBuffer_Release. TypeError for what is no buffer or has other elements, ValueError
-# where it is not contiguous, not aligned, or is to be written and is read-only.
-cdef int take_buffer(
-    object buffer, str name, str element, bint writable, Py_buffer *view
-) except -1
-# A new array of `count` elements for what is worked out from `given`: numpy's, of the shape of
-# `given`, where that is numpy's; otherwise an array.array.
-cdef object new_output(object given, size_t count, str element)
+cdef struct buffers:
+    Py_buffer numbers  # uint64
+    Py_buffer results  # as many elements; its buf is NULL where there is no output
+    size_t count
+
+
+# Takes hold of `given`, a C-contiguous buffer of uint64, which errors call `name`, and of `out`, a
+# writable one of as many elements of the type `element` ("int32" or "uint64"; None: there is no
+# output). Where `out` is None one is made: numpy's, of the shape of `given`, where that is numpy's;
+# otherwise an array.array. Gives the output. Pair with release_batch. TypeError for what is no
+# buffer or has other elements, ValueError where one is not contiguous, not aligned, not writable or
+# not as long as it must be.
+cdef object take_batch(object given, str name, str element, object out, buffers *taken)
+cdef void release_batch(buffers *taken) noexcept

@@ -11,6 +11,7 @@ from cpython.buffer cimport (
     PyObject_CheckBuffer,
     PyObject_GetBuffer,
 )
+from libc.string cimport memset
 
 # What an element may be called: C's names for integers of a size differ from system to system.
 cdef dict FORMATS = {"int32": (b"i", b"l"), "uint64": (b"Q", b"L")}
@@ -55,3 +56,29 @@ cdef object new_output(object given, size_t count, str element):
     if numpy is not None and isinstance(given, numpy.ndarray):
         return numpy.empty(given.shape, dtype=element)
     return ZERO[element] * count
+
+
+cdef object take_batch(object given, str name, str element, object out, buffers *taken):
+    # PyBuffer_Release leaves one alone that nobody took hold of
+    memset(taken, 0, sizeof(buffers))
+    take_buffer(given, name, "uint64", False, &taken.numbers)
+    try:
+        taken.count = taken.numbers.len // taken.numbers.itemsize
+        if element is not None:
+            if out is None:
+                out = new_output(given, taken.count, element)
+            take_buffer(out, "out", element, True, &taken.results)
+            if <size_t>(taken.results.len // taken.results.itemsize) != taken.count:
+                raise ValueError(
+                    f"out must have {taken.count} elements, as {name} has,"
+                    f" not {taken.results.len // taken.results.itemsize}"
+                )
+    except BaseException:
+        release_batch(taken)
+        raise
+    return out
+
+
+cdef void release_batch(buffers *taken) noexcept:
+    PyBuffer_Release(&taken.results)
+    PyBuffer_Release(&taken.numbers)

@@ -45,28 +45,42 @@ cdef int restore_space(Writer writer, uint32_t as_id, object state) except -1:
         )
         if log is not None:
             put_log(writer.m, record.id, as_id, log)
-    # Nobody else has seen this machine yet, so no cache holds one of its generations; and there
-    # must be room to go on.
-    if last % sp.nspaces != as_id or last >= SWAPPING >> 1:
-        raise ValueError(f"address space {as_id} cannot have generation {last:#x}")
+    # Nobody else has seen this machine yet, so no cache holds one of its generations.
+    check_generation(as_id, sp.nspaces, last)
     sp.active.generation = last
     return 0
 
 
-cdef tuple state_of(object vm):
-    limits = {
+cdef int check_generation(uint32_t as_id, uint32_t nspaces, uint64_t generation) except -1:
+    # There must be room to go on.
+    if generation % nspaces != as_id or generation >= SWAPPING >> 1:
+        raise ValueError(f"address space {as_id} cannot have generation {generation:#x}")
+    return 0
+
+
+cdef int check_spaces(uint32_t nspaces, object spaces) except -1:
+    if len(spaces) != nspaces:
+        raise ValueError(f"{len(spaces)} address spaces where there are {nspaces}")
+    return 0
+
+
+cdef dict limits_of(object vm):
+    return {
         "max_slots": vm.max_slots,
         "address_spaces": vm.address_spaces,
         "max_gfn": vm.max_gfn,
         "max_hva": vm.max_hva,
         "manual_dirty_log": vm.manual_dirty_log,
     }
-    return limits, [space_state(vm.address_space(as_id)) for as_id in range(vm.address_spaces)]
+
+
+cdef tuple state_of(object vm):
+    spaces = [space_state(vm.address_space(as_id)) for as_id in range(vm.address_spaces)]
+    return limits_of(vm), spaces
 
 
 cdef int restore(Writer writer, object spaces) except -1:
-    if len(spaces) != writer.m.lim.nspaces:
-        raise ValueError(f"{len(spaces)} address spaces where there are {writer.m.lim.nspaces}")
+    check_spaces(writer.m.lim.nspaces, spaces)
     for as_id, state in enumerate(spaces):
         restore_space(writer, as_id, state)
     return 0

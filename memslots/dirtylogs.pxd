@@ -24,3 +24,17 @@ cdef int clear_log(
 # Makes the dirty log of a slot what get_log once gave of one as large, in a machine that no other
 # thread has. ValueError where it cannot have been.
 cdef int put_log(const machine *m, uint32_t id, uint32_t as_id, bytes log) except -1
+
+# What these say and check, for others that keep slots.
+
+# Why a slot's dirty log cannot be had; a `record` of None: there is no slot.
+cdef object no_log(uint32_t id, uint32_t as_id, object record)
+# What is wrong with the first page, or with all the pages, of a clear_log; or None.
+cdef str wrong_first(uint64_t first)
+cdef str wrong_pages(
+    object record, uint64_t npages, uint64_t first, uint64_t pages, Py_ssize_t bitmap_len
+)
+# The error for that.
+cdef object cannot_clear(uint32_t id, uint32_t as_id, str wrong)
+# ValueError where a slot of so many pages cannot have had this log.
+cdef int check_log(uint32_t id, uint64_t npages, bytes log) except -1

@@ -24,7 +24,6 @@ cdef slot *find_slot(const machine *m, uint32_t id, uint32_t as_id) noexcept nog
 
 
 cdef object no_log(uint32_t id, uint32_t as_id, object record):
-    """Why a slot's dirty log cannot be had; None: there is no slot."""
     if record is None:
         text = f"there is no slot {id} in address space {as_id}"
     else:
@@ -62,10 +61,19 @@ cdef bytearray get_log(machine *m, uint32_t id, uint32_t as_id, bint take):
         size = needed
 
 
+cdef object cannot_clear(uint32_t id, uint32_t as_id, str wrong):
+    return InvalidRegionError(
+        errno.EINVAL, f"clear_dirty_log, slot {id} of address space {as_id}: {wrong}"
+    )
+
+
+cdef str wrong_first(uint64_t first):
+    return f"first_page {first} is not a multiple of 64" if first & 63 else None
+
+
 cdef str wrong_pages(
     object record, uint64_t npages, uint64_t first, uint64_t pages, Py_ssize_t bitmap_len
 ):
-    """What is wrong with the pages of a clear_dirty_log, or None."""
     if first > npages or pages > npages - first:
         return f"pages [{first}, {int(first) + pages}) are not all in {record}"
     if pages & 63 and first + pages != npages:
@@ -88,10 +96,8 @@ cdef int clear_log(
     cdef bint done
     cdef section at
     cdef slot *s
-    cdef str wrong = None
+    cdef str wrong = wrong_first(first)
     check_id(&m.lim, id, as_id)
-    if first & 63:
-        wrong = f"first_page {first} is not a multiple of 64"
     # Twice at least: what is wrong is said outside the section.
     while wrong is None:
         record = None  # let go of outside the section
@@ -109,9 +115,15 @@ cdef int clear_log(
             raise no_log(id, as_id, record)
         wrong = wrong_pages(record, npages, first, pages, bitmap.len)
         checked = npages
-    raise InvalidRegionError(
-        errno.EINVAL, f"clear_dirty_log, slot {id} of address space {as_id}: {wrong}"
-    )
+    raise cannot_clear(id, as_id, wrong)
+
+
+cdef int check_log(uint32_t id, uint64_t npages, bytes log) except -1:
+    if <uint64_t>len(log) != 8 * dirty_words(npages):
+        raise ValueError(f"slot {id} cannot have a dirty log of {len(log)} bytes")
+    if npages & 63 and int.from_bytes(log[len(log) - 8 :], "little") >> (npages & 63):
+        raise ValueError(f"slot {id}: its dirty log marks pages that it does not have")
+    return 0
 
 
 cdef int put_log(const machine *m, uint32_t id, uint32_t as_id, bytes log) except -1:
@@ -119,10 +131,6 @@ cdef int put_log(const machine *m, uint32_t id, uint32_t as_id, bytes log) excep
     cdef slot *s = find_slot(m, id, as_id)
     if s is NULL or s.dirty is NULL:
         raise no_log(id, as_id, None if s is NULL else <object>s.record)
-    cdef uint64_t npages = s.npages
-    if <uint64_t>len(log) != 8 * dirty_words(npages):
-        raise ValueError(f"slot {id} cannot have a dirty log of {len(log)} bytes")
-    if npages & 63 and int.from_bytes(log[len(log) - 8 :], "little") >> (npages & 63):
-        raise ValueError(f"slot {id}: its dirty log marks pages that it does not have")
+    check_log(id, s.npages, log)
     dirty_put(s, log)
     return 0

@@ -39,17 +39,16 @@ from memslots.core.srcu cimport srcu_init, srcu_reader_get, srcu_reader_put
 from memslots.core.units cimport (
     BAD_HVA,
     PAGE_OFFSET_MASK,
-    PAGE_SHIFT,
     gfn_t,
     gpa_t,
     gpa_to_gfn,
     hva_t,
 )
-from memslots.refusals cimport check_as_id
+from memslots.refusals cimport access_error, check_as_id
 from memslots.sections cimport section, section_enter, section_leave
 from memslots.walks cimport extent, overlaps, records, set_extent
 
-from memslots.errors import NoSuchSlotError, NotMappedError, ReadOnlyError
+from memslots.errors import NoSuchSlotError
 from memslots.records import Slot, VcpuStats
 
 # What a face reads that was never tied to a machine (made by a bare __new__): nothing.
@@ -64,25 +63,6 @@ NOWHERE.active = &NOWHERE.sets[0]
 cdef slot *before_hole(const slotset *set, const slot *after) noexcept nogil:
     """The last slot before a hole that `after` (NULL: none) comes after, or NULL."""
     return slotset_last(set) if after is NULL else slotset_step(set, after, 0)
-
-
-cdef object slot_error(
-    gpa_t gpa, bint inside, bint readable, object last_record, object next_record
-):
-    """Why no access may use a guest address: the slot in the way, or what lies around the hole."""
-    cdef str text = f"gpa {gpa:#x} (gfn {gpa_to_gfn(gpa):#x})"
-    if inside and readable:
-        return ReadOnlyError(errno.EFAULT, f"{text} is in {next_record}: no write")
-    if inside:
-        return NotMappedError(
-            errno.EFAULT, f"{text} is in {next_record}, which is about to go or to move"
-        )
-    text += " is in no slot"
-    if last_record is not None:
-        text += f"; before it is {last_record}"
-    if next_record is not None:
-        text += f"; after it is {next_record}"
-    return NotMappedError(errno.EFAULT, text)
 
 
 cdef class ReadFace:
@@ -201,7 +181,7 @@ cdef class ReadFace:
         next_record = None if after is NULL else <object>after.record
         last_record = None if before is NULL else <object>before.record
         section_leave(&at)
-        raise slot_error(address, s is not NULL, readable, last_record, next_record)
+        raise access_error(address, s is not NULL, readable, last_record, next_record)
 
     def translate(self, gpas, out=None, write=False):
         """The host addresses of many guest addresses.

@@ -10,3 +10,5 @@ from memslots.core.slot cimport slot
 cdef object slot_record(const slot *s)
 # The same for a slot that was asked for and is not to be.
 cdef object region_record(const region *r)
+# The region that a Slot is.
+cdef void record_region(object record, region *r) noexcept

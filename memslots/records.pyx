@@ -238,3 +238,13 @@ cdef object slot_record(const slot *s):
 
 cdef object region_record(const region *r):
     return new_record(r.id, r.as_id, r.base_gfn, r.npages, r.userspace_addr, r.flags)
+
+
+cdef void record_region(object record, region *r) noexcept:
+    cdef Slot s = <Slot>record
+    r.id = s.id
+    r.as_id = s.as_id
+    r.flags = s.bits
+    r.base_gfn = s.base_gfn
+    r.npages = s.npages
+    r.userspace_addr = s.userspace_addr

@@ -26,9 +26,16 @@ from memslots.core.region cimport (
     UNKNOWN_FLAGS,
     region_check,
 )
+from memslots.core.units cimport gpa_to_gfn
 from memslots.records cimport region_record
 
-from memslots.errors import InvalidRegionError, NoSuchSlotError, OverlapError
+from memslots.errors import (
+    InvalidRegionError,
+    NoSuchSlotError,
+    NotMappedError,
+    OverlapError,
+    ReadOnlyError,
+)
 
 
 cdef int rule_of(refusal why):
@@ -139,3 +146,21 @@ cdef int check_id(const limits *lim, uint32_t id, uint32_t as_id) except -1:
     r.npages = 0
     r.userspace_addr = 0
     return check_region(lim, &r)
+
+
+cdef object access_error(
+    gpa_t gpa, bint inside, bint readable, object last_record, object next_record
+):
+    cdef str text = f"gpa {gpa:#x} (gfn {gpa_to_gfn(gpa):#x})"
+    if inside and readable:
+        return ReadOnlyError(errno.EFAULT, f"{text} is in {next_record}: no write")
+    if inside:
+        return NotMappedError(
+            errno.EFAULT, f"{text} is in {next_record}, which is about to go or to move"
+        )
+    text += " is in no slot"
+    if last_record is not None:
+        text += f"; before it is {last_record}"
+    if next_record is not None:
+        text += f"; after it is {next_record}"
+    return NotMappedError(errno.EFAULT, text)

@@ -6,8 +6,14 @@ from libc.string cimport memcpy
 
 from memslots.arguments cimport u32, u64
 from memslots.core.alloc cimport alloc_free, alloc_zeroed
-from memslots.core.idtable cimport idtable_drop_spare, idtable_get_spare, idtable_spare
-from memslots.core.machine cimport MAX_SPACES
+from memslots.core.idtable cimport (
+    idtable,
+    idtable_drop_spare,
+    idtable_fits,
+    idtable_get_spare,
+    idtable_spare,
+)
+from memslots.core.machine cimport MAX_SPACES, machine
 from memslots.core.region cimport (
     ALLOWED,
     BEYOND_MAX_GFN,
@@ -59,6 +65,7 @@ from memslots.verbs cimport (
     Target,
     change_record,
     demand,
+    region_from_slot,
     verb_create,
     verb_delete,
     verb_move,
@@ -119,6 +126,7 @@ cdef class Transaction(Target):
 
     cdef object owner  # the Memslots, which keeps the machine
     cdef Writer writer
+    cdef machine *m  # whose slots are changed
     cdef uint64_t tenure  # the writer's, from when the transaction was begun
     cdef progress state
     # a method is at work: what it runs in between (a finalizer, say) may not begin another
@@ -257,6 +265,13 @@ cdef class Transaction(Target):
         """
         return self.tenure == self.writer.tenure
 
+    cdef object find(self, region *r):
+        cdef slot_t *s = slotset_by_id(self.slots(r.as_id), r.id)
+        if s is NULL:
+            return None
+        region_from_slot(r, s)
+        return <object>s.record
+
     cdef slotset *slots(self, uint32_t as_id) noexcept:
         return space_inactive(self.m.spaces[as_id])
 
@@ -266,7 +281,7 @@ cdef class Transaction(Target):
         cdef slot_t *before
         cdef change *c
         cdef plan p
-        cdef refusal why = region_plan(set, r, &p)
+        cdef refusal why = region_plan(slotset_by_id(set, r.id), r, &p)
         if wants == NO_SLOT and p.old is not NULL and why != TOO_MANY_PAGES:
             why = ID_IN_USE
         if why == ALLOWED and (p.kind == CHANGE_CREATE or p.kind == CHANGE_MOVE):
@@ -309,6 +324,7 @@ cdef class Transaction(Target):
         cdef size_t room
         cdef space *sp = self.m.spaces[as_id]
         cdef idtable_spare larger
+        cdef idtable *ids
         cdef size_t n
         if self.numbers is None:
             for n in range(self.count):
@@ -332,9 +348,10 @@ cdef class Transaction(Target):
             self.numbers = {
                 key_of(self.changes[n].sp.as_id, self.changes[n].id): n for n in range(<size_t>FEW)
             }
-        if old is NULL:
-            # The active set will have to take it in after the swap, when nothing may fail any more.
-            if idtable_get_spare(&space_active(sp).ids, self.additions[as_id] + 1, &larger) != 0:
+        # The active set will have to take it in after the swap, when nothing may fail any more.
+        ids = &space_active(sp).ids
+        if old is NULL and not idtable_fits(ids, self.additions[as_id] + 1, &self.spare[as_id]):
+            if idtable_get_spare(ids, self.additions[as_id] + 1, &larger) != 0:
                 raise MemoryError("no memory for another slot")
             idtable_drop_spare(&self.spare[as_id])
             self.spare[as_id] = larger
@@ -472,4 +489,5 @@ cdef object transaction_of(object owner, Writer writer):
     tx.owner = owner
     tx.writer = writer
     tx.m = writer.m
+    tx.lim = writer.lim
     return tx

@@ -1,14 +1,11 @@
 """The five changes a caller can ask for, on whatever carries them out.
 
-A Target is a Writer, which makes each change at once, or a Transaction, which stages it. Not
-installed: Cython code outside goes through memslots.pxd.
+A Target is a Writer, which makes each change at once, a Transaction, which stages it, or the
+baseline's ArrayWriter. Not installed: Cython code outside goes through memslots.pxd.
 """
 
-from libc.stdint cimport uint32_t
-
-from memslots.core.machine cimport machine
-from memslots.core.region cimport CHANGE_NONE, change_kind, region
-from memslots.core.slotset cimport slotset
+from memslots.core.region cimport CHANGE_NONE, change_kind, limits, region
+from memslots.core.slot cimport slot
 
 # What a verb wants of the slot it names.
 cdef enum demand:
@@ -19,14 +16,15 @@ cdef enum demand:
 cdef object change_record(change_kind kind)
 
 cdef class Target:
-    cdef machine *m  # whose slots are changed
+    cdef const limits *lim  # what the rules allow
 
     # Before the first look at the slots, and after the last. BusyError, RuntimeError: it is not the
     # caller's turn.
     cdef int enter(self, str what) except -1
     cdef void leave(self) noexcept
-    # The slots as the next change finds them. For whoever has entered.
-    cdef slotset *slots(self, uint32_t as_id) noexcept
+    # The Slot of the region's id and address space as the next change finds it, or None. Where one
+    # is, the rest of the region becomes what it is. For whoever has entered.
+    cdef object find(self, region *r)
     # Carries out what a region that keeps rules 1 and 2 asks for, by rules 3 to 7.
     cdef change_kind make(self, const region *r, demand wants) except? CHANGE_NONE
 
@@ -40,3 +38,11 @@ cdef object verb_create(
 cdef object verb_move(Target to, object slot, object base_gfn, object as_id)
 cdef object verb_set_flags(Target to, object slot, object flags, object as_id)
 cdef object verb_delete(Target to, object slot, object as_id)
+
+
+cdef inline void region_from_slot(region *r, const slot *s) noexcept nogil:
+    """Makes a region what the slot of its id and address space is."""
+    r.flags = s.flags
+    r.base_gfn = s.base_gfn
+    r.npages = s.npages
+    r.userspace_addr = s.userspace_addr

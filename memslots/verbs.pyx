@@ -11,8 +11,6 @@ from memslots.core.region cimport (
     refusal,
     region_from_bytes,
 )
-from memslots.core.slot cimport slot as slot_t
-from memslots.core.slotset cimport slotset_by_id
 from memslots.core.units cimport gfn_t, hva_t
 from memslots.refusals cimport check_id, check_region, refusal_error
 
@@ -33,32 +31,22 @@ cdef class Target:
     cdef void leave(self) noexcept:
         pass
 
-    cdef slotset *slots(self, uint32_t as_id) noexcept:
-        return NULL
+    cdef object find(self, region *r):
+        raise TypeError("not to be made")
 
     cdef change_kind make(self, const region *r, demand wants) except? CHANGE_NONE:
         raise TypeError("not to be made")
 
 
-cdef int region_of(Target to, region *r, uint32_t id, uint32_t as_id) except -1:
-    """The region that a slot is, for a change of it."""
-    cdef slot_t *s
-    check_id(&to.m.lim, id, as_id)
-    s = slotset_by_id(to.slots(as_id), id)
+cdef object region_of(Target to, region *r, uint32_t id, uint32_t as_id):
+    """The Slot of an id, and the region that it is, for a change of it."""
+    check_id(to.lim, id, as_id)
     r.id = id
     r.as_id = as_id
-    if s is NULL:
-        raise refusal_error(NO_SUCH_SLOT, &to.m.lim, r, NULL, "")
-    r.flags = s.flags
-    r.base_gfn = s.base_gfn
-    r.npages = s.npages
-    r.userspace_addr = s.userspace_addr
-    return 0
-
-
-cdef object current(Target to, const region *r):
-    """The Slot of the region's id, which there is."""
-    return <object>slotset_by_id(to.slots(r.as_id), r.id).record
+    record = to.find(r)
+    if record is None:
+        raise refusal_error(NO_SUCH_SLOT, to.lim, r, NULL, "")
+    return record
 
 
 cdef object verb_set_region(
@@ -73,10 +61,10 @@ cdef object verb_set_region(
     cdef refusal why
     to.enter("a change")
     try:
-        why = region_from_bytes(&to.m.lim, slot_arg, bits, address, length, host, &r)
+        why = region_from_bytes(to.lim, slot_arg, bits, address, length, host, &r)
         if why != ALLOWED:
             given = f"{length if why == SIZE_NOT_ALIGNED else address:#x}"
-            raise refusal_error(why, &to.m.lim, &r, NULL, given)
+            raise refusal_error(why, to.lim, &r, NULL, given)
         return change_record(to.make(&r, ANY))
     finally:
         to.leave()
@@ -94,11 +82,11 @@ cdef object verb_create(
     r.as_id = u32(as_id, "as_id")
     to.enter("a change")
     try:
-        check_region(&to.m.lim, &r)
+        check_region(to.lim, &r)
         if r.npages == 0:
-            raise refusal_error(NO_PAGES, &to.m.lim, &r, NULL, "")
+            raise refusal_error(NO_PAGES, to.lim, &r, NULL, "")
         to.make(&r, NO_SLOT)
-        return current(to, &r)
+        return to.find(&r)
     finally:
         to.leave()
 
@@ -117,9 +105,9 @@ cdef object remake(
             r.base_gfn = base_gfn[0]
         if flags is not NULL:
             r.flags = flags[0]
-        check_region(&to.m.lim, &r)
+        check_region(to.lim, &r)
         to.make(&r, ANY)
-        return current(to, &r)
+        return to.find(&r)
     finally:
         to.leave()
 
@@ -140,8 +128,7 @@ cdef object verb_delete(Target to, object slot, object as_id):
     cdef uint32_t space_id = u32(as_id, "as_id")
     to.enter("a change")
     try:
-        region_of(to, &r, id, space_id)
-        was = current(to, &r)
+        was = region_of(to, &r, id, space_id)
         r.npages = 0
         to.make(&r, ANY)
         return was

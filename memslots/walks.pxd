@@ -5,6 +5,7 @@ from libc.stdint cimport uint64_t
 from memslots.core.lookup cimport vcpu_cache
 from memslots.core.machine cimport machine
 from memslots.core.space cimport space
+from memslots.core.units cimport PAGE_SHIFT, gfn_t, hva_t
 
 # What a walk takes in: the slots with a gfn, or a host byte, in [first, last].
 cdef struct extent:
@@ -21,3 +22,15 @@ cdef bint set_extent(extent *e, bint by_hva, object start, object end) except -1
 cdef list records(machine *m, const space *sp, vcpu_cache *own, const extent *e)
 # The same with the gfns of each that the extent touches: (Slot, start, end), half-open.
 cdef list overlaps(machine *m, const space *sp, vcpu_cache *own, const extent *e)
+
+
+cdef inline gfn_t extent_start(const extent *e, gfn_t base_gfn, hva_t hva) noexcept nogil:
+    """The first gfn that an extent of host addresses touches, of a slot that it touches."""
+    return base_gfn + ((e.first - hva) >> PAGE_SHIFT) if e.first > hva else base_gfn
+
+
+cdef inline gfn_t extent_end(
+    const extent *e, gfn_t base_gfn, uint64_t npages, hva_t hva
+) noexcept nogil:
+    """The gfn after the last."""
+    return base_gfn + min(((e.last - hva) >> PAGE_SHIFT) + 1, npages)

@@ -11,7 +11,7 @@ from memslots.arguments cimport u64
 from memslots.core.alloc cimport alloc_free, alloc_zeroed
 from memslots.core.lookup cimport vcpu_cache
 from memslots.core.machine cimport machine
-from memslots.core.slot cimport slot, slot_end_gfn
+from memslots.core.slot cimport slot
 from memslots.core.slotset cimport (
     slotset,
     slotset_first_from,
@@ -20,7 +20,7 @@ from memslots.core.slotset cimport (
     slotset_step,
 )
 from memslots.core.space cimport space, space_active
-from memslots.core.units cimport PAGE_SHIFT, gfn_t
+from memslots.core.units cimport gfn_t
 from memslots.sections cimport section, section_enter, section_leave
 
 cdef enum:
@@ -29,7 +29,7 @@ cdef enum:
 # What a walk has come by.
 cdef struct held_slot:
     PyObject *record  # a reference
-    # the part of it that is in the extent; by gfn, all of it
+    # by host address: the part of it that is in the extent
     gfn_t start
     gfn_t end
 
@@ -66,13 +66,9 @@ cdef inline void note(held_slot *at, const slot *s, const extent *e) noexcept:
     """Takes hold of a slot's record, with the gfns of it that are in the extent."""
     at.record = <PyObject *>s.record
     Py_XINCREF(at.record)
-    at.start = s.base_gfn
-    at.end = slot_end_gfn(s)
     if e.by_hva:
-        if e.first > s.userspace_addr:
-            at.start += (e.first - s.userspace_addr) >> PAGE_SHIFT
-        if e.last < s.last_hva:
-            at.end = s.base_gfn + ((e.last - s.userspace_addr) >> PAGE_SHIFT) + 1
+        at.start = extent_start(e, s.base_gfn, s.userspace_addr)
+        at.end = extent_end(e, s.base_gfn, s.npages, s.userspace_addr)
 
 
 cdef list walk(machine *m, const space *sp, vcpu_cache *own, const extent *e, bint with_gfns):

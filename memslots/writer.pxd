@@ -9,6 +9,7 @@ Not installed: Cython code outside goes through memslots.pxd.
 
 from libc.stdint cimport uint64_t
 
+from memslots.core.machine cimport machine
 from memslots.core.region cimport limits
 from memslots.core.slot cimport slot
 from memslots.core.update cimport change
@@ -16,6 +17,7 @@ from memslots.lock cimport writer_lock
 from memslots.verbs cimport Target
 
 cdef class Writer(Target):
+    cdef machine *m  # whose slots are changed; its own
     cdef writer_lock lock  # held by the thread that is changing something
     cdef uint64_t writer  # that thread's ident; 0: none. Written by whoever holds the lock
     # goes up by one whenever a thread becomes the writer. Written by whoever holds the lock

@@ -30,7 +30,7 @@ from memslots.core.region cimport (
     region_plan,
 )
 from memslots.core.slot cimport slot, slot_free
-from memslots.core.slotset cimport slotset, slotset_first, slotset_step
+from memslots.core.slotset cimport slotset_by_id, slotset_first, slotset_step
 from memslots.core.space cimport space, space_active
 from memslots.core.srcu cimport srcu_depth, srcu_forget, srcu_idle, srcu_wait
 from memslots.core.update cimport (
@@ -62,7 +62,7 @@ from memslots.lock cimport (
 )
 from memslots.records cimport slot_record
 from memslots.refusals cimport refusal_error
-from memslots.verbs cimport NO_SLOT, change_record, demand
+from memslots.verbs cimport NO_SLOT, change_record, demand, region_from_slot
 
 from memslots.errors import busy
 
@@ -135,6 +135,7 @@ cdef class Writer(Target):
         if m is NULL:
             raise MemoryError("no memory for the address spaces")
         self.m = m
+        self.lim = &m.lim
         self.forks = forks
         try:
             WRITERS.add(self)
@@ -242,8 +243,12 @@ cdef class Writer(Target):
                 self.subscriptions = then
         return same
 
-    cdef slotset *slots(self, uint32_t as_id) noexcept:
-        return space_active(self.m.spaces[as_id])
+    cdef object find(self, region *r):
+        cdef slot *s = slotset_by_id(space_active(self.m.spaces[r.as_id]), r.id)
+        if s is NULL:
+            return None
+        region_from_slot(r, s)
+        return <object>s.record
 
     cdef change_kind make(self, const region *r, demand wants) except? CHANGE_NONE:
         """Rules 3 to 7, and the change that the region asks for. The caller is the writer."""
@@ -253,7 +258,7 @@ cdef class Writer(Target):
         cdef bint invalidated = False
         cdef plan p
         cdef change c
-        cdef refusal why = region_plan(space_active(sp), r, &p)
+        cdef refusal why = region_plan(slotset_by_id(space_active(sp), r.id), r, &p)
         if wants == NO_SLOT and p.old is not NULL and why != TOO_MANY_PAGES:
             why = ID_IN_USE
         if why == ALLOWED:

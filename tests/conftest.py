@@ -19,6 +19,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from memslots import Memslots
+from memslots.baseline import ArrayMemslots
 
 # A Python that a test starts, in whatever directory, is to import what is installed too: not the
 # checkout's memslots folder, which holds no compiled module.
@@ -46,8 +47,9 @@ extensions = [
     for path in sys.argv[3:]
 ]
 del sys.argv[3:]
-# An editable install is not on sys.path, where Cython would look for the .pxd files by itself.
-where = [os.path.dirname(os.path.dirname(memslots.__file__))]
+# An editable install is not on sys.path, where Cython would look for the .pxd files by itself. The
+# baseline's, which are not installed, are in the checkout.
+where = [os.path.dirname(os.path.dirname(memslots.__file__)), os.environ["MEMSLOTS_CHECKOUT"]]
 setup(
     ext_modules=cythonize(
         extensions,
@@ -80,7 +82,7 @@ def gil_stays_off() -> Iterator[None]:
         assert not getattr(sys, "_is_gil_enabled")()  # noqa: B009 (unknown to older typesheds)
 
 
-@pytest.fixture(params=[Memslots])
+@pytest.fixture(params=[Memslots, ArrayMemslots], ids=lambda cls: cls.__name__)
 def memslots_class(request: pytest.FixtureRequest) -> type[Memslots]:
     """Every class with the face of Memslots; what holds for one holds for all."""
     cls: type[Memslots] = request.param
@@ -106,7 +108,8 @@ def drivers(tmp_path_factory: pytest.TempPathFactory) -> Any:
         (target / source.name).write_text(source.read_text())
         sources.append(source.name)
     command = [sys.executable, "setup.py", "build_ext", "--inplace", *sources]
-    environment = dict(os.environ, PYTHONWARNINGS="ignore")
+    checkout = str(Path(__file__).parent.parent)
+    environment = dict(os.environ, PYTHONWARNINGS="ignore", MEMSLOTS_CHECKOUT=checkout)
     done = subprocess.run(
         command, cwd=target, env=environment, capture_output=True, text=True, check=False
     )

@@ -277,6 +277,7 @@ def test_numpy_askew(face: Face) -> None:
 # Threads
 
 
+@pytest.mark.parametrize("memslots_class", [Memslots])
 @pytest.mark.parametrize("call", ["lookup_many", "translate", "mark_dirty_many"])
 def test_others_run_meanwhile(used: Memslots, call: str) -> None:
     """While one thread is inside a batch of millions, another one counts."""
@@ -313,9 +314,9 @@ def test_others_run_meanwhile(used: Memslots, call: str) -> None:
     assert progress > 100
 
 
-def test_batches_beside_changes(memslots_class: type[Memslots]) -> None:
+def test_batches_beside_changes() -> None:
     """Slot 1 moves to and fro between two places, slot 2 comes and goes, slot 0 stays."""
-    vm = memslots_class(4)
+    vm = Memslots(4)
     vm.create(0, 0, 16, HVA)
     vm.create(1, 16, 16, HVA + 0x100000)
     gfns = quads(list(range(64)) * 2000)

@@ -253,6 +253,8 @@ else:
     def test_memory_is_flat(
         memslots_class: type[Memslots], case: str, drivers: Any, tmp_path: Path
     ) -> None:
+        if case == transactions.__name__ and memslots_class.__name__ == "ArrayMemslots":
+            pytest.skip("the array has no transactions")
         names = [memslots_class.__module__, memslots_class.__qualname__, case]
         result = subprocess.run(
             [sys.executable, __file__, *names, str(Path(drivers("alloc").__file__).parent)],

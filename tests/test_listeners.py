@@ -330,6 +330,7 @@ def test_changes_from_inside_are_refused(
     used.set_region(5, 0, 0, 4096, HVA)  # and it is free again
 
 
+@pytest.mark.parametrize("memslots_class", [Memslots])
 def test_changes_of_another_thread_wait(used: Memslots, log: list[Any]) -> None:
     """They are not from inside the listener, whatever thread started them."""
     threads: list[threading.Thread] = []

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from fresh import run_fresh
@@ -24,6 +24,7 @@ from memslots import (
     NotMappedError,
     ReadOnlyError,
 )
+from memslots.baseline import ArrayMemslots
 
 HVA = 0x7000_0000_0000
 
@@ -215,10 +216,10 @@ class CycleThatDeletes:
         self.vm.delete(2)
 
 
-def errors_beside_a_finalizer() -> None:
+def errors_beside_a_finalizer(memslots_class: type[Memslots]) -> None:
     """Each of the calls, with a finalizer that deletes slot 2 somewhere in the middle of it."""
     thresholds = gc.get_threshold()
-    vm = Memslots()
+    vm = memslots_class()
     vm.create(1, 0x10, 16, HVA, Flags.LOG_DIRTY_PAGES)
     log: list[str] = []
     for call, flags, expected in FAILURES:
@@ -243,5 +244,14 @@ def errors_beside_a_finalizer() -> None:
     print("done", end="")
 
 
-def test_the_text_of_an_error_when_a_finalizer_deletes_the_slot() -> None:
-    assert run_fresh(errors_beside_a_finalizer) == "done"
+def errors_of_the_trees() -> None:
+    errors_beside_a_finalizer(Memslots)
+
+
+def errors_of_the_array() -> None:
+    errors_beside_a_finalizer(cast("type[Memslots]", ArrayMemslots))
+
+
+@pytest.mark.parametrize("work", [errors_of_the_trees, errors_of_the_array])
+def test_the_text_of_an_error_when_a_finalizer_deletes_the_slot(work: Callable[[], None]) -> None:
+    assert run_fresh(work) == "done"

@@ -300,6 +300,7 @@ class Machine(RuleBasedStateMachine):
 
     # Transactions
 
+    @precondition(lambda self: issubclass(self.memslots_class, Memslots))
     @rule(steps=st.lists(steps, max_size=7), gives_up=st.sampled_from([False, False, False, True]))
     def transaction(self, steps: list[tuple[str, *tuple[int, ...]]], gives_up: bool) -> None:
         told = ModelTransaction(self.model)

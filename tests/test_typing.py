@@ -46,6 +46,7 @@ from memslots import (
     VcpuStats,
     __version__,
 )
+from memslots.baseline import ArrayAddressSpace, ArrayMemslots, ArrayVcpu
 from memslots.listeners import Subscription
 
 ReadFace = Memslots | AddressSpace | Vcpu
@@ -155,6 +156,21 @@ def machine() -> Memslots:
     return vm
 
 
+def by_array() -> ArrayMemslots:
+    vm = ArrayMemslots(8, address_spaces=2)
+    assert_type(vm.create(0, 0, 1, 0, as_id=1), Slot)
+    assert_type(vm.set_region(0, Flags(0), 0, 0x1000, 0), Change)
+    assert_type(vm.address_space(1), ArrayAddressSpace)
+    assert_type(vm.vcpu().stats, VcpuStats)
+    faces: list[ArrayMemslots | ArrayAddressSpace | ArrayVcpu] = [vm, vm.vcpu()]
+    for face in faces:
+        assert_type(face.lookup(0), Slot | None)
+        assert_type(face.lookup_many(array("Q", [1])), "array[int]")
+        assert_type(face.in_hva_range(0, 1), list[tuple[Slot, int, int]])
+    vm.delete("0")  # type: ignore[arg-type]
+    return vm
+
+
 def dirty_logs(vm: Memslots) -> None:
     vm.mark_dirty(0, as_id=0)
     vm.mark_dirty_many(array("Q", [0]))
@@ -196,8 +212,9 @@ ALLOWED = r"""
 # Modules without a Python face: they hold C functions for `cimport`, nothing to type.
 memslots\.core\.\w+
 memslots\.(arguments|batch|buffers|copying|dirtylogs|lock|refusals|verbs|walks|writer)
+memslots\.baseline\.(arraywriter|slotarray)
 # What Cython puts into every module that it makes, or that others may cimport from.
-memslots\.\w+\.__(pyx_capi|test|reduce_cython|setstate_cython)__
+memslots\.(baseline\.)?\w+\.__(pyx_capi|test|reduce_cython|setstate_cython)__
 # stubtest takes an alias of a Literal of several values for a Union, which it is not.
 memslots\.traces\.Format
 memslots\.traces\.ioctls\.Kind

@@ -8,9 +8,12 @@ from contextlib import suppress
 from fresh import run_fresh
 
 from memslots import AddressSpace, Memslots, Slot, Transaction, Vcpu
+from memslots.baseline import ArrayAddressSpace, ArrayMemslots, ArrayVcpu
+from memslots.baseline.arrayfaces import ArrayReadFace
 from memslots.faces import ReadFace
 
 CLASSES: list[type] = [Memslots, ReadFace, AddressSpace, Vcpu, Slot, Transaction]
+CLASSES += [ArrayMemslots, ArrayReadFace, ArrayAddressSpace, ArrayVcpu]
 
 
 def methods(cls: type) -> dict[str, Callable[..., object]]:
@@ -30,6 +33,8 @@ def call_all() -> None:
     vm.create(0, 0, 1, 0)
     objects = [8, -1, object(), b"0" * 1000, Memslots, vm, vm.address_space(0), vm.vcpu(), vm[0]]
     objects += [vm.transaction(), ReadFace()]
+    array = ArrayMemslots()
+    objects += [array, array.address_space(0), array.vcpu(), ArrayReadFace()]
     calls = 0
     for cls in CLASSES:
         for name, method in methods(cls).items():
@@ -43,6 +48,7 @@ def call_all() -> None:
                         print(f"{cls.__name__}.{name}", wrong, method(wrong, *[0] * arguments))
     assert vm.vcpu().stats == (0, 0)
     vm.check()
+    array.check()
     print(calls > 1000, end="")
 
 
@@ -55,4 +61,6 @@ def test_every_class_has_some() -> None:
         assert len(methods(cls)) > 1
     assert {"lookup", "gpa_to_hva", "generation", "__len__"} <= methods(ReadFace).keys()
     assert {"create", "transaction", "subscribe", "max_slots"} <= methods(Memslots).keys()
+    assert methods(ReadFace).keys() == methods(ArrayReadFace).keys()
+    assert methods(Memslots).keys() == methods(ArrayMemslots).keys()
     assert {"__enter__", "create", "lookup"} <= methods(Transaction).keys()

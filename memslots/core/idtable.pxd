@@ -8,7 +8,7 @@ items back, so there are no tombstones and a look-up never gets slower with age.
 """
 
 from libc.stddef cimport ptrdiff_t
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from memslots.core.alloc cimport alloc_free
 
@@ -37,6 +37,18 @@ cdef inline void idtable_drop_spare(idtable_spare *spare) noexcept nogil:
     if spare.places is not NULL:
         alloc_free(spare.places)
         spare.places = NULL
+
+
+cdef inline bint idtable_fits(
+    const idtable *table, uint32_t additions, const idtable_spare *spare
+) noexcept nogil:
+    """Whether the table has room for so many more, by itself or with a spare that was got for it."""
+    cdef uint64_t places = 0
+    if spare.places is not NULL:
+        places = <uint64_t>1 << spare.order
+    elif table.places is not NULL:
+        places = <uint64_t>1 << table.order
+    return 4 * (<uint64_t>table.count + additions) <= 3 * places
 
 
 # Gets what the next `additions` to this table may need; the table is not touched, so readers may be

@@ -86,10 +86,9 @@ cdef int idtable_get_spare(
 ) noexcept nogil:
     cdef uint64_t count = <uint64_t>table.count + additions
     spare.places = NULL
-    spare.order = table.order if table.places is not NULL else 0
-    if spare.order != 0 and 4 * count <= 3 * (<uint64_t>1 << spare.order):
+    if idtable_fits(table, additions, spare):
         return 0
-    spare.order = max(spare.order, <uint32_t>MIN_ORDER)
+    spare.order = MIN_ORDER
     while 4 * count > 3 * (<uint64_t>1 << spare.order):
         spare.order += 1
     spare.places = <void **>alloc_zeroed(sizeof(void *) << spare.order)

@@ -81,8 +81,8 @@ cdef refusal region_from_bytes(
 ) noexcept nogil
 # Rules 1 and 2 for a region in pages.
 cdef refusal region_check(const limits *lim, const region *r) noexcept nogil
-# Rules 3 to 5, against the slots of a set. O(1).
-cdef refusal region_plan(const slotset *set, const region *r, plan *out) noexcept nogil
+# Rules 3 to 5, against the slot of the region's id, or NULL. O(1).
+cdef refusal region_plan(slot *old, const region *r, plan *out) noexcept nogil
 # Rule 6, for what region_plan allowed. (A transaction asks it at its end, with slotset_clash.)
 # O(log n).
 cdef refusal region_place(const slotset *set, const region *r, plan *p) noexcept nogil

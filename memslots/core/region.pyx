@@ -1,7 +1,7 @@
 """The rules of set_region. The contract of each function is in region.pxd."""
 
 from memslots.core.slot cimport SLOT_CALLER_FLAGS, SLOT_READONLY
-from memslots.core.slotset cimport slotset_by_id, slotset_overlap
+from memslots.core.slotset cimport slotset_overlap
 from memslots.core.units cimport PAGE_SHIFT, gfn_range_fits, gpa_to_gfn, page_aligned
 
 cdef enum:
@@ -50,8 +50,7 @@ cdef refusal region_check(const limits *lim, const region *r) noexcept nogil:
     return ALLOWED
 
 
-cdef refusal region_plan(const slotset *set, const region *r, plan *out) noexcept nogil:
-    cdef slot *old = slotset_by_id(set, r.id)
+cdef refusal region_plan(slot *old, const region *r, plan *out) noexcept nogil:
     out.old = old
     out.existing = NULL
     out.kind = CHANGE_NONE

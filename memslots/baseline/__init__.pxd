@@ -1,0 +1,1 @@
+# Makes memslots.baseline a package that its modules can cimport from.
