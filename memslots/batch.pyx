@@ -9,7 +9,6 @@ from memslots.core.index cimport index
 from memslots.core.indexing cimport indexing_current, indexing_make, indexing_pays
 from memslots.core.lookup cimport (
     LOOKUP_IDS,
-    MARK_DIRTY,
     lookup_indexed,
     lookup_kind,
     lookup_many,
@@ -90,7 +89,15 @@ cdef object run_batch(
             cache.generation = own.generation
         section_leave(&at)
     with nogil:
-        run(m, sp, &cache, kind, <const uint64_t *>taken.numbers.buf, taken.results.buf, taken.count)
+        run(
+            m,
+            sp,
+            &cache,
+            kind,
+            <const uint64_t *>taken.numbers.buf,
+            taken.results.buf,
+            taken.count,
+        )
     release_batch(&taken)
     if own is not NULL:
         at = section_enter(m, own)

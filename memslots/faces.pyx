@@ -83,8 +83,8 @@ cdef class ReadFace:
         name = type(self).__name__
         raise TypeError(f"{name!r} cannot be pickled or copied: it belongs to its Memslots")
 
-    # One argument and no name for it: CPython then hands it over as it is. That takes a nanosecond and
-    # a half of the 22 that a look-up of the last-used slot takes.
+    # One argument and no name for it: CPython then hands it over as it is. That takes a nanosecond
+    # and a half of the 22 that a look-up of the last-used slot takes.
     @cython.always_allow_keywords(False)
     def lookup(self, gfn, /):
         """The slot that holds a guest page.

@@ -24,8 +24,8 @@ cdef struct writer_lock:
 # Makes it free. -1: no memory, it must not be used.
 cdef int lock_init(writer_lock *lock) noexcept
 cdef void lock_clear(writer_lock *lock) noexcept
-# Takes it, however long that takes; lets the GIL go meanwhile. A signal's handler may raise: then it
-# was not taken.
+# Takes it, however long that takes; lets the GIL go meanwhile. A signal's handler may raise: then
+# it was not taken.
 cdef int lock_wait(writer_lock *lock) except -1
 # In the child of a fork: makes it free, whoever held it.
 cdef void lock_forget(writer_lock *lock) noexcept

@@ -7,7 +7,6 @@ from cpython.pythread cimport (
     PyThread_allocate_lock,
     PyThread_free_lock,
 )
-from libc.stdint cimport uint64_t
 
 from memslots.core.atomics cimport store_relaxed
 

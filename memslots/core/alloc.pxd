@@ -18,8 +18,8 @@ cdef void alloc_free(void *memory) noexcept nogil
 
 # How many pieces of memory are handed out and not given back, in this process.
 cdef int64_t alloc_live() noexcept nogil
-# Makes the `nth` allocation from now (1 is the next) give NULL or be refused, once; 0 takes the order back. For
-# tests.
+# Makes the `nth` allocation from now (1 is the next) give NULL or be refused, once; 0 takes the
+# order back. For tests.
 cdef void alloc_fail_nth(int64_t nth) noexcept nogil
 # How many allocations were asked for since the process began; of several at once some may not be
 # counted. For tests.

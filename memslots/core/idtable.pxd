@@ -42,7 +42,7 @@ cdef inline void idtable_drop_spare(idtable_spare *spare) noexcept nogil:
 cdef inline bint idtable_fits(
     const idtable *table, uint32_t additions, const idtable_spare *spare
 ) noexcept nogil:
-    """Whether the table has room for so many more, by itself or with a spare that was got for it."""
+    """Whether there is room for so many more: in the table, or in a spare got for it."""
     cdef uint64_t places = 0
     if spare.places is not NULL:
         places = <uint64_t>1 << spare.order

@@ -42,7 +42,8 @@ cdef struct index_home:
     # The second: written by batches that search the tree.
     index *retired  # those that `current` was before, whom a reader may still be in
     uint64_t generation  # the one that `searches` counts in
-    uint64_t searches  # how often batches searched the tree since (about: several may count at once)
+    # how often batches searched the tree since (about: several may count at once)
+    uint64_t searches
     uint64_t second_line[5]
 
 

@@ -1,12 +1,12 @@
 """When an index is made, who may use it, and when its memory is given back.
 
 Batches that search the tree count how often. Once that has cost about as much as an index would, or
-will have before the batch that is under way ends, the batch makes one, as a reader: in sections of a
-few slots each, so that no change waits for it, and anew if there was a change meanwhile. It publishes
-the index in the address space (index_home). A reader uses it only while the set that it reads is of
-the index's generation, so a change need not take it away before it swaps, and never waits for it.
-Whoever changes takes away what is of another generation, and frees it after the wait for readers that
-the change needs anyway.
+will have before the batch that is under way ends, the batch makes one, as a reader: in sections of
+a few slots each, so that no change waits for it, and anew if there was a change meanwhile. It
+publishes the index in the address space (index_home). A reader uses it only while the set that it
+reads is of the index's generation, so a change need not take it away before it swaps, and never
+waits for it. Whoever changes takes away what is of another generation, and frees it after the wait
+for readers that the change needs anyway.
 
 Single look-ups know nothing of this.
 """

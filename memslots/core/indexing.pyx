@@ -43,8 +43,7 @@ cdef void retire(index_home *home, index *ix) noexcept nogil:
 cdef gfn_t fill(index *ix, slotset *set, gfn_t start) noexcept nogil:
     """Puts in the next slots from a gfn on; gives the gfn to go on from."""
     cdef slot *s = slotset_first_from(set, start)
-    cdef int n
-    for n in range(WALK):
+    for _ in range(WALK):
         if s is NULL:
             break
         index_add(ix, s)

@@ -1,8 +1,8 @@
 """The only checker: walks everything and names the first property that does not hold.
 
 R1 to R5 are stated in rbtree.pxd, H1 in hvatree.pxd, S1 to S4 in slotset.pxd, P1 and P2 in
-space.pxd, D1 in dirtylog.pxd, I1 in index.pxd. P3 leaves no trace in a structure at rest; that both sets hold the
-very same slots (P1) is what breaking it would break.
+space.pxd, D1 in dirtylog.pxd, I1 in index.pxd. P3 leaves no trace in a structure at rest; that both
+sets hold the very same slots (P1) is what breaking it would break.
 """
 
 from libc.stdint cimport uint64_t

@@ -85,9 +85,9 @@ cdef void lookup_many(
     void *out,
     size_t count,
 ) noexcept nogil
-# The same of the set's index, at least one; `own` is not NULL. Numbers of one slot, or of one hole, that come one after another are
-# found so; where few do (`scattered`, which this keeps up to date: False to begin with) each is
-# searched for, in groups.
+# The same of the set's index, at least one; `own` is not NULL. Numbers of one slot, or of one hole,
+# that come one after another are found so; where few do (`scattered`, which this keeps up to date:
+# False to begin with) each is searched for, in groups.
 cdef void lookup_indexed(
     const index *ix,
     vcpu_cache *own,

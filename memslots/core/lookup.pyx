@@ -16,8 +16,8 @@ cdef enum:
     # Where the answer before is tried first, one number in so many may have another: a search by
     # itself takes as long as some eight in a group.
     FAR_APART = 8
-    # Where numbers have other answers than the ones before, one in so many is searched for ahead, as
-    # a group: most of the answers that follow are among theirs.
+    # Where numbers have other answers than the ones before, one in so many is searched for ahead,
+    # as a group: most of the answers that follow are among theirs.
     AHEAD = 16
 
 # Numbers that have the same answer, counted as a batch counts them (gfns or gpas).

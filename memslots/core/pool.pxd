@@ -16,7 +16,8 @@ cdef struct pool_chunk:
     pool_chunk *next
     pool_chunk *prev
     void *given_back  # a piece to hand out again; its first word leads to the next; NULL: none
-    uint32_t fresh  # how many pieces have ever been handed out: those from there on are free as well
+    # how many pieces have ever been handed out: those from there on are free as well
+    uint32_t fresh
     uint32_t used  # how many are handed out now
 
 cdef struct pool:

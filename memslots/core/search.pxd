@@ -4,9 +4,9 @@ The keys are kept as 32-bit numbers where their span allows it (narrow), counted
 without the zero bits that all of them end in. Narrow keys are the lowest level of a tree of nodes
 of 16: a key of a level above is the first of a node below. A vector instruction or two tells how
 many keys of a node, which is one cache line, are not above the one that is wanted. Without such
-instructions, and for wide keys, the lowest level is searched by itself, by halves, without a branch.
-Either way questions are taken in groups, so that the processor waits for the memory of all of them
-at once.
+instructions, and for wide keys, the lowest level is searched by itself, by halves, without a
+branch. Either way questions are taken in groups, so that the processor waits for the memory of all
+of them at once.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -28,14 +28,15 @@ cdef struct search_keys:
     search_kind kind  # what the keys were laid out for
     uint32_t levels  # narrow ones; 0: the keys are wide
     const uint64_t *wide  # the keys as they are; NULL: they are narrow
-    const uint32_t *level[SEARCH_LEVELS]  # [0]: the narrow keys; [i + 1]: the first of each node of i
+    # [0]: the narrow keys; [i + 1]: the first of each node of i
+    const uint32_t *level[SEARCH_LEVELS]
 
 
 # The bytes that `count` keys may need, a multiple of a cache line.
 cdef size_t search_size(uint32_t count) noexcept nogil
-# Lays out `count` keys (at least 1, each greater than the one before, below 2**63) in `memory`: lines
-# of zeros, as many bytes as search_size says. A key is the first 64 bits of each `stride` bytes of
-# `items`. O(count).
+# Lays out `count` keys (at least 1, each greater than the one before, below 2**63) in `memory`:
+# lines of zeros, as many bytes as search_size says. A key is the first 64 bits of each `stride`
+# bytes of `items`. O(count).
 cdef void search_lay(
     search_keys *keys, void *memory, uint32_t count, const void *items, size_t stride
 ) noexcept nogil

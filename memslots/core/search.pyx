@@ -10,8 +10,9 @@ cdef extern from *:
     """
     #define MEMSLOTS_GROUP 16  /* questions that are in flight at once */
 
-    /* The last of `count` keys not above `wanted[j]`, for G questions: each step halves what is left
-       of all. A mask in place of a condition, which compilers turn into branches as they like. */
+    /* The last of `count` keys not above `wanted[j]`, for G questions: each step halves what is
+       left of all. A mask in place of a condition, which compilers turn into branches as they
+       like. */
     #define MEMSLOTS_HALVES(G, KEY) do { \\
         uint32_t at[G] = {0}; \\
         for (uint32_t left = count; left > 1;) { \\
@@ -26,7 +27,8 @@ cdef extern from *:
     } while (0)
 
     #define MEMSLOTS_BY_HALVES(NAME, KEY) \\
-    static void NAME(const KEY *keys, uint32_t count, const KEY *wanted, uint32_t *places, size_t n) \\
+    static void NAME(const KEY *keys, uint32_t count, const KEY *wanted, uint32_t *places, \\
+                     size_t n) \\
     { \\
         size_t i = 0; \\
         while (i + MEMSLOTS_GROUP <= n) \\

@@ -13,7 +13,7 @@ KINDS = {SEARCH_PORTABLE: "portable", SEARCH_AVX2: "avx2", SEARCH_AVX512: "avx51
 
 
 def current(face):
-    """What searches the index of a face's slots, as they are: "portable", ...; None: there is none."""
+    """What searches the index of a face's slots: "portable" and so on; None: there is none."""
     cdef space *sp = memslots_space(face)
     cdef const index *ix = indexing_current(sp, space_active(sp))
     if ix is NULL:
