@@ -16,12 +16,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import memslots
+from memslots import bench
+from memslots.bench.questions import Questions
 from memslots.cli import main
 from memslots.samples import SAMPLES
 
@@ -73,7 +76,7 @@ def test_entry_point() -> None:
 
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert Outcome(capsys, "--version").out == f"memslots {memslots.__version__}\n"
-    for arguments in (["--help"], ["replay", "--help"], ["lookup", "-h"]):
+    for arguments in (["--help"], ["replay", "--help"], ["lookup", "-h"], ["bench", "-h"]):
         outcome = Outcome(capsys, *arguments)
         assert (outcome.status, outcome.err) == (0, "")
         assert "Usage: memslots" in outcome.out
@@ -91,6 +94,16 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
         ["lookup"],
         ["lookup", SEABIOS],
         ["lookup", "--sample", "qemu-pc-seabios"],
+        ["bench", "--test", "boot"],
+        ["bench", "--slots", "1"],
+        ["bench", "--slots", "32765"],
+        ["bench", "--slots", "ten"],
+        ["bench", "--plot", "figure.pdf"],
+        ["bench", "--plot", "figure"],
+        ["bench", "--plot", "no-such-directory/figure.svg"],
+        ["bench", "--plot", "."],
+        ["bench", "--test", "single", "--no-against"],
+        ["bench", "file"],
         *(["lookup", SEABIOS, gpa] for gpa in ("zz", "", "0x", "1.5", str(2**64), "-1", "0b1")),
     ],
 )
@@ -392,6 +405,56 @@ SHAPE: dict[str, Any] = {
 }
 
 
+TIMING_SHAPE: dict[str, Any] = {
+    "median": float,
+    "lower_quartile": float,
+    "upper_quartile": float,
+    "rounds": int,
+    "samples": int,
+    "seconds_per_operation": float,
+}
+BENCH_SHAPE: dict[str, Any] = {
+    "memslots": str,
+    "machine": {
+        "cpu": str,
+        "cpus": int,
+        "memory": NUMBER_OR_NONE,
+        "kernel": str,
+        "python": str,
+    },
+    "date": re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00"),
+    "effort": str,
+    "seconds": float,
+    "measured": str,
+    "versions": dict,
+    "not_installed": dict,
+    "series": [
+        {
+            "test": str,
+            "slots": int,
+            "seconds_of": str,
+            "operations": int,
+            "before": {**TIMING_SHAPE, "share": float},
+            "after": {**TIMING_SHAPE, "share": float},
+            "loop": TIMING_SHAPE,
+            "improvement": float,
+            "reported": (float, type(None)),
+            "above": (bool, type(None)),
+        }
+    ],
+    "against": [
+        {
+            "test": str,
+            "case": str,
+            "slots": int,
+            "seconds_of": str,
+            "operations": int,
+            "structures": [{"structure": str, **TIMING_SHAPE, "ratio": float}],
+        }
+    ],
+}
+
+
 def assert_shape(value: Any, shape: Any, where: str = "$") -> None:
     if isinstance(shape, dict):
         assert value.keys() == shape.keys(), where
@@ -454,7 +517,8 @@ def test_json_of_an_unusable_file(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_page_names_every_key() -> None:
     page = PAGE.read_text(encoding="utf-8")
     answer = {"answers", "gpa", "slot", "hva", "writable", "rule"}
-    missing = [key for key in {*keys_of(SHAPE), *answer} if f"`{key}`" not in page]
+    keys = {*keys_of(SHAPE), *keys_of(BENCH_SHAPE), *answer}
+    missing = [key for key in keys if f"`{key}`" not in page]
     assert missing == []
 
 
@@ -536,6 +600,144 @@ def test_lookup_in_a_doubtful_map(disagreeing: str, capsys: pytest.CaptureFixtur
     assert "1 of 2 results disagree" in outcome.err
 
 
+# --- bench: what it measures is in test_bench.py
+
+QUICK = ["bench", "--quick"]
+#: For those that are not about the figures.
+ONE_TEST = [*QUICK, "--test", "setup", "--slots", "10"]
+RIVALS = ["sortedcontainers", "BTrees", "superintervals", "numpy", "numba"]
+
+
+def run_without(modules: list[str], *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    """A run in which none of the modules can be imported."""
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({modules}))\n"
+        "from memslots.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, timeout=60)
+
+
+def test_bench_json(capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = Outcome(capsys, *QUICK, "--json")
+    assert (outcome.status, outcome.err) == (0, "")
+    document = json.loads(outcome.out)
+    assert_shape(document, BENCH_SHAPE)
+    rows = document["series"]
+    assert [(row["test"], row["slots"]) for row in rows] == [
+        (test, slots) for test in bench.TESTS for slots in bench.QUICK_SLOTS
+    ]
+    assert [(each["test"], each["case"], each["slots"]) for each in document["against"]] == [
+        (case.test, case.name, slots) for case in bench.CASES for slots in bench.QUICK_SLOTS
+    ]
+    for row in rows:
+        assert row["improvement"] == row["before"]["median"] / row["after"]["median"]
+        for timing in (row["before"], row["after"]):
+            assert 0 < timing["lower_quartile"] <= timing["median"] <= timing["upper_quartile"]
+            assert 0 < timing["share"] <= 1
+            assert timing["seconds_per_operation"] == timing["median"] / row["operations"]
+        assert (row["reported"] is None) == (row["above"] is None)
+        if row["above"] is not None:
+            assert row["above"] == (row["improvement"] > row["reported"])
+    for each in document["against"]:
+        ours, *others = each["structures"]
+        assert (ours["structure"], ours["ratio"]) == ("memslots", 1)
+        assert others
+        for other in others:
+            assert other["ratio"] == other["median"] / ours["median"]
+
+
+def test_bench_of_what_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--test", "rw", "--test", "changes", "--slots", "30", "--slots", "7"]
+    document = json.loads(Outcome(capsys, *QUICK, *arguments, "--json").out)
+    assert [(row["test"], row["slots"]) for row in document["series"]] == [("rw", 7), ("rw", 30)]
+    assert [(each["test"], each["slots"]) for each in document["against"]] == [
+        ("changes", 7),
+        ("changes", 30),
+    ]
+    document = json.loads(Outcome(capsys, *ONE_TEST, "--no-against", "--json").out)
+    assert (document["against"], document["versions"]) == ([], {})
+
+
+def test_bench_tables(capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = Outcome(capsys, *QUICK, "--slots", "509")
+    assert (outcome.status, outcome.err) == (0, "")
+    lines = outcome.out.splitlines()
+    assert "no page tables, no TLB flushes, no guest" in lines[2]
+    assert not any(line != line.rstrip() for line in lines)
+    time = r"\d+(\.\d+)? (ns|us|ms|s)"
+    for test in bench.TESTS.values():
+        reported = r"\S+ x +(yes|no)" if 509 in test.reported else "- +-"
+        row = rf"  {test.title} +{test.of} +509 +{time} +{time} +\S+ x +{reported}"
+        assert [line for line in lines if re.fullmatch(row, line)], outcome
+    for case in bench.CASES:
+        head = f"{case.title}: the time of {case.of}, and over that of memslots"
+        below = lines[lines.index(head) + 1 :]
+        assert below[0].split() == ["structure", "509", "slots", "ratio"]
+        assert re.fullmatch(rf"  memslots +{time} +1\.00", below[1])
+
+
+def test_bench_without_rivals() -> None:
+    done = run_without(RIVALS, *QUICK, "--slots", "10", "--json")
+    assert (done.returncode, done.stderr) == (0, b"")
+    document = json.loads(done.stdout)
+    assert document["versions"] == dict.fromkeys(RIVALS)
+    assert document["not_installed"] == {
+        structure.name: list(structure.requires)
+        for structure in bench.STRUCTURES
+        if structure.requires
+    }
+    shown = {each["structure"] for case in document["against"] for each in case["structures"]}
+    assert shown == {"memslots", "array of Linux 5.16", "list + bisect", "(the loop alone)"}
+    done = run_without(["BTrees", "numba"], *QUICK, "--slots", "10", "--test", "single")
+    assert done.returncode == 0
+    assert b"\nnot installed: LLBTree (pip install BTrees)\n" in done.stdout
+    assert b"\nnot installed: numba binary search (pip install " in done.stdout
+
+
+@pytest.mark.parametrize(("name", "magic"), [("a.svg", b"<?xml"), ("b.PNG", b"\x89PNG\r\n")])
+def test_bench_plot(name: str, magic: bytes, tmp_path: Path) -> None:
+    if find_spec("matplotlib") is None:
+        pytest.skip("matplotlib is not installed")
+    path = tmp_path / name
+    done = run(*QUICK, "--plot", str(path))
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert path.read_bytes().startswith(magic)
+    if name.endswith("svg"):
+        text = path.read_text(encoding="utf-8")
+        drawn = {test.title for test in bench.TESTS.values()} | {"Single, random", "Changes"}
+        assert [title for title in drawn if f"<!-- {title}" not in text] == []
+    done = run(*ONE_TEST, "--plot", str(tmp_path))
+    assert done.returncode == 2
+
+
+def test_bench_plot_where_nothing_can_be_written() -> None:
+    if find_spec("matplotlib") is None:
+        pytest.skip("matplotlib is not installed")
+    done = run(*ONE_TEST, "--plot", "/proc/figure.svg")
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"memslots: /proc/figure.svg: ")
+    assert done.stderr.count(b"\n") == 1
+    assert b"Slot setup" in done.stdout  # what was measured is not lost
+
+
+def test_bench_plot_without_matplotlib(tmp_path: Path) -> None:
+    done = run_without(["matplotlib"], "bench", "--plot", str(tmp_path / "a.svg"))
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr == b"memslots: --plot needs matplotlib: pip install 'memslots[plot]'\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bench_of_a_wrong_answer(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Questions, "answer", lambda self, gfn: -1)
+    outcome = Outcome(capsys, *QUICK, "--test", "single", "--slots", "10")
+    assert (outcome.status, outcome.out) == (1, "")
+    assert outcome.err.startswith("memslots: a wrong answer: memslots: found [")
+    assert outcome.err.count("\n") == 1
+
+
 # --- terminals, pipes and signals
 
 
@@ -594,6 +796,15 @@ def test_progress_bar_on_a_terminal(tmp_path: Path) -> None:
     assert b"reading standard input" in seen
 
 
+def test_progress_bar_of_bench() -> None:
+    status, out, seen = on_terminal(ONE_TEST)
+    assert status == 0
+    assert b"making 10 slots" in seen
+    assert b"Slot setup, 10 slots" in seen
+    assert b"\x1b" not in out
+    assert run(*ONE_TEST).stderr == b""
+
+
 def test_no_progress_bar_for_a_short_input() -> None:
     assert on_terminal(["replay", SEABIOS])[2] == b""
 
@@ -630,9 +841,10 @@ def test_colours_on_a_terminal(disagreeing: str) -> None:
     assert b"\x1b[1;31m" in seen
 
 
-def test_a_reader_who_has_had_enough() -> None:
+@pytest.mark.parametrize("arguments", [["replay", SEABIOS, SEABIOS], ONE_TEST])
+def test_a_reader_who_has_had_enough(arguments: list[str]) -> None:
     process = subprocess.Popen(
-        [*COMMAND, "replay", SEABIOS, SEABIOS], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert process.stdout is not None
     process.stdout.close()
@@ -659,6 +871,25 @@ def test_interrupted() -> None:
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (130, b"")
     assert err.strip() == b"memslots: interrupted"
+
+
+def test_bench_interrupted() -> None:
+    """In the middle of a test that has a second thread."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [*COMMAND, "bench", "--test", "move-active", "--slots", "10", "--slots", "30"],
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    os.close(theirs)
+    seen = b""
+    while b"Move active" not in seen:
+        seen += os.read(ours, 65536)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=30)
+    os.close(ours)
+    assert (process.returncode, out) == (130, b"")
 
 
 # --- the page's examples

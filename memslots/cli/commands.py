@@ -1,11 +1,12 @@
-"""The commands of `memslots`: replay and lookup."""
+"""The commands of `memslots`: replay, lookup and bench."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
@@ -13,13 +14,14 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
 
-from memslots import __version__
+from memslots import __version__, bench
 from memslots.cli import documents, tables
 from memslots.replay import Report, replay
 from memslots.samples import SAMPLES
@@ -118,7 +120,7 @@ def _format_option(function: Any) -> Any:
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="memslots", message="%(prog)s %(version)s")
 def command() -> None:
-    """KVM's memory slots: replay what a VMM did, and look guest addresses up in the result.
+    """KVM's memory slots: replay what a VMM did, look guest addresses up in the result, measure.
 
     FILE is the output of strace -f, or of QEMU's -trace kvm_set_user_memory; plain, gzip or xz; -
     is standard input.
@@ -166,6 +168,124 @@ def replay_command(
     if as_json:
         _print(documents.replay(reports))
     return status
+
+
+@contextmanager
+def _counted(total: int) -> Iterator[Callable[[str], None]]:
+    """A progress bar on standard error if that is a terminal; takes what comes next."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda _: None
+        return
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}", markup=False))
+    # It is drawn when it is told of something and at no other time: a thread that draws it again
+    # and again would take time from what is measured.
+    with Progress(*columns, console=console, transient=True, auto_refresh=False) as progress:
+        task = progress.add_task("", total=total, completed=-1)
+
+        def step(what: str) -> None:
+            progress.update(task, advance=1, description=what, refresh=True)
+
+        yield step
+
+
+#: The tests that `bench --test` can name.
+_BENCH_TESTS = list(dict.fromkeys([*bench.TESTS, *(case.test for case in bench.CASES)]))
+_PLOT_MISSING = "memslots: --plot needs matplotlib: pip install 'memslots[plot]'"
+
+
+@command.command("bench")
+@click.option(
+    "--test",
+    "tests",
+    type=click.Choice(_BENCH_TESTS),
+    multiple=True,
+    metavar="NAME",
+    help=f"Only this test; repeatable. Of Linux's series: {', '.join(bench.TESTS)}. Against other "
+    f"structures: {', '.join(dict.fromkeys(case.test for case in bench.CASES))}.",
+)
+@click.option(
+    "--slots",
+    type=click.IntRange(2, max(bench.SERIES_SLOTS)),
+    multiple=True,
+    metavar="N",
+    help="With so many slots (2 to 32764) instead of the series' numbers; repeatable.",
+)
+@click.option("--against/--no-against", default=True, help="Compare with other structures, or not.")
+@click.option("--quick", is_flag=True, help="A few seconds: to see that it works, not to measure.")
+@click.option("--json", "as_json", is_flag=True, help=_JSON_HELP)
+@click.option(
+    "--plot",
+    type=click.Path(dir_okay=False, writable=True),
+    metavar="FILE",
+    help="Draw it too: FILE ends in .svg or .png. Needs matplotlib.",
+)
+def bench_command(
+    tests: tuple[str, ...],
+    slots: tuple[int, ...],
+    against: bool,
+    quick: bool,
+    as_json: bool,
+    plot: str | None,
+) -> int:
+    """Measure the trees against the array of Linux 5.16, and against what Python has.
+
+    Repeats on this machine the tests by which the Linux series that brought the trees (5.17)
+    showed its gain, and compares memslots with sorted lists, sortedcontainers, BTrees,
+    superintervals, numpy and numba, as far as they are installed. It takes a minute or two.
+
+    Exit status: 0, or 1 if anything gave a wrong answer (it is asked before it is timed).
+    """  # fmt: skip
+    chosen = _bench_plan(tests, sorted(set(slots)), against, quick)
+    draw = None if plot is None else _plotter(plot)
+    if plot is not None and draw is None:
+        click.echo(_PLOT_MISSING, err=True)
+        return 2
+    try:
+        with _counted(len(chosen)) as progress:
+            report = bench.run(chosen, bench.QUICK if quick else bench.FULL, progress)
+    except bench.WrongAnswerError as wrong:
+        click.echo(f"memslots: a wrong answer: {wrong}", err=True)
+        return 1
+    _print(documents.bench(report) if as_json else tables.bench(report))
+    try:
+        if draw is not None:
+            draw(report)
+    except OSError as error:
+        click.echo(f"memslots: {plot}: {error.strerror}", err=True)
+        return 2
+    return 0
+
+
+def _bench_plan(
+    tests: Sequence[str], slots: Sequence[int], against: bool, quick: bool
+) -> bench.Plan:
+    chosen = bench.plan(
+        tests,
+        slots or (bench.QUICK_SLOTS if quick else bench.SERIES_SLOTS),
+        (slots or (bench.QUICK_SLOTS if quick else bench.AGAINST_SLOTS)) if against else (),
+    )
+    if not len(chosen):
+        raise click.UsageError("--no-against leaves nothing to measure.")
+    return chosen
+
+
+def _plotter(path: str) -> Callable[[bench.Report], None] | None:
+    """What draws a report to `path`, or None without matplotlib.
+
+    It is asked for before anything is measured, so that no minutes are spent in vain.
+    """
+    if Path(path).suffix.lower() not in (".svg", ".png"):
+        raise click.UsageError(f"--plot {path}: FILE ends in .svg or .png.")
+    if not Path(path).absolute().parent.is_dir():
+        raise click.UsageError(f"--plot {path}: its directory does not exist.")
+    try:
+        from memslots.cli.plots import draw
+    except ModuleNotFoundError as missing:
+        if (missing.name or "").partition(".")[0] != "matplotlib":
+            raise
+        return None
+    return lambda report: draw(report, path)
 
 
 @command.command("lookup")

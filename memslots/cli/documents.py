@@ -7,9 +7,12 @@ counts, ids and lines are numbers.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from memslots import Flags, Slot, __version__
+from memslots.bench import Report as BenchReport
+from memslots.bench import RivalsResult, Row, Timing
 from memslots.cli.lookups import Answer, look_up
 from memslots.replay import Disagreement, Report, VmReport, errno_name
 from memslots.samples import SAMPLES
@@ -165,3 +168,66 @@ def samples() -> Document:
         for sample in SAMPLES.values()
     ]
     return {"memslots": __version__, "samples": known}
+
+
+#: What the figures of `bench` are not.
+BENCH_LIMITS = (
+    "the work of the data structure alone, called from Python, the loop around the calls included: "
+    "no page tables, no TLB flushes, no guest"
+)
+
+
+def bench(report: BenchReport) -> Document:
+    """Everything that was measured; times in seconds."""
+    return {
+        "memslots": __version__,
+        "machine": asdict(report.machine),
+        "date": report.date,
+        "effort": report.effort.name,
+        "seconds": report.seconds,
+        "measured": BENCH_LIMITS,
+        "versions": report.versions,
+        "not_installed": report.absent,
+        "series": [_row(row) for row in report.rows],
+        "against": [_rivals(result) for result in report.against],
+    }
+
+
+def _row(row: Row) -> Document:
+    return {
+        "test": row.test,
+        "slots": row.slots,
+        "seconds_of": row.of,
+        "operations": row.operations,
+        "before": _timing(row.before, row.operations) | {"share": row.share_before},
+        "after": _timing(row.after, row.operations) | {"share": row.share_after},
+        "loop": _timing(row.loop, row.operations),
+        "improvement": row.improvement,
+        "reported": row.reported,
+        "above": row.above,
+    }
+
+
+def _timing(timing: Timing, operations: int = 1) -> Document:
+    return {
+        "median": timing.median,
+        "lower_quartile": timing.lower,
+        "upper_quartile": timing.upper,
+        "rounds": timing.rounds,
+        "samples": timing.samples,
+        "seconds_per_operation": timing.median / operations,
+    }
+
+
+def _rivals(result: RivalsResult) -> Document:
+    return {
+        "test": result.test,
+        "case": result.case,
+        "slots": result.slots,
+        "seconds_of": result.of,
+        "operations": result.operations,
+        "structures": [
+            {"structure": each.structure, **_timing(each.timing), "ratio": each.ratio}
+            for each in result.results
+        ],
+    }

@@ -17,7 +17,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from memslots.cli.documents import flag_names
+from memslots import __version__
+from memslots.bench import CASES, TESTS, RivalsResult, Row
+from memslots.bench import Report as BenchReport
+from memslots.cli.documents import BENCH_LIMITS, flag_names
 from memslots.cli.lookups import look_up
 from memslots.replay import Report, VmReport, errno_name
 from memslots.samples import SAMPLES
@@ -270,3 +273,74 @@ def samples() -> str:
         table.add_row(sample.name, sample.format, sample.about)
     page.table(table, 0)
     return page.text()
+
+
+def seconds_text(seconds: float) -> str:
+    """A measured time to three digits: `1.23 s`, `12.3 ms`, `123 us`, `1.23 ns`."""
+    for unit, scale in (("s", 1.0), ("ms", 1e3), ("us", 1e6)):
+        if seconds * scale >= 0.9995:
+            return f"{_three_digits(seconds * scale)} {unit}"
+    return f"{_three_digits(seconds * 1e9)} ns"
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}"
+
+
+def bench(report: BenchReport) -> str:
+    """The table of the series, and one for each case against rivals."""
+    page = _Page()
+    machine = report.machine
+    memory = "" if machine.memory is None else f", {machine.memory / 2**30:.1f} GiB"
+    page.line(f"memslots {__version__}, {machine.python}, {machine.kernel}", "bold")
+    page.line(f"  {machine.cpu}, {_count(machine.cpus, 'CPU')}{memory}")
+    page.line(f"  measured: {BENCH_LIMITS}")
+    if report.rows:
+        page.line()
+        page.line("The array of Linux 5.16 (before) and trees (after)", "bold")
+        page.table(_series(report.rows))
+    for case in CASES:
+        results = [
+            each for each in report.against if (each.test, each.case) == (case.test, case.name)
+        ]
+        if results:
+            page.line()
+            page.line(f"{case.title}: the time of {case.of}, and over that of memslots", "bold")
+            page.table(_structures(results))
+    if report.absent:
+        page.line()
+        for name, needs in report.absent.items():
+            page.line(f"not installed: {name} (pip install {' '.join(needs)})", "yellow")
+    page.line()
+    page.line(f"measured in {report.seconds:.0f} s")
+    return page.text()
+
+
+def _series(rows: Sequence[Row]) -> Table:
+    columns = ("slots", "before", "after", "improvement", "reported", "above")
+    table = _table("test", "time of", *columns, right=columns)
+    for row in rows:
+        table.add_row(
+            TESTS[row.test].title,
+            row.of,
+            str(row.slots),
+            seconds_text(row.before.median),
+            seconds_text(row.after.median),
+            f"{_three_digits(row.improvement)} x",
+            "-" if row.reported is None else f"{_three_digits(row.reported)} x",
+            {None: "-", True: "yes", False: "no"}[row.above],
+        )
+    return table
+
+
+def _structures(results: Sequence[RivalsResult]) -> Table:
+    """A line for each structure, two columns for each number of slots."""
+    heads = [head for result in results for head in (f"{result.slots} slots", "ratio")]
+    table = _table("structure", *heads, right=heads)
+    for number, each in enumerate(results[0].results):
+        cells = []
+        for result in results:
+            there = result.results[number]
+            cells += [seconds_text(there.timing.median), _three_digits(there.ratio)]
+        table.add_row(each.structure, *cells)
+    return table
