@@ -5,26 +5,35 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from memslots import Memslots, Transaction
+from memslots.baseline import ArrayMemslots
+
+AnyMemslots: TypeAlias = Memslots | ArrayMemslots
 
 # A small machine; what KVM had at most, for years; a size between; what it has at most now.
-SIZES = (10, 509, 8194, 32764)
+KVM_SIZES = (10, 509, 8194, 32764)
+SIZES = (*KVM_SIZES, 1_000_000)  # and far beyond
+STRUCTURES = {"tree": Memslots, "array": ArrayMemslots}
 PAGES = 512  # of each slot
+PAGE_SIZE = 4096
+HOST = 0x7D00_0000_0000  # room for a million slots below the end of user space
 SEED = 20220113
+MILLION = 1_000_000
 
 
 def hva_of(id: int) -> int:
     """Where the host keeps a slot: side by side, so that two can become one."""
-    return 0x7F00_0000_0000 + id * PAGES * 4096
+    return HOST + id * PAGES * PAGE_SIZE
 
 
-def make_memslots(slots: int) -> Memslots:
+def make_memslots(slots: int, structure: str = "tree") -> AnyMemslots:
     """Slots of one size, side by side from gfn 0 on: slot gfn // PAGES holds the gfn."""
-    vm = Memslots()
+    vm = STRUCTURES[structure]()
     for id in range(slots):
         vm.create(id, id * PAGES, PAGES, hva_of(id))
     return vm
@@ -35,21 +44,21 @@ def random_gfns(slots: int, count: int, seed: int = SEED) -> NDArray[np.uint64]:
     return np.random.default_rng(seed).integers(0, slots * PAGES, count, dtype=np.uint64)
 
 
-def merge(target: Memslots | Transaction, first: int) -> None:
+def merge(target: AnyMemslots | Transaction, first: int) -> None:
     """One slot in place of `first` and the next, in three changes."""
     target.delete(first + 1)
     target.delete(first)
     target.create(first, first * PAGES, 2 * PAGES, hva_of(first))
 
 
-def split(target: Memslots | Transaction, first: int) -> None:
+def split(target: AnyMemslots | Transaction, first: int) -> None:
     """What merge did, back, in three changes."""
     target.delete(first)
     target.create(first, first * PAGES, PAGES, hva_of(first))
     target.create(first + 1, (first + 1) * PAGES, PAGES, hva_of(first + 1))
 
 
-def check_repeats(vm: Memslots, there: Callable[[], object], back: Callable[[], object]) -> None:
+def check_repeats(vm: AnyMemslots, there: Callable[[], object], back: Callable[[], object]) -> None:
     """Asserts that the one changes the map and the other changes it back."""
     before = list(vm)
     there()
@@ -59,10 +68,22 @@ def check_repeats(vm: Memslots, there: Callable[[], object], back: Callable[[], 
     vm.check()
 
 
-def medians(*measures: Callable[[], float], seconds: float = 0.8) -> list[float]:
+def medians(*measures: Callable[[], float], seconds: float = 0.8, rounds: int = 3) -> list[float]:
     """The median of each, measured in turn, so that a slow moment of the machine falls on all."""
-    rounds: list[list[float]] = []
+    measured: list[list[float]] = []
     end = time.perf_counter() + seconds
-    while len(rounds) < 3 or time.perf_counter() < end:
-        rounds.append([measure() for measure in measures])
-    return [statistics.median(column) for column in zip(*rounds, strict=True)]
+    while len(measured) < rounds or time.perf_counter() < end:
+        measured.append([measure() for measure in measures])
+    return [statistics.median(column) for column in zip(*measured, strict=True)]
+
+
+def seconds_of(step: Callable[[], object]) -> float:
+    """How long a step takes, once."""
+    began = time.perf_counter()
+    step()
+    return time.perf_counter() - began
+
+
+def nanoseconds(step: Callable[[], object], count: int) -> float:
+    """The median time of each of the `count` operations that a step makes."""
+    return medians(lambda: seconds_of(step), seconds=0.05)[0] / count * 1e9

@@ -18,9 +18,9 @@ from functools import partial
 
 import numpy as np
 from common import (
+    KVM_SIZES,
     PAGES,
     SEED,
-    SIZES,
     check_repeats,
     hva_of,
     make_memslots,
@@ -218,7 +218,7 @@ class _Beside:
 class Throughput(_Beside):
     """Look-ups per second of one reader."""
 
-    params = (SIZES, ("nobody", *OTHERS))
+    params = (KVM_SIZES, ("nobody", *OTHERS))
     param_names = ("slots", "beside")
     unit = "lookups/s"
 
@@ -231,7 +231,7 @@ class Throughput(_Beside):
 class ThroughputRatio(_Beside):
     """What is left of a reader's throughput beside another thread. Goal: 0.90 beside a writer."""
 
-    params = (SIZES, OTHERS)
+    params = (KVM_SIZES, OTHERS)
     param_names = ("slots", "beside")
     unit = "ratio"
 
@@ -247,7 +247,7 @@ class ThroughputRatio(_Beside):
 class Scaling:
     """The throughput of two threads over that of one. Goal: 1.9, where the machine gives it."""
 
-    params = SIZES
+    params = KVM_SIZES
     param_names = ("slots",)
     unit = "times"
 
@@ -280,7 +280,7 @@ class Latency:
     create waits for readers once, and so do set_flags and a transaction; delete and move twice.
     """
 
-    params = (SIZES, tuple(CHANGES), READERS)
+    params = (KVM_SIZES, tuple(CHANGES), READERS)
     param_names = ("slots", "change", "readers")
     unit = "µs"
 
@@ -295,7 +295,7 @@ class Latency:
             self.batches = [Reader(vm, slots, SEED + n).batch for n in range(readers)]
             check_repeats(vm, *self.changes[CHANGES[change][0]])
 
-    def sample(self, pair: str, seconds: float = 0.5) -> list[float]:
+    def sample(self, pair: str, seconds: float = 0.2) -> list[float]:
         """The microseconds of each change, the two steps of the pair in turn.
 
         Before each is a pause of random length. It lets the GIL go, so that readers are in their
@@ -364,7 +364,7 @@ def main() -> None:
     """Prints every figure, for the numbers of slots that are given or for all."""
     print(f"{os.cpu_count()} CPUs, Python {sys.version.split()[0]}, numpy {np.__version__}")
     print(f"{'slots':>6}  {'case':<50}{'figure':>26}  goal")
-    for slots in [int(given) for given in sys.argv[1:]] or SIZES:
+    for slots in [int(given) for given in sys.argv[1:]] or KVM_SIZES:
         show_all(slots)
 
 

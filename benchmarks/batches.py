@@ -1,0 +1,100 @@
+"""Batches of a million look-ups, and numpy's answer to the same question.
+
+The answers go to a buffer that is there before. A figure is that of one look-up.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from common import KVM_SIZES, MILLION, SIZES, STRUCTURES, AnyMemslots, nanoseconds
+from guests import CASES, Guest
+from rivals import NumpySearch
+
+from memslots import Vcpu
+
+
+class _LookupMany:
+    param_names = ("slots", "structure", "case")
+    unit = "ns"
+
+    def face_of(self, vm: AnyMemslots) -> AnyMemslots | Vcpu:
+        return vm
+
+    def setup(self, slots: int, structure: str, case: str) -> None:
+        """Make the slots; look all pages up."""
+        guest = Guest(slots)
+        self.face = self.face_of(guest.make(structure))
+        self.asked = guest.accesses(case)
+        self.ids = np.empty(MILLION, np.int32)
+        self.batch()
+        assert np.array_equal(self.ids, self.asked.ids)
+
+    def batch(self) -> None:
+        self.face.lookup_many(self.asked.gfns, self.ids)
+
+    def track_lookup_many(self, slots: int, structure: str, case: str) -> float:
+        """The time of one look-up."""
+        return nanoseconds(self.batch, MILLION)
+
+
+class LookupMany(_LookupMany):
+    """lookup_many, through a Memslots."""
+
+    params = (SIZES, tuple(STRUCTURES), CASES)
+
+
+class LookupManyByVcpu(_LookupMany):
+    """lookup_many through a Vcpu: the same search, but for what it remembers between batches."""
+
+    params = (KVM_SIZES, tuple(STRUCTURES), ("random", "boot"))
+
+    def face_of(self, vm: AnyMemslots) -> AnyMemslots | Vcpu:
+        return vm.vcpu()
+
+
+class Translate:
+    """translate, through a Memslots."""
+
+    params = (SIZES, tuple(STRUCTURES), CASES)
+    param_names = ("slots", "structure", "case")
+    unit = "ns"
+
+    def setup(self, slots: int, structure: str, case: str) -> None:
+        """Make the slots; translate all addresses."""
+        guest = Guest(slots)
+        self.vm = guest.make(structure)
+        self.asked = guest.accesses(case)
+        self.hvas = np.empty(MILLION, np.uint64)
+        self.batch()
+        assert np.array_equal(self.hvas, self.asked.hvas)
+
+    def batch(self) -> None:
+        self.vm.translate(self.asked.gpas, self.hvas)
+
+    def track_translate(self, slots: int, structure: str, case: str) -> float:
+        """The time of one look-up."""
+        return nanoseconds(self.batch, MILLION)
+
+
+class Numpy:
+    """The ids of lookup_many by numpy.searchsorted, which people use instead."""
+
+    params = (SIZES, CASES)
+    param_names = ("slots", "case")
+    unit = "ns"
+
+    def setup(self, slots: int, case: str) -> None:
+        """Lay the slots out; look all pages up."""
+        guest = Guest(slots)
+        self.search = NumpySearch(guest)
+        self.asked = guest.accesses(case)
+        self.ids = np.empty(MILLION, np.int32)
+        self.batch()
+        assert np.array_equal(self.ids, self.asked.ids)
+
+    def batch(self) -> None:
+        self.search.lookup_many(self.asked.gfns, self.ids)
+
+    def track_searchsorted(self, slots: int, case: str) -> float:
+        """The time of one look-up."""
+        return nanoseconds(self.batch, MILLION)

@@ -1,0 +1,257 @@
+"""What memslots is to be, measured in one run: `python benchmarks/goals.py [slots ...]`.
+
+A figure is a median. What is compared is measured in turn, so that a slow moment of the machine
+falls on both. With numbers of slots, only the goals that are about one of them are measured.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+from changes import CHANGES, Changer, sample
+from common import KVM_SIZES, MILLION, PAGES, SIZES, AnyMemslots, medians, seconds_of
+from guests import Guest
+from importing import MODULES, import_ms, run
+from lookups import LOOKUPS, repeat
+from memory import growth
+from rivals import NumpySearch, SortedNumpySearch, build_floor
+
+Step = Callable[[], object]
+
+LARGEST = KVM_SIZES[-1]
+# That many times as fast, at least: than numpy, a batch of random pages,
+RANDOM = {10: 1.0, 509: 6.0, 8194: 7.0, LARGEST: 8.0, MILLION: 4.0}
+ARRAY = {10: 1.0, LARGEST: 200.0}  # than the array, a change,
+REGULAR = {"local": 6.0, "boot": 6.0, "sequential": 2.0}  # than numpy, other batches
+
+
+class Row(NamedTuple):
+    """A line of the table."""
+
+    slots: int
+    what: str
+    figure: str
+    goal: str
+    reached: bool | None  # None: it has no goal
+
+
+def at_most(slots: int, what: str, figure: float, goal: float, unit: str = "x") -> Row:
+    """A figure that is not to be above its goal."""
+    return Row(slots, what, f"{figure:.4g} {unit}", f"<= {goal:g} {unit}", figure <= goal)
+
+
+def at_least(slots: int, what: str, figure: float, goal: float) -> Row:
+    """A figure that is not to be below its goal."""
+    return Row(slots, what, f"{figure:.4g} x", f">= {goal:g} x", figure >= goal)
+
+
+def stated(slots: int, what: str, figure: float, unit: str) -> Row:
+    """A figure without a goal."""
+    return Row(slots, what, f"{figure:.4g} {unit}", "-", None)
+
+
+def times(*steps: Step) -> list[float]:
+    """The median seconds of each, measured in turn."""
+    return medians(*(partial(seconds_of, step) for step in steps), rounds=5)
+
+
+def hot(slots: int) -> Iterator[Row]:
+    """Single look-ups of one slot's pages, over the calls of methods that do nothing."""
+    guest = Guest(slots)
+    vm = guest.make()
+    gfns = guest.accesses("hot", LOOKUPS).gfns.tolist()
+    slot = vm.lookup(gfns[0])
+    assert slot is not None
+    assert all(vm.lookup(gfn) is slot for gfn in gfns)
+    empty = build_floor().Empty(slot)
+    assert empty.bound(gfns[0]) is empty.unbound(gfns[0]) is slot
+    methods = (vm.lookup, vm.vcpu().lookup, empty.bound, empty.unbound)
+    shared, vcpu, bound, unbound = times(*(partial(repeat, method, gfns) for method in methods))
+    for name, took in (
+        ("empty method, binding=True", bound),
+        ("empty method, binding=False", unbound),
+    ):
+        yield stated(slots, name, took / LOOKUPS * 1e9, "ns")
+    for through, took in (("Memslots", shared), ("Vcpu", vcpu)):
+        yield stated(slots, f"lookup, hot, {through}", took / LOOKUPS * 1e9, "ns")
+        for binding, empty_took in (("True", bound), ("False", unbound)):
+            what = f"lookup, hot, {through} / empty, binding={binding}"
+            yield at_most(slots, what, took / empty_took, 1.3)
+
+
+def single_rivals(guest: Guest, gfns: list[int]) -> dict[str, Step]:
+    """The same look-ups by what is installed. It is asked for less: no test of the slot's end."""
+    steps: dict[str, Step] = {}
+    bases = guest.bases.tolist()
+    expected = (bases[-1], guest.slots - 1)
+    try:
+        tree = importlib.import_module("BTrees.LLBTree").LLBTree()
+    except ImportError:
+        pass
+    else:
+        tree.update(dict(zip(bases, range(guest.slots), strict=True)))
+        base_gfn = tree.maxKey(bases[-1] + PAGES - 1)
+        assert (base_gfn, tree[base_gfn]) == expected
+        steps["BTrees.LLBTree.maxKey"] = partial(repeat, tree.maxKey, gfns)
+    try:
+        intervals = importlib.import_module("superintervals").IntervalMap()
+    except ImportError:
+        pass
+    else:
+        for id, base_gfn in enumerate(bases):
+            intervals.add(base_gfn, base_gfn + PAGES - 1, id)
+        intervals.build()
+        search_values = intervals.search_values
+        assert search_values(bases[-1], bases[-1]) == [expected[1]]
+
+        def search_all() -> None:
+            for gfn in gfns:
+                search_values(gfn, gfn)
+
+        steps["superintervals search_values"] = search_all
+    return steps
+
+
+def single_random(slots: int) -> Iterator[Row]:
+    """Single look-ups of random pages, against other packages."""
+    guest = Guest(slots)
+    vm = guest.make()
+    asked = guest.accesses("random", LOOKUPS)
+    gfns = asked.gfns.tolist()
+    assert [vm[id] for id in asked.ids.tolist()] == [vm.lookup(gfn) for gfn in gfns]
+    rivals = single_rivals(guest, gfns)
+    own, *others = times(partial(repeat, vm.lookup, gfns), *rivals.values())
+    yield stated(slots, "lookup, random", own / LOOKUPS * 1e9, "ns")
+    for name, other in zip(rivals, others, strict=True):
+        yield at_least(slots, f"lookup, random: {name} / memslots", other / own, 3.0)
+
+
+class Batch:
+    """A batch of a million look-ups by memslots and by its rivals, whose answers are checked."""
+
+    def __init__(self, guest: Guest, vm: AnyMemslots, case: str) -> None:
+        self.asked = guest.accesses(case)
+        self.ids = np.empty(MILLION, np.int32)
+        self.memslots = partial(vm.lookup_many, self.asked.gfns, self.ids)
+        self.numpy = partial(NumpySearch(guest).lookup_many, self.asked.gfns, self.ids)
+        self.sorted = partial(SortedNumpySearch(guest).lookup_many, self.asked.gfns, self.ids)
+        for step in (self.memslots, self.numpy, self.sorted):
+            self.ids.fill(-2)
+            step()
+            assert np.array_equal(self.ids, self.asked.ids)
+
+    def one_range(self, one_range: Callable[..., None]) -> Step:
+        """The loop that tests one range: of slot 0, whatever is asked for."""
+        ids = np.empty(MILLION, np.int32)
+        step = partial(one_range, self.asked.gfns, ids, int(self.asked.gfns[0]), PAGES, 0)
+        step()
+        assert np.array_equal(ids, np.where(self.asked.gfns - self.asked.gfns[0] < PAGES, 0, -1))
+        return step
+
+
+def batches(slots: int) -> Iterator[Row]:
+    """Batches against numpy."""
+    guest = Guest(slots)
+    vm = guest.make()
+    batch = Batch(guest, vm, "random")
+    own, plain, ordered = times(batch.memslots, batch.numpy, batch.sorted)
+    yield stated(slots, "batch, random", own / MILLION * 1e9, "ns")
+    yield at_least(slots, "batch, random: numpy / memslots", plain / own, RANDOM[slots])
+    yield stated(slots, "batch, random: numpy, pages sorted first / memslots", ordered / own, "x")
+    if slots != LARGEST:
+        return
+    one_range = build_floor().one_range
+    for case, goal in REGULAR.items():
+        batch = Batch(guest, vm, case)
+        own, plain, floor = times(batch.memslots, batch.numpy, batch.one_range(one_range))
+        yield stated(slots, f"batch, {case}", own / MILLION * 1e9, "ns")
+        yield at_least(slots, f"batch, {case}: numpy / memslots", plain / own, goal)
+        if case != "sequential":
+            yield at_most(slots, f"batch, {case}: memslots / one cached range", own / floor, 1.5)
+
+
+def change_ns(guest: Guest, structure: str) -> dict[str, float]:
+    """The median time of each change, and of a create with its delete."""
+    changer = Changer(guest, guest.make(structure))
+    took = {name: sample(changer.pairs[name], 0.5) for name in changer.pairs}
+    figures = {
+        name: statistics.median(took[pair][which]) for name, (pair, which) in CHANGES.items()
+    }
+    both = took["delete and create"]
+    pairs = [there + back for there, back in zip(both[::2], both[1::2], strict=True)]
+    return figures | {"create + delete": statistics.median(pairs)}
+
+
+def changes(slots: int) -> Iterator[Row]:
+    """Changes against the array, and against the same with 10 slots."""
+    guest = Guest(slots)
+    tree = change_ns(guest, "tree")
+    for name, took in tree.items():
+        yield stated(slots, name, took, "ns")
+    if slots == LARGEST:
+        yield at_most(slots, "create + delete", tree["create + delete"] / 1000, 1.5, "µs")
+        few = change_ns(Guest(SIZES[0]), "tree")
+        for name in CHANGES:
+            yield at_most(slots, f"{name} / the same at 10 slots", tree[name] / few[name], 4.0)
+    if slots in ARRAY:
+        array = change_ns(guest, "array")
+        for name in CHANGES:
+            yield at_least(slots, f"{name}: array / tree", array[name] / tree[name], ARRAY[slots])
+
+
+def memory(slots: int) -> Iterator[Row]:
+    """The resident set of a fresh interpreter."""
+    created, looked_up = growth(slots, "tree")
+    yield stated(slots, "memory when created, a slot", created, "bytes")
+    yield at_most(slots, "memory with the batches' index, a slot", looked_up, 400, "bytes")
+
+
+def importing() -> Iterator[Row]:
+    """Fresh interpreters."""
+    modules = int(run(MODULES))  # asserts that numpy is not one of them
+    yield at_most(0, "import memslots, over an empty interpreter", import_ms(), 15, "ms")
+    yield stated(0, "import memslots: none is numpy", modules, "modules")
+
+
+def rows(slots: int) -> Iterator[Row]:
+    """All rows of a number of slots."""
+    if slots == LARGEST:
+        yield from hot(slots)
+        yield from single_random(slots)
+    yield from batches(slots)
+    if slots in (*ARRAY, MILLION):
+        yield from changes(slots)
+    if slots == LARGEST:
+        yield from memory(slots)
+
+
+def show(row: Row) -> bool:
+    """Prints a row; whether its goal is missed."""
+    reached = {True: "reached", False: "MISSED", None: ""}[row.reached]
+    slots = str(row.slots or "")
+    print(f"{slots:>8}  {row.what:<56}{row.figure:>14}  {row.goal:<14}{reached}", flush=True)
+    return row.reached is False
+
+
+def main() -> None:
+    """Prints the table, for the numbers of slots that are given or for all."""
+    given = [int(argument) for argument in sys.argv[1:]]
+    if not set(given) <= set(SIZES):
+        raise SystemExit(f"usage: goals.py [slots ...], of {', '.join(map(str, SIZES))}")
+    print(f"{os.cpu_count()} CPUs, Python {sys.version.split()[0]}, numpy {np.__version__}")
+    print(f"{'slots':>8}  {'what':<56}{'figure':>14}  goal")
+    missed = sum(show(row) for slots in given or SIZES for row in rows(slots))
+    if not given:
+        missed += sum(map(show, importing()))
+    print(f"{missed} missed")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""The slots of a range of guest pages or of host memory, and of everything.
+
+A figure is that of one call. The ranges are a thousand, in no order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from common import PAGE_SIZE, PAGES, SIZES, STRUCTURES, nanoseconds
+from guests import Guest
+
+Range = tuple[int, int]
+
+CALLS = 1000
+MANY = 100  # slots of a range that has many, or all where there are fewer
+
+
+def repeat(method: Callable[[int, int], object], ranges: list[Range]) -> None:
+    """Calls a method for each range."""
+    for start, end in ranges:
+        method(start, end)
+
+
+class _Ranges:
+    def lay_out(self, slots: int, structure: str, finds: str) -> None:
+        """Makes the slots; chooses between which of them, or in which, each range lies."""
+        self.guest = Guest(slots)
+        self.vm = self.guest.make(structure)
+        self.count = {"none": 0, "one": 1, "many": min(MANY, slots)}[finds]
+        firsts = self.guest.random.integers(0, slots - max(self.count, 1) + 1, CALLS)
+        self.firsts: list[int] = firsts.tolist()
+
+    def ranges(self, starts: list[int], size: int) -> list[Range]:
+        """From the middle of the first slot to the middle of the last, or in the hole after it."""
+        if self.count == 0:
+            return [(starts[first] + size, starts[first] + size + 1) for first in self.firsts]
+        lasts = [first + self.count - 1 for first in self.firsts]
+        return [
+            (starts[first] + size // 4, starts[last] + size // 2)
+            for first, last in zip(self.firsts, lasts, strict=True)
+        ]
+
+    def ids(self) -> list[list[int]]:
+        """What each range must find."""
+        return [list(range(first, first + self.count)) for first in self.firsts]
+
+
+class InRange(_Ranges):
+    """in_gfn_range and in_hva_range."""
+
+    params = (SIZES, tuple(STRUCTURES), ("none", "one", "many"))
+    param_names = ("slots", "structure", "finds")
+    unit = "ns"
+
+    def setup(self, slots: int, structure: str, finds: str) -> None:
+        """Make the slots; ask for all ranges."""
+        self.lay_out(slots, structure, finds)
+        self.gfns = self.ranges(self.guest.bases.tolist(), PAGES)
+        self.hvas = self.ranges(self.guest.hosts.tolist(), PAGES * PAGE_SIZE)
+        by_gfn = [self.vm.in_gfn_range(*gfns) for gfns in self.gfns]
+        assert [[slot.id for slot in found] for found in by_gfn] == self.ids()
+        by_hva = [self.vm.in_hva_range(*hvas) for hvas in self.hvas]
+        assert [[slot.id for slot, _, _ in found] for found in by_hva] == self.ids()
+        for found in by_hva:
+            if found:
+                assert found[0][1] == found[0][0].base_gfn + PAGES // 4
+                assert found[-1][2] == found[-1][0].base_gfn + PAGES // 2
+
+    def track_in_gfn_range(self, slots: int, structure: str, finds: str) -> float:
+        """From the middle of a slot to the middle of another, or in a hole."""
+        return nanoseconds(lambda: repeat(self.vm.in_gfn_range, self.gfns), CALLS)
+
+    def track_in_hva_range(self, slots: int, structure: str, finds: str) -> float:
+        """The same in host memory."""
+        return nanoseconds(lambda: repeat(self.vm.in_hva_range, self.hvas), CALLS)
+
+
+class Iteration:
+    """All slots in gfn order."""
+
+    params = (SIZES, tuple(STRUCTURES))
+    param_names = ("slots", "structure")
+    unit = "ns"
+
+    def setup(self, slots: int, structure: str) -> None:
+        """Make the slots; iterate over them."""
+        guest = Guest(slots)
+        self.vm = guest.make(structure)
+        assert [slot.base_gfn for slot in self.vm] == guest.bases.tolist()
+
+    def iterate(self) -> None:
+        for _ in self.vm:
+            pass
+
+    def track_iteration(self, slots: int, structure: str) -> float:
+        """The time of each slot."""
+        return nanoseconds(self.iterate, slots)

@@ -1,0 +1,118 @@
+"""What people use where they have no memslots, and what nothing can be faster than."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+from guests import Guest, Numbers
+from numpy.typing import NDArray
+
+
+class NumpySearch:
+    """numpy.searchsorted and its containment mask: `lookup_many` over the same slots.
+
+    Equal to
+
+        i = np.searchsorted(bases, gfns, side="right") - 1
+        ok = (i >= 0) & (gfns < ends[i])
+        np.where(ok, ids[i], -1)
+
+    but faster: one slot without pages goes before the others, so that no index is below 0; every
+    array is there before, but the one that searchsorted makes; and what is done at a time fits
+    the processor's second cache.
+    """
+
+    PIECE = 1 << 16
+
+    def __init__(self, guest: Guest) -> None:
+        self.bases = guest.bases
+        self.ends = np.concatenate([np.zeros(1, np.uint64), guest.ends])
+        self.ids = np.arange(-1, guest.slots, dtype=np.int32)
+        self.ends_found = np.empty(self.PIECE, np.uint64)
+        self.beyond = np.empty(self.PIECE, np.bool_)
+
+    def lookup_many(self, gfns: Numbers, out: NDArray[np.int32]) -> None:
+        """The ids of the slots that hold the pages, -1 where there is none."""
+        for begin in range(0, len(gfns), self.PIECE):
+            piece = slice(begin, begin + self.PIECE)
+            self.search(gfns[piece], out[piece])
+
+    def search(self, gfns: Numbers, out: NDArray[np.int32]) -> None:
+        ends, beyond = self.ends_found[: len(gfns)], self.beyond[: len(gfns)]
+        index = self.bases.searchsorted(gfns, side="right")
+        self.ids.take(index, out=out, mode="clip")  # no index is out of range: "raise" would copy
+        self.ends.take(index, out=ends, mode="clip")
+        np.greater_equal(gfns, ends, out=beyond)
+        np.putmask(out, beyond, -1)
+
+
+class SortedNumpySearch(NumpySearch):
+    """The same, the pages sorted before: pays where the slots do not fit the caches."""
+
+    def lookup_many(self, gfns: Numbers, out: NDArray[np.int32]) -> None:
+        """As NumpySearch.lookup_many."""
+        order = np.argsort(gfns)
+        ids = np.empty_like(out)
+        super().lookup_many(gfns[order], ids)
+        out[order] = ids
+
+
+# Built with this Python's own flags, as the package is.
+FLOOR = '''
+# cython: language_level=3, boundscheck=False, wraparound=False
+"""What a look-up cannot be faster than: the call itself, and the test of one cached range."""
+
+cimport cython
+from libc.stdint cimport int32_t, uint64_t
+
+
+cdef class Empty:
+    """A method that takes a gfn and gives a stored object, whatever the gfn."""
+
+    cdef object stored
+
+    def __init__(self, stored):
+        self.stored = stored
+
+    @cython.binding(True)
+    def bound(self, gfn):
+        cdef uint64_t page = gfn
+        return self.stored
+
+    @cython.binding(False)
+    def unbound(self, gfn):
+        cdef uint64_t page = gfn
+        return self.stored
+
+
+def one_range(
+    const uint64_t[::1] gfns, int32_t[::1] out, uint64_t base_gfn, uint64_t npages, int32_t id
+):
+    """lookup_many of a single slot."""
+    cdef Py_ssize_t i
+    with nogil:
+        for i in range(gfns.shape[0]):
+            out[i] = id if gfns[i] - base_gfn < npages else -1
+'''
+
+
+def build_floor() -> ModuleType:
+    """Compiles and imports FLOOR, in a directory that does not outlive this call."""
+    with tempfile.TemporaryDirectory() as directory:
+        source = Path(directory) / "floor.pyx"
+        source.write_text(FLOOR)
+        cythonize = [sys.executable, "-m", "Cython.Build.Cythonize", "-i", "-q", str(source)]
+        subprocess.run(cythonize, check=True, stdout=subprocess.DEVNULL, cwd=directory)
+        (file,) = Path(directory).glob("floor.*.so")
+        spec = importlib.util.spec_from_file_location("floor", file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return module
