@@ -17,7 +17,7 @@ import numpy as np
 from common import HOST, KVM_SIZES, MILLION, PAGE_SIZE, PAGES, SEED, STRUCTURES, AnyMemslots
 from numpy.typing import NDArray
 
-from memslots import BAD_HVA, Transaction
+from memslots import BAD_HVA
 
 Numbers = NDArray[np.uint64]
 
@@ -72,7 +72,7 @@ class Guest:
         room = max(self.slots, KVM_SIZES[-1])
         return STRUCTURES[structure](room, manual_dirty_log=manual_dirty_log)
 
-    def fill(self, target: AnyMemslots | Transaction, flags: int = 0) -> None:
+    def fill(self, target: AnyMemslots, flags: int = 0) -> None:
         """Creates the slots, one by one."""
         create = target.create
         for region in self.regions:
@@ -83,11 +83,7 @@ class Guest:
     ) -> AnyMemslots:
         """A Memslots with the slots in it."""
         vm = self.empty(structure, manual_dirty_log)
-        if structure == "array":
-            with vm.transaction() as tx:  # not a copy for each
-                self.fill(tx, flags)
-        else:
-            self.fill(vm, flags)
+        self.fill(vm, flags)
         assert len(vm) == self.slots
         assert vm.nr_pages == self.slots * PAGES
         return vm

@@ -13,8 +13,11 @@ from memslots.core.search cimport SEARCH_BLOCK, search_block
 from memslots.core.units cimport PAGE_SHIFT
 
 cdef enum:
-    # Where the answer before is tried first, one number in so many may have another: a search by
-    # itself takes as long as some eight in a group.
+    # Answers that are tried before a number is searched for, besides the one before: what a guest
+    # does at a time is in a few slots, by turns.
+    RECENT = 4
+    # One number in so many may need a search then, before all are searched for in groups: a search
+    # by itself takes as long as some eight in a group.
     FAR_APART = 8
     # Where numbers have other answers than the ones before, one in so many is searched for ahead,
     # as a group: most of the answers that follow are among theirs.
@@ -147,6 +150,21 @@ cdef void search_ahead(
         stretch_at(ix, kind, places[i], gfns[i], &ahead[i])
 
 
+cdef inline bint is_recent(stretch *recent, uint64_t number, stretch *same) noexcept nogil:
+    """Whether one of those before has the number; it trades places with `same`, then."""
+    cdef stretch before
+    cdef size_t found = RECENT
+    cdef size_t k
+    for k in range(<size_t>RECENT):
+        found = k if number - recent[k].first <= recent[k].span else found
+    if found == RECENT:
+        return False
+    before = same[0]
+    same[0] = recent[found]
+    recent[found] = before
+    return True
+
+
 cdef size_t answer_near(
     const index *ix,
     lookup_kind kind,
@@ -156,11 +174,13 @@ cdef size_t answer_near(
     stretch *same,
     size_t *searches,
 ) noexcept nogil:
-    """Tries each number against the answer before; ends where few have the same.
+    """Tries each number against the few answers before; ends where that helps seldom.
 
-    Gives how many it has answered; `searches`, how many of these had another answer.
+    Gives how many it has answered; `searches`, how many of these had to be searched for.
     """
     cdef size_t width = width_of(kind)
+    cdef stretch recent[RECENT]
+    cdef size_t oldest = 0  # the place of the one to forget next
     cdef stretch ahead[SEARCH_BLOCK]
     cdef size_t origin = 0  # where the first of `ahead` was
     cdef size_t known = 0  # how many there are
@@ -168,6 +188,8 @@ cdef size_t answer_near(
     cdef size_t i = 0
     cdef size_t n
     searches[0] = 0
+    for n in range(<size_t>RECENT):
+        recent[n] = same[0]
     count = min(count, <size_t>(SEARCH_BLOCK * AHEAD))
     while True:
         n = in_stretch(same, given + i, count - i)
@@ -175,6 +197,10 @@ cdef size_t answer_near(
         i += n
         if i == count or searches[0] > FAR_APART + i // FAR_APART:
             return i
+        if is_recent(recent, given[i], same):
+            continue
+        recent[oldest] = same[0]
+        oldest = (oldest + 1) % RECENT
         searches[0] += 1
         if known == 0:
             search_ahead(ix, kind, given + i, count - i, ahead)
@@ -195,12 +221,12 @@ cdef size_t answer_scattered(
     size_t count,
     const index_row **last,
 ) noexcept nogil:
-    """Searches for each number; gives how often the place was another than the one before."""
+    """Searches for each number; gives how many were not where one of the few before was."""
     cdef uint32_t places[SEARCH_BLOCK]
     cdef gfn_t gfns[SEARCH_BLOCK]
     cdef const index_row *row
     cdef hva_t base
-    cdef size_t changes = 0
+    cdef size_t changes = count
     cdef size_t i
     for i in range(count):
         gfns[i] = given[i] >> unit_of(kind)
@@ -219,8 +245,13 @@ cdef size_t answer_scattered(
             row = &ix.rows[places[i]]
             base = row_base(row, kind) if index_has_gfn(row, gfns[i]) else BAD_HVA
             (<hva_t *>out)[i] = given[i] + base if base != BAD_HVA else BAD_HVA
-    for i in range(1, count):
-        changes += places[i] != places[i - 1]
+    for i in range(RECENT, count):
+        changes -= (
+            (places[i] == places[i - 1])
+            | (places[i] == places[i - 2])
+            | (places[i] == places[i - 3])
+            | (places[i] == places[i - 4])
+        )
     row = &ix.rows[places[count - 1]]
     last[0] = row if index_has_gfn(row, gfns[count - 1]) else NULL
     return changes
