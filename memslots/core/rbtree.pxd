@@ -24,6 +24,9 @@ changed, lower nodes first.
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport uint64_t
 
+cdef extern from *:
+    void prefetch "__builtin_prefetch"(const void *) noexcept nogil  # any address will do
+
 cdef struct rb_node:
     rb_node *child[2]  # [0] holds keys not above this one's, [1] keys not below; NULL: none
     # the parent's address (0: this is the root), and in bit 0 the colour: 1 is black
@@ -61,14 +64,21 @@ cdef inline size_t rb_color(const rb_node *node) noexcept nogil:
     return node.parent_and_color & 1
 
 
-cdef inline rb_node *rb_floor(const rb_root *root, uint64_t key) noexcept nogil:
-    """The last node whose key is at most `key`, or NULL. O(log n), branch-free but for the loop."""
+cdef inline rb_node *rb_floor(
+    const rb_root *root, uint64_t key, ptrdiff_t wanted
+) noexcept nogil:
+    """The last node whose key is at most `key`, or NULL. O(log n), branch-free but for the loop.
+
+    `wanted`: from a node to what the caller will read of the one found. It is fetched while the
+    search goes on below a node that may be the one.
+    """
     cdef rb_node *node = root.node
     cdef rb_node *best = NULL
     cdef bint right
     while node is not NULL:
         right = rb_key(root, node) <= key
         best = node if right else best
+        prefetch(<const char *>best + wanted)
         node = node.child[right]
     return best
 

@@ -5,6 +5,7 @@ data is in both. Everything but the nodes is written only while no set holds the
 that must change is replaced by its copy.
 """
 
+from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport uint32_t, uint64_t
 
 from memslots.core.alloc cimport CACHE_LINE
@@ -84,3 +85,8 @@ cdef inline slot *slot_of_hva_node(const hva_node *node, int k) noexcept nogil:
     The hva nodes begin the second cache line.
     """
     return <slot *>(<char *>(node - k) - CACHE_LINE) if node is not NULL else NULL
+
+
+cdef inline ptrdiff_t slot_third_line(int k) noexcept nogil:
+    """How far what is read of a slot that was found is from its place in set k's gfn tree."""
+    return 2 * CACHE_LINE - k * <ptrdiff_t>sizeof(rb_node)

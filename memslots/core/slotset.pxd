@@ -15,7 +15,14 @@ from memslots.core.atomics cimport load_relaxed_ptr, store_relaxed_ptr
 from memslots.core.hvatree cimport hva_first_overlap, hva_next_overlap
 from memslots.core.idtable cimport idtable, idtable_find, idtable_spare
 from memslots.core.rbtree cimport rb_first, rb_floor, rb_last, rb_node, rb_root, rb_step
-from memslots.core.slot cimport slot, slot_end_gfn, slot_has_gfn, slot_of_gfn_node, slot_of_hva_node
+from memslots.core.slot cimport (
+    slot,
+    slot_end_gfn,
+    slot_has_gfn,
+    slot_of_gfn_node,
+    slot_of_hva_node,
+    slot_third_line,
+)
 from memslots.core.units cimport gfn_t, hva_t
 
 cdef struct slotset:
@@ -63,7 +70,7 @@ cdef inline uint32_t slotset_count(const slotset *set) noexcept nogil:
 
 cdef inline slot *slotset_floor(const slotset *set, gfn_t gfn) noexcept nogil:
     """The last slot that begins at `gfn` or before it, or NULL. O(log n)."""
-    return slot_of_gfn_node(rb_floor(&set.gfn_tree, gfn), set.k)
+    return slot_of_gfn_node(rb_floor(&set.gfn_tree, gfn, slot_third_line(set.k)), set.k)
 
 
 cdef inline slot *slotset_search(const slotset *set, gfn_t gfn) noexcept nogil:
@@ -111,7 +118,7 @@ cdef inline slot *slotset_first_from(const slotset *set, gfn_t gfn) noexcept nog
 
     O(log n).
     """
-    cdef rb_node *node = rb_floor(&set.gfn_tree, gfn)
+    cdef rb_node *node = rb_floor(&set.gfn_tree, gfn, slot_third_line(set.k))
     if node is NULL:
         return slotset_first(set)
     if slot_end_gfn(slot_of_gfn_node(node, set.k)) <= gfn:

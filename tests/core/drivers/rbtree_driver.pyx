@@ -89,7 +89,7 @@ cdef class Tree:
         return numbers
 
     def floor(self, key):
-        return self.number(rb_floor(&self.root, key))
+        return self.number(rb_floor(&self.root, key, 0))
 
     def lower_bound(self, key):
         return self.number(rb_lower_bound(&self.root, key))
