@@ -11,13 +11,14 @@ from guests import CASES, Guest
 from rivals import NumpySearch
 
 from memslots import Vcpu
+from memslots.baseline import ArrayVcpu
 
 
 class _LookupMany:
     param_names = ("slots", "structure", "case")
     unit = "ns"
 
-    def face_of(self, vm: AnyMemslots) -> AnyMemslots | Vcpu:
+    def face_of(self, vm: AnyMemslots) -> AnyMemslots | Vcpu | ArrayVcpu:
         return vm
 
     def setup(self, slots: int, structure: str, case: str) -> None:
@@ -48,7 +49,7 @@ class LookupManyByVcpu(_LookupMany):
 
     params = (KVM_SIZES, tuple(STRUCTURES), ("random", "boot"))
 
-    def face_of(self, vm: AnyMemslots) -> AnyMemslots | Vcpu:
+    def face_of(self, vm: AnyMemslots) -> AnyMemslots | Vcpu | ArrayVcpu:
         return vm.vcpu()
 
 

@@ -18,7 +18,7 @@ AnyMemslots: TypeAlias = Memslots | ArrayMemslots
 # A small machine; what KVM had at most, for years; a size between; what it has at most now.
 KVM_SIZES = (10, 509, 8194, 32764)
 SIZES = (*KVM_SIZES, 1_000_000)  # and far beyond
-STRUCTURES = {"tree": Memslots, "array": ArrayMemslots}
+STRUCTURES: dict[str, type[AnyMemslots]] = {"tree": Memslots, "array": ArrayMemslots}
 PAGES = 512  # of each slot
 PAGE_SIZE = 4096
 HOST = 0x7D00_0000_0000  # room for a million slots below the end of user space
@@ -31,11 +31,16 @@ def hva_of(id: int) -> int:
     return HOST + id * PAGES * PAGE_SIZE
 
 
-def make_memslots(slots: int, structure: str = "tree") -> AnyMemslots:
+def fill(vm: AnyMemslots, slots: int) -> None:
     """Slots of one size, side by side from gfn 0 on: slot gfn // PAGES holds the gfn."""
-    vm = STRUCTURES[structure]()
     for id in range(slots):
         vm.create(id, id * PAGES, PAGES, hva_of(id))
+
+
+def make_memslots(slots: int) -> Memslots:
+    """A Memslots with so many slots."""
+    vm = Memslots()
+    fill(vm, slots)
     return vm
 
 

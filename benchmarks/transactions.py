@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from common import KVM_SIZES, STRUCTURES, check_repeats, make_memslots, medians, merge, split
+from common import KVM_SIZES, check_repeats, make_memslots, medians, merge, split
 
 from memslots import Flags
 
@@ -23,12 +23,12 @@ def seconds_of(there: Callable[[], object], back: Callable[[], object]) -> float
 
 
 class _Transactions:
-    params = (KVM_SIZES, tuple(STRUCTURES))
-    param_names = ("slots", "structure")
+    params = KVM_SIZES
+    param_names = ("slots",)
 
-    def setup(self, slots: int, structure: str) -> None:
+    def setup(self, slots: int) -> None:
         """Make the slots; see that each case changes the map, and changes it back."""
-        self.vm = make_memslots(slots, structure)
+        self.vm = make_memslots(slots)
         self.first = slots // 2
         check_repeats(self.vm, self.merge, self.split)
         check_repeats(self.vm, self.merge_singly, self.split_singly)
@@ -70,22 +70,22 @@ class _Transactions:
 class Times(_Transactions):
     """Three changes and the three that undo them: the time is that of six changes."""
 
-    def time_merge_and_split(self, slots: int, structure: str) -> None:
+    def time_merge_and_split(self, slots: int) -> None:
         """Two transactions of three changes."""
         self.merge()
         self.split()
 
-    def time_merge_and_split_singly(self, slots: int, structure: str) -> None:
+    def time_merge_and_split_singly(self, slots: int) -> None:
         """The same six changes."""
         self.merge_singly()
         self.split_singly()
 
-    def time_set_flags(self, slots: int, structure: str) -> None:
+    def time_set_flags(self, slots: int) -> None:
         """Two transactions of three changes."""
         self.flag(1)
         self.flag(0)
 
-    def time_set_flags_singly(self, slots: int, structure: str) -> None:
+    def time_set_flags_singly(self, slots: int) -> None:
         """The same six changes."""
         self.flag_singly(1)
         self.flag_singly(0)
@@ -96,7 +96,7 @@ class Ratios(_Transactions):
 
     unit = "ratio"
 
-    def track_ratio(self, slots: int, structure: str) -> float:
+    def track_ratio(self, slots: int) -> float:
         """Of merging and splitting."""
         together, singly = medians(
             partial(seconds_of, self.merge, self.split),
@@ -105,7 +105,7 @@ class Ratios(_Transactions):
         )
         return together / singly
 
-    def track_ratio_set_flags(self, slots: int, structure: str) -> float:
+    def track_ratio_set_flags(self, slots: int) -> float:
         """Of setting flags."""
         together, singly = medians(
             partial(seconds_of, partial(self.flag, 1), partial(self.flag, 0)),

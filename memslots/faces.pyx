@@ -72,7 +72,7 @@ cdef class ReadFace:
 
     Memslots reads address space 0, an AddressSpace or a Vcpu the one it was made for. Safe to use
     from any thread, with changes being made by others; each call sees the slots as they were at one
-    moment (a batch: each 64 look-ups do).
+    moment (a batch: each few dozen or hundred look-ups do).
     """
 
     def __cinit__(self):

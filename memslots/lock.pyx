@@ -7,8 +7,9 @@ from cpython.pythread cimport (
     PyThread_allocate_lock,
     PyThread_free_lock,
 )
+from libc.stdint cimport uint64_t
 
-from memslots.core.atomics cimport store_relaxed
+from memslots.core.atomics cimport fetch_add_acq_rel, store_relaxed
 
 cdef extern from "pythread.h":
     # Of this header, what Cython's own cpython.pythread leaves out.
@@ -19,13 +20,18 @@ cdef extern from "pythread.h":
     ) noexcept nogil
 
 
+cdef PyThread_type_lock new_gate() noexcept:
+    """Closed; NULL: no memory."""
+    cdef PyThread_type_lock gate = PyThread_allocate_lock()
+    if gate is not NULL:
+        PyThread_acquire_lock(gate, NOWAIT_LOCK)
+    return gate
+
+
 cdef int lock_init(writer_lock *lock) noexcept:
-    lock.state = LOCK_FREE
-    lock.gate = PyThread_allocate_lock()
-    if lock.gate is NULL:
-        return -1
-    PyThread_acquire_lock(lock.gate, NOWAIT_LOCK)
-    return 0
+    lock.count = 0
+    lock.gate = new_gate()
+    return 0 if lock.gate is not NULL else -1
 
 
 cdef void lock_clear(writer_lock *lock) noexcept:
@@ -33,21 +39,41 @@ cdef void lock_clear(writer_lock *lock) noexcept:
         PyThread_free_lock(lock.gate)
 
 
+cdef void pass_gate(writer_lock *lock) noexcept:
+    with nogil:
+        PyThread_acquire_lock_timed(lock.gate, -1, 0)
+
+
+cdef void give_up(writer_lock *lock) noexcept:
+    """Waits no more."""
+    cdef uint64_t count = load_relaxed(&lock.count)
+    while count > 1:
+        if compare_exchange(&lock.count, &count, count - 1):
+            return
+    # Nobody else is left: it was just handed over to this thread.
+    pass_gate(lock)
+    lock_release(lock)
+
+
 cdef int lock_wait(writer_lock *lock) except -1:
     cdef PyLockStatus got
-    # What is taken after a wait counts as awaited, since others may wait as well.
-    while exchange_acq_rel(&lock.state, LOCK_AWAITED) != LOCK_FREE:
+    if fetch_add_acq_rel(&lock.count, 1) == 0:
+        return 0
+    while True:
         with nogil:
             got = PyThread_acquire_lock_timed(lock.gate, -1, 1)
-        if got == PY_LOCK_INTR:
+        if got != PY_LOCK_INTR:
+            return 0
+        try:
             PyErr_CheckSignals()
-    return 0
+        except BaseException:
+            give_up(lock)
+            raise
 
 
-cdef void lock_forget(writer_lock *lock) noexcept:
-    cdef PyThread_type_lock gate = PyThread_allocate_lock()
+cdef void lock_after_fork(writer_lock *lock, bint held) noexcept:
+    cdef PyThread_type_lock gate = new_gate()
     # The old one is not given back: a system's lock may have been in the middle of something.
     if gate is not NULL:
-        PyThread_acquire_lock(gate, NOWAIT_LOCK)
         lock.gate = gate
-    store_relaxed(&lock.state, LOCK_FREE)
+    store_relaxed(&lock.count, held)

@@ -28,7 +28,7 @@ cdef enum:
 
 # What a walk has come by.
 cdef struct held_slot:
-    PyObject *record  # a reference
+    PyObject *record  # a reference; in the end, one to the list's item
     # by host address: the part of it that is in the extent
     gfn_t start
     gfn_t end
@@ -79,6 +79,7 @@ cdef list walk(machine *m, const space *sp, vcpu_cache *own, const extent *e, bi
     cdef held_slot *held = few
     cdef size_t count = 0
     cdef size_t n = 0
+    cdef size_t i
     cdef slot *s
     cdef list found
     cdef section at = section_enter(m, own)
@@ -108,15 +109,17 @@ cdef list walk(machine *m, const space *sp, vcpu_cache *own, const extent *e, bi
     try:
         if n != count:
             raise MemoryError("no memory for the list of slots")
+        if with_gfns:
+            for i in range(n):
+                item = (<object>held[i].record, held[i].start, held[i].end)
+                Py_INCREF(item)
+                Py_XDECREF(held[i].record)
+                held[i].record = <PyObject *>item
+        # Nothing is made from here on: nobody may come by a list that is not yet full.
         found = PyList_New(count)
-        while n > 0:
-            item = <object>held[n - 1].record
-            if with_gfns:
-                item = (item, held[n - 1].start, held[n - 1].end)
-            Py_INCREF(item)
-            PyList_SET_ITEM(found, n - 1, item)
+        while n > 0:  # each reference goes from here to the list
             n -= 1
-            Py_XDECREF(held[n].record)
+            PyList_SET_ITEM(found, n, <object>held[n].record)
     finally:
         while n > 0:
             n -= 1

@@ -52,8 +52,8 @@ from memslots.core.update cimport (
 )
 from memslots.listeners cimport ask_prepare, tell_commit, tell_invalidate
 from memslots.lock cimport (
+    lock_after_fork,
     lock_clear,
-    lock_forget,
     lock_init,
     lock_is_held,
     lock_release,
@@ -202,11 +202,12 @@ cdef class Writer(Target):
             return
         self.forks = forks
         srcu_forget(&self.m.readers)
-        if self.is_mine():
-            return  # the thread that forked; it goes on with its change, here as well
-        if not lock_is_held(&self.lock):
+        # The thread that forked goes on with its change, here as well.
+        cdef bint mine = self.is_mine()
+        cdef bint torn = lock_is_held(&self.lock) and not mine
+        lock_after_fork(&self.lock, mine)
+        if not torn:
             return
-        lock_forget(&self.lock)
         store_relaxed(&self.writer, 0)
         self.torn = True
         try:

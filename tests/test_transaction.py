@@ -654,3 +654,39 @@ def test_who_comes_or_goes_in_the_body(vm: Memslots) -> None:
         late = vm.subscribe(Hears("late"))
     assert heard == ["comes DELETE"]
     late.close()
+
+
+HOST = 0x7F00_0000_0000
+
+
+def test_slots_at_one_host_address_after_a_rollback() -> None:
+    """The sets may have them in another order; what comes later finds its place in both."""
+    vm = Memslots()
+    vm.create(0, 0x000, 16, HOST)
+    vm.create(1, 0x100, 16, HOST)
+    with pytest.raises(KeyError), vm.transaction() as tx:
+        tx.delete(0)
+        raise KeyError
+    vm.check()
+    vm.create(2, 0x200, 16, HOST + 0x10_0000)
+    vm.check()
+    for flags in (1, 0):
+        assert {slot.id for slot, _, _ in vm.in_hva_range(HOST, HOST + 0x1000)} == {0, 1}
+        (above,) = vm.in_hva_range(HOST + 0x10_0000, HOST + 0x10_1000)
+        assert above == (vm[2], 0x200, 0x201)
+        vm.set_flags(1, flags)
+        vm.check()
+
+
+def test_slots_at_one_host_address_after_a_commit() -> None:
+    vm = Memslots()
+    with vm.transaction() as tx:
+        tx.create(5, 0x500, 16, HOST)
+        tx.create(6, 0x600, 16, HOST)
+        tx.delete(5)
+        tx.create(5, 0x500, 16, HOST)
+    vm.check()
+    vm.create(7, 0x700, 16, HOST + 0x10_0000)
+    vm.move(7, 0x400)
+    vm.create(8, 0x800, 16, HOST)
+    vm.check()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from importlib import import_module
 from typing import Any, NamedTuple
 
 from memslots import Memslots, Slot
@@ -91,9 +91,8 @@ def make_bisect(slots: Sequence[Slot]) -> Finder:
 
 def make_sorteddict(slots: Sequence[Slot]) -> Finder:
     """A SortedDict of sortedcontainers, from base gfn to (end, id)."""
-    from sortedcontainers import SortedDict
-
-    by_base = SortedDict({slot.base_gfn: (slot.end_gfn, slot.id) for slot in slots})
+    sorted_dict = import_module("sortedcontainers").SortedDict
+    by_base = sorted_dict({slot.base_gfn: (slot.end_gfn, slot.id) for slot in slots})
     bisect, peekitem = by_base.bisect_right, by_base.peekitem
 
     def find(gfn: int) -> int:
@@ -114,9 +113,7 @@ def make_sorteddict(slots: Sequence[Slot]) -> Finder:
 
 def make_btree(slots: Sequence[Slot]) -> Finder:
     """An LLBTree of BTrees, from base gfn to id, and a dictionary from id to end."""
-    from BTrees.LLBTree import LLBTree
-
-    by_base = LLBTree({slot.base_gfn: slot.id for slot in slots})
+    by_base = import_module("BTrees.LLBTree").LLBTree({slot.base_gfn: slot.id for slot in slots})
     ends = {slot.id: slot.end_gfn for slot in slots}
     max_key = by_base.maxKey
 
@@ -139,9 +136,7 @@ def make_btree(slots: Sequence[Slot]) -> Finder:
 
 def make_superintervals(slots: Sequence[Slot]) -> Finder:
     """An IntervalMap of superintervals: gfns of 31 bits, ends inclusive, nothing taken out."""
-    from superintervals import IntervalMap
-
-    intervals = IntervalMap()
+    intervals = import_module("superintervals").IntervalMap()
     for slot in slots:
         intervals.add(slot.base_gfn, slot.end_gfn - 1, slot.id)
     intervals.build()
@@ -197,10 +192,15 @@ def make_searchsorted(slots: Sequence[Slot]) -> Finder:
     return Finder(None, find_many, columns.delete, columns.create)
 
 
-@cache
+#: What _numba_search gives, once it has compiled it.
+_compiled: list[Any] = []
+
+
 def _numba_search() -> Any:
     """A binary search that tries the line found last, compiled; once in a process."""
-    import numba
+    if _compiled:
+        return _compiled[0]
+    numba = import_module("numba")
 
     def search(bases: Any, ends: Any, ids: Any, gfns: Any, out: Any) -> None:
         last = 0
@@ -217,7 +217,8 @@ def _numba_search() -> Any:
                 last = low
             out[number] = ids[last] if gfn < ends[last] else -1
 
-    return numba.njit(nogil=True)(search)
+    _compiled.append(numba.njit(nogil=True)(search))
+    return _compiled[0]
 
 
 def make_numba(slots: Sequence[Slot]) -> Finder:

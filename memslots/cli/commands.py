@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from rich.progress import (
 
 from memslots import __version__, bench
 from memslots.cli import documents, tables
+from memslots.cli.plots import draw
 from memslots.replay import Report, replay
 from memslots.samples import SAMPLES
 from memslots.traces import FORMATS, Trace, TraceError, open_trace
@@ -280,10 +282,8 @@ def _plotter(path: str) -> Callable[[bench.Report], None] | None:
     if not Path(path).absolute().parent.is_dir():
         raise click.UsageError(f"--plot {path}: its directory does not exist.")
     try:
-        from memslots.cli.plots import draw
-    except ModuleNotFoundError as missing:
-        if (missing.name or "").partition(".")[0] != "matplotlib":
-            raise
+        import_module("matplotlib")
+    except ModuleNotFoundError:
         return None
     return lambda report: draw(report, path)
 

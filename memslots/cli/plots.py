@@ -1,12 +1,10 @@
-"""What `memslots bench --plot` draws. Importing this needs matplotlib."""
+"""What `memslots bench --plot` draws, with matplotlib."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
-
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogFormatter, NullFormatter
 
 from memslots import __version__
 from memslots.bench import STRUCTURES, TESTS, Report, RivalsResult, Row
@@ -22,7 +20,8 @@ def draw(report: Report, path: str) -> None:
     panels += [(_costs, results) for results in drawn if results]
     columns = min(2, len(panels))
     lines = -(-len(panels) // columns)
-    figure = Figure(figsize=(7.5 * columns, 5.2 * lines), layout="constrained")
+    size = (7.5 * columns, 5.2 * lines)
+    figure = import_module("matplotlib.figure").Figure(figsize=size, layout="constrained")
     grid = figure.subplots(lines, columns, squeeze=False).flat
     for axes, (paint, figures) in zip(grid, panels, strict=False):
         paint(axes, figures)
@@ -34,15 +33,16 @@ def draw(report: Report, path: str) -> None:
 
 
 def _slots_axis(axes: Any, slots: Sequence[int]) -> None:
+    ticker = import_module("matplotlib.ticker")
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("slots")
     known = sorted(set(slots))
     axes.set_xticks(known, [str(number) for number in known], rotation=45)
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
+    axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
     # Between the powers of ten only where there are few of them.
-    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
+    axes.yaxis.set_minor_formatter(ticker.LogFormatter(minor_thresholds=(1, 0.4)))
     axes.grid(True, alpha=0.3)
 
 

@@ -29,6 +29,8 @@ cdef extern from *:
     #define memslots_compare_exchange(p, e, v) \\
         __atomic_compare_exchange_n((p), (e), (v), 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)
     #define memslots_fetch_add(p, v) __atomic_fetch_add((p), (v), __ATOMIC_RELAXED)
+    #define memslots_fetch_add_acq_rel(p, v) __atomic_fetch_add((p), (v), __ATOMIC_ACQ_REL)
+    #define memslots_fetch_sub_acq_rel(p, v) __atomic_fetch_sub((p), (v), __ATOMIC_ACQ_REL)
     #define memslots_fetch_sub_release(p, v) __atomic_fetch_sub((p), (v), __ATOMIC_RELEASE)
     #define memslots_fetch_or(p, v) __atomic_fetch_or((p), (v), __ATOMIC_RELEASE)
     #define memslots_fetch_and(p, v) __atomic_fetch_and((p), (v), __ATOMIC_ACQ_REL)
@@ -51,6 +53,8 @@ cdef extern from *:
         uint64_t *, uint64_t *expected, uint64_t wanted
     ) noexcept nogil
     uint64_t fetch_add "memslots_fetch_add"(uint64_t *, uint64_t) noexcept nogil
+    uint64_t fetch_add_acq_rel "memslots_fetch_add_acq_rel"(uint64_t *, uint64_t) noexcept nogil
+    uint64_t fetch_sub_acq_rel "memslots_fetch_sub_acq_rel"(uint64_t *, uint64_t) noexcept nogil
     uint64_t fetch_sub_release "memslots_fetch_sub_release"(uint64_t *, uint64_t) noexcept nogil
     uint64_t fetch_or_release "memslots_fetch_or"(uint64_t *, uint64_t) noexcept nogil
     uint64_t fetch_and_acq_rel "memslots_fetch_and"(uint64_t *, uint64_t) noexcept nogil

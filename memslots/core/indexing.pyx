@@ -86,16 +86,20 @@ cdef bint indexing_make(space *sp, srcu_reader *reader) noexcept nogil:
     cdef index_home *home = &sp.index
     cdef index *ix = walk(sp, reader)
     cdef index *before
+    cdef int side
     if ix is NULL:
         # What was counted is spent; if there are changes all the time, an index does not pay.
         store_relaxed(&home.searches, 0)
         return False
-    before = <index *>exchange_acq_rel_ptr(<void **>&home.current, ix)
-    if before is not NULL:
-        # Another reader's of the same generation, or one that was published too late for the change
-        # that it missed.
-        retire(home, before)
-    return True
+    side = srcu_enter(reader)
+    if ix.generation == load_relaxed(&space_active(sp).generation):
+        before = <index *>exchange_acq_rel_ptr(<void **>&home.current, ix)
+        if before is not NULL:
+            retire(home, before)  # another reader's, most likely of the same generation
+        ix = NULL
+    srcu_leave(reader, side)
+    index_free(ix)
+    return ix is NULL
 
 
 cdef index *indexing_take(space *sp) noexcept nogil:

@@ -1,7 +1,12 @@
-"""The read side, many look-ups at once. The contract of each function is in lookup.pxd."""
+"""The read side, many look-ups at once. The contract of each function is in lookup.pxd.
+
+The numbers may change while they are read: they are the caller's, and this runs without the GIL. So
+a number that a mark goes by is read once.
+"""
 
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 
+from memslots.core.atomics cimport load_relaxed
 from memslots.core.dirtylog cimport dirty_mark
 from memslots.core.index cimport (
     INDEX_NO_READ,
@@ -39,6 +44,7 @@ cdef void lookup_many(
     size_t count,
 ) noexcept nogil:
     cdef slot *s
+    cdef uint64_t number
     cdef size_t i
     if kind == LOOKUP_IDS:
         for i in range(count):
@@ -46,9 +52,10 @@ cdef void lookup_many(
             (<int32_t *>out)[i] = <int32_t>s.id if s is not NULL else -1
     elif kind == MARK_DIRTY:
         for i in range(count):
-            s = lookup_in(set, own, given[i])
+            number = load_relaxed(&given[i])
+            s = lookup_in(set, own, number)
             if s is not NULL:
-                dirty_mark(s, given[i])
+                dirty_mark(s, number)
     else:
         for i in range(count):
             (<hva_t *>out)[i] = lookup_hva(set, own, given[i], kind == TRANSLATE_WRITE)
@@ -97,6 +104,7 @@ cdef void answer_stretch(
     cdef const index_row *row = same.row
     cdef int32_t id
     cdef hva_t base
+    cdef uint64_t number
     cdef size_t i
     if kind == LOOKUP_IDS:
         id = row.id if row is not NULL else -1
@@ -105,7 +113,9 @@ cdef void answer_stretch(
     elif kind == MARK_DIRTY:
         if row is not NULL:
             for i in range(count):
-                dirty_mark(row.slot, given[i])
+                number = load_relaxed(&given[i])
+                if number - same.first <= same.span:
+                    dirty_mark(row.slot, number)
     else:
         base = row_base(row, kind) if row is not NULL else BAD_HVA
         for i in range(count):

@@ -66,6 +66,7 @@ cdef struct plan:
     change_kind kind
     slot *old  # the slot of this id, or NULL
     slot *existing  # with OVERLAPS: the slot in the way
+    slot *before  # once rule 6 allowed a CREATE: the slot that it comes after by gfn, or NULL
 
 
 # Rules 1 and 2 for the call in bytes, and the region that it names. `slot_arg` has the space in

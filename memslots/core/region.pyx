@@ -53,6 +53,7 @@ cdef refusal region_check(const limits *lim, const region *r) noexcept nogil:
 cdef refusal region_plan(slot *old, const region *r, plan *out) noexcept nogil:
     out.old = old
     out.existing = NULL
+    out.before = NULL
     out.kind = CHANGE_NONE
     if r.npages == 0:
         out.kind = CHANGE_DELETE
@@ -77,5 +78,5 @@ cdef refusal region_plan(slot *old, const region *r, plan *out) noexcept nogil:
 
 cdef refusal region_place(const slotset *set, const region *r, plan *p) noexcept nogil:
     if p.kind == CHANGE_CREATE or p.kind == CHANGE_MOVE:
-        p.existing = slotset_overlap(set, r.base_gfn, r.npages, p.old)
+        p.existing = slotset_overlap(set, r.base_gfn, r.npages, p.old, &p.before)
     return ALLOWED if p.existing is NULL else OVERLAPS

@@ -139,24 +139,22 @@ cdef extern from *:
     const uint32_t LAST_NARROW "(UINT32_MAX - 1)"  # the greatest narrow key
     const uint32_t NO_KEY "UINT32_MAX"  # what fills a level's last node: above all that is asked
 
-cdef int used = -1  # a search_kind; -1: the best, once that is known
-
-
 cdef search_kind search_best() noexcept nogil:
     if has_avx512():
         return SEARCH_AVX512
     return SEARCH_AVX2 if has_avx2() else SEARCH_PORTABLE
 
 
+cdef search_kind used = search_best()
+
+
 cdef void search_use(search_kind kind) noexcept nogil:
     global used
-    used = min(<int>kind, <int>search_best())
+    used = <search_kind>min(<int>kind, <int>search_best())
 
 
 cdef search_kind search_used() noexcept nogil:
-    if used < 0:
-        search_use(search_best())
-    return <search_kind>used
+    return used
 
 
 cdef inline uint32_t nodes_of(uint32_t count) noexcept nogil:

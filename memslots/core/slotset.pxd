@@ -49,13 +49,22 @@ cdef void slotset_clear(slotset *set) noexcept nogil
 # idtable_get_spare(&set.ids, ...) for it. Cannot fail. O(log n); a replacement O(1) in the trees
 # where base_gfn, or the host range, stays.
 cdef void slotset_put(slotset *set, slot *old, slot *new, idtable_spare *spare) noexcept nogil
-# The same where the other set of the space holds `new` already, and otherwise what this one does.
-# The places are known from there.
+# The same where the other set of the space holds `new` already, and otherwise what this one does:
+# its place is mostly known from there.
 cdef void slotset_follow(slotset *set, slot *old, slot *new, idtable_spare *spare) noexcept nogil
+# Adds a slot that comes right after `before` by gfn (NULL: it is the first). Slots side by side in
+# guest memory often are in host memory, too: then no place is searched for. O(log n).
+cdef void slotset_put_after(
+    slotset *set, slot *before, slot *new, idtable_spare *spare
+) noexcept nogil
 # A slot other than `except_for` (may be NULL) that has a gfn in [base_gfn, base_gfn + npages), or
-# NULL. O(log n).
+# NULL; in *before the last slot that begins at base_gfn or before it, or NULL. O(log n).
 cdef slot *slotset_overlap(
-    const slotset *set, gfn_t base_gfn, uint64_t npages, const slot *except_for
+    const slotset *set,
+    gfn_t base_gfn,
+    uint64_t npages,
+    const slot *except_for,
+    slot **before,
 ) noexcept nogil
 
 

@@ -22,6 +22,8 @@ from memslots.core.rbtree cimport (
     rb_init,
     rb_insert,
     rb_insert_after,
+    rb_key,
+    rb_node,
     rb_replace,
     rb_step,
 )
@@ -64,28 +66,48 @@ cdef bint is_held(const slotset *set, const slot *old, const slot *new) noexcept
     return slotset_by_id(set, old.id if old is not NULL else new.id) is old
 
 
-cdef void insert_gfn(slotset *set, slot *new, bint follows) noexcept nogil:
+cdef void insert_gfn(slotset *set, slot *before, slot *new) noexcept nogil:
+    """Puts in a slot after `before`; NULL: it is the first."""
     cdef int k = set.k
-    cdef slot *before
-    if not follows:
-        rb_insert(&set.gfn_tree, &new.gfn_node[k])
-        return
-    before = slot_of_gfn_node(rb_step(&new.gfn_node[1 - k], 0), 1 - k)
     rb_insert_after(
         &set.gfn_tree, &before.gfn_node[k] if before is not NULL else NULL, &new.gfn_node[k]
     )
 
 
-cdef void insert_hva(slotset *set, slot *new, bint follows) noexcept nogil:
+cdef void insert_hva(slotset *set, slot *near, slot *new) noexcept nogil:
+    """Puts in a slot that may well come right after `near`; NULL: that is not known.
+
+    Slots may have the same host address, in the one set in another order than in the other: so what
+    comes after `near` in this one is looked at (R1).
+    """
     cdef int k = set.k
-    cdef slot *before
-    if not follows:
+    cdef rb_node *next = NULL
+    cdef bint beside = near is not NULL and near.userspace_addr <= new.userspace_addr
+    if beside:
+        next = rb_step(&near.hva_node[k].rb, 1)
+        beside = next is NULL or rb_key(&set.hva_tree, next) > new.userspace_addr
+    if beside:
+        rb_insert_after(&set.hva_tree, &near.hva_node[k].rb, &new.hva_node[k].rb)
+    else:
         rb_insert(&set.hva_tree, &new.hva_node[k].rb)
-        return
-    before = slot_of_hva_node(<hva_node *>rb_step(&new.hva_node[1 - k].rb, 0), 1 - k)
-    rb_insert_after(
-        &set.hva_tree, &before.hva_node[k].rb if before is not NULL else NULL, &new.hva_node[k].rb
-    )
+
+
+cdef void place_gfn(slotset *set, slot *new, bint follows) noexcept nogil:
+    cdef int k = set.k
+    if follows:
+        insert_gfn(
+            set, slot_of_gfn_node(rb_step(&new.gfn_node[1 - k], 0), 1 - k), new
+        )
+    else:
+        rb_insert(&set.gfn_tree, &new.gfn_node[k])
+
+
+cdef void place_hva(slotset *set, slot *new, bint follows) noexcept nogil:
+    cdef int k = set.k
+    cdef slot *near = NULL
+    if follows:
+        near = slot_of_hva_node(<hva_node *>rb_step(&new.hva_node[1 - k].rb, 0), 1 - k)
+    insert_hva(set, near, new)
 
 
 cdef void put(
@@ -98,8 +120,8 @@ cdef void put(
     if set.last_used is old:
         set.last_used = NULL
     if old is NULL:
-        insert_gfn(set, new, follows)
-        insert_hva(set, new, follows)
+        place_gfn(set, new, follows)
+        place_hva(set, new, follows)
         idtable_add(&set.ids, new, spare)
         set.npages += new.npages
     elif new is NULL:
@@ -112,12 +134,12 @@ cdef void put(
             rb_replace(&set.gfn_tree, &old.gfn_node[k], &new.gfn_node[k])
         else:
             rb_erase(&set.gfn_tree, &old.gfn_node[k])
-            insert_gfn(set, new, follows)
+            place_gfn(set, new, follows)
         if new.userspace_addr == old.userspace_addr:
             rb_replace(&set.hva_tree, &old.hva_node[k].rb, &new.hva_node[k].rb)
         else:
             rb_erase(&set.hva_tree, &old.hva_node[k].rb)
-            insert_hva(set, new, follows)
+            place_hva(set, new, follows)
         idtable_replace(&set.ids, old, new)
         set.npages += new.npages - old.npages
 
@@ -130,10 +152,29 @@ cdef void slotset_follow(slotset *set, slot *old, slot *new, idtable_spare *spar
     put(set, old, new, spare, True)
 
 
-cdef slot *slotset_overlap(
-    const slotset *set, gfn_t base_gfn, uint64_t npages, const slot *except_for
+cdef void slotset_put_after(
+    slotset *set, slot *before, slot *new, idtable_spare *spare
 ) noexcept nogil:
-    cdef slot *s = slotset_first_from(set, base_gfn)
+    debug_assert(is_held(set, NULL, new), b"slotset_put_after: the id is new")
+    insert_gfn(set, before, new)
+    insert_hva(set, before, new)
+    idtable_add(&set.ids, new, spare)
+    set.npages += new.npages
+
+
+cdef slot *slotset_overlap(
+    const slotset *set,
+    gfn_t base_gfn,
+    uint64_t npages,
+    const slot *except_for,
+    slot **before,
+) noexcept nogil:
+    cdef slot *s = slotset_floor(set, base_gfn)
+    before[0] = s
+    if s is NULL:
+        s = slotset_first(set)
+    elif slot_end_gfn(s) <= base_gfn:
+        s = slotset_step(set, s, 1)
     if s is not NULL and s is except_for:
         s = slotset_step(set, s, 1)
     return s if s is not NULL and s.base_gfn < base_gfn + npages else NULL

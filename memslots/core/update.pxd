@@ -40,6 +40,7 @@ cdef struct change:
     slot *old  # as it is before the change; NULL: there is none
     slot *new  # as it is after it; NULL: there is none
     slot *invalid  # the INVALID copy of old, for DELETE and MOVE; otherwise NULL
+    slot *before  # for CREATE: the slot after which `new` comes by gfn, in both sets; NULL: none
     slot *held[2]  # [k]: which of the three set k holds now
     idtable_spare spare[2]  # [k]: for set k's id table
     bint displaced  # a transaction: whether a step took `old` from its place

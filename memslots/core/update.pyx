@@ -19,6 +19,7 @@ from memslots.core.slotset cimport (
     slotset_follow,
     slotset_init,
     slotset_put,
+    slotset_put_after,
     slotset_step,
 )
 from memslots.core.space cimport (
@@ -110,6 +111,7 @@ cdef refusal update_get(
     cdef bint got = True
     update_init(c, sp, r.id, p.old)
     c.kind = p.kind
+    c.before = p.before
     c.new = NULL
     if p.kind != CHANGE_DELETE:
         c.new = make_slot(sp, lim, r, p.old)
@@ -135,6 +137,10 @@ cdef void update_invalidate_end(change *c) noexcept nogil:
 
 
 cdef void update_apply_begin(change *c) noexcept nogil:
+    cdef slotset *set = space_inactive(c.sp)
+    if c.kind == CHANGE_CREATE:
+        slotset_put_after(set, c.before, c.new, &c.spare[set.k])
+        c.held[set.k] = c.new
     begin(c, c.new)
     c.done = True
 
