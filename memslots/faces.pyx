@@ -415,8 +415,9 @@ cdef class Vcpu(ReadFace):
     def stats(self):
         """How many look-ups the last-used slot answered, and how many had to search (VcpuStats).
 
-        A look-up that finds no slot had to search; so had those of a batch that are searched for in
-        groups, because few are in the slot of the one before.
+        A look-up that finds no slot had to search. In a batch that has an index, the last-used slot
+        is one of the few used last, and holes count as slots do; pages that are found in groups,
+        because few are near the ones before, had to search.
         """
         return VcpuStats(load_relaxed(&self.own.hits), load_relaxed(&self.own.misses))
 
