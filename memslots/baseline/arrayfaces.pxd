@@ -11,6 +11,7 @@ cdef class ArrayReadFace:
     cdef arrayspace *sp  # the address space
     cdef array_cache *own  # a last-used slot of its own, or NULL: the array's is used
     cdef object owner  # the ArrayMemslots; None in that itself
+    cdef object __weakref__
 
     cdef object slot_of(self, uint32_t id)
 

@@ -77,8 +77,6 @@ cdef class ArrayMemslots(ArrayReadFace):
     Memslots, but that in_hva_range is O(n).
     """
 
-    cdef object __weakref__
-
     def __cinit__(
         self,
         max_slots=32764,
