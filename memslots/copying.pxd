@@ -12,8 +12,6 @@ cdef int restore(Writer writer, object spaces) except -1
 
 # Parts of these, for others that have the face of a Memslots.
 
-# The limits, as the arguments of Memslots.
-cdef dict limits_of(object vm)
 # ValueError where a state has another number of address spaces, or where one of them cannot have
 # had this generation.
 cdef int check_spaces(uint32_t nspaces, object spaces) except -1

@@ -9,6 +9,7 @@ from memslots.arguments cimport u64
 from memslots.core.space cimport SWAPPING, space, space_generation
 from memslots.dirtylogs cimport get_log, put_log
 from memslots.faces cimport ReadFace
+from memslots.limits cimport limits_of
 from memslots.verbs cimport verb_create
 
 from memslots.records import Flags
@@ -62,16 +63,6 @@ cdef int check_spaces(uint32_t nspaces, object spaces) except -1:
     if len(spaces) != nspaces:
         raise ValueError(f"{len(spaces)} address spaces where there are {nspaces}")
     return 0
-
-
-cdef dict limits_of(object vm):
-    return {
-        "max_slots": vm.max_slots,
-        "address_spaces": vm.address_spaces,
-        "max_gfn": vm.max_gfn,
-        "max_hva": vm.max_hva,
-        "manual_dirty_log": vm.manual_dirty_log,
-    }
 
 
 cdef tuple state_of(object vm):

@@ -10,14 +10,15 @@ from memslots.copying cimport restore, state_of
 from memslots.core.invariants cimport HOLDS, check_space, report
 from memslots.core.dirtylog cimport dirty_mark
 from memslots.core.lookup cimport MARK_DIRTY, lookup_gfn
-from memslots.core.machine cimport MAX_SPACES, machine
+from memslots.core.machine cimport machine
 from memslots.core.region cimport limits
 from memslots.core.slot cimport slot as slot_t
 from memslots.core.space cimport space
 from memslots.core.srcu cimport srcu_reader
-from memslots.core.units cimport LAST_GFN, gfn_t
+from memslots.core.units cimport gfn_t
 from memslots.dirtylogs cimport clear_log, get_log
 from memslots.faces cimport ReadFace
+from memslots.limits cimport take_limits
 from memslots.refusals cimport check_as_id
 from memslots.sections cimport reader_of, section, section_enter, section_leave
 from memslots.transaction cimport transaction_of
@@ -90,20 +91,9 @@ cdef class Memslots(ReadFace):
         manual_dirty_log=0,
     ):
         cdef limits lim
-        cdef uint64_t ids = u64(max_slots, "max_slots")
-        lim.nspaces = u32(address_spaces, "address_spaces")
-        lim.max_gfn = u64(max_gfn, "max_gfn")
-        lim.max_hva = u64(max_hva, "max_hva")
-        lim.manual_dirty_log = u32(manual_dirty_log, "manual_dirty_log")
-        if not 1 <= ids <= LAST_ID:
-            raise ValueError(f"max_slots must be 1 to 2**31 - 1, not {ids}")
-        if not 1 <= lim.nspaces <= MAX_SPACES:
-            raise ValueError(f"address_spaces must be 1 to {MAX_SPACES}, not {lim.nspaces}")
-        if lim.max_gfn > LAST_GFN:
-            raise ValueError(f"max_gfn must be below 2**52, not {lim.max_gfn:#x}")
-        if lim.manual_dirty_log not in (0, 1, 3):
-            raise ValueError(f"manual_dirty_log must be 0, 1 or 3, not {lim.manual_dirty_log}")
-        lim.max_slots = <uint32_t>ids
+        take_limits(
+            &lim, max_slots, address_spaces, max_gfn, max_hva, manual_dirty_log, LAST_ID
+        )
         self.writer = Writer.__new__(Writer)
         self.writer.own_machine(&lim)
         self.m = self.writer.m

@@ -656,6 +656,7 @@ def test_bench_of_what_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
         ("changes", 30),
     ]
     document = json.loads(Outcome(capsys, *ONE_TEST, "--no-against", "--json").out)
+    assert document["not_installed"] == {}  # nothing was asked of them
     assert (document["against"], document["versions"]) == ([], {})
 
 

@@ -148,6 +148,17 @@ def test_a_vcpu_counts_what_was_near(drivers: Any) -> None:
     assert near.stats.hits == hits + 1
 
 
+def test_few_slots_by_turns_take_few_searches(drivers: Any) -> None:
+    vm = make(300)
+    indexed(drivers, vm, scattered(300, 2000))
+    vcpu = vm.vcpu()
+    turns = array("Q", [slot * STEP for slot in (7, 100, 30, 250, 9)] * 200)
+    ids = vcpu.lookup_many(turns)
+    assert list(ids) == [gfn // STEP for gfn in turns]
+    assert sum(vcpu.stats) == 1000
+    assert vcpu.stats.misses < 20
+
+
 def test_it_is_made_when_it_pays(drivers: Any) -> None:
     index = drivers("index")
     vm = make(2000)

@@ -269,6 +269,12 @@ def test_max_hva(memslots_class: type[Memslots], max_hva: int) -> None:
 # Many
 
 
+def test_lookup_has_no_name_for_its_gfn(vm: Memslots) -> None:
+    """CPython then hands it over as it is: the fastest call there is."""
+    with pytest.raises(TypeError, match="keyword"):
+        vm.lookup(gfn=1)  # type: ignore[call-arg]
+
+
 def test_as_many_slots_as_kvm_has(memslots_class: type[Memslots]) -> None:
     vm = memslots_class()
     ids = list(range(32764))

@@ -211,7 +211,7 @@ def errors(vm: Memslots) -> None:
 ALLOWED = r"""
 # Modules without a Python face: they hold C functions for `cimport`, nothing to type.
 memslots\.core\.\w+
-memslots\.(arguments|batch|buffers|copying|dirtylogs|lock|refusals|verbs|walks|writer)
+memslots\.(arguments|batch|buffers|copying|dirtylogs|limits|lock|refusals|verbs|walks|writer)
 memslots\.baseline\.(arraywriter|slotarray)
 # What Cython puts into every module that it makes, or that others may cimport from.
 memslots\.(baseline\.)?\w+\.__(pyx_capi|test|reduce_cython|setstate_cython)__

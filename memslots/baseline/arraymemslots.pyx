@@ -16,15 +16,15 @@ from memslots.baseline.slotarray cimport (
     slotarray_mark_dirty,
     slotarray_slots,
 )
-from memslots.core.lookup cimport MARK_DIRTY
-from memslots.copying cimport check_generation, check_spaces, limits_of
+from memslots.copying cimport check_generation, check_spaces
 from memslots.core.dirtylog cimport dirty_clear, dirty_get, dirty_put, dirty_words
 from memslots.core.invariants cimport D1, HOLDS, S1, S2, S3, S4, property_id
-from memslots.core.machine cimport MAX_SPACES
+from memslots.core.lookup cimport MARK_DIRTY
 from memslots.core.region cimport limits
 from memslots.core.slot cimport slot as slot_t
-from memslots.core.units cimport LAST_GFN, gfn_t
+from memslots.core.units cimport gfn_t
 from memslots.dirtylogs cimport cannot_clear, check_log, no_log, wrong_first, wrong_pages
+from memslots.limits cimport limits_of, take_limits
 from memslots.records cimport slot_record
 from memslots.refusals cimport check_as_id, check_id
 from memslots.verbs cimport (
@@ -87,20 +87,9 @@ cdef class ArrayMemslots(ArrayReadFace):
         manual_dirty_log=0,
     ):
         cdef limits lim
-        cdef uint64_t ids = u64(max_slots, "max_slots")
-        lim.nspaces = u32(address_spaces, "address_spaces")
-        lim.max_gfn = u64(max_gfn, "max_gfn")
-        lim.max_hva = u64(max_hva, "max_hva")
-        lim.manual_dirty_log = u32(manual_dirty_log, "manual_dirty_log")
-        if not 1 <= ids <= MOST_IDS:
-            raise ValueError(f"max_slots must be 1 to 2**20, not {ids}")
-        if not 1 <= lim.nspaces <= MAX_SPACES:
-            raise ValueError(f"address_spaces must be 1 to {MAX_SPACES}, not {lim.nspaces}")
-        if lim.max_gfn > LAST_GFN:
-            raise ValueError(f"max_gfn must be below 2**52, not {lim.max_gfn:#x}")
-        if lim.manual_dirty_log not in (0, 1, 3):
-            raise ValueError(f"manual_dirty_log must be 0, 1 or 3, not {lim.manual_dirty_log}")
-        lim.max_slots = <uint32_t>ids
+        take_limits(
+            &lim, max_slots, address_spaces, max_gfn, max_hva, manual_dirty_log, MOST_IDS
+        )
         self.writer = ArrayWriter.__new__(ArrayWriter)
         self.writer.own_spaces(&lim)
         self.sp = &self.writer.spaces[0]

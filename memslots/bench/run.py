@@ -32,8 +32,8 @@ class Report:
 
     @property
     def absent(self) -> dict[str, list[str]]:
-        """The structures that were left out, and what each would need."""
-        return rivals.absent(self.versions)
+        """The structures that were left out, if any was asked, and what each would need."""
+        return rivals.absent(self.versions) if self.against else {}
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,9 +95,7 @@ cdef void insert_hva(slotset *set, slot *near, slot *new) noexcept nogil:
 cdef void place_gfn(slotset *set, slot *new, bint follows) noexcept nogil:
     cdef int k = set.k
     if follows:
-        insert_gfn(
-            set, slot_of_gfn_node(rb_step(&new.gfn_node[1 - k], 0), 1 - k), new
-        )
+        insert_gfn(set, slot_of_gfn_node(rb_step(&new.gfn_node[1 - k], 0), 1 - k), new)
     else:
         rb_insert(&set.gfn_tree, &new.gfn_node[k])
 
