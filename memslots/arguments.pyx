@@ -15,3 +15,11 @@ cdef uint64_t field_of(object value, str name, int bits) except? ERROR64:
     if number.bit_length() > bits:
         raise OverflowError(f"{name} does not fit its {bits} bits: {number:#x}")
     return number
+
+
+def field(value, name, bits):
+    """`value` as an integer of `bits` bits, at most 64: for the parts of the package in Python.
+
+    TypeError for what is no integer, OverflowError for one that does not fit; both say `name`.
+    """
+    return field_of(value, name, bits)

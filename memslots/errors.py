@@ -17,6 +17,8 @@ __all__ = [
     "BusyError",
     "InvalidRegionError",
     "InvariantError",
+    "KvmError",
+    "KvmUnavailableError",
     "MemslotError",
     "NoSuchSlotError",
     "NotMappedError",
@@ -98,6 +100,17 @@ class BusyError(MemslotError):
     """A change, a copy or a check while the same thread is making a change (EBUSY).
 
     From inside a listener, say, or from a finalizer that runs in between.
+    """
+
+
+class KvmError(MemslotError):
+    """The kernel's KVM refused a call for a reason outside of the rules; its errno says which."""
+
+
+class KvmUnavailableError(KvmError):
+    """There is no KVM that could be used, or it lacks a capability; the message says what to do.
+
+    ENOENT, EACCES and the like from opening /dev/kvm; ENOTSUP for a capability.
     """
 
 

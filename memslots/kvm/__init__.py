@@ -1,0 +1,47 @@
+"""The real thing: virtual machines of Linux's /dev/kvm, with slots as a Memslots has them.
+
+    from memslots import Memslots
+    from memslots.kvm import KvmVM
+
+    with KvmVM() as kvm:
+        vm = Memslots(backend=kvm)  # every change of it is made in the kernel too
+
+Needs nothing beyond the standard library, and Linux; the registers of vCPUs are those of x86.
+"""
+
+from memslots.errors import KvmError, KvmUnavailableError
+from memslots.kvm.exits import (
+    Exit,
+    FailEntryExit,
+    HltExit,
+    InternalErrorExit,
+    InterruptedExit,
+    IoExit,
+    MemoryFaultExit,
+    MmioExit,
+    OtherExit,
+    ShutdownExit,
+    SystemEventExit,
+)
+from memslots.kvm.ioctls import Cap
+from memslots.kvm.vcpu import KvmVcpu
+from memslots.kvm.vm import KvmVM
+
+__all__ = [
+    "Cap",
+    "Exit",
+    "FailEntryExit",
+    "HltExit",
+    "InternalErrorExit",
+    "InterruptedExit",
+    "IoExit",
+    "KvmError",
+    "KvmUnavailableError",
+    "KvmVM",
+    "KvmVcpu",
+    "MemoryFaultExit",
+    "MmioExit",
+    "OtherExit",
+    "ShutdownExit",
+    "SystemEventExit",
+]

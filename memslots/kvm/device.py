@@ -1,0 +1,55 @@
+"""Opening /dev/kvm, or saying what to do where that cannot be."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from memslots.errors import KvmError, KvmUnavailableError
+from memslots.kvm import ioctls
+from memslots.kvm.fd import Fd
+
+DEVICE = "/dev/kvm"
+
+_WHAT_TO_DO = {
+    errno.ENOENT: "load KVM (modprobe kvm_intel or kvm_amd); where that fails, turn virtualization "
+    "on in the firmware's setup, inside a virtual machine have its host allow nested "
+    "virtualization, and in a container have it given the device (--device /dev/kvm)",
+    errno.EACCES: "join the group that owns it (usermod -aG kvm USER, then log in again) or run as "
+    "root; in a container have it given the device (--device /dev/kvm)",
+    errno.ENODEV: "load KVM (modprobe kvm_intel or kvm_amd); the device is there, its module is not",
+}
+_WHAT_TO_DO[errno.EPERM] = _WHAT_TO_DO[errno.EACCES]
+_WHAT_TO_DO[errno.ENXIO] = _WHAT_TO_DO[errno.ENODEV]
+
+
+def open_device(path: str = DEVICE) -> Fd:
+    """Open /dev/kvm. Raises KvmUnavailableError, whose message says what to do."""
+    try:
+        number = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        todo = _WHAT_TO_DO.get(error.errno or 0)
+        text = f"{path} cannot be opened: {error.strerror}" + (f"; {todo}" if todo else "")
+        raise KvmUnavailableError(error.errno or 0, text) from None
+    device = Fd(number, path)
+    try:
+        version = device.ioctl("KVM_GET_API_VERSION", ioctls.GET_API_VERSION)
+    except KvmError as error:
+        device.close()
+        text = f"{path} is not KVM's device: {error.strerror}"
+        raise KvmUnavailableError(error.errno or 0, text) from None
+    if version != ioctls.API_VERSION:
+        device.close()
+        text = (
+            f"{path} has version {version} of KVM's API, not {ioctls.API_VERSION}; a Linux of "
+            "2.6.22 or later is needed"
+        )
+        raise KvmUnavailableError(errno.ENOTSUP, text)
+    return device
+
+
+def missing_capability(name: str, needed_for: str, since: str) -> KvmUnavailableError:
+    """The error for a capability that this kernel does not have."""
+    return KvmUnavailableError(
+        errno.ENOTSUP, f"this kernel has no KVM_CAP_{name}, which {needed_for} takes; {since} has"
+    )

@@ -1,0 +1,218 @@
+"""A virtual processor of /dev/kvm: its registers, and running it."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+from collections.abc import Iterator
+from struct import Struct
+
+from memslots.errors import KvmError
+from memslots.kvm import ioctls
+from memslots.kvm.exits import (
+    Exit,
+    FailEntryExit,
+    HltExit,
+    InternalErrorExit,
+    InterruptedExit,
+    IoExit,
+    MemoryFaultExit,
+    MmioExit,
+    OtherExit,
+    ShutdownExit,
+    SystemEventExit,
+)
+from memslots.kvm.fd import Fd
+
+_IO, _HLT, _MMIO, _SHUTDOWN, _FAIL_ENTRY, _INTR = 2, 5, 6, 8, 9, 10
+_INTERNAL_ERROR, _SYSTEM_EVENT, _MEMORY_FAULT = 17, 24, 39
+
+
+class KvmVcpu:
+    """A virtual processor. Made by `KvmVM.create_vcpu`; a context manager that closes it.
+
+    One thread at a time runs it; `request_exit` may be called from any. Its registers are those of
+    x86.
+    """
+
+    def __init__(self, fd: Fd, run_size: int, id: int) -> None:
+        self.id = id
+        self._fd = fd
+        self._run = mmap.mmap(fd.fileno(), run_size)
+        self._answer: slice | None = None  # where in _run what the guest reads is to be
+
+    def __enter__(self) -> KvmVcpu:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<KvmVcpu {self.id}{': closed' if self._fd.closed else ''}>"
+
+    def close(self) -> None:
+        """Give the vCPU up. Closing again does nothing."""
+        self._run.close()
+        self._fd.close()
+
+    def fileno(self) -> int:
+        """The descriptor's number, for ioctls that this binding does not have."""
+        return self._fd.fileno()
+
+    # Registers
+
+    def get_regs(self) -> dict[str, int]:
+        """The general registers by name: rax ... r15, rip, rflags."""
+        return self._get("KVM_GET_REGS", ioctls.GET_REGS, ioctls.REGS, ioctls.REGS_NAMES)
+
+    def set_regs(self, **registers: int) -> None:
+        """Set some of the registers that `get_regs` gives. TypeError for any other name."""
+        values = self.get_regs()
+        self._set("KVM_SET_REGS", ioctls.SET_REGS, ioctls.REGS, values, registers)
+
+    def get_sregs(self) -> dict[str, int]:
+        """The special registers: `cs_base`, `cs_limit`, `cs_selector`, ..., `cr0`, `efer`, ...
+
+        Each segment (cs ds es fs gs ss tr ldt) has base, limit, selector, type, present, dpl, db,
+        s, l, g, avl and unusable; gdt and idt have base and limit.
+        """
+        return self._get("KVM_GET_SREGS", ioctls.GET_SREGS, ioctls.SREGS, ioctls.SREGS_NAMES)
+
+    def set_sregs(self, **registers: int) -> None:
+        """Set some of the registers that `get_sregs` gives. TypeError for any other name."""
+        values = self.get_sregs()
+        self._set("KVM_SET_SREGS", ioctls.SET_SREGS, ioctls.SREGS, values, registers)
+
+    def _get(
+        self, name: str, request: int, struct: Struct, names: tuple[str, ...]
+    ) -> dict[str, int]:
+        values = bytearray(struct.size)
+        self._fd.ioctl(name, request, values)
+        return dict(zip(names, struct.unpack(values), strict=True))
+
+    def _set(
+        self,
+        name: str,
+        request: int,
+        struct: Struct,
+        values: dict[str, int],
+        changes: dict[str, int],
+    ) -> None:
+        if unknown := changes.keys() - values.keys():
+            raise TypeError(f"there is no register {sorted(unknown)[0]!r}")
+        self._fd.ioctl(name, request, struct.pack(*(values | changes).values()))
+
+    def get_msr(self, index: int) -> int:
+        """A model-specific register. KvmError (EINVAL) if KVM has none of this number."""
+        msr = bytearray(ioctls.ONE_MSR.pack(1, index, 0))
+        if self._fd.ioctl("KVM_GET_MSRS", ioctls.GET_MSRS, msr) != 1:
+            raise KvmError(errno.EINVAL, f"KVM_GET_MSRS: KVM gives no MSR {index:#x}")
+        _, _, value = ioctls.ONE_MSR.unpack(msr)
+        return int(value)
+
+    def set_msr(self, index: int, value: int) -> None:
+        """Write a model-specific register. KvmError (EINVAL) if KVM refuses it."""
+        msr = ioctls.ONE_MSR.pack(1, index, value)
+        if self._fd.ioctl("KVM_SET_MSRS", ioctls.SET_MSRS, msr) != 1:
+            raise KvmError(errno.EINVAL, f"KVM_SET_MSRS: KVM refuses {value:#x} for MSR {index:#x}")
+
+    # Running
+
+    def run(self) -> Iterator[Exit]:
+        """Run the guest; yields each exit, and goes on when it is asked for the next.
+
+        It never ends by itself: leave the loop. Other threads run meanwhile. A signal is handled
+        by Python, and the guest goes on.
+
+        Raises
+        ------
+        KvmError
+            The kernel refuses to run it.
+        """
+        while True:
+            yield self.run_once()
+
+    def run_once(self) -> Exit:
+        """Run the guest until its next exit."""
+        self._answer = None
+        while True:
+            try:
+                fcntl.ioctl(self._fd.fileno(), ioctls.RUN, 0)
+            except InterruptedError:
+                # Not lost if it comes right now: then the next KVM_RUN returns at once.
+                if self._run[ioctls.RUN_IMMEDIATE_EXIT]:
+                    self._run[ioctls.RUN_IMMEDIATE_EXIT] = 0
+                    return InterruptedExit()
+                continue
+            except OSError as error:
+                reason = ioctls.RUN_EXIT_REASON.unpack_from(self._run)[0]
+                if error.errno == errno.EFAULT and reason == _MEMORY_FAULT:
+                    break
+                raise KvmError(error.errno or 0, f"KVM_RUN: {error.strerror}") from None
+            break
+        return self._take()
+
+    def request_exit(self) -> None:
+        """Have `run` yield an InterruptedExit, at the latest when the guest exits next.
+
+        A guest that does not exit by itself is interrupted by a signal to its thread
+        (signal.pthread_kill) after this, if the process handles that signal.
+        """
+        self._run[ioctls.RUN_IMMEDIATE_EXIT] = 1
+
+    def answer(self, data: bytes) -> None:
+        """Give the guest what it reads, after an IoExit or a MmioExit that is no write.
+
+        Parameters
+        ----------
+        data : bytes
+            size * count bytes of an IoExit, size bytes of a MmioExit, little-endian. Without an
+            answer the guest reads ones, as from a bus where nobody answers.
+
+        Raises
+        ------
+        ValueError
+            The last exit was no read, or is of another size.
+        """
+        if self._answer is None:
+            raise ValueError("the guest is not reading anything")
+        length = self._answer.stop - self._answer.start
+        if len(data) != length:
+            raise ValueError(f"the guest reads {length} bytes, not {len(data)}")
+        self._run[self._answer] = bytes(data)
+
+    def _reads(self, at: int, length: int) -> None:
+        self._answer = slice(at, at + length)
+        self._run[self._answer] = b"\xff" * length
+
+    def _take(self) -> Exit:
+        run = self._run
+        (reason,) = ioctls.RUN_EXIT_REASON.unpack_from(run)
+        if reason == _IO:
+            out, size, port, count, at = ioctls.EXIT_IO.unpack_from(run, ioctls.RUN_EXIT)
+            if out:
+                return IoExit(port, size, count, True, run[at : at + size * count])
+            self._reads(at, size * count)
+            return IoExit(port, size, count, False, b"")
+        if reason == _MMIO:
+            gpa, data, size, write = ioctls.EXIT_MMIO.unpack_from(run, ioctls.RUN_EXIT)
+            if write:
+                return MmioExit(gpa, size, True, data[:size])
+            self._reads(ioctls.RUN_EXIT + ioctls.EXIT_MMIO_DATA, size)
+            return MmioExit(gpa, size, False, b"")
+        if reason == _HLT:
+            return HltExit()
+        if reason == _SHUTDOWN:
+            return ShutdownExit()
+        if reason == _INTERNAL_ERROR:
+            suberror, count, *data = ioctls.EXIT_INTERNAL_ERROR.unpack_from(run, ioctls.RUN_EXIT)
+            return InternalErrorExit(suberror, tuple(data[: min(count, len(data))]))
+        if reason == _FAIL_ENTRY:
+            return FailEntryExit(ioctls.EXIT_FAIL_ENTRY.unpack_from(run, ioctls.RUN_EXIT)[0])
+        if reason == _SYSTEM_EVENT:
+            return SystemEventExit(ioctls.EXIT_SYSTEM_EVENT.unpack_from(run, ioctls.RUN_EXIT)[0])
+        if reason == _MEMORY_FAULT:
+            flags, gpa, size = ioctls.EXIT_MEMORY_FAULT.unpack_from(run, ioctls.RUN_EXIT)
+            return MemoryFaultExit(gpa, size, flags)
+        return InterruptedExit() if reason == _INTR else OtherExit(reason)

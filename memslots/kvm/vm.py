@@ -1,0 +1,450 @@
+"""A virtual machine of /dev/kvm."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import sys
+import threading
+from collections.abc import Sequence
+from typing import NamedTuple, SupportsIndex
+
+from memslots.arguments import field
+from memslots.errors import (
+    InvalidRegionError,
+    KvmError,
+    MemslotError,
+    NoSuchSlotError,
+    OverlapError,
+)
+from memslots.kvm import ioctls
+from memslots.kvm.device import DEVICE, missing_capability, open_device
+from memslots.kvm.fd import Fd
+from memslots.kvm.ioctls import Cap
+from memslots.kvm.limits import ends, slots_and_spaces
+from memslots.kvm.vcpu import KvmVcpu
+from memslots.memslots import Memslots
+from memslots.records import Change, Flags, Slot
+
+_PAGE_SHIFT = 12
+# Where x86's local APIC is: KVM keeps a slot there if the processor lets guests use it directly.
+_APIC_PAGE = 0xFEE0_0000
+_MOST_PAGES = (1 << 31) - 1  # of a slot: rule 4
+_IDENTITY_MAP = 0xFFFB_C000  # where KVM's identity map is if nobody says otherwise
+# How many slots KVM may keep for itself, with ids from max_slots on.
+_APIC, _TSS, _IDENTITY = range(3)
+
+
+class _Call(NamedTuple):
+    """The arguments of a set_region."""
+
+    slot: int
+    flags: int
+    guest_phys_addr: int
+    memory_size: int
+    userspace_addr: int
+
+    @classmethod
+    def of(
+        cls,
+        slot: SupportsIndex,
+        flags: SupportsIndex,
+        guest_phys_addr: SupportsIndex,
+        memory_size: SupportsIndex,
+        userspace_addr: SupportsIndex,
+    ) -> _Call:
+        return cls(
+            field(slot, "slot", 32),
+            field(flags, "flags", 32),
+            field(guest_phys_addr, "guest_phys_addr", 64),
+            field(memory_size, "memory_size", 64),
+            field(userspace_addr, "userspace_addr", 64),
+        )
+
+    def record(self) -> Slot:
+        return Slot(
+            self.slot & 0xFFFF,
+            self.slot >> 16,
+            self.guest_phys_addr >> _PAGE_SHIFT,
+            self.memory_size >> _PAGE_SHIFT,
+            self.userspace_addr,
+            self.flags & (Flags.LOG_DIRTY_PAGES | Flags.READONLY),
+        )
+
+
+class KvmVM:
+    """A virtual machine of the kernel, with its memory slots and vCPUs.
+
+    A context manager that closes it. Every call asks the kernel; what it answers is never guessed.
+
+    Parameters
+    ----------
+    vm_type : int, default 0
+        As KVM_CREATE_VM takes it.
+    manual_dirty_log : {0, 1, 3}
+        The argument of KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2; 0 leaves it off.
+    device : str, default "/dev/kvm"
+
+    Raises
+    ------
+    KvmUnavailableError
+        There is no KVM to be used, or it has not what is asked for; the message says what to do.
+    KvmError
+        The kernel refuses to make a VM.
+
+    Notes
+    -----
+    Safe to use from any thread. After a fork the child has no use of it: the kernel answers EIO.
+    """
+
+    def __init__(
+        self, vm_type: int = 0, *, manual_dirty_log: int = 0, device: str = DEVICE
+    ) -> None:
+        if manual_dirty_log not in (0, 1, 3):
+            raise ValueError(f"manual_dirty_log must be 0, 1 or 3, not {manual_dirty_log}")
+        self._ends_of = device, vm_type
+        self._lock = threading.Lock()  # the slots here are those of the kernel
+        self._slots: dict[int, Slot] = {}  # by the id that the kernel takes, with its space
+        self._room: dict[int, int] = {}  # the most pages each of them may ever have had
+        self._with_memfd: set[int] = set()
+        self._private: dict[int, tuple[str, int, int]] = {}  # name, gpa, pages
+        self._vcpus: list[KvmVcpu] = []
+        self.manual_dirty_log = manual_dirty_log
+        opened = open_device(device)
+        try:
+            number = opened.ioctl("KVM_CREATE_VM", ioctls.CREATE_VM, vm_type)
+            self._fd = Fd(number, "KvmVM")
+            self._run_size = opened.ioctl("KVM_GET_VCPU_MMAP_SIZE", ioctls.GET_VCPU_MMAP_SIZE)
+        finally:
+            opened.close()
+        try:
+            self._max_slots, self._spaces = slots_and_spaces(self._fd)
+            if manual_dirty_log:
+                self._enable_manual_dirty_log()
+        except BaseException:
+            self._fd.close()
+            raise
+
+    def __enter__(self) -> KvmVM:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._fd.closed else f"{len(self._slots)} slots"
+        return f"<KvmVM: {state}>"
+
+    def close(self) -> None:
+        """Close it and its vCPUs. Closing again does nothing."""
+        for vcpu in self._vcpus:
+            vcpu.close()
+        self._vcpus.clear()
+        self._slots.clear()
+        self._fd.close()
+
+    def fileno(self) -> int:
+        """The descriptor's number, for ioctls that this binding does not have."""
+        return self._fd.fileno()
+
+    # Capabilities and limits
+
+    def check_extension(self, cap: int) -> int:
+        """What KVM_CHECK_EXTENSION of this VM answers: 0 where there is no such capability.
+
+        Parameters
+        ----------
+        cap : int or Cap
+        """
+        return self._fd.ioctl("KVM_CHECK_EXTENSION", ioctls.CHECK_EXTENSION, int(cap))
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """What the kernel allows, as the arguments of Memslots.
+
+        max_gfn and max_hva are found by making slots of another VM, once in a process.
+        """
+        max_gfn, max_hva = ends(*self._ends_of)
+        return {
+            "max_slots": self._max_slots,
+            "address_spaces": self._spaces,
+            "max_gfn": max_gfn,
+            "max_hva": max_hva,
+            "manual_dirty_log": self.manual_dirty_log,
+        }
+
+    @property
+    def slots(self) -> Sequence[Slot]:
+        """The slots that it has, by address space and id."""
+        with self._lock:
+            return [self._slots[slot] for slot in sorted(self._slots)]
+
+    def _enable_manual_dirty_log(self) -> None:
+        known = self.check_extension(Cap.MANUAL_DIRTY_LOG_PROTECT2)
+        if self.manual_dirty_log & ~known:
+            needed = f"manual_dirty_log={self.manual_dirty_log}"
+            raise missing_capability("MANUAL_DIRTY_LOG_PROTECT2", needed, "Linux 5.7 or later")
+        cap = ioctls.ENABLE_CAP.pack(
+            Cap.MANUAL_DIRTY_LOG_PROTECT2, 0, self.manual_dirty_log, 0, 0, 0
+        )
+        self._fd.ioctl("KVM_ENABLE_CAP", ioctls.ENABLE_CAP_OF_VM, cap)
+
+    # Slots
+
+    def set_region(
+        self,
+        slot: SupportsIndex,
+        flags: SupportsIndex,
+        guest_phys_addr: SupportsIndex,
+        memory_size: SupportsIndex,
+        userspace_addr: SupportsIndex,
+    ) -> Change:
+        """Create, delete, move or change the flags of a slot: KVM_SET_USER_MEMORY_REGION.
+
+        Arguments, results and errors are those of `Memslots.set_region`. What the kernel refuses
+        for a reason outside of its rules (no memory, a guest_memfd) is a KvmError with its errno.
+
+        Raises
+        ------
+        InvalidRegionError, OverlapError, NoSuchSlotError
+            By the rules of docs/rules.md. `OverlapError.existing` may be a slot that the kernel
+            keeps for itself: its id is not below max_slots, and its userspace_addr 0.
+        KvmError
+        """
+        call = _Call.of(slot, flags, guest_phys_addr, memory_size, userspace_addr)
+        name, request = "KVM_SET_USER_MEMORY_REGION", ioctls.SET_USER_MEMORY_REGION
+        return self._set(call, name, request, ioctls.REGION.pack(*call), memfd=False)
+
+    def set_region2(
+        self,
+        slot: SupportsIndex,
+        flags: SupportsIndex,
+        guest_phys_addr: SupportsIndex,
+        memory_size: SupportsIndex,
+        userspace_addr: SupportsIndex,
+        guest_memfd: SupportsIndex | None = None,
+        guest_memfd_offset: SupportsIndex = 0,
+    ) -> Change:
+        """The same with KVM_SET_USER_MEMORY_REGION2, which can give a slot a guest_memfd.
+
+        Parameters
+        ----------
+        slot, flags, guest_phys_addr, memory_size, userspace_addr : int
+            As in `set_region`.
+        guest_memfd : int, optional
+            What `create_guest_memfd` gave; its flag is set in `flags`. Such a slot can be deleted,
+            not moved or changed.
+        guest_memfd_offset : int
+            Where in it the slot's first page is, in bytes.
+
+        Raises
+        ------
+        InvalidRegionError, OverlapError, NoSuchSlotError, KvmError
+            As `set_region`.
+        KvmUnavailableError
+            The kernel has no such call, or no guest_memfd for this type of VM.
+        """
+        if not self.check_extension(Cap.USER_MEMORY2):
+            raise missing_capability("USER_MEMORY2", "set_region2", "Linux 6.8 or later")
+        memfd, offset = 0, field(guest_memfd_offset, "guest_memfd_offset", 64)
+        if guest_memfd is not None:
+            self._need_guest_memfd()
+            memfd = field(guest_memfd, "guest_memfd", 32)
+            flags = field(flags, "flags", 32) | ioctls.MEM_GUEST_MEMFD
+        call = _Call.of(slot, flags, guest_phys_addr, memory_size, userspace_addr)
+        name, request = "KVM_SET_USER_MEMORY_REGION2", ioctls.SET_USER_MEMORY_REGION2
+        region = ioctls.REGION2.pack(*call, offset, memfd)
+        return self._set(call, name, request, region, memfd=guest_memfd is not None)
+
+    def create_guest_memfd(self, size: SupportsIndex, flags: SupportsIndex = 0) -> int:
+        """A file of guest memory: KVM_CREATE_GUEST_MEMFD. Its descriptor is the caller's to close.
+
+        Raises
+        ------
+        KvmUnavailableError
+            The kernel has none for this type of VM.
+        KvmError
+        """
+        self._need_guest_memfd()
+        memfd = ioctls.GUEST_MEMFD.pack(field(size, "size", 64), field(flags, "flags", 64))
+        return self._fd.ioctl("KVM_CREATE_GUEST_MEMFD", ioctls.CREATE_GUEST_MEMFD, memfd)
+
+    def _need_guest_memfd(self) -> None:
+        if not self.check_extension(Cap.GUEST_MEMFD):
+            since = "Linux 6.8 or later built with CONFIG_KVM_GUEST_MEMFD, for some types of VM,"
+            raise missing_capability("GUEST_MEMFD", "a guest_memfd", since)
+
+    def _set(self, call: _Call, name: str, request: int, region: bytes, memfd: bool) -> Change:
+        with self._lock:
+            # Before the call: however it is left, the kernel's log of the slot is no longer.
+            npages = min(call.memory_size >> _PAGE_SHIFT, _MOST_PAGES)
+            self._room[call.slot] = max(self._room.get(call.slot, 0), npages)
+            try:
+                self._fd.ioctl(name, request, region)
+            except KvmError as refused:
+                raise self._explain(call, refused) from None
+            old = self._slots.get(call.slot)
+            if call.memory_size == 0:
+                self._slots.pop(call.slot, None)
+                self._with_memfd.discard(call.slot)
+                return Change.DELETE
+            new = self._slots[call.slot] = call.record()
+            if memfd:
+                self._with_memfd.add(call.slot)
+        if old is None:
+            return Change.CREATE
+        if old.base_gfn != new.base_gfn:
+            return Change.MOVE
+        return Change.NONE if old.flags == new.flags else Change.FLAGS_ONLY
+
+    def _explain(self, call: _Call, refused: KvmError) -> MemslotError:
+        """The rule by which the kernel refused; or what it said, where no rule does."""
+        if call.slot in self._with_memfd and refused.errno == errno.EINVAL:
+            text = f"{refused.strerror}: a slot with a guest_memfd can only be deleted"
+            return KvmError(errno.EINVAL, text)
+        try:
+            twin = Memslots(**self.limits)
+            for held in self._slots.values():
+                twin.create(
+                    held.id,
+                    held.base_gfn,
+                    held.npages,
+                    held.userspace_addr,
+                    held.flags,
+                    held.as_id,
+                )
+            twin.set_region(*call)
+        except MemslotError as error:
+            if error.errno == refused.errno:
+                return error
+        if refused.errno == errno.EEXIST:
+            return self._overlaps_private(call)
+        slot, as_id = call.slot & 0xFFFF, call.slot >> 16
+        text = f"{refused.strerror}: slot {slot} of address space {as_id}; no rule refuses it"
+        return KvmError(refused.errno or 0, text)
+
+    def _overlaps_private(self, call: _Call) -> OverlapError:
+        """What to say where none of our slots is in the way: one of the kernel's own is."""
+        kept = {_APIC: ("the APIC page", _APIC_PAGE, 1)} | self._private
+        kept.setdefault(_IDENTITY, ("the identity map", _IDENTITY_MAP, 1))
+        new = call.record()
+        what = "a slot that the kernel keeps for itself"
+        existing = None
+        for number, (name, gpa, npages) in kept.items():
+            private = Slot(self._max_slots + number, 0, gpa >> _PAGE_SHIFT, npages, 0)
+            if private.base_gfn < new.end_gfn and new.base_gfn < private.end_gfn:
+                existing = private
+                what += f": {name}, gfn [{private.base_gfn:#x}, {private.end_gfn:#x})"
+                break
+        text = (
+            f"slot {new.id} of address space {new.as_id}, rule 6: "
+            f"gfn [{new.base_gfn:#x}, {new.end_gfn:#x}) overlaps {what}"
+        )
+        return OverlapError(errno.EEXIST, text, 6, existing=existing, requested=new)
+
+    # Dirty logs
+
+    def get_dirty_log(self, slot: SupportsIndex, as_id: SupportsIndex = 0) -> bytearray:
+        """The pages of a slot that the guest or the kernel wrote: KVM_GET_DIRTY_LOG.
+
+        Arguments, result and errors are those of `Memslots.get_dirty_log`.
+        """
+        number = _number(slot, as_id)
+        with self._lock:
+            bitmap = bytearray(8 * -(-self._room.get(number, 1) // 64))
+            log = ioctls.DIRTY_LOG.pack(number, _address(bitmap))
+            try:
+                self._fd.ioctl("KVM_GET_DIRTY_LOG", ioctls.GET_DIRTY_LOG, log)
+            except KvmError as refused:
+                raise _log_error(number, refused) from None
+            held = self._slots.get(number)
+        if held is not None:
+            del bitmap[8 * -(-held.npages // 64) :]
+        return bitmap
+
+    def clear_dirty_log(
+        self,
+        slot: SupportsIndex,
+        first_page: SupportsIndex,
+        num_pages: SupportsIndex,
+        bitmap: bytes | bytearray | memoryview,
+        as_id: SupportsIndex = 0,
+    ) -> None:
+        """Clear part of a slot's dirty log: KVM_CLEAR_DIRTY_LOG.
+
+        Arguments and errors are those of `Memslots.clear_dirty_log`; KvmUnavailableError where the
+        kernel (before 5.2) has no such call.
+        """
+        number = _number(slot, as_id)
+        first = field(first_page, "first_page", 64)
+        pages = field(num_pages, "num_pages", 32)
+        if not self.check_extension(Cap.MANUAL_DIRTY_LOG_PROTECT2):
+            needed = "clear_dirty_log"
+            raise missing_capability("MANUAL_DIRTY_LOG_PROTECT2", needed, "Linux 5.2 or later")
+        bits = bytearray(bitmap)
+        short = len(bits) < 8 * -(-pages // 64)
+        # A bitmap that is too short is not shown to the kernel, which would read on behind it; what
+        # it says to the other values is.
+        clear = ioctls.CLEAR_DIRTY_LOG.pack(number, pages, first, 0 if short else _address(bits))
+        try:
+            self._fd.ioctl("KVM_CLEAR_DIRTY_LOG", ioctls.CLEAR_DIRTY_LOG_OF_VM, clear)
+        except KvmError as refused:
+            if short and refused.errno == errno.EFAULT:
+                text = (
+                    f"clear_dirty_log: a bitmap of {len(bits)} bytes is too short for {pages} pages"
+                )
+                raise InvalidRegionError(errno.EINVAL, text) from None
+            raise _log_error(number, refused) from None
+
+    # What x86 wants before the first vCPU
+
+    def set_tss_addr(self, gpa: SupportsIndex) -> None:
+        """Say where Intel's KVM may keep three pages for itself: KVM_SET_TSS_ADDR."""
+        address = field(gpa, "gpa", 64)
+        self._fd.ioctl("KVM_SET_TSS_ADDR", ioctls.SET_TSS_ADDR, address)
+        self._private[_TSS] = ("the TSS", address, 3)
+
+    def set_identity_map_addr(self, gpa: SupportsIndex) -> None:
+        """Say where Intel's KVM may keep one page for itself: KVM_SET_IDENTITY_MAP_ADDR."""
+        address = field(gpa, "gpa", 64)
+        given = address.to_bytes(8, sys.byteorder)
+        self._fd.ioctl("KVM_SET_IDENTITY_MAP_ADDR", ioctls.SET_IDENTITY_MAP_ADDR, given)
+        self._private[_IDENTITY] = ("the identity map", address or _IDENTITY_MAP, 1)
+
+    def create_irqchip(self) -> None:
+        """Have KVM emulate the interrupt controllers: KVM_CREATE_IRQCHIP."""
+        self._fd.ioctl("KVM_CREATE_IRQCHIP", ioctls.CREATE_IRQCHIP)
+
+    def create_vcpu(self, id: SupportsIndex = 0) -> KvmVcpu:
+        """Make a vCPU. Closing the VM closes it.
+
+        Raises
+        ------
+        KvmError
+            EEXIST if there is one of this id, EINVAL if there cannot be.
+        """
+        wanted = field(id, "id", 32)
+        number = self._fd.ioctl("KVM_CREATE_VCPU", ioctls.CREATE_VCPU, wanted)
+        vcpu = KvmVcpu(Fd(number, "KvmVcpu"), self._run_size, wanted)
+        self._vcpus.append(vcpu)
+        return vcpu
+
+
+def _number(slot: SupportsIndex, as_id: SupportsIndex) -> int:
+    """An id and its space as one number. 0xffff, which the kernel refuses, for what is greater."""
+    return min(field(as_id, "as_id", 32), 0xFFFF) << 16 | min(field(slot, "slot", 32), 0xFFFF)
+
+
+def _address(memory: bytearray) -> int:
+    """Where it is, for as long as it is not resized."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory)) if memory else 0
+
+
+def _log_error(number: int, refused: KvmError) -> MemslotError:
+    """What a call of the dirty log was refused for, as Memslots says it."""
+    text = f"{refused.strerror}: slot {number & 0xFFFF} of address space {number >> 16}"
+    if refused.errno == errno.ENOENT:
+        return NoSuchSlotError(errno.ENOENT, f"{text} is not there, or has no dirty log")
+    if refused.errno == errno.EINVAL:
+        return InvalidRegionError(errno.EINVAL, text)
+    return KvmError(refused.errno or 0, text)
