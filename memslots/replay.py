@@ -7,16 +7,23 @@ Where the two disagree, the map goes on as the kernel said it is. A call that on
 refused is undone. A call that only we refused is made after dropping the slots that cannot be there
 if it succeeded: those it overlaps, or the one of its id; where even that does not help, it is left
 out.
+
+On request every call is made on this machine's kernel as well (live.py), and all three answers are
+compared. The map goes by the recorded one all the same; this kernel's VM is then made what the map
+is, so that the answers to what comes later can be compared too.
 """
 
 from __future__ import annotations
 
 import errno as errno_module
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import combinations
 
 from memslots import Change, MemslotError, Memslots, Slot
+from memslots.live import Live, LiveVM, slot_name
 from memslots.traces import Counts, Event, RegionCall, Trace, TraceError
 from memslots.traces.events import GUEST_MEMFD_FLAG, Capability
 from memslots.traces.gaps import Gap, Gaps
@@ -51,10 +58,12 @@ def errno_name(number: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Disagreement:
-    """A call to which the kernel and the rules gave different answers.
+    """A call to which the kernel and the rules, or this machine's kernel, gave different answers.
 
     `recorded` and `ours` are errnos (0: success). `why` explains ours, `followed` tells what was
-    done to keep the map as the kernel has it.
+    done to keep the map as the recorded kernel has it. `live` is the errno of this machine's kernel
+    (None: it was not asked), `live_why` explains it, and `live_followed` tells what was done to
+    keep its VM as the map.
     """
 
     call: RegionCall
@@ -62,11 +71,22 @@ class Disagreement:
     ours: int
     why: str
     followed: str
+    live: int | None = None
+    live_why: str = ""
+    live_followed: str = ""
+
+    @property
+    def pairs(self) -> list[str]:
+        """Which answers differ: `recorded and memslots`, `recorded and this kernel`, ..."""
+        answers = {"recorded": self.recorded, "memslots": self.ours}
+        if self.live is not None:
+            answers["this kernel"] = self.live
+        return [f"{a} and {b}" for a, b in combinations(answers, 2) if answers[a] != answers[b]]
 
 
 @dataclass(slots=True)
 class VmReport:
-    """One VM of a trace, after its last call."""
+    """One VM of a trace, after its last call; `live` is None where this kernel was not asked."""
 
     process: int | None
     fd: int | None
@@ -80,6 +100,17 @@ class VmReport:
     most_slots: int = 0
     disagreements: list[Disagreement] = field(default_factory=list)
     gap_finders: list[Gaps] = field(default_factory=list)
+    live: Live | None = None
+
+    @property
+    def agree(self) -> bool:
+        """Whether all answers agree, and this kernel's VM ended with the map's slots."""
+        return not self.disagreements and (self.live is None or self.live.same)
+
+    @property
+    def pairs(self) -> Counter[str]:
+        """In how many disagreements each pair of answers differs."""
+        return Counter(pair for each in self.disagreements for pair in each.pairs)
 
     @property
     def name(self) -> str:
@@ -116,39 +147,83 @@ class Report:
 
     @property
     def agree(self) -> bool:
-        """Whether every replayed call gave the recorded result."""
-        return not any(vm.disagreements for vm in self.vms)
+        """Whether every replayed call gave the recorded result, on this kernel too if asked."""
+        return all(vm.agree for vm in self.vms)
 
 
-def replay(trace: Trace, watch: Callable[[int, int], None] | None = None) -> Report:
-    """Replay an opened trace to its end. Raises TraceError if it cannot be used.
+def replay(
+    trace: Trace,
+    watch: Callable[[int, int], None] | None = None,
+    live: Callable[[], LiveVM] | None = None,
+) -> Report:
+    """Replay an opened trace to its end.
 
     Takes O(log n) for each call on a map of n slots, and memory in proportion to the calls (not to
-    the lines) of the trace. `watch(done, all)` is called now and then.
+    the lines) of the trace.
+
+    Parameters
+    ----------
+    trace : Trace
+    watch : callable, optional
+        `watch(done, all)` is called now and then.
+    live : callable, optional
+        Makes a VM of this machine's kernel, such as `memslots.kvm.KvmVM`. It is called for each VM
+        of the trace, at its first memslot call; every VM is closed in the end, however that comes.
+
+    Raises
+    ------
+    TraceError
+        The trace cannot be used, or `live` raised an OSError.
     """
     events = births_first(trace)
     if not trace.counts.calls:
         lost = trace.counts.first_lost[0]
         reason = f"none of its {trace.counts.lost_total} memslot calls can be read; {lost.reason}"
         raise TraceError(trace.name, reason, lost.line)
-    replayer = Replayer(events)
-    for done, event in enumerate(events):
-        if watch is not None and not done % 4096:
-            watch(done, len(events))
-        replayer.feed(event)
-    vms = [vm for vm in replayer.vms if vm.calls]
+    with ExitStack() as open_vms:
+        replayer = Replayer(events, _opener(trace.name, live, open_vms))
+        for done, event in enumerate(events):
+            if watch is not None and not done % 4096:
+                watch(done, len(events))
+            replayer.feed(event)
+        vms = [vm for vm in replayer.vms if vm.calls]
+        for vm in vms:
+            if vm.live is not None:
+                vm.live.finish(vm.final_map)
     return Report(trace.name, trace.format, trace.counts, trace.notes + replayer.notes, vms)
+
+
+#: Makes a VM of this machine's kernel for a map; the line is that of the first call.
+_Opener = Callable[[Memslots, int], Live]
+
+
+def _opener(name: str, make: Callable[[], LiveVM] | None, open_vms: ExitStack) -> _Opener | None:
+    if make is None:
+        return None
+
+    def opened(memslots: Memslots, line: int) -> Live:
+        try:
+            vm = make()
+            open_vms.callback(vm.close)
+            return Live(vm, memslots)
+        except OSError as error:
+            reason = f"no VM of this machine's kernel for it: {error.strerror or error}"
+            raise TraceError(name, reason, line) from error
+
+    return opened
 
 
 class Replayer:
     """Feeds events to one Memslots per VM.
 
     `events` are looked through beforehand for what a VM must know from its first call on: the
-    number of address spaces and of slots, and where user space ends.
+    number of address spaces and of slots, and where user space ends. `opener` makes a VM of this
+    machine's kernel for each.
     """
 
-    def __init__(self, events: Iterable[Event] = ()) -> None:
+    def __init__(self, events: Iterable[Event] = (), opener: _Opener | None = None) -> None:
         self.vms: list[VmReport] = []
+        self._opener = opener
         self._machines = Machines(self._make, self._fits)
         self._max_slots = _DEFAULT_MAX_SLOTS
         self._spaces = 1
@@ -164,6 +239,7 @@ class Replayer:
             notes.append(
                 f"{memfds} {plural} a guest_memfd; memslots has no such thing and replays them "
                 "without their KVM_MEM_GUEST_MEMFD flag"
+                + (", on this kernel too" if self._opener is not None else "")
             )
         return notes
 
@@ -172,6 +248,8 @@ class Replayer:
         if isinstance(event, RegionCall):
             vm = self._machines.of(event)
             vm.calls += 1
+            if self._opener is not None and vm.live is None:
+                vm.live = self._opener(vm.memslots, event.line)
             _Step(vm, event).run()
         elif not isinstance(event, Capability):
             self._machines.see(event)
@@ -225,6 +303,7 @@ class _Step:
         self.call = call
         self.old = _current(vm, call)
         self.change = Change.NONE
+        self.dropped: list[Slot] = []  # to follow the kernel
         self.guest_memfd = call.guest_memfd is not None and bool(call.flags & GUEST_MEMFD_FLAG)
         self.flags = call.flags & ~GUEST_MEMFD_FLAG if self.guest_memfd else call.flags
 
@@ -238,19 +317,31 @@ class _Step:
             vm.outside += 1
             return
         answer, why = self.attempt()
+        live, live_why = None, ""
+        if vm.live is not None:
+            live, live_why = vm.live.ask(call, self.flags, answer)
         if answer == call.errno:
+            followed = "as recorded"
             if not answer:
                 self._count()
-            return
-        if answer == 0:
+            if live is None or live == answer:
+                return
+        elif answer == 0:
             followed = f"the {self.change.name} was undone"
-            why = f"no rule refuses it: {self.change.name} {self._slot_name()}"
             self.undo()
         elif call.errno == 0:
             followed = self._follow()
         else:
             followed = "both refuse it: nothing changed"
-        vm.disagreements.append(Disagreement(call, call.errno, answer, why, followed))
+        if not answer:
+            why = f"no rule refuses it: {self.change.name} of {slot_name(call.slot)}"
+        live_followed = ""
+        if vm.live is not None:
+            numbers = (slot.id | slot.as_id << 16 for slot in self.dropped)
+            live_followed = vm.live.follow((call.slot, *numbers), call.line)
+        vm.disagreements.append(
+            Disagreement(call, call.errno, answer, why, followed, live, live_why, live_followed)
+        )
 
     def attempt(self) -> tuple[int, str]:
         """Make the call on the Memslots: its errno and message."""
@@ -283,28 +374,27 @@ class _Step:
         space = self.vm.memslots.address_space(call.as_id)
         base = call.guest_phys_addr >> 12
         end = base + (call.memory_size >> 12)
-        dropped = []
         if base < end < 1 << 52:
-            dropped = [slot for slot in space.in_gfn_range(base, end) if slot.id != call.id]
+            self.dropped = [slot for slot in space.in_gfn_range(base, end) if slot.id != call.id]
         if self.old is not None:
-            dropped.append(self.old)
-        for slot in dropped:
+            self.dropped.append(self.old)
+        for slot in self.dropped:
             self.vm.memslots.set_region(slot.id | slot.as_id << 16, 0, 0, 0, 0)
         old, self.old = self.old, None
         answer, _ = self.attempt()
         if answer:  # it was something else: put them back
-            for slot in dropped:
+            for slot in self.dropped:
                 self.vm.memslots.set_region(
                     slot.id | slot.as_id << 16, int(slot.flags),
                     slot.guest_phys_addr, slot.memory_size, slot.userspace_addr,
                 )  # fmt: skip
             self.old = old
             return "the call was left out"
-        self._count(dropped)
-        names = ", ".join(f"slot {slot.id}" for slot in dropped)
+        self._count()
+        names = ", ".join(f"slot {slot.id}" for slot in self.dropped)
         return f"{names} dropped, then {self.change.name}" if names else f"{self.change.name}"
 
-    def _count(self, dropped: Sequence[Slot] = ()) -> None:
+    def _count(self) -> None:
         """The map changed as the kernel's did: count the change, and tell the gaps.
 
         A gfn that is in a slot before and after has had no gap, whichever slots those are.
@@ -316,7 +406,7 @@ class _Step:
         new = _current(vm, call)
         start, end = (new.base_gfn, new.end_gfn) if new is not None else (0, 0)
         gaps = vm.gap_finders[call.as_id]
-        for gone in (*dropped, self.old):
+        for gone in (*self.dropped, self.old):
             if gone is not None:
                 below, above = min(gone.end_gfn, start), max(gone.base_gfn, end)
                 gaps.removed(gone.base_gfn, below, call.line, call.time_ns)
@@ -326,7 +416,3 @@ class _Step:
         spaces = range(vm.memslots.address_spaces)
         in_use = sum(len(vm.memslots.address_space(as_id)) for as_id in spaces)
         vm.most_slots = max(vm.most_slots, in_use)
-
-    def _slot_name(self) -> str:
-        space = f" in space {self.call.as_id}" if self.call.as_id else ""
-        return f"of slot {self.call.id}{space}"

@@ -25,6 +25,8 @@ from rich.progress import (
 from memslots import __version__, bench
 from memslots.cli import documents, tables
 from memslots.cli.plots import draw
+from memslots.errors import KvmError
+from memslots.live import LiveVM
 from memslots.replay import Report, replay
 from memslots.samples import SAMPLES
 from memslots.traces import FORMATS, Trace, TraceError, open_trace
@@ -88,15 +90,25 @@ def _metered(trace: Trace) -> Iterator[Meter]:
         meter.stop()
 
 
-def _replay_input(path: str, format: str, sample: bool = False) -> Report:
+def _replay_input(
+    path: str, format: str, sample: bool = False, live: Callable[[], LiveVM] | None = None
+) -> Report:
     """Replay a file or a sample."""
     if sample:
         stored = SAMPLES[path]
         with stored.open() as stream, open_trace(path, "auto", stream) as trace:
-            return replay(trace)
+            return replay(trace, live=live)
     chosen = next(known for known in FORMATS if known == format)
     with open_trace(path, chosen) as trace, _metered(trace) as meter:
-        return replay(trace, meter.replaying)
+        return replay(trace, meter.replaying, live)
+
+
+def _kvm() -> Callable[[], LiveVM]:
+    """What makes a VM of this machine's kernel. It makes one now: KvmError if it cannot."""
+    from memslots.kvm import KvmVM  # needs Linux, which nothing else here does
+
+    KvmVM().close()
+    return KvmVM
 
 
 def _complain(error: TraceError) -> None:
@@ -128,7 +140,7 @@ def command() -> None:
     is standard input.
 
     Exit status: 0 if every call gave the result that the trace recorded, 1 if some did not, 2 if
-    an input cannot be used.
+    an input, or the /dev/kvm that was asked for, cannot be used.
     """
 
 
@@ -137,9 +149,19 @@ def command() -> None:
 @_sample_option
 @click.option("--list-samples", is_flag=True, help="Name the samples, and exit.")
 @_format_option
+@click.option(
+    "--kvm",
+    is_flag=True,
+    help="Make every call on a VM of this machine's /dev/kvm too, and compare all three results.",
+)
 @click.option("--json", "as_json", is_flag=True, help=_JSON_HELP)
 def replay_command(
-    files: tuple[str, ...], sample: str | None, list_samples: bool, format: str, as_json: bool
+    files: tuple[str, ...],
+    sample: str | None,
+    list_samples: bool,
+    format: str,
+    kvm: bool,
+    as_json: bool,
 ) -> int:
     """Make every memslot call of FILE again and compare the results with the recorded ones.
 
@@ -154,10 +176,17 @@ def replay_command(
     if bool(files) == (sample is not None):
         raise click.UsageError("name FILEs or one --sample (see --list-samples).")
     status = 0
+    live = None
+    if kvm:
+        try:
+            live = _kvm()
+        except KvmError as error:
+            click.echo(f"memslots: {error.strerror}", err=True)
+            return 2
     reports: list[Report | TraceError] = []
     for path in files or [sample or ""]:
         try:
-            report = _replay_input(path, format, sample is not None)
+            report = _replay_input(path, format, sample is not None, live)
         except TraceError as error:
             _complain(error)
             reports.append(error)

@@ -14,6 +14,7 @@ from memslots import Flags, Slot, __version__
 from memslots.bench import Report as BenchReport
 from memslots.bench import RivalsResult, Row, Timing
 from memslots.cli.lookups import Answer, look_up
+from memslots.live import Live
 from memslots.replay import Disagreement, Report, VmReport, errno_name
 from memslots.samples import SAMPLES
 from memslots.traces import TraceError
@@ -87,6 +88,21 @@ def _vm(vm: VmReport) -> Document:
             "ranges": [_gap(gap) for gap in gaps],
         },
         "final_map": [_slot(slot) for slot in vm.final_map],
+        "differ": dict(vm.pairs),
+        "this_kernel": None if vm.live is None else _live(vm.live),
+    }
+
+
+def _live(live: Live) -> Document:
+    """The VM of this machine's kernel; its ends of guest and of user space are addresses."""
+    limits: Document = dict(live.limits)
+    for name in ("max_gfn", "max_hva"):
+        limits[name] = hex(limits[name])
+    return {
+        "limits": limits,
+        "slots": len(live.slots),
+        "missing": [_slot(slot) for slot in live.missing],
+        "others": [_slot(slot) for slot in live.others],
     }
 
 
@@ -108,6 +124,9 @@ def _disagreement(each: Disagreement) -> Document:
         "ours": errno_name(each.ours),
         "why": each.why,
         "followed": each.followed,
+        "this_kernel": None if each.live is None else errno_name(each.live),
+        "this_kernel_why": each.live_why,
+        "this_kernel_followed": each.live_followed,
     }
 
 

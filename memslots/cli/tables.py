@@ -22,6 +22,7 @@ from memslots.bench import CASES, TESTS, RivalsResult, Row
 from memslots.bench import Report as BenchReport
 from memslots.cli.documents import BENCH_LIMITS, flag_names
 from memslots.cli.lookups import look_up
+from memslots.live import Live, slot_name
 from memslots.replay import Report, VmReport, errno_name
 from memslots.samples import SAMPLES
 from memslots.traces import Counts, RegionCall
@@ -150,17 +151,39 @@ def _show_vm(page: _Page, vm: VmReport, title: str) -> None:
         verdict = f"{len(vm.disagreements)} of {_count(vm.calls, 'result')} DISAGREE"
     else:
         verdict = f"all {_count(vm.calls, 'result')} agree"
+    if vm.live is not None:
+        verdict += f": {_listed(vm.pairs)}" if vm.pairs else ": recorded, memslots, this kernel"
     page.line(f"  results     {verdict}", "bold red" if vm.disagreements else "green")
     page.line(f"  operations  {_listed(vm.operations)}")
     refused = _listed(vm.refused)
     if vm.outside:
-        refused += f" ({vm.outside} for reasons outside of the rules, not replayed)"
+        left_out = "not replayed" if vm.live is None else "not replayed, nor asked of this kernel"
+        refused += f" ({vm.outside} for reasons outside of the rules, {left_out})"
     page.line(f"  refused     {refused}")
     page.line(f"  most slots  {vm.most_slots}")
+    if vm.live is not None:
+        _show_live_summary(page, vm.live)
     _show_gap_summary(page, vm)
     _show_disagreements(page, vm)
     _show_gaps(page, vm)
     _show_map(page, vm)
+
+
+def _show_live_summary(page: _Page, live: Live) -> None:
+    """What this kernel's VM has at the end; each slot in which it is not the map."""
+    has = f"{_count(len(live.slots), 'slot')} at the end"
+    if live.same:
+        page.line(f"  this kernel {has}, those of the map", "green")
+        return
+    page.line(f"  this kernel {has}, NOT those of the map", "bold red")
+    for slots, what in ((live.missing, "not in this kernel"), (live.others, "not in the map")):
+        for slot in slots:
+            end = slot.guest_phys_addr + slot.memory_size
+            name = slot_name(slot.id | slot.as_id << 16)
+            page.line(
+                f"    {what}: {name}, gpa [{slot.guest_phys_addr:#x}, {end:#x}), "
+                f"hva {slot.userspace_addr:#x}, flags {flag_names(slot.flags)}"
+            )
 
 
 def _show_gap_summary(page: _Page, vm: VmReport) -> None:
@@ -187,8 +210,15 @@ def _show_disagreements(page: _Page, vm: VmReport) -> None:
     for each in vm.disagreements:
         page.line(f"    line {each.call.line}: {_call_text(each.call)}")
         recorded, ours = errno_name(each.recorded), errno_name(each.ours)
-        page.line(f"      kernel: {recorded}, memslots: {ours}, because {each.why}")
+        if each.live is None:
+            page.line(f"      kernel: {recorded}, memslots: {ours}, because {each.why}")
+            page.line(f"      the map: {each.followed}")
+            continue
+        page.line(f"      recorded: {recorded}")
+        page.line(f"      memslots: {ours}, because {each.why}")
+        page.line(f"      this kernel: {errno_name(each.live)}, because {each.live_why}")
         page.line(f"      the map: {each.followed}")
+        page.line(f"      this kernel's slots: {each.live_followed}")
     if vm.born_line is None:
         page.line(
             "    The trace does not show how this VM was created: slots made before it began are "
