@@ -14,13 +14,14 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+from needs import need_kvm
 
 import memslots
 from memslots import bench
@@ -380,6 +381,9 @@ SHAPE: dict[str, Any] = {
                             "ours": str,
                             "why": str,
                             "followed": str,
+                            "this_kernel": (str, type(None)),
+                            "this_kernel_why": str,
+                            "this_kernel_followed": str,
                         }
                     ],
                     "gaps": {
@@ -398,10 +402,18 @@ SHAPE: dict[str, Any] = {
                         ],
                     },
                     "final_map": [SLOT_SHAPE],
+                    "differ": dict,
+                    "this_kernel": (dict, type(None)),
                 }
             ],
         }
     ],
+}
+LIVE_SHAPE: dict[str, Any] = {
+    "limits": {"max_slots": int, "address_spaces": int, "max_gfn": HEX, "max_hva": HEX},
+    "slots": int,
+    "missing": [SLOT_SHAPE],
+    "others": [SLOT_SHAPE],
 }
 
 
@@ -500,6 +512,26 @@ def test_json(disagreeing: str, capsys: pytest.CaptureFixture[str]) -> None:
     gaps = second["vms"][0]["gaps"]
     assert (gaps["all"], gaps["total_ns"], gaps["longest_ns"]) == (5, 2_795_000, 842_000)
     assert third["vms"][0]["disagreements"][0]["line"] == 3
+    assert third["vms"][0]["differ"] == {"recorded and memslots": 1}
+    for file in document["files"]:
+        assert [vm["this_kernel"] for vm in file["vms"]] == [None]
+
+
+def test_json_with_this_kernel(disagreeing: str, capsys: pytest.CaptureFixture[str]) -> None:
+    need_kvm()
+    outcome = Outcome(capsys, "replay", "--kvm", "--json", SEABIOS, disagreeing)
+    assert (outcome.status, outcome.err) == (1, "")
+    document = json.loads(outcome.out)
+    assert_shape(document, SHAPE)
+    first, second = (file["vms"][0] for file in document["files"])
+    for vm in (first, second):
+        assert_shape(vm["this_kernel"], LIVE_SHAPE)
+        assert vm["this_kernel"]["slots"] == len(vm["final_map"])
+    assert (first["disagreements"], first["differ"]) == ([], {})
+    (found,) = second["disagreements"]
+    results = found["recorded"], found["ours"], found["this_kernel"]
+    assert results == ("success", "EEXIST", "EEXIST")
+    assert second["differ"] == {"recorded and memslots": 1, "recorded and this kernel": 1}
 
 
 def test_json_of_an_unusable_file(capsys: pytest.CaptureFixture[str]) -> None:
@@ -517,7 +549,7 @@ def test_json_of_an_unusable_file(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_page_names_every_key() -> None:
     page = PAGE.read_text(encoding="utf-8")
     answer = {"answers", "gpa", "slot", "hva", "writable", "rule"}
-    keys = {*keys_of(SHAPE), *keys_of(BENCH_SHAPE), *answer}
+    keys = {*keys_of(SHAPE), *keys_of(LIVE_SHAPE), *keys_of(BENCH_SHAPE), *answer}
     missing = [key for key in keys if f"`{key}`" not in page]
     assert missing == []
 
@@ -920,14 +952,19 @@ def workplace(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_console_examples(workplace: Path) -> None:
-    environment = {**os.environ, "PATH": f"{workplace / 'bin'}:{os.environ['PATH']}"}
+def check_examples(place: Path, wanted: Callable[[str], bool]) -> int:
+    """Run the console examples whose command is `wanted`; how many these are."""
+    environment = {**os.environ, "PATH": f"{place / 'bin'}:{os.environ['PATH']}"}
+    count = 0
     for line, text in blocks("console"):
         for example in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
             command, _, expected = example.partition("\n")
+            if not wanted(command):
+                continue
+            count += 1
             done = subprocess.run(
                 ["bash", "-c", command],
-                cwd=workplace,
+                cwd=place,
                 env=environment,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -936,6 +973,18 @@ def test_console_examples(workplace: Path) -> None:
             )
             pattern = r"(?:.*\n)*".join(re.escape(part) for part in expected.split("...\n"))
             assert re.fullmatch(pattern, done.stdout), f"{PAGE}:{line}: {command}\n{done.stdout}"
+    return count
+
+
+def test_console_examples(workplace: Path) -> None:
+    assert check_examples(workplace, lambda command: "--kvm" not in command) == 10
+
+
+def test_console_examples_of_this_kernel(workplace: Path) -> None:
+    need_kvm()
+    # What the page has made before them.
+    check_examples(workplace, lambda command: command.startswith("sed "))
+    assert check_examples(workplace, lambda command: "--kvm" in command) == 2
 
 
 def test_python_examples(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,6 +168,10 @@ def replay_command(
     Prints, for each VM, the operations, the most slots ever in use, each call whose result
     differs, the gaps (ranges of guest memory that had a slot, had none, and got one back), and the
     final map.
+
+    With --kvm each VM of FILE gets one of this machine's kernel, without vCPUs. It gets the same
+    calls; an answer of it that differs from the recorded one, or from that of memslots, counts as
+    one that differs.
     """
     if list_samples:
         shown = documents.samples() if as_json else tables.samples()

@@ -1,0 +1,16 @@
+"""What some tests cannot do without, and why they are skipped where it is not there."""
+
+from __future__ import annotations
+
+import pytest
+
+from memslots.errors import KvmUnavailableError
+from memslots.kvm import KvmVM
+
+
+def need_kvm() -> None:
+    """Skip the test where no VM can be made; the reason is what the package itself says."""
+    try:
+        KvmVM().close()
+    except KvmUnavailableError as error:
+        pytest.skip(error.strerror or str(error))
