@@ -57,8 +57,8 @@ _LIMITS = {
 class Live:
     """One VM of the kernel beside one map.
 
-    Between calls it has the map's slots and no others. The exceptions are known: where it cannot
-    have a slot as the map has it, it has none, and the line from which that is so is kept.
+    Between calls it has the map's slots and no others. A slot that it refuses as the map has it, it
+    has not at all; since which line is remembered, for what it answers later.
 
     Attributes
     ----------
@@ -108,7 +108,7 @@ class Live:
 
     def follow(self, touched: Iterable[int], line: int) -> str:
         """Make these slots what the map has, after the call at `line`; tells what was done."""
-        held = {slot.id | slot.as_id << 16: slot for slot in self._vm.slots}
+        held = {number_of(slot): slot for slot in self._vm.slots}
         wanted = {number: _slot_of(self._map, number) for number in touched}
         done = []
         # First what is to go, which may be in the way of what is to come.
@@ -160,10 +160,24 @@ class Live:
             here, there = self.limits[name], getattr(self._map, name)
             if limit.beyond(call, here) != limit.beyond(call, there):
                 yield f"{name} is {limit.text(here)} here, {limit.text(there)} in the replay"
-        for number, line in self._lacks.items():
-            slot = _slot_of(self._map, number)
-            if number == call.slot or (slot is not None and _overlaps(call, slot)):
+        for number in self._concerned(call):
+            if line := self._lacks.get(number):
                 yield f"{slot_name(number)} is not there since line {line}"
+
+    def _concerned(self, call: RegionCall) -> Iterator[int]:
+        """The slots that the call's answer depends on: its own, and those that it overlaps."""
+        yield call.slot
+        base = call.guest_phys_addr >> 12
+        end = base + (call.memory_size >> 12)
+        if call.as_id < self._map.address_spaces and base < end < 1 << 52:
+            for slot in self._map.address_space(call.as_id).in_gfn_range(base, end):
+                if slot.id != call.id:
+                    yield number_of(slot)
+
+
+def number_of(slot: Slot) -> int:
+    """The slot's id and address space in one, as set_region takes it."""
+    return slot.id | slot.as_id << 16
 
 
 def slot_name(number: int) -> str:
@@ -181,14 +195,6 @@ def _slot_of(memslots: Memslots, number: int) -> Slot | None:
 
 def _can_become(old: Slot, new: Slot) -> bool:
     """Whether one call, which moves it or changes its flags, makes `old` what `new` is."""
-    return (
-        (old.npages, old.userspace_addr) == (new.npages, new.userspace_addr)
-        and not (old.flags ^ new.flags) & Flags.READONLY
-    )  # fmt: skip
-
-
-def _overlaps(call: RegionCall, slot: Slot) -> bool:
-    base = call.guest_phys_addr >> 12
-    return call.as_id == slot.as_id and (
-        base < slot.end_gfn and slot.base_gfn < base + (call.memory_size >> 12)
-    )
+    return (old.npages, old.userspace_addr) == (new.npages, new.userspace_addr) and not (
+        old.flags ^ new.flags
+    ) & Flags.READONLY

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 
 from memslots import Change, MemslotError, Memslots, Slot
-from memslots.live import Live, LiveVM, slot_name
+from memslots.live import Live, LiveVM, number_of, slot_name
 from memslots.traces import Counts, Event, RegionCall, Trace, TraceError
 from memslots.traces.events import GUEST_MEMFD_FLAG, Capability
 from memslots.traces.gaps import Gap, Gaps
@@ -337,7 +337,7 @@ class _Step:
             why = f"no rule refuses it: {self.change.name} of {slot_name(call.slot)}"
         live_followed = ""
         if vm.live is not None:
-            numbers = (slot.id | slot.as_id << 16 for slot in self.dropped)
+            numbers = (number_of(slot) for slot in self.dropped)
             live_followed = vm.live.follow((call.slot, *numbers), call.line)
         vm.disagreements.append(
             Disagreement(call, call.errno, answer, why, followed, live, live_why, live_followed)
@@ -379,13 +379,13 @@ class _Step:
         if self.old is not None:
             self.dropped.append(self.old)
         for slot in self.dropped:
-            self.vm.memslots.set_region(slot.id | slot.as_id << 16, 0, 0, 0, 0)
+            self.vm.memslots.set_region(number_of(slot), 0, 0, 0, 0)
         old, self.old = self.old, None
         answer, _ = self.attempt()
         if answer:  # it was something else: put them back
             for slot in self.dropped:
                 self.vm.memslots.set_region(
-                    slot.id | slot.as_id << 16, int(slot.flags),
+                    number_of(slot), int(slot.flags),
                     slot.guest_phys_addr, slot.memory_size, slot.userspace_addr,
                 )  # fmt: skip
             self.old = old

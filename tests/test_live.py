@@ -28,7 +28,7 @@ from memslots.cli import main
 from memslots.errors import KvmError, KvmUnavailableError
 from memslots.kvm import KvmVM
 from memslots.live import Live
-from memslots.replay import Disagreement, Replayer, Report, VmReport, replay
+from memslots.replay import Replayer, Report, VmReport, replay
 from memslots.samples import SAMPLES
 from memslots.traces import TraceError, open_trace
 
@@ -430,9 +430,10 @@ def test_a_greater_limit_is_named() -> None:
 
 
 def test_a_limit_that_is_not_the_reason_is_not_named() -> None:
-    kernel = MadeUpVM({2: refuse(EINVAL)}, max_gfn=0xFF)
-    vm = beside(CREATE + qemu(0, 0, 0x10000, flags=1), kernel)
-    assert [found.live_why for found in vm.disagreements] == ["made up: a value is wrong"]
+    kernel = MadeUpVM({2: refuse(EINVAL), 4: refuse(EINVAL)}, max_gfn=0xFF)
+    # A delete may name any address.
+    vm = beside(CREATE + qemu(0, 0, 0x10000, flags=1) + qemu(0, 1 << 30, 0), kernel)
+    assert [found.live_why for found in vm.disagreements] == ["made up: a value is wrong"] * 2
 
 
 def test_a_slot_that_cannot_be_there_is_told_of_later() -> None:
@@ -443,13 +444,13 @@ def test_a_slot_that_cannot_be_there_is_told_of_later() -> None:
         + qemu(2, 0, 0x10000)  # in its old place, where it is neither
         + qemu(0, 0x100000, 0x10000, flags=1)
         + qemu(0, 0, 0)
-        + qemu(0, 0x20000, 0x10000)  # as in the map again
+        + qemu(0, 0x20000, 0x10000)  # refused for something else
     )
-    kernel = MadeUpVM(max_gfn=0x108)
+    kernel = MadeUpVM({11: refuse(ENOMEM)}, max_gfn=0x108)
     vm = beside(text, kernel)
     lines = [found.call.line for found in vm.disagreements]
-    assert lines == [2, 3, 5, 6]
-    moved, overlaps, flags, gone = vm.disagreements
+    assert lines == [2, 3, 5, 6, 7]
+    moved, overlaps, flags, gone, last = vm.disagreements
     beyond = "slot 0 of address space 0, rule 7: the last gfn 0x10f is above max_gfn 0x108"
     assert moved.live_followed == f"slot 0 cannot be as in the map: {beyond}, slot 0 deleted"
     since = "slot 0 is not there since line 2"
@@ -458,20 +459,35 @@ def test_a_slot_that_cannot_be_there_is_told_of_later() -> None:
     assert flags.live_why.endswith(f"max_gfn is 0x108 here, 0xffffffffff in the replay; {since}")
     assert (gone.live, gone.live_followed) == (EINVAL, "the same")
     assert gone.live_why.endswith(since)
+    assert (last.live_why, last.live_followed) == ("made up: no memory", "CREATE of slot 0")
     assert live_of(vm).same
     assert [slot.id for slot in live_of(vm).slots] == [2, 0]
 
 
-def test_a_slot_is_there_again_with_a_call_that_is_taken() -> None:
-    """The call that the map takes as a change of flags makes the slot that was not there."""
-    kernel = MadeUpVM({1: refuse(ENOMEM), 2: refuse(ENOMEM), 4: refuse(EINVAL)})
+@pytest.mark.parametrize("taken", [True, False])
+def test_a_slot_that_is_there_again_is_told_of_no_more(taken: bool) -> None:
+    """It is there by a call that the map takes as a change of flags, or by what follows that."""
+    wrong = {1: refuse(ENOMEM), 2: refuse(ENOMEM)}
+    wrong |= {4: refuse(EINVAL)} if taken else {3: refuse(ENOMEM), 5: refuse(EINVAL)}
     text = CREATE + qemu(0, 0, 0x10000, flags=1) + qemu(0, 0, 0x10000)
-    vm = beside(text, kernel)
-    first, last = vm.disagreements
+    vm = beside(text, MadeUpVM(wrong))
+    first, *others, last = vm.disagreements
     assert (first.call.line, first.live) == (1, ENOMEM)
     assert first.live_followed == "slot 0 cannot be as in the map: made up: no memory"
+    assert [(found.live_why, found.live_followed) for found in others] == (
+        []
+        if taken
+        else [("made up: no memory; slot 0 is not there since line 1", "CREATE of slot 0")]
+    )
     assert (last.call.line, last.live_why) == (3, "made up: a value is wrong")
     assert live_of(vm).same
+
+
+def test_a_slot_that_is_not_there_means_nothing_to_another_space() -> None:
+    kernel = MadeUpVM({3: refuse(ENOMEM)}, address_spaces=1)
+    vm = beside(qemu(1 << 16, 0, 0x10000) + CREATE, kernel)
+    assert vm.disagreements[1].live_why == "made up: no memory"
+    assert [(slot.as_id, slot.id) for slot in live_of(vm).missing] == [(1, 0)]
 
 
 # --- the comparison at the end
@@ -507,6 +523,8 @@ def test_a_slot_that_cannot_be_deleted() -> None:
     (found,) = vm.disagreements
     assert found.live_followed == "slot 0 cannot be deleted: made up: a value is wrong"
     assert [slot.id for slot in live_of(vm).others] == [0]
+    assert live_of(vm).missing == []
+    assert not live_of(vm).same
 
 
 # --- what is not asked
@@ -766,6 +784,7 @@ def test_several_files_and_json_on_the_real_kernel(capsys: pytest.CaptureFixture
     assert main(["replay", "--kvm", "--json", *map(str, paths)]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["agree"] is True
+    assert len(document["files"]) == 4
     with KvmVM() as kvm:
         limits = kvm.limits
     for found, path in zip(document["files"], paths, strict=True):
@@ -851,17 +870,12 @@ def test_a_trace_that_the_real_kernel_did_not_give() -> None:
     assert [(slot.id, slot.base_gfn) for slot in live_of(vm).slots] == [(1, 0x30)]
 
 
-def disagreement_of(vm: VmReport) -> Disagreement:
-    (found,) = vm.disagreements
-    return found
-
-
 def test_a_trace_of_a_machine_with_more_address_spaces() -> None:
     need_kvm()
     with KvmVM() as kvm:
         spaces = kvm.limits["address_spaces"]
     (vm,) = replay_text(CREATE + qemu(spaces << 16, 0, 0x10000), KvmVM).vms
-    found = disagreement_of(vm)
+    (found,) = vm.disagreements
     assert (found.recorded, found.ours, found.live) == (0, 0, EINVAL)
     told = f"address_spaces is {spaces} here, {spaces + 1} in the replay"
     assert found.live_why.endswith(f"; {told}")

@@ -1,7 +1,8 @@
 """The `memslots` command: its entry point, and what becomes of errors.
 
 The command itself (commands.py) needs click and rich, the extra `cli`. Exit status: 0 all results
-agree, 1 some do not, 2 unusable input or wrong arguments, 130 interrupted.
+agree, 1 some do not, 2 unusable input (or KVM, where it is asked for) or wrong arguments,
+130 interrupted.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from memslots.bench import CASES, TESTS, RivalsResult, Row
 from memslots.bench import Report as BenchReport
 from memslots.cli.documents import BENCH_LIMITS, flag_names
 from memslots.cli.lookups import look_up
-from memslots.live import Live, slot_name
+from memslots.live import Live, number_of, slot_name
 from memslots.replay import Report, VmReport, errno_name
 from memslots.samples import SAMPLES
 from memslots.traces import Counts, RegionCall
@@ -179,7 +179,7 @@ def _show_live_summary(page: _Page, live: Live) -> None:
     for slots, what in ((live.missing, "not in this kernel"), (live.others, "not in the map")):
         for slot in slots:
             end = slot.guest_phys_addr + slot.memory_size
-            name = slot_name(slot.id | slot.as_id << 16)
+            name = slot_name(number_of(slot))
             page.line(
                 f"    {what}: {name}, gpa [{slot.guest_phys_addr:#x}, {end:#x}), "
                 f"hva {slot.userspace_addr:#x}, flags {flag_names(slot.flags)}"
