@@ -195,6 +195,5 @@ def _slot_of(memslots: Memslots, number: int) -> Slot | None:
 
 def _can_become(old: Slot, new: Slot) -> bool:
     """Whether one call, which moves it or changes its flags, makes `old` what `new` is."""
-    return (old.npages, old.userspace_addr) == (new.npages, new.userspace_addr) and not (
-        old.flags ^ new.flags
-    ) & Flags.READONLY
+    same_memory = (old.npages, old.userspace_addr) == (new.npages, new.userspace_addr)
+    return same_memory and not (old.flags ^ new.flags) & Flags.READONLY
