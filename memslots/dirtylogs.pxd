@@ -21,6 +21,20 @@ cdef int clear_log(
     uint64_t pages,
     const Py_buffer *bitmap,
 ) except -1
+# Raises what clear_log would, and clears nothing.
+cdef int check_clear(
+    machine *m,
+    uint32_t id,
+    uint32_t as_id,
+    uint64_t first,
+    uint64_t pages,
+    const Py_buffer *bitmap,
+) except -1
+# Raises where get_log would.
+cdef int check_log_of(machine *m, uint32_t id, uint32_t as_id) except -1
+# Marks what is marked in `log`, as get_log gives it, of a slot that nobody else can change now.
+# ValueError where it cannot be that slot's.
+cdef int merge_log(machine *m, uint32_t id, uint32_t as_id, bytes log) except -1
 # Makes the dirty log of a slot what get_log once gave of one as large, in a machine that no other
 # thread has. ValueError where it cannot have been.
 cdef int put_log(const machine *m, uint32_t id, uint32_t as_id, bytes log) except -1

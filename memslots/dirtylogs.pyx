@@ -8,7 +8,13 @@ import errno
 from cpython.bytearray cimport PyByteArray_AS_STRING
 from libc.stdint cimport uint32_t, uint64_t
 
-from memslots.core.dirtylog cimport dirty_clear, dirty_get, dirty_put, dirty_words
+from memslots.core.dirtylog cimport (
+    dirty_clear,
+    dirty_get,
+    dirty_merge,
+    dirty_put,
+    dirty_words,
+)
 from memslots.core.machine cimport machine
 from memslots.core.slot cimport slot
 from memslots.core.slotset cimport slotset_by_id
@@ -83,13 +89,14 @@ cdef str wrong_pages(
     return None
 
 
-cdef int clear_log(
+cdef int clear_or_check(
     machine *m,
     uint32_t id,
     uint32_t as_id,
     uint64_t first,
     uint64_t pages,
     const Py_buffer *bitmap,
+    bint clear,
 ) except -1:
     cdef uint64_t checked = 0
     cdef uint64_t npages
@@ -106,7 +113,7 @@ cdef int clear_log(
         record = None if s is NULL else <object>s.record
         npages = s.npages if s is not NULL and s.dirty is not NULL else 0
         done = npages != 0 and npages == checked
-        if done:
+        if done and clear:
             dirty_clear(s, first, pages, <const unsigned char *>bitmap.buf)
         section_leave(&at)
         if done:
@@ -118,11 +125,61 @@ cdef int clear_log(
     raise cannot_clear(id, as_id, wrong)
 
 
+cdef int clear_log(
+    machine *m,
+    uint32_t id,
+    uint32_t as_id,
+    uint64_t first,
+    uint64_t pages,
+    const Py_buffer *bitmap,
+) except -1:
+    return clear_or_check(m, id, as_id, first, pages, bitmap, True)
+
+
+cdef int check_clear(
+    machine *m,
+    uint32_t id,
+    uint32_t as_id,
+    uint64_t first,
+    uint64_t pages,
+    const Py_buffer *bitmap,
+) except -1:
+    return clear_or_check(m, id, as_id, first, pages, bitmap, False)
+
+
 cdef int check_log(uint32_t id, uint64_t npages, bytes log) except -1:
     if <uint64_t>len(log) != 8 * dirty_words(npages):
         raise ValueError(f"slot {id} cannot have a dirty log of {len(log)} bytes")
     if npages & 63 and int.from_bytes(log[len(log) - 8 :], "little") >> (npages & 63):
         raise ValueError(f"slot {id}: its dirty log marks pages that it does not have")
+    return 0
+
+
+cdef uint64_t pages_logged(machine *m, uint32_t id, uint32_t as_id) except? 0:
+    """How many pages a slot has that logs; raises where there is none."""
+    cdef uint64_t npages
+    check_id(&m.lim, id, as_id)
+    cdef section at = section_enter(m, NULL)
+    cdef slot *s = find_slot(m, id, as_id)
+    record = None if s is NULL else <object>s.record
+    npages = s.npages if s is not NULL and s.dirty is not NULL else 0
+    section_leave(&at)
+    if npages == 0:
+        raise no_log(id, as_id, record)
+    return npages
+
+
+cdef int check_log_of(machine *m, uint32_t id, uint32_t as_id) except -1:
+    pages_logged(m, id, as_id)
+    return 0
+
+
+cdef int merge_log(machine *m, uint32_t id, uint32_t as_id, bytes log) except -1:
+    check_log(id, pages_logged(m, id, as_id), log)
+    cdef const unsigned char *bits = log
+    cdef section at = section_enter(m, NULL)
+    dirty_merge(find_slot(m, id, as_id), bits)
+    section_leave(&at)
     return 0
 
 

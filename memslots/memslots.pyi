@@ -1,4 +1,4 @@
-from typing import Self, SupportsIndex
+from typing import Self, SupportsIndex, overload
 
 import numpy as np
 from _typeshed import ReadableBuffer
@@ -7,6 +7,7 @@ from typing_extensions import disjoint_base
 
 from memslots.faces import AddressSpace, ReadFace, Vcpu
 from memslots.listeners import Subscription
+from memslots.mirror import Backend
 from memslots.records import Change, Slot
 from memslots.transaction import Transaction
 
@@ -19,14 +20,27 @@ class Memslots(ReadFace):
     inside a listener), MemoryError, and whatever a listener raises to refuse.
     """
 
+    # Two, so that limits can be given as a dictionary of numbers.
+    @overload
     def __new__(
         cls,
-        max_slots: SupportsIndex = 32764,
+        max_slots: SupportsIndex = ...,
         *,
-        address_spaces: SupportsIndex = 1,
+        address_spaces: SupportsIndex = ...,
         max_gfn: SupportsIndex = ...,
         max_hva: SupportsIndex = ...,
-        manual_dirty_log: SupportsIndex = 0,
+        manual_dirty_log: SupportsIndex = ...,
+    ) -> Self: ...
+    @overload
+    def __new__(
+        cls,
+        max_slots: SupportsIndex = ...,
+        *,
+        address_spaces: SupportsIndex = ...,
+        max_gfn: SupportsIndex = ...,
+        max_hva: SupportsIndex = ...,
+        manual_dirty_log: SupportsIndex = ...,
+        backend: Backend | None,
     ) -> Self: ...
     def set_region(
         self,
@@ -82,6 +96,13 @@ class Memslots(ReadFace):
 
         TypeError, ValueError. Without the GIL.
         """
+    def mark_dirty_range(
+        self, start: SupportsIndex, end: SupportsIndex, as_id: SupportsIndex = 0
+    ) -> None:
+        """Mark the guest pages [start, end), each as mark_dirty does.
+
+        ValueError: start > end. O(log n + k + p / 64) for p pages in k slots.
+        """
     def get_dirty_log(self, slot: SupportsIndex, as_id: SupportsIndex = 0) -> bytearray:
         """ceil(npages / 64) little-endian 64-bit words; cleared by this unless manual_dirty_log
         is on.
@@ -128,4 +149,6 @@ class Memslots(ReadFace):
     def max_hva(self) -> int: ...
     @property
     def manual_dirty_log(self) -> int: ...
+    @property
+    def backend(self) -> Backend | None: ...
     def __reduce__(self) -> tuple[object, ...]: ...

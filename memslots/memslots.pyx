@@ -8,15 +8,16 @@ from memslots.arguments cimport u32, u64
 from memslots.batch cimport run_batch
 from memslots.copying cimport restore, state_of
 from memslots.core.invariants cimport HOLDS, check_space, report
-from memslots.core.dirtylog cimport dirty_mark
+from memslots.core.dirtylog cimport dirty_mark, dirty_mark_range
 from memslots.core.lookup cimport MARK_DIRTY, lookup_gfn
 from memslots.core.machine cimport machine
 from memslots.core.region cimport limits
 from memslots.core.slot cimport slot as slot_t
-from memslots.core.space cimport space
+from memslots.core.slotset cimport slotset, slotset_first_from, slotset_step
+from memslots.core.space cimport space, space_active
 from memslots.core.srcu cimport srcu_reader
 from memslots.core.units cimport gfn_t
-from memslots.dirtylogs cimport clear_log, get_log
+from memslots.dirtylogs cimport check_clear, check_log_of, clear_log, get_log, merge_log
 from memslots.faces cimport ReadFace
 from memslots.limits cimport take_limits
 from memslots.refusals cimport check_as_id
@@ -29,11 +30,14 @@ from memslots.verbs cimport (
     verb_set_flags,
     verb_set_region,
 )
+from memslots.walks cimport extent, set_extent
 from memslots.writer cimport Writer
 
 from memslots.errors import InvariantError
 from memslots.faces import AddressSpace, Vcpu
 from memslots.listeners import Subscription
+from memslots.mirror import Mirror
+from memslots.mirror import take_limits as limits_with
 
 cdef enum:
     LAST_ID = 0x7FFFFFFF  # an id fits an int32, the output of lookup_many
@@ -63,19 +67,26 @@ cdef class Memslots(ReadFace):
         The highest guest page a slot may hold.
     max_hva : int, default 2**47 - 4096
         The end of user space: a slot's last byte is below it.
-    manual_dirty_log : {0, 1, 3}
+    manual_dirty_log : {0, 1, 3}, default 0
         As KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 takes it: with bit 0 `get_dirty_log` leaves the log as
         it is, with bit 1 a new log starts with every page marked.
+    backend : memslots.mirror.Backend, optional
+        Every change is made in it too, or in neither: a memslots.kvm.KvmVM, say. The limits that it
+        has are the defaults of those above, and none may be greater. Its dirty logs are read and
+        cleared with those here. Nobody else is to change its slots.
 
     Raises
     ------
     ValueError
-        A limit that cannot be.
+        A limit that cannot be, or is above the backend's; a backend that has slots already.
+    TypeError
+        A backend without set_region.
 
     Notes
     -----
     Safe to use from any thread: look-ups wait for nobody, changes wait for one another. Pickling
-    and copying take the limits, slots, dirty logs and generations; listeners and Vcpus stay behind.
+    and copying take the limits, slots, dirty logs and generations; listeners, Vcpus and the backend
+    stay behind.
     """
 
     cdef Writer writer  # owns the machine, and makes every change
@@ -83,21 +94,38 @@ cdef class Memslots(ReadFace):
 
     def __cinit__(
         self,
-        max_slots=32764,
+        max_slots=...,
         *,
-        address_spaces=1,
-        max_gfn=(1 << 40) - 1,
-        max_hva=(1 << 47) - 4096,
-        manual_dirty_log=0,
+        address_spaces=...,
+        max_gfn=...,
+        max_hva=...,
+        manual_dirty_log=...,
+        backend=None,
     ):
         cdef limits lim
+        given = {
+            "max_slots": max_slots,
+            "address_spaces": address_spaces,
+            "max_gfn": max_gfn,
+            "max_hva": max_hva,
+            "manual_dirty_log": manual_dirty_log,
+        }
+        given = limits_with(backend, given)
         take_limits(
-            &lim, max_slots, address_spaces, max_gfn, max_hva, manual_dirty_log, LAST_ID
+            &lim,
+            given["max_slots"],
+            given["address_spaces"],
+            given["max_gfn"],
+            given["max_hva"],
+            given["manual_dirty_log"],
+            LAST_ID,
         )
         self.writer = Writer.__new__(Writer)
         self.writer.own_machine(&lim)
         self.m = self.writer.m
         self.sp = self.m.spaces[0]
+        if backend is not None:
+            self.writer.mirror = Mirror(backend, self)
 
     def set_region(self, slot, flags, guest_phys_addr, memory_size, userspace_addr):
         """Create, delete, move or change the flags of a slot: the ioctl KVM_SET_USER_MEMORY_REGION.
@@ -127,14 +155,14 @@ cdef class Memslots(ReadFace):
             Called from inside a listener.
         MemoryError
         Exception
-            Whatever a listener's ``prepare`` or ``invalidate`` raised to refuse. What its
-            ``commit`` raises is no refusal: an Exception is reported as unraisable;
+            Whatever a listener's ``prepare`` or ``invalidate``, or the backend, raised to refuse.
+            What a ``commit`` raises is no refusal: an Exception is reported as unraisable;
             KeyboardInterrupt and the like come out here when the change is done.
 
         Notes
         -----
-        After an error nothing has changed; where a delete or a move was refused by a listener or by
-        rule 7, the generation has gone on. O(log n).
+        After an error nothing has changed; where a delete or a move was refused by a listener, by
+        the backend or by rule 7, the generation has gone on. O(log n).
         """
         return verb_set_region(
             self.writer, slot, flags, guest_phys_addr, memory_size, userspace_addr
@@ -309,6 +337,37 @@ cdef class Memslots(ReadFace):
         """
         run_batch(self.m, self.space_of(as_id), NULL, MARK_DIRTY, gfns, "gfns", None)
 
+    def mark_dirty_range(self, start, end, as_id=0):
+        """Mark the guest pages [start, end) as written; each as mark_dirty does.
+
+        Parameters
+        ----------
+        start, end : int
+            Gfns.
+        as_id : int
+
+        Raises
+        ------
+        ValueError
+            start is above end.
+
+        Notes
+        -----
+        O(log n + k + p / 64) for p pages in k slots.
+        """
+        cdef extent e
+        cdef slot_t *s
+        cdef space *sp = self.space_of(as_id)
+        if not set_extent(&e, False, start, end):
+            return
+        cdef section at = section_enter(self.m, NULL)
+        cdef const slotset *set = space_active(sp)
+        s = slotset_first_from(set, e.first)
+        while s is not NULL and s.base_gfn <= e.last:
+            dirty_mark_range(s, max(e.first, s.base_gfn), min(e.last, s.base_gfn + s.npages - 1))
+            s = slotset_step(set, s, 1)
+        section_leave(&at)
+
     def get_dirty_log(self, slot, as_id=0):
         """The dirty log of a slot: the ioctl KVM_GET_DIRTY_LOG.
 
@@ -336,7 +395,11 @@ cdef class Memslots(ReadFace):
         O(npages / 64). A page marked meanwhile is in this answer or in the next.
         """
         cdef bint take = self.m.lim.manual_dirty_log == 0
-        return get_log(self.m, u32(slot, "slot"), u32(as_id, "as_id"), take)
+        cdef uint32_t id = u32(slot, "slot")
+        cdef uint32_t number = u32(as_id, "as_id")
+        if self.writer.mirror is not None:
+            self.fetch_log(id, number)
+        return get_log(self.m, id, number, take)
 
     def clear_dirty_log(self, slot, first_page, num_pages, bitmap, as_id=0):
         """Clear part of a slot's dirty log: the ioctl KVM_CLEAR_DIRTY_LOG.
@@ -372,6 +435,10 @@ cdef class Memslots(ReadFace):
         cdef Py_buffer view
         PyObject_GetBuffer(bitmap, &view, PyBUF_SIMPLE)
         try:
+            if self.writer.mirror is not None:
+                # What is wrong is said here, before anything is cleared there.
+                check_clear(self.m, id, space_id, first, pages, &view)
+                self.writer.mirror.clear_dirty_log(id, first, pages, bitmap, space_id)
             clear_log(self.m, id, space_id, first, pages, &view)
         finally:
             PyBuffer_Release(&view)
@@ -491,6 +558,11 @@ cdef class Memslots(ReadFace):
         """0, 1 or 3, as given."""
         return self.m.lim.manual_dirty_log
 
+    @property
+    def backend(self):
+        """What every change is made in as well, or None."""
+        return None if self.writer.mirror is None else self.writer.mirror.backend
+
     def __repr__(self):
         return (
             f"<Memslots: {len(self)} slots, {self.nr_pages} pages, generation {self.generation}>"
@@ -509,6 +581,23 @@ cdef class Memslots(ReadFace):
             self.writer.leave()
         # The last: what a subclass has of its own, by Python's own protocol.
         return _restore, (type(self), limits_, spaces), object.__getstate__(self)
+
+    cdef int fetch_log(self, uint32_t id, uint32_t as_id) except -1:
+        """Takes over the marks that the backend has for a slot."""
+        cdef bint mine = self.writer.is_mine()
+        cdef object log
+        # The lock: the slot must not become another between the two.
+        if not mine:
+            self.writer.enter("a dirty log")
+        try:
+            check_log_of(self.m, id, as_id)
+            log = self.writer.mirror.get_dirty_log(id, as_id)
+            if log is not None:
+                merge_log(self.m, id, as_id, log)
+        finally:
+            if not mine:
+                self.writer.leave()
+        return 0
 
     cdef space *space_of(self, object as_id) except NULL:
         cdef uint32_t number = u32(as_id, "as_id")

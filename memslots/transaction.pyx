@@ -139,7 +139,7 @@ cdef class Transaction(Target):
     cdef size_t room  # for so many
     cdef dict numbers  # as_id << 32 | id: which of them; None: they are FEW
     # (Change, old, new, the Slot that it takes from where readers find it, or None), as made; None:
-    # nobody wants to hear of them
+    # nobody wants to hear of them, and there is no backend
     cdef list steps
     cdef uint32_t additions[MAX_SPACES]  # ids of each space that the active set does not hold
     cdef idtable_spare spare[MAX_SPACES]  # memory for these to go into the set that is active now
@@ -299,7 +299,7 @@ cdef class Transaction(Target):
             keep_record(next)
             old = None if before is NULL else <object>before.record
             new = None if next is NULL else <object>next.record
-            if self.subscriptions:
+            if self.subscriptions or self.writer.mirror is not None:
                 displaced = None
                 if update_displaces(c, p.kind):
                     # As readers find it, whatever steps changed of it before.
@@ -377,6 +377,9 @@ cdef class Transaction(Target):
                         tell_invalidate(self.subscriptions, displaced)
                 for kind, old, new, _ in self.steps:
                     ask_prepare(self.subscriptions, kind, old, new)
+                # Last: what it does is done, and nothing after it can fail.
+                if self.writer.mirror is not None:
+                    self.writer.mirror.changes(self.steps)
         except BaseException:
             self.roll_back()
             raise

@@ -29,6 +29,8 @@ cdef class Writer(Target):
     # the listeners' Subscriptions; replaced as a whole, never changed in place. Any thread may do
     # that: so only the two methods below use it
     cdef tuple subscriptions
+    # the Mirror of the backend in which every change is made as well, or None. Written once
+    cdef object mirror
     cdef object __weakref__
 
     # Makes the machine, with nothing in it; once, before anything else.

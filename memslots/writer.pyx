@@ -285,6 +285,9 @@ cdef class Writer(Target):
             if c.new is not NULL and region_beyond_max_gfn(lim, r):
                 raise refusal_error(BEYOND_MAX_GFN, lim, r, &p, "")
             ask_prepare(subscriptions, kind, old, new)
+            # Last: what it does is done, and nothing after it can fail.
+            if self.mirror is not None:
+                self.mirror.change(old, new)
         except BaseException:
             if invalidated:
                 update_revert_begin(&c)

@@ -80,7 +80,7 @@ def test_limits_of_wrong_types(memslots_class: type[Memslots], name: str) -> Non
 
 def test_limits_after_the_first_are_by_keyword(memslots_class: type[Memslots]) -> None:
     with pytest.raises(TypeError):
-        memslots_class(5, 2)  # type: ignore[call-arg]
+        memslots_class(5, 2)  # type: ignore[call-overload]
 
 
 # Changes

@@ -38,6 +38,13 @@ cdef void dirty_clear(
 ) noexcept nogil
 
 
+# Marks the pages [first, last] that the slot has, as dirty_mark does. O(pages / 64).
+cdef void dirty_mark_range(slot *s, gfn_t first, gfn_t last) noexcept nogil
+# Marks the pages whose bit is set in `bitmap`, dirty_words(npages) little-endian words, if the slot
+# logs.
+cdef void dirty_merge(slot *s, const unsigned char *bitmap) noexcept nogil
+
+
 cdef inline void dirty_mark(slot *s, gfn_t gfn) noexcept nogil:
     """Marks a page that the slot has, if it logs.
 

@@ -7,7 +7,13 @@ from libc.stdint cimport uint64_t
 from libc.string cimport memcpy, memset
 
 from memslots.core.alloc cimport alloc_free, alloc_zeroed
-from memslots.core.atomics cimport exchange_acq_rel, fence, fetch_and_acq_rel
+from memslots.core.atomics cimport (
+    exchange_acq_rel,
+    fence,
+    fetch_and_acq_rel,
+    fetch_or_release,
+    load_relaxed,
+)
 
 cdef extern from *:
     """
@@ -56,6 +62,35 @@ cdef void dirty_put(slot *s, const unsigned char *bitmap) noexcept nogil:
     for i in range(dirty_words(s.npages)):
         memcpy(&word, bitmap + i * sizeof(word), sizeof(word))
         exchange_acq_rel(&s.dirty[i], le64(word))
+
+
+cdef void dirty_mark_range(slot *s, gfn_t first, gfn_t last) noexcept nogil:
+    cdef uint64_t start = first - s.base_gfn
+    cdef uint64_t end = last - s.base_gfn
+    cdef uint64_t bits
+    cdef uint64_t i
+    if s.dirty is NULL or s.flags & SLOT_READONLY:
+        return
+    fence()  # as in dirty_mark, once for all
+    for i in range(start >> 6, (end >> 6) + 1):
+        bits = ~<uint64_t>0
+        if i == start >> 6:
+            bits &= ~<uint64_t>0 << (start & 63)
+        if i == end >> 6:
+            bits &= ~<uint64_t>0 >> (63 - (end & 63))
+        if bits & ~load_relaxed(&s.dirty[i]):
+            fetch_or_release(&s.dirty[i], bits)
+
+
+cdef void dirty_merge(slot *s, const unsigned char *bitmap) noexcept nogil:
+    cdef uint64_t word
+    cdef uint64_t i
+    if s.dirty is NULL:
+        return
+    for i in range(dirty_words(s.npages)):
+        memcpy(&word, bitmap + i * sizeof(word), sizeof(word))
+        if word != 0:
+            fetch_or_release(&s.dirty[i], le64(word))
 
 
 cdef void dirty_clear(

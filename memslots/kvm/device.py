@@ -17,7 +17,7 @@ _WHAT_TO_DO = {
     "virtualization, and in a container have it given the device (--device /dev/kvm)",
     errno.EACCES: "join the group that owns it (usermod -aG kvm USER, then log in again) or run as "
     "root; in a container have it given the device (--device /dev/kvm)",
-    errno.ENODEV: "load KVM (modprobe kvm_intel or kvm_amd); the device is there, its module is not",
+    errno.ENODEV: "load KVM (modprobe kvm_intel or kvm_amd): the device is there, KVM is not",
 }
 _WHAT_TO_DO[errno.EPERM] = _WHAT_TO_DO[errno.EACCES]
 _WHAT_TO_DO[errno.ENXIO] = _WHAT_TO_DO[errno.ENODEV]
