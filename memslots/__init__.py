@@ -7,15 +7,19 @@ from memslots.errors import (
     BusyError,
     InvalidRegionError,
     InvariantError,
+    KvmError,
+    KvmUnavailableError,
     MemslotError,
     NoSuchSlotError,
     NotMappedError,
     OverlapError,
     ReadOnlyError,
 )
+from memslots.backing import Backing
 from memslots.faces import AddressSpace, Vcpu
+from memslots.guestmemory import GuestMemory
 from memslots.memslots import Memslots
-from memslots.records import Change, Flags, Slot, VcpuStats
+from memslots.records import Change, DirtyRun, Flags, Slot, VcpuStats
 from memslots.transaction import Transaction
 
 __version__ = "0.1.0"
@@ -32,11 +36,16 @@ __all__ = [
     "PAGE_SHIFT",
     "PAGE_SIZE",
     "AddressSpace",
+    "Backing",
     "BusyError",
     "Change",
+    "DirtyRun",
     "Flags",
+    "GuestMemory",
     "InvalidRegionError",
     "InvariantError",
+    "KvmError",
+    "KvmUnavailableError",
     "MemslotError",
     "Memslots",
     "NoSuchSlotError",

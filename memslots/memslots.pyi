@@ -8,7 +8,7 @@ from typing_extensions import disjoint_base
 from memslots.faces import AddressSpace, ReadFace, Vcpu
 from memslots.listeners import Subscription
 from memslots.mirror import Backend
-from memslots.records import Change, Slot
+from memslots.records import Change, DirtyRun, Slot
 from memslots.transaction import Transaction
 
 @disjoint_base
@@ -120,6 +120,11 @@ class Memslots(ReadFace):
         """Clear the pages of a slot, from first_page on, whose bit is set in `bitmap`.
 
         InvalidRegionError (EINVAL), NoSuchSlotError (ENOENT). O(num_pages / 64).
+        """
+    def take_dirty_runs(self) -> list[DirtyRun]:
+        """The dirty logs of all slots in all address spaces as runs of pages; takes their marks.
+
+        O(n + p / 64) for p pages that are logged.
         """
     def address_space(self, as_id: SupportsIndex) -> AddressSpace:
         """The read face of an address space.

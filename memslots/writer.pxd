@@ -37,6 +37,8 @@ cdef class Writer(Target):
     cdef int own_machine(self, const limits *lim) except -1
     # Whether the calling thread is the writer.
     cdef bint is_mine(self) noexcept
+    # Whether the calling thread was not the writer already, and has become it: leave is due then.
+    cdef bint enter_again(self, str what) except -1
     cdef int abandon(self) except -1
     cdef void after_fork(self) noexcept
     cdef void wait_for_readers(self) noexcept

@@ -173,6 +173,12 @@ cdef class Writer(Target):
                 raise
         return 0
 
+    cdef bint enter_again(self, str what) except -1:
+        if self.is_mine():
+            return False
+        self.enter(what)
+        return True
+
     cdef void leave(self) noexcept:
         store_relaxed(&self.writer, 0)
         lock_release(&self.lock)

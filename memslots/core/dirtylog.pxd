@@ -14,6 +14,17 @@ from memslots.core.slot cimport SLOT_READONLY, slot
 from memslots.core.units cimport gfn_t
 
 
+cdef extern from *:
+    """
+    #if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    #define memslots_le64(word) __builtin_bswap64(word)
+    #else
+    #define memslots_le64(word) (word)
+    #endif
+    """
+    uint64_t le64 "memslots_le64"(uint64_t word) noexcept nogil  # to and from little-endian
+
+
 cdef inline uint64_t dirty_words(uint64_t npages) noexcept nogil:
     """How many 64-bit words hold a bit for each page."""
     return (npages + 63) >> 6

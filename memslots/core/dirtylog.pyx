@@ -15,16 +15,6 @@ from memslots.core.atomics cimport (
     load_relaxed,
 )
 
-cdef extern from *:
-    """
-    #if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-    #define memslots_le64(word) __builtin_bswap64(word)
-    #else
-    #define memslots_le64(word) (word)
-    #endif
-    """
-    uint64_t le64 "memslots_le64"(uint64_t word) noexcept nogil  # to and from little-endian
-
 
 cdef uint64_t *dirty_new(uint64_t npages, bint all_set) noexcept nogil:
     cdef uint64_t words = dirty_words(npages)

@@ -1,0 +1,97 @@
+"""The host memory of one machine's slots: found by host address, kept while slots are on it."""
+
+cimport cython
+
+from memslots.backing cimport Backing
+
+from memslots.records import Change
+
+
+@cython.final
+cdef class Backings:
+    """Knows which host memory is there to be touched.
+
+    It listens to the changes of its Memslots: when the last slot on a Backing is gone it lets go of
+    it.
+    """
+
+    def __cinit__(self, vm):
+        self.vm = vm
+        self.all = ()
+        vm.subscribe(self)
+
+    def commit(self, change, old, new):
+        """Told by the Memslots of every change."""
+        if change is not Change.DELETE:
+            return
+        cdef Backing backing
+        for backing in self.get():
+            if backing.holds(old.userspace_addr, 1) and not self.is_used(backing):
+                self.drop(backing)
+
+    def __reduce__(self):
+        raise TypeError("Backings cannot be pickled or copied: they are memory")
+
+    cdef tuple get(self):
+        with cython.critical_section(self):
+            now = self.all
+        return now
+
+    cdef bint replace(self, tuple now, tuple then):
+        cdef bint same
+        with cython.critical_section(self):
+            same = self.all is now
+            if same:
+                self.all = then
+        return same
+
+    cdef bint add(self, object backing) except -1:
+        cdef Backing added = backing
+        cdef Backing other
+        cdef tuple now, then
+        while True:
+            now = self.get()
+            for other in now:
+                if other is added:
+                    return False
+                if other.start() - added.start() < <hva_t>added.memory.len or (
+                    added.start() - other.start() < <hva_t>other.memory.len
+                ):
+                    raise ValueError(f"{added} shares memory with {other}; place slots on that one")
+            then = tuple(sorted((*now, added), key=_address))
+            if self.replace(now, then):
+                return True
+
+    cdef int drop(self, object backing) except -1:
+        cdef tuple now = None
+        cdef tuple then = None
+        while now is None or not self.replace(now, then):
+            now = self.get()
+            then = tuple([one for one in now if one is not backing])
+        return 0
+
+    cdef bint is_used(self, object backing) except -1:
+        end = backing.hva + backing.size
+        for as_id in range(self.vm.address_spaces):
+            if self.vm.address_space(as_id).in_hva_range(backing.hva, end):
+                return True
+        return False
+
+
+def _address(backing):
+    return backing.hva
+
+
+cdef void *backing_at(tuple all, hva_t hva) noexcept:
+    cdef Py_ssize_t low = 0
+    cdef Py_ssize_t high = len(all)
+    cdef Py_ssize_t middle
+    while low < high:  # before `low` all begin at or below hva, from `high` on all above
+        middle = (low + high) // 2
+        if (<Backing>all[middle]).start() <= hva:
+            low = middle + 1
+        else:
+            high = middle
+    if low == 0 or not (<Backing>all[low - 1]).holds(hva, 1):
+        return NULL
+    return <void *>all[low - 1]

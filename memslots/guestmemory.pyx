@@ -1,0 +1,728 @@
+"""Guest memory that can be read and written: slots with host memory behind them."""
+
+import errno
+
+cimport cython
+from cpython.buffer cimport (
+    PyBUF_SIMPLE,
+    PyBUF_WRITABLE,
+    PyBuffer_Release,
+    PyObject_GetBuffer,
+)
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from libc.stdint cimport uint64_t
+from libc.string cimport memmove, memset
+
+from memslots.arguments cimport field_of, u64
+from memslots.backing cimport Backing
+from memslots.backings cimport Backings, backing_at
+from memslots.core.access cimport (
+    ACCESS_BAD,
+    ACCESS_DONE,
+    ACCESS_NO_MEMORY,
+    ACCESS_READ,
+    ACCESS_RESTORE,
+    ACCESS_WRITE,
+    access,
+    access_free,
+    access_init,
+    access_kind,
+    access_mark,
+    access_result,
+    piece,
+)
+from memslots.core.machine cimport machine
+from memslots.core.space cimport space, space_active
+from memslots.core.units cimport PAGE_SHIFT, gpa_t, page_aligned
+from memslots.memslots cimport memslots_machine, memslots_space
+from memslots.sections cimport section, section_enter, section_leave
+
+from memslots import snapshot
+from memslots.errors import BusyError, InvalidRegionError, NotMappedError, ReadOnlyError
+from memslots.memslots import Memslots
+from memslots.records import Flags
+
+cdef enum:
+    # Copies of more bytes than this let the GIL go: to get it back takes as long as to copy some
+    # hundred KiB, if nobody else wants it.
+    LONG_COPY = 256 << 10
+
+cdef extern from *:
+    """
+    #if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    #define memslots_le(value, size) (__builtin_bswap64(value) >> (64 - 8 * (size)))
+    #else
+    #define memslots_le(value, size) (value)
+    #endif
+
+    /* A number of 1, 2, 4 or 8 bytes, aligned to as many: read and written at once, so that nobody
+       ever sees half of it; and in order with what else is read after, or was written before, as
+       the rings of virtio want it. */
+    static inline uint64_t memslots_load_number(const void *at, int size)
+    {
+        switch (size) {
+        case 1: return __atomic_load_n((const uint8_t *)at, __ATOMIC_ACQUIRE);
+        case 2: return memslots_le((uint64_t)__atomic_load_n((const uint16_t *)at, __ATOMIC_ACQUIRE), 2);
+        case 4: return memslots_le((uint64_t)__atomic_load_n((const uint32_t *)at, __ATOMIC_ACQUIRE), 4);
+        default: return memslots_le(__atomic_load_n((const uint64_t *)at, __ATOMIC_ACQUIRE), 8);
+        }
+    }
+
+    static inline void memslots_store_number(void *at, uint64_t value, int size)
+    {
+        value = memslots_le(value, size);
+        switch (size) {
+        case 1: __atomic_store_n((uint8_t *)at, (uint8_t)value, __ATOMIC_RELEASE); break;
+        case 2: __atomic_store_n((uint16_t *)at, (uint16_t)value, __ATOMIC_RELEASE); break;
+        case 4: __atomic_store_n((uint32_t *)at, (uint32_t)value, __ATOMIC_RELEASE); break;
+        default: __atomic_store_n((uint64_t *)at, value, __ATOMIC_RELEASE); break;
+        }
+    }
+    """
+    uint64_t load_number "memslots_load_number"(const void *at, int size) noexcept nogil
+    void store_number "memslots_store_number"(void *at, uint64_t value, int size) noexcept nogil
+
+
+# no_gc_clear: the collector must not take the Memslots away while the pointers into it are there.
+@cython.final
+@cython.no_gc_clear
+cdef class GuestMemory:
+    """The memory of a guest, by guest address: what its slots hold.
+
+    Slots get host memory by `place`. Others that are made on the Memslots itself, in a transaction
+    say, are on host memory that `add` made known. A slot whose host memory is not known here can be
+    looked up, and not touched.
+
+    Nothing here touches memory that is not there: a Backing stays for as long as a slot is on it, a
+    view of it exists, or a copy from it is under way.
+
+    An access is worked out in full before it begins. One that cannot be done raises for the first
+    guest address that is in the way, and has done nothing: a NotMappedError where no slot holds it,
+    or none that has known host memory; a ReadOnlyError where it is a write and the slot is READONLY,
+    or its host memory cannot be written. An access of 0 bytes does nothing, wherever it is.
+
+    What is written is marked in the dirty logs of the slots it was written to.
+
+    Parameters
+    ----------
+    vm : Memslots
+        Mirrored or not. One GuestMemory is made for it; `address_space` gives it for others of its
+        address spaces than 0.
+
+    Raises
+    ------
+    TypeError
+        vm is no Memslots.
+
+    Notes
+    -----
+    Safe to use from any thread. What two threads do to the same bytes at a time is as with any
+    memory; the numbers of `read_u16` and the like are read and written as a whole where they are
+    aligned.
+    """
+
+    cdef object vm_of  # the Memslots, which keeps the machine
+    cdef object face  # its read face for the address space
+    cdef machine *m
+    cdef space *sp
+    cdef Backings known  # the host memory that may be touched; shared by all address spaces
+
+    def __cinit__(self, vm, *, as_id_=0, known_=None):
+        # What address_space gives shares the host memory that is known.
+        if not isinstance(vm, Memslots):
+            raise TypeError(f"vm must be a Memslots, not {type(vm).__name__!r}")
+        self.vm_of = vm
+        self.face = vm.address_space(as_id_)
+        self.m = memslots_machine(self.face)
+        self.sp = memslots_space(self.face)
+        self.known = Backings(vm) if known_ is None else known_
+
+    def __reduce__(self):
+        raise TypeError("a GuestMemory cannot be pickled or copied: dump writes what it holds")
+
+    def __repr__(self):
+        return (
+            f"<GuestMemory of address space {self.as_id}: {len(self.face)} slots,"
+            f" {len(self.known.get())} backings>"
+        )
+
+    @property
+    def vm(self):
+        """The Memslots."""
+        return self.vm_of
+
+    @property
+    def as_id(self):
+        """The number of the address space."""
+        return self.sp.as_id
+
+    @property
+    def backings(self):
+        """The host memory that is known, a tuple of Backings by host address."""
+        return self.known.get()
+
+    def address_space(self, as_id):
+        """The same for another address space, on the same host memory.
+
+        InvalidRegionError where there is none of that number.
+        """
+        return GuestMemory(self.vm_of, as_id_=as_id, known_=self.known)
+
+    # Slots and their memory
+
+    def place(self, slot, gpa, backing, offset=0, size=None, flags=0):
+        """Create a slot on host memory.
+
+        Several slots may be on the same: what is written by way of one is read by way of others.
+
+        Parameters
+        ----------
+        slot : int
+            The id.
+        gpa : int
+            The guest address of the first byte, a multiple of 4096.
+        backing : Backing
+        offset, size : int, optional
+            The part of the backing, in bytes, multiples of 4096; without `size` all from `offset`
+            on.
+        flags : int or Flags
+            LOG_DIRTY_PAGES, READONLY. READONLY keeps the guest and `write` from writing; for what
+            is to be there fill the backing before.
+
+        Returns
+        -------
+        Slot
+
+        Raises
+        ------
+        InvalidRegionError
+            A rule of `Memslots.create` says so, or the part is not all in the backing, or the
+            backing cannot be written and the slot is not READONLY.
+        OverlapError, BusyError, MemoryError
+            As Memslots.create.
+
+        Notes
+        -----
+        O(log n). `Memslots.delete` takes the slot away again.
+        """
+        cdef Backing memory = some(backing)
+        cdef gpa_t address = u64(gpa, "gpa")
+        cdef uint64_t begin = u64(offset, "offset")
+        cdef uint64_t length = u64(memory.memory.len - begin if size is None else size, "size")
+        if not (page_aligned(address) and page_aligned(begin) and page_aligned(length)):
+            raise InvalidRegionError(
+                errno.EINVAL,
+                f"gpa {address:#x}, offset {begin:#x} and size {length:#x} must be multiples of the"
+                " page size, 4096",
+            )
+        if begin > <uint64_t>memory.memory.len or length > <uint64_t>memory.memory.len - begin:
+            raise InvalidRegionError(
+                errno.EINVAL, f"[{begin:#x}, {begin + int(length):#x}) is not all in {memory}"
+            )
+        if memory.memory.readonly and not flags & Flags.READONLY:
+            raise InvalidRegionError(
+                errno.EINVAL, f"{memory} cannot be written: a slot on it must be READONLY"
+            )
+        new = self.known.add(memory)
+        try:
+            made = self.vm_of.create(
+                slot,
+                address >> PAGE_SHIFT,
+                length >> PAGE_SHIFT,
+                memory.start() + begin,
+                flags,
+                self.sp.as_id,
+            )
+        except BaseException:
+            if new and not self.known.is_used(memory):
+                self.known.drop(memory)
+            raise
+        # Again: it was dropped if another thread has deleted the last slot on it meanwhile.
+        self.known.add(memory)
+        return made
+
+    def add(self, backing):
+        """Make host memory known, for slots that are made on the Memslots itself.
+
+        It is known until the last slot on it is deleted, or `remove`.
+
+        Raises
+        ------
+        ValueError
+            It shares memory with other that is known.
+        """
+        cdef Backing memory = some(backing)
+        self.known.add(memory)
+
+    def remove(self, backing):
+        """Let go of host memory on which no slot is. Nothing happens where it is not known.
+
+        Raises
+        ------
+        BusyError
+            A slot is on it.
+        """
+        cdef Backing memory = some(backing)
+        if self.known.is_used(memory):
+            raise BusyError(errno.EBUSY, f"slots are on {memory}: delete them first")
+        self.known.drop(memory)
+
+    # Bytes
+
+    def read(self, gpa, n):
+        """`n` bytes of guest memory.
+
+        Parameters
+        ----------
+        gpa, n : int
+            In bytes; need not be aligned. They may be in several slots.
+
+        Returns
+        -------
+        bytes
+
+        Raises
+        ------
+        NotMappedError
+
+        Notes
+        -----
+        O(log n + k + bytes) for k slots.
+        """
+        cdef access a
+        cdef uint64_t size = u64(n, "n")
+        cdef bytes out
+        if size == 0:
+            return b""
+        held = self.begin(&a, u64(gpa, "gpa"), size, ACCESS_READ)
+        try:
+            out = PyBytes_FromStringAndSize(NULL, size)
+            gather(&a, PyBytes_AS_STRING(out), size)
+        finally:
+            access_free(&a)
+        return out
+
+    def readinto(self, gpa, buffer):
+        """Read guest memory into a buffer, all of it.
+
+        Parameters
+        ----------
+        gpa : int
+        buffer : C-contiguous writable buffer
+            In bytes it is what is read.
+
+        Returns
+        -------
+        int
+            How many bytes.
+
+        Raises
+        ------
+        NotMappedError
+        TypeError, BufferError
+            It is no such buffer.
+        """
+        cdef access a
+        cdef Py_buffer view
+        cdef gpa_t address = u64(gpa, "gpa")
+        PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE | PyBUF_WRITABLE)
+        try:
+            if view.len != 0:
+                held = self.begin(&a, address, view.len, ACCESS_READ)
+                gather(&a, <char *>view.buf, view.len)
+                access_free(&a)
+            return view.len
+        finally:
+            PyBuffer_Release(&view)
+
+    def write(self, gpa, data):
+        """Write bytes to guest memory.
+
+        Parameters
+        ----------
+        gpa : int
+            In bytes; need not be aligned. The bytes may go to several slots.
+        data : C-contiguous buffer
+
+        Returns
+        -------
+        int
+            How many bytes.
+
+        Raises
+        ------
+        NotMappedError, ReadOnlyError
+            Then nothing is written.
+        TypeError, BufferError
+            It is no such buffer.
+        """
+        cdef access a
+        cdef Py_buffer view
+        cdef gpa_t address = u64(gpa, "gpa")
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            if view.len != 0:
+                held = self.begin(&a, address, view.len, ACCESS_WRITE)
+                scatter(&a, <const char *>view.buf, view.len)
+                self.end_write(&a)
+            return view.len
+        finally:
+            PyBuffer_Release(&view)
+
+    def fill(self, gpa, n, value=0):
+        """Write the same byte `n` times.
+
+        Raises
+        ------
+        NotMappedError, ReadOnlyError
+            Then nothing is written.
+        """
+        cdef access a
+        cdef uint64_t size = u64(n, "n")
+        cdef int byte = field_of(value, "value", 8)
+        cdef gpa_t address = u64(gpa, "gpa")
+        if size == 0:
+            return
+        held = self.begin(&a, address, size, ACCESS_WRITE)
+        if size > LONG_COPY:
+            with nogil:
+                set_all(&a, byte)
+        else:
+            set_all(&a, byte)
+        self.end_write(&a)
+
+    # Numbers
+
+    def read_u8(self, gpa):
+        """The byte at a guest address. NotMappedError."""
+        return self.number(gpa, 1)
+
+    def read_u16(self, gpa):
+        """The little-endian number of 2 bytes at a guest address. NotMappedError.
+
+        Where `gpa` is a multiple of its size it is read at once, before what is read later.
+        """
+        return self.number(gpa, 2)
+
+    def read_u32(self, gpa):
+        """As read_u16, of 4 bytes. NotMappedError."""
+        return self.number(gpa, 4)
+
+    def read_u64(self, gpa):
+        """As read_u16, of 8 bytes. NotMappedError."""
+        return self.number(gpa, 8)
+
+    def write_u8(self, gpa, value):
+        """Write a byte. NotMappedError, ReadOnlyError; OverflowError for what does not fit."""
+        self.put_number(gpa, value, 1)
+
+    def write_u16(self, gpa, value):
+        """Write a little-endian number of 2 bytes.
+
+        Where `gpa` is a multiple of its size it is written at once, after what was written before.
+        NotMappedError, ReadOnlyError: then nothing is written. OverflowError for what does not fit.
+        """
+        self.put_number(gpa, value, 2)
+
+    def write_u32(self, gpa, value):
+        """As write_u16, of 4 bytes. NotMappedError, ReadOnlyError, OverflowError."""
+        self.put_number(gpa, value, 4)
+
+    def write_u64(self, gpa, value):
+        """As write_u16, of 8 bytes. NotMappedError, ReadOnlyError, OverflowError."""
+        self.put_number(gpa, value, 8)
+
+    # Views
+
+    def view(self, gpa, n):
+        """Guest memory itself, not a copy of it, where one slot holds all of it.
+
+        Parameters
+        ----------
+        gpa, n : int
+            In bytes; need not be aligned.
+
+        Returns
+        -------
+        memoryview
+            Of `n` bytes; read-only where `write` would raise. It keeps the host memory, whatever
+            becomes of the slot. What is written to it is in no dirty log: `mark_dirty` puts it
+            there.
+
+        Raises
+        ------
+        NotMappedError
+        InvalidRegionError
+            It is in more than one slot; `views` gives all parts.
+        """
+        size = u64(n, "n")
+        parts = self.views(gpa, size)
+        if len(parts) > 1:
+            raise InvalidRegionError(
+                errno.EINVAL,
+                f"{size:#x} bytes from gpa {u64(gpa, 'gpa'):#x} are in {len(parts)} slots: a view"
+                " is of one",
+            )
+        return parts[0] if parts else memoryview(b"")
+
+    def views(self, gpa, n, *, write=False):
+        """Guest memory itself, slot by slot: what os.readv and os.writev take.
+
+        Parameters
+        ----------
+        gpa, n : int
+        write : bool
+            Whether all of it is to be written: then it must be possible.
+
+        Returns
+        -------
+        list of memoryview
+            As `view`, in order; n bytes in all.
+
+        Raises
+        ------
+        NotMappedError, ReadOnlyError
+        """
+        return self.parts(gpa, n, ACCESS_WRITE if write else ACCESS_READ)
+
+    def _restore_views(self, gpa, n):
+        """The views to put back what the guest may not write, too: for snapshot.py."""
+        return self.parts(gpa, n, ACCESS_RESTORE)
+
+    def mark_dirty(self, gpa, n):
+        """Mark `n` bytes as written, as `write` does: after writing to a view.
+
+        Nothing happens where no slot logs.
+        """
+        cdef gpa_t first = u64(gpa, "gpa")
+        cdef uint64_t size = u64(n, "n")
+        cdef gpa_t last = first + size - 1
+        if size != 0:
+            if last < first:
+                raise wraps(first, size)
+            self.vm_of.mark_dirty_range(
+                first >> PAGE_SHIFT, (last >> PAGE_SHIFT) + 1, self.sp.as_id
+            )
+
+    # Files
+
+    def load(self, path, gpa):
+        """Write a file to guest memory.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+        gpa : int
+
+        Returns
+        -------
+        int
+            How many bytes it has.
+
+        Raises
+        ------
+        NotMappedError, ReadOnlyError
+            Then nothing is written.
+        OSError
+            The file cannot be read; nothing is written.
+        """
+        with open(path, "rb") as file:
+            return self.write(gpa, file.read())
+
+    def dump(self, path):
+        """Write all memory, of every address space, to a snapshot file.
+
+        See `memslots.snapshot`, and `restore`. Returns how many bytes of memory are in it.
+
+        Raises
+        ------
+        NotMappedError
+            A slot's host memory is not known. No file is made then, or after any other error, and
+            one of that name stays as it was.
+        OSError
+        """
+        return snapshot.dump(self, path)
+
+    def dump_dirty(self, path):
+        """Write the memory of all dirty pages to a snapshot file, and take their marks.
+
+        What is written afterwards is marked anew, so the next one has it. After an error the marks
+        are there again. Arguments, result and errors are those of `dump`.
+        """
+        return snapshot.dump_dirty(self, path)
+
+    def restore(self, path):
+        """Write what a snapshot file has to where it was, in READONLY slots too.
+
+        Returns how many bytes of memory it has.
+
+        Raises
+        ------
+        NotMappedError, ReadOnlyError
+            Something of it has no place here; nothing is written.
+        memslots.snapshot.SnapshotError
+            It is no such file, or is not complete; nothing is written.
+        OSError
+            The file cannot be read.
+        """
+        return snapshot.restore(self, path)
+
+    cdef tuple begin(self, access *a, gpa_t gpa, uint64_t size, access_kind kind):
+        """Works out an access, and gives what keeps its memory. Then access_free is due."""
+        cdef access_result result = ACCESS_BAD
+        cdef section at
+        cdef tuple held
+        if gpa + size - 1 < gpa:
+            raise wraps(gpa, size)
+        while result != ACCESS_DONE:
+            at = section_enter(self.m, NULL)
+            result = access_init(a, space_active(self.sp), gpa, size, kind)
+            section_leave(&at)
+            if result == ACCESS_NO_MEMORY:
+                raise MemoryError("no memory for an access that goes through many slots")
+            if result == ACCESS_BAD:
+                # Raises, unless a slot has come there since; then once more.
+                self.face.gpa_to_hva(a.bad, kind == ACCESS_WRITE)
+        # After the slots: what they are on was known before they were.
+        held = self.known.get()
+        cdef size_t n
+        cdef Backing backing
+        cdef void *found
+        for n in range(a.count):
+            found = backing_at(held, a.pieces[n].hva)
+            backing = None if found is NULL else <Backing>found
+            if (
+                backing is None
+                or not backing.holds(a.pieces[n].hva, a.pieces[n].size)
+                or (kind != ACCESS_READ and backing.memory.readonly)
+                or not backing.is_whole()
+            ):
+                try:
+                    raise self.no_memory(&a.pieces[n], backing)
+                finally:
+                    access_free(a)
+        return held
+
+    cdef object no_memory(self, const piece *at, Backing backing):
+        """Why the host memory of a piece cannot be accessed."""
+        cdef str text = f"gpa {at.gpa:#x} is in {self.face.get(at.id, f'slot {at.id}')}, whose"
+        if backing is None or not backing.holds(at.hva, at.size):
+            return NotMappedError(errno.EFAULT, f"{text} host memory is not known here")
+        if not backing.is_whole():
+            return NotMappedError(errno.EFAULT, f"{text} file is shorter now than its memory")
+        return ReadOnlyError(errno.EFAULT, f"{text} host memory cannot be written")
+
+    cdef int end_write(self, access *a) except -1:
+        cdef section at = section_enter(self.m, NULL)
+        access_mark(a, space_active(self.sp))
+        section_leave(&at)
+        access_free(a)
+        return 0
+
+    cdef list parts(self, object gpa, object n, access_kind kind):
+        cdef access a
+        cdef uint64_t size = u64(n, "n")
+        cdef gpa_t address = u64(gpa, "gpa")
+        cdef uint64_t begin
+        cdef Backing backing
+        cdef size_t i
+        found = []
+        if size == 0:
+            return found
+        held = self.begin(&a, address, size, kind)
+        try:
+            for i in range(a.count):
+                backing = <Backing>backing_at(held, a.pieces[i].hva)
+                begin = a.pieces[i].hva - backing.start()
+                part = memoryview(backing)[begin : begin + a.pieces[i].size]
+                if a.pieces[i].readonly and kind == ACCESS_READ:
+                    part = part.toreadonly()
+                found.append(part)
+        finally:
+            access_free(&a)
+        return found
+
+    cdef uint64_t number(self, object gpa, int size) except? 0xFFFFFFFFFFFFFFFF:
+        """The number of `size` bytes at a guest address."""
+        cdef access a
+        cdef uint64_t value = 0
+        cdef unsigned char raw[8]
+        cdef int i
+        cdef tuple held = self.begin(&a, u64(gpa, "gpa"), size, ACCESS_READ)
+        if a.count == 1 and a.pieces[0].hva % size == 0:
+            value = load_number(<const void *>a.pieces[0].hva, size)
+        else:
+            gather(&a, <char *>raw, size)
+            for i in range(size):
+                value |= <uint64_t>raw[i] << (8 * i)
+        access_free(&a)
+        return value
+
+    cdef int put_number(self, object gpa, object given, int size) except -1:
+        """Writes a number of `size` bytes."""
+        cdef access a
+        cdef unsigned char raw[8]
+        cdef int i
+        cdef gpa_t address = u64(gpa, "gpa")
+        cdef uint64_t value = u64(given, "value")
+        if size < 8 and value >> (8 * size):
+            field_of(given, "value", 8 * size)  # raises
+        cdef tuple held = self.begin(&a, address, size, ACCESS_WRITE)
+        if a.count == 1 and a.pieces[0].hva % size == 0:
+            store_number(<void *>a.pieces[0].hva, value, size)
+        else:
+            for i in range(size):
+                raw[i] = <unsigned char>(value >> (8 * i))
+            scatter(&a, <const char *>raw, size)
+        return self.end_write(&a)
+
+
+cdef Backing some(object backing):
+    if not isinstance(backing, Backing):
+        raise TypeError(f"backing must be a Backing, not {type(backing).__name__!r}")
+    return backing
+
+
+cdef object wraps(gpa_t gpa, uint64_t size):
+    return InvalidRegionError(
+        errno.EINVAL, f"{size:#x} bytes from gpa {gpa:#x} go beyond the last guest address"
+    )
+
+
+cdef void copy_out(const access *a, char *out) noexcept nogil:
+    cdef size_t n
+    for n in range(a.count):
+        # Either side may be guest memory, and the same.
+        memmove(out, <const void *>a.pieces[n].hva, a.pieces[n].size)
+        out += a.pieces[n].size
+
+
+cdef void copy_in(const access *a, const char *data) noexcept nogil:
+    cdef size_t n
+    for n in range(a.count):
+        memmove(<void *>a.pieces[n].hva, data, a.pieces[n].size)
+        data += a.pieces[n].size
+
+
+cdef void set_all(const access *a, int byte) noexcept nogil:
+    cdef size_t n
+    for n in range(a.count):
+        memset(<void *>a.pieces[n].hva, byte, a.pieces[n].size)
+
+
+cdef void gather(const access *a, char *out, uint64_t size) noexcept:
+    """Reads what is accessed, `size` bytes in all."""
+    if size > LONG_COPY:
+        with nogil:
+            copy_out(a, out)
+    else:
+        copy_out(a, out)
+
+
+cdef void scatter(const access *a, const char *data, uint64_t size) noexcept:
+    """Writes what is accessed, `size` bytes in all."""
+    if size > LONG_COPY:
+        with nogil:
+            copy_in(a, data)
+    else:
+        copy_in(a, data)
