@@ -3,6 +3,7 @@
 Which slot of guest memory holds this page? Asked while that memory is being re-arranged.
 """
 
+from memslots.backing import Backing
 from memslots.errors import (
     BusyError,
     InvalidRegionError,
@@ -15,7 +16,6 @@ from memslots.errors import (
     OverlapError,
     ReadOnlyError,
 )
-from memslots.backing import Backing
 from memslots.faces import AddressSpace, Vcpu
 from memslots.guestmemory import GuestMemory
 from memslots.memslots import Memslots

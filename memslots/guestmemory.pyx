@@ -60,12 +60,14 @@ cdef extern from *:
        the rings of virtio want it. */
     static inline uint64_t memslots_load_number(const void *at, int size)
     {
+        uint64_t value;
         switch (size) {
-        case 1: return __atomic_load_n((const uint8_t *)at, __ATOMIC_ACQUIRE);
-        case 2: return memslots_le((uint64_t)__atomic_load_n((const uint16_t *)at, __ATOMIC_ACQUIRE), 2);
-        case 4: return memslots_le((uint64_t)__atomic_load_n((const uint32_t *)at, __ATOMIC_ACQUIRE), 4);
-        default: return memslots_le(__atomic_load_n((const uint64_t *)at, __ATOMIC_ACQUIRE), 8);
+        case 1: value = __atomic_load_n((const uint8_t *)at, __ATOMIC_ACQUIRE); break;
+        case 2: value = __atomic_load_n((const uint16_t *)at, __ATOMIC_ACQUIRE); break;
+        case 4: value = __atomic_load_n((const uint32_t *)at, __ATOMIC_ACQUIRE); break;
+        default: value = __atomic_load_n((const uint64_t *)at, __ATOMIC_ACQUIRE);
         }
+        return memslots_le(value, size);
     }
 
     static inline void memslots_store_number(void *at, uint64_t value, int size)
@@ -98,8 +100,8 @@ cdef class GuestMemory:
 
     An access is worked out in full before it begins. One that cannot be done raises for the first
     guest address that is in the way, and has done nothing: a NotMappedError where no slot holds it,
-    or none that has known host memory; a ReadOnlyError where it is a write and the slot is READONLY,
-    or its host memory cannot be written. An access of 0 bytes does nothing, wherever it is.
+    or none that has known host memory; a ReadOnlyError where it is a write and the slot is
+    READONLY, or its host memory cannot be written. An access of 0 bytes does nothing, wherever it is.
 
     What is written is marked in the dirty logs of the slots it was written to.
 
@@ -294,7 +296,7 @@ cdef class GuestMemory:
         cdef bytes out
         if size == 0:
             return b""
-        held = self.begin(&a, u64(gpa, "gpa"), size, ACCESS_READ)
+        _held = self.begin(&a, u64(gpa, "gpa"), size, ACCESS_READ)
         try:
             out = PyBytes_FromStringAndSize(NULL, size)
             gather(&a, PyBytes_AS_STRING(out), size)
@@ -328,7 +330,7 @@ cdef class GuestMemory:
         PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE | PyBUF_WRITABLE)
         try:
             if view.len != 0:
-                held = self.begin(&a, address, view.len, ACCESS_READ)
+                _held = self.begin(&a, address, view.len, ACCESS_READ)
                 gather(&a, <char *>view.buf, view.len)
                 access_free(&a)
             return view.len
@@ -362,7 +364,7 @@ cdef class GuestMemory:
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
         try:
             if view.len != 0:
-                held = self.begin(&a, address, view.len, ACCESS_WRITE)
+                _held = self.begin(&a, address, view.len, ACCESS_WRITE)
                 scatter(&a, <const char *>view.buf, view.len)
                 self.end_write(&a)
             return view.len
@@ -383,7 +385,7 @@ cdef class GuestMemory:
         cdef gpa_t address = u64(gpa, "gpa")
         if size == 0:
             return
-        held = self.begin(&a, address, size, ACCESS_WRITE)
+        _held = self.begin(&a, address, size, ACCESS_WRITE)
         if size > LONG_COPY:
             with nogil:
                 set_all(&a, byte)
@@ -568,7 +570,10 @@ cdef class GuestMemory:
         return snapshot.restore(self, path)
 
     cdef tuple begin(self, access *a, gpa_t gpa, uint64_t size, access_kind kind):
-        """Works out an access, and gives what keeps its memory. Then access_free is due."""
+        """Works out an access, and gives what keeps its memory: to be held until it is over.
+
+        Then access_free is due.
+        """
         cdef access_result result = ACCESS_BAD
         cdef section at
         cdef tuple held
@@ -648,7 +653,7 @@ cdef class GuestMemory:
         cdef uint64_t value = 0
         cdef unsigned char raw[8]
         cdef int i
-        cdef tuple held = self.begin(&a, u64(gpa, "gpa"), size, ACCESS_READ)
+        cdef tuple _held = self.begin(&a, u64(gpa, "gpa"), size, ACCESS_READ)
         if a.count == 1 and a.pieces[0].hva % size == 0:
             value = load_number(<const void *>a.pieces[0].hva, size)
         else:
@@ -667,7 +672,7 @@ cdef class GuestMemory:
         cdef uint64_t value = u64(given, "value")
         if size < 8 and value >> (8 * size):
             field_of(given, "value", 8 * size)  # raises
-        cdef tuple held = self.begin(&a, address, size, ACCESS_WRITE)
+        cdef tuple _held = self.begin(&a, address, size, ACCESS_WRITE)
         if a.count == 1 and a.pieces[0].hva % size == 0:
             store_number(<void *>a.pieces[0].hva, value, size)
         else:

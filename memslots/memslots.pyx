@@ -445,7 +445,7 @@ cdef class Memslots(ReadFace):
             PyBuffer_Release(&view)
 
     def take_dirty_runs(self):
-        """The dirty logs of all slots in all address spaces as runs of pages; their marks are taken.
+        """The dirty logs of all slots in all address spaces, as runs of pages; takes their marks.
 
         Returns
         -------

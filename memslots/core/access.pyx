@@ -5,7 +5,7 @@ from memslots.core.dirtylog cimport dirty_mark_range
 from memslots.core.lookup cimport lookup_in, slot_usable
 from memslots.core.slot cimport SLOT_READONLY
 from memslots.core.slotset cimport slotset_by_id, slotset_step
-from memslots.core.units cimport PAGE_SHIFT, gfn_t, gpa_to_gfn
+from memslots.core.units cimport PAGE_SHIFT, gpa_to_gfn
 
 
 cdef size_t walk(
