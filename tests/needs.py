@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 
 from memslots.errors import KvmUnavailableError
@@ -14,3 +16,9 @@ def need_kvm() -> None:
         KvmVM().close()
     except KvmUnavailableError as error:
         pytest.skip(error.strerror or str(error))
+
+
+def need_unicorn() -> None:
+    """Skip the test where examples/emulator.py has no emulator."""
+    if importlib.util.find_spec("unicorn") is None:
+        pytest.skip("there is no unicorn: pip install 'memslots[examples]'")

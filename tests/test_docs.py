@@ -1,9 +1,9 @@
 """Every example in README.md and docs/ runs, and says what the page says that it says.
 
 A page is one story: its python and pycon blocks share one namespace, in order. Its console
-blocks run the command in an empty directory. A fence of another language is either on the list
-below, with the reason why it is not run, or an error, so that no example goes untested because of a
-misspelt fence.
+blocks run the command, or a program of examples/, in an empty directory. A fence of another
+language is either on the list below, with the reason why it is not run, or an error, so that no
+example goes untested because of a misspelt fence.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ from __future__ import annotations
 import doctest
 import os
 import re
+import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from needs import need_kvm, need_unicorn
 
 ROOT = Path(__file__).parent.parent
 # docs/command.md is told from the command's side: tests/test_cli.py runs its examples.
@@ -30,9 +32,15 @@ PAGES = [
 RUN = {"python", "pycon", "console"}
 NOT_RUN = {
     "text": "a drawing or a table",
-    "sh": "makes environments: .ci/run runs the README's two",
+    "sh": "makes environments: .ci/run runs the README's two, and the examples in another",
     "cython": "tests/test_packaging.py builds it against the installed package",
     "{toctree}": "Sphinx's",
+}
+
+# What a console block may run beside the command, from a checkout's root, and what that takes.
+EXAMPLES: dict[str, Callable[[], None]] = {
+    "python examples/vmm.py": need_kvm,
+    "python examples/emulator.py": need_unicorn,
 }
 
 FENCE = re.compile(r"^(?P<fence>`{3,})(?P<kind>[^\s`]*)[^`\n]*$")
@@ -130,9 +138,14 @@ def test_console(block: Block, tmp_path: Path) -> None:
         "LC_ALL": "C.UTF-8",
     }
     for command, expected in commands(block):
-        assert command.split()[0] == "memslots"
+        program = command
+        if command in EXAMPLES:
+            EXAMPLES[command]()
+            program = shlex.join([sys.executable, str(ROOT / command.removeprefix("python "))])
+        else:
+            assert command.split()[0] == "memslots"
         run = subprocess.run(
-            ["sh", "-c", command],
+            ["sh", "-c", program],
             cwd=tmp_path,
             env=env,
             stdin=subprocess.DEVNULL,

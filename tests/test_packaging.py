@@ -64,7 +64,7 @@ def test_no_runtime_dependency() -> None:
     requirements = DISTRIBUTION.requires or []
     assert [line for line in requirements if "extra ==" not in line] == []
     extras = set(DISTRIBUTION.metadata.get_all("Provides-Extra") or [])
-    assert extras >= {"cli", "test", "numpy", "docs", "dev"}
+    assert extras >= {"cli", "test", "numpy", "docs", "dev", "examples"}
 
 
 @pytest.mark.skipif(is_editable(), reason="an editable install has its files elsewhere")
