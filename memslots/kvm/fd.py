@@ -25,11 +25,14 @@ class Fd:
         # Emptied by close: only one thread can take the number out.
         self._open = [] if number is None else [number]
         self._what = what
+        # At the interpreter's end the module may be empty before its objects go.
+        self._warn = warnings.warn
+        self._close = os.close
 
     def __del__(self) -> None:
         if getattr(self, "_open", None):
             try:
-                warnings.warn(f"unclosed {self._what}", ResourceWarning, source=self, stacklevel=2)
+                self._warn(f"unclosed {self._what}", ResourceWarning, source=self, stacklevel=2)
             finally:  # the warning may have been turned into an error
                 self.close()
 
@@ -39,7 +42,7 @@ class Fd:
             number = self._open.pop()
         except IndexError:
             return
-        os.close(number)
+        self._close(number)
 
     @property
     def closed(self) -> bool:
@@ -89,9 +92,12 @@ class Fd:
         try:
             while not self.ioctl_once(name, request, argument, answer):
                 pass
-        finally:
-            if answer.done:  # if a handler raised, it is closed with what nobody gets
+            made._open.append(answer.result)
+        except BaseException:
+            if answer.done and made.closed:  # opened, and then a handler raised
                 made._open.append(answer.result)
+            made.close()
+            raise
         return made
 
 

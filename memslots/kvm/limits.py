@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from functools import cache
 
 from memslots.errors import KvmError
 from memslots.kvm import ioctls
@@ -19,6 +18,8 @@ from memslots.kvm.fd import Fd
 _PAGE = 4096
 _HIGHEST_GFN_BITS = 52
 _HIGHEST_HVA = (1 << 64) - _PAGE
+
+_ends: dict[tuple[str, int], tuple[int, int]] = {}  # those that are known, by device and type of VM
 
 
 def slots_and_spaces(vm: Fd) -> tuple[int, int]:
@@ -30,9 +31,15 @@ def slots_and_spaces(vm: Fd) -> tuple[int, int]:
     return slots or 32, spaces or 1  # what the API's documentation says of kernels that answer 0
 
 
-@cache
 def ends(device: str, vm_type: int) -> tuple[int, int]:
     """The highest gfn that a slot may hold, and the end of user space. Asked once in a process."""
+    known = _ends.get((device, vm_type))
+    if known is None:
+        known = _ends[device, vm_type] = _ask(device, vm_type)
+    return known
+
+
+def _ask(device: str, vm_type: int) -> tuple[int, int]:
     opened = open_device(device)
     try:
         vm = opened.create("KVM_CREATE_VM", ioctls.CREATE_VM, vm_type, "KvmVM")

@@ -11,13 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, SupportsIndex
 
 from memslots.arguments import field
-from memslots.errors import (
-    InvalidRegionError,
-    KvmError,
-    MemslotError,
-    NoSuchSlotError,
-    OverlapError,
-)
+from memslots.errors import KvmError, MemslotError, OverlapError
 from memslots.kvm import ioctls
 from memslots.kvm.device import DEVICE, missing_capability, open_device
 from memslots.kvm.fd import Answer
@@ -242,7 +236,7 @@ class KvmVM:
         """
         call = _Call.of(slot, flags, guest_phys_addr, memory_size, userspace_addr)
         name, request = "KVM_SET_USER_MEMORY_REGION", ioctls.SET_USER_MEMORY_REGION
-        return self._set(call, name, request, ioctls.REGION.pack(*call))
+        return self._set(call, name, request, ioctls.REGION.pack(*call), memfd=False)
 
     def set_region2(
         self,
@@ -276,14 +270,18 @@ class KvmVM:
         if not self.check_extension(Cap.USER_MEMORY2):
             raise missing_capability("USER_MEMORY2", "set_region2", "Linux 6.8 or later")
         memfd, offset = 0, field(guest_memfd_offset, "guest_memfd_offset", 64)
+        flags = field(flags, "flags", 32)
         if guest_memfd is not None:
             self._need_guest_memfd()
             memfd = field(guest_memfd, "guest_memfd", 32)
-            flags = field(flags, "flags", 32) | ioctls.MEM_GUEST_MEMFD
+            flags |= ioctls.MEM_GUEST_MEMFD
+        elif flags & ioctls.MEM_GUEST_MEMFD:
+            # Descriptor 0 is not meant. The other call refuses the flag, by rule 1.
+            return self.set_region(slot, flags, guest_phys_addr, memory_size, userspace_addr)
         call = _Call.of(slot, flags, guest_phys_addr, memory_size, userspace_addr)
         name, request = "KVM_SET_USER_MEMORY_REGION2", ioctls.SET_USER_MEMORY_REGION2
         region = ioctls.REGION2.pack(*call, offset, memfd)
-        return self._set(call, name, request, region)
+        return self._set(call, name, request, region, memfd=guest_memfd is not None)
 
     def create_guest_memfd(self, size: SupportsIndex, flags: SupportsIndex = 0) -> int:
         """A file of guest memory: KVM_CREATE_GUEST_MEMFD. Its descriptor is the caller's to close.
@@ -303,8 +301,8 @@ class KvmVM:
             since = "Linux 6.8 or later built with CONFIG_KVM_GUEST_MEMFD, for some types of VM,"
             raise missing_capability("GUEST_MEMFD", "a guest_memfd", since)
 
-    def _set(self, call: _Call, name: str, request: int, region: bytes) -> Change:
-        new = call.record() if call.memory_size else None
+    def _set(self, call: _Call, name: str, request: int, region: bytes, memfd: bool) -> Change:
+        new = None
         answer = Answer()
         with self._lock:
             old = self._slots.get(call.slot)
@@ -317,12 +315,12 @@ class KvmVM:
                     pass
             except KvmError as refused:
                 self._keep(call.slot, old)
-                with_memfd = request == ioctls.SET_USER_MEMORY_REGION2
-                raise self._explain(call, refused, with_memfd) from None
+                raise self._explain(call, refused, memfd) from None
             finally:  # a signal's handler may raise when the kernel is done
                 if answer.done:
+                    new = call.record() if call.memory_size else None
                     self._keep(call.slot, new)
-                    if new is not None and call.flags & ioctls.MEM_GUEST_MEMFD:
+                    if new is not None and memfd:
                         self._with_memfd.add(call.slot)
         if new is None:
             return Change.DELETE
@@ -342,10 +340,27 @@ class KvmVM:
             self._slots[slot] = held
             self._room[slot] = held.npages
 
-    def _explain(self, call: _Call, refused: KvmError, with_memfd: bool) -> MemslotError:
+    def _explain(self, call: _Call, refused: KvmError, memfd: bool) -> MemslotError:
         """The rule by which the kernel refused; or what it said, where no rule does."""
+        # To the rules a slot with a guest_memfd is one like any other.
+        flags = call.flags & ~ioctls.MEM_GUEST_MEMFD if memfd else call.flags
+        by_rule = self._by_rule(refused, "set_region", *call._replace(flags=flags))
+        if by_rule:
+            return by_rule
+        if refused.errno == errno.EEXIST:
+            return self._overlaps_private(call)
+        if call.slot in self._with_memfd and refused.errno == errno.EINVAL:
+            text = f"{refused.strerror}: a slot with a guest_memfd can only be deleted"
+            return KvmError(errno.EINVAL, text)
+        return _outside_of_rules(refused, call.slot)
+
+    def _by_rule(self, refused: KvmError, verb: str, *args: object) -> MemslotError | None:
+        """What a Memslots with these slots says to the same call, if it is the same errno."""
         try:
             twin = Memslots(**self.limits)
+        except KvmError:  # no memory for another VM, say: then it is not known
+            return None
+        try:
             for held in self._slots.values():
                 twin.create(
                     held.id,
@@ -355,20 +370,11 @@ class KvmVM:
                     held.flags,
                     held.as_id,
                 )
-            # To the rules a slot with a guest_memfd is one like any other.
-            memfd = call.flags & ioctls.MEM_GUEST_MEMFD if with_memfd else 0
-            twin.set_region(*call._replace(flags=call.flags & ~memfd))
+            getattr(twin, verb)(*args)
         except MemslotError as error:
             if error.errno == refused.errno:
                 return error
-        if refused.errno == errno.EEXIST:
-            return self._overlaps_private(call)
-        if call.slot in self._with_memfd and refused.errno == errno.EINVAL:
-            text = f"{refused.strerror}: a slot with a guest_memfd can only be deleted"
-            return KvmError(errno.EINVAL, text)
-        slot, as_id = call.slot & 0xFFFF, call.slot >> 16
-        text = f"{refused.strerror}: slot {slot} of address space {as_id}; no rule refuses it"
-        return KvmError(refused.errno or 0, text)
+        return None
 
     def _overlaps_private(self, call: _Call) -> OverlapError:
         """What to say where none of our slots is in the way: one of the kernel's own is."""
@@ -403,7 +409,8 @@ class KvmVM:
             try:
                 self._fd.ioctl("KVM_GET_DIRTY_LOG", ioctls.GET_DIRTY_LOG, log)
             except KvmError as refused:
-                raise _log_error(number, refused) from None
+                error = self._by_rule(refused, "get_dirty_log", slot, as_id)
+                raise error or _outside_of_rules(refused, number) from None
             held = self._slots.get(number)
         if held is not None:
             del bitmap[8 * -(-held.npages // 64) :]
@@ -424,8 +431,7 @@ class KvmVM:
         """
         number = _number(slot, as_id)
         first = field(first_page, "first_page", 64)
-        # More than 32 bits hold is more than any slot has, and refused as the most they hold is.
-        pages = min(field(num_pages, "num_pages", 64), (1 << 32) - 1)
+        pages = field(num_pages, "num_pages", 32)
         bits = bytearray(memoryview(bitmap))
         if not self.check_extension(Cap.MANUAL_DIRTY_LOG_PROTECT2):
             needed = "clear_dirty_log"
@@ -435,15 +441,15 @@ class KvmVM:
         # it says to the other values is.
         where = _NOWHERE if short else _address(bits)
         clear = ioctls.CLEAR_DIRTY_LOG.pack(number, pages, first, where)
-        try:
-            self._fd.ioctl("KVM_CLEAR_DIRTY_LOG", ioctls.CLEAR_DIRTY_LOG_OF_VM, clear)
-        except KvmError as refused:
-            if short and refused.errno == errno.EFAULT:
-                text = (
-                    f"clear_dirty_log: a bitmap of {len(bits)} bytes is too short for {pages} pages"
-                )
-                raise InvalidRegionError(errno.EINVAL, text) from None
-            raise _log_error(number, refused) from None
+        with self._lock:
+            try:
+                self._fd.ioctl("KVM_CLEAR_DIRTY_LOG", ioctls.CLEAR_DIRTY_LOG_OF_VM, clear)
+            except KvmError as refused:
+                if short and refused.errno == errno.EFAULT:
+                    refused = KvmError(errno.EINVAL, "a bitmap that is too short")
+                args = slot, first, pages, bits, as_id
+                error = self._by_rule(refused, "clear_dirty_log", *args)
+                raise error or _outside_of_rules(refused, number) from None
 
     # What x86 wants before the first vCPU
 
@@ -494,11 +500,6 @@ def _address(memory: bytearray) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(memory)) if memory else 0
 
 
-def _log_error(number: int, refused: KvmError) -> MemslotError:
-    """What a call of the dirty log was refused for, as Memslots says it."""
-    text = f"{refused.strerror}: slot {number & 0xFFFF} of address space {number >> 16}"
-    if refused.errno == errno.ENOENT:
-        return NoSuchSlotError(errno.ENOENT, f"{text} is not there, or has no dirty log")
-    if refused.errno == errno.EINVAL:
-        return InvalidRegionError(errno.EINVAL, text)
-    return KvmError(refused.errno or 0, text)
+def _outside_of_rules(refused: KvmError, number: int) -> KvmError:
+    slot = f"slot {number & 0xFFFF} of address space {number >> 16}"
+    return KvmError(refused.errno or 0, f"{refused.strerror}: {slot}; no rule refuses it")
