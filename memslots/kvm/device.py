@@ -17,7 +17,7 @@ _WHAT_TO_DO = {
     "virtualization, and in a container have it given the device (--device /dev/kvm)",
     errno.EACCES: "join the group that owns it (usermod -aG kvm USER, then log in again) or run as "
     "root; in a container have it given the device (--device /dev/kvm)",
-    errno.ENODEV: "load KVM (modprobe kvm_intel or kvm_amd): the device is there, KVM is not",
+    errno.ENODEV: "load KVM (modprobe kvm_intel or kvm_amd); the device is there, its module not",
 }
 _WHAT_TO_DO[errno.EPERM] = _WHAT_TO_DO[errno.EACCES]
 _WHAT_TO_DO[errno.ENXIO] = _WHAT_TO_DO[errno.ENODEV]
@@ -33,19 +33,25 @@ def open_device(path: str = DEVICE) -> Fd:
         raise KvmUnavailableError(error.errno or 0, text) from None
     device = Fd(number, path)
     try:
+        _check_version(device, path)
+    except BaseException:
+        device.close()
+        raise
+    return device
+
+
+def _check_version(device: Fd, path: str) -> None:
+    try:
         version = device.ioctl("KVM_GET_API_VERSION", ioctls.GET_API_VERSION)
     except KvmError as error:
-        device.close()
         text = f"{path} is not KVM's device: {error.strerror}"
         raise KvmUnavailableError(error.errno or 0, text) from None
     if version != ioctls.API_VERSION:
-        device.close()
         text = (
             f"{path} has version {version} of KVM's API, not {ioctls.API_VERSION}; a Linux of "
             "2.6.22 or later is needed"
         )
         raise KvmUnavailableError(errno.ENOTSUP, text)
-    return device
 
 
 def missing_capability(name: str, needed_for: str, since: str) -> KvmUnavailableError:

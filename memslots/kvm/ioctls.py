@@ -83,6 +83,15 @@ SREGS_NAMES = (
 # struct kvm_sregs of x86: segments (padded), descriptor tables (padded), control registers
 SREGS = struct.Struct("=" + "QIH9Bx" * len(_SEGMENTS) + "QH6x" * 2 + "7Q4Q")
 
+_SEGMENT_BITS = dict(zip(_SEGMENT_FIELDS, (64, 32, 16, *[8] * 9), strict=True))
+_TABLE_BITS = {"base": 64, "limit": 16}
+# What each register's place in these structs holds.
+REGISTER_BITS = (
+    dict.fromkeys((*REGS_NAMES, *SREGS_NAMES), 64)
+    | {f"{s}_{field}": bits for s in _SEGMENTS for field, bits in _SEGMENT_BITS.items()}
+    | {f"{t}_{field}": bits for t in ("gdt", "idt") for field, bits in _TABLE_BITS.items()}
+)
+
 # of /dev/kvm
 GET_API_VERSION = _io(0x00)
 CREATE_VM = _io(0x01)

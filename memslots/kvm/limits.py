@@ -7,8 +7,8 @@ need not exist to make one.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
-from functools import cache
 
 from memslots.errors import KvmError
 from memslots.kvm import ioctls
@@ -18,6 +18,8 @@ from memslots.kvm.fd import Fd
 _PAGE = 4096
 _HIGHEST_GFN_BITS = 52
 _HIGHEST_HVA = (1 << 64) - _PAGE
+
+_ends: dict[tuple[str, int], tuple[int, int]] = {}  # those that are known, by device and type of VM
 
 
 def slots_and_spaces(vm: Fd) -> tuple[int, int]:
@@ -29,15 +31,20 @@ def slots_and_spaces(vm: Fd) -> tuple[int, int]:
     return slots or 32, spaces or 1  # what the API's documentation says of kernels that answer 0
 
 
-@cache
 def ends(device: str, vm_type: int) -> tuple[int, int]:
     """The highest gfn that a slot may hold, and the end of user space. Asked once in a process."""
+    known = _ends.get((device, vm_type))
+    if known is None:
+        known = _ends[device, vm_type] = _ask(device, vm_type)
+    return known
+
+
+def _ask(device: str, vm_type: int) -> tuple[int, int]:
     opened = open_device(device)
     try:
-        number = opened.ioctl("KVM_CREATE_VM", ioctls.CREATE_VM, vm_type)
+        vm = opened.create("KVM_CREATE_VM", ioctls.CREATE_VM, vm_type, "KvmVM")
     finally:
         opened.close()
-    vm = Fd(number, "KvmVM")
     try:
         return _highest_gfn(vm), _end_of_user_space(vm)
     finally:
@@ -50,7 +57,9 @@ def _accepts(vm: Fd, gpa: int, hva: int) -> bool:
         for size in (_PAGE, 0):
             region = ioctls.REGION.pack(0, 0, gpa, size, hva)
             vm.ioctl("KVM_SET_USER_MEMORY_REGION", ioctls.SET_USER_MEMORY_REGION, region)
-    except KvmError:
+    except KvmError as error:
+        if error.errno != errno.EINVAL:  # no answer to the question, and not to be kept
+            raise
         return False
     return True
 

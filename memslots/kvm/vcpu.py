@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import mmap
 from collections.abc import Iterator
 from struct import Struct
+from typing import SupportsIndex
 
+from memslots.arguments import field
 from memslots.errors import KvmError
 from memslots.kvm import ioctls
 from memslots.kvm.exits import (
@@ -23,7 +24,7 @@ from memslots.kvm.exits import (
     ShutdownExit,
     SystemEventExit,
 )
-from memslots.kvm.fd import Fd
+from memslots.kvm.fd import Answer, Fd
 
 _IO, _HLT, _MMIO, _SHUTDOWN, _FAIL_ENTRY, _INTR = 2, 5, 6, 8, 9, 10
 _INTERNAL_ERROR, _SYSTEM_EVENT, _MEMORY_FAULT = 17, 24, 39
@@ -66,7 +67,7 @@ class KvmVcpu:
         """The general registers by name: rax ... r15, rip, rflags."""
         return self._get("KVM_GET_REGS", ioctls.GET_REGS, ioctls.REGS, ioctls.REGS_NAMES)
 
-    def set_regs(self, **registers: int) -> None:
+    def set_regs(self, **registers: SupportsIndex) -> None:
         """Set some of the registers that `get_regs` gives. TypeError for any other name."""
         values = self.get_regs()
         self._set("KVM_SET_REGS", ioctls.SET_REGS, ioctls.REGS, values, registers)
@@ -79,8 +80,11 @@ class KvmVcpu:
         """
         return self._get("KVM_GET_SREGS", ioctls.GET_SREGS, ioctls.SREGS, ioctls.SREGS_NAMES)
 
-    def set_sregs(self, **registers: int) -> None:
-        """Set some of the registers that `get_sregs` gives. TypeError for any other name."""
+    def set_sregs(self, **registers: SupportsIndex) -> None:
+        """Set some of the registers that `get_sregs` gives. TypeError for any other name.
+
+        KvmError (EINVAL) for values that no processor has together.
+        """
         values = self.get_sregs()
         self._set("KVM_SET_SREGS", ioctls.SET_SREGS, ioctls.SREGS, values, registers)
 
@@ -97,22 +101,26 @@ class KvmVcpu:
         request: int,
         struct: Struct,
         values: dict[str, int],
-        changes: dict[str, int],
+        changes: dict[str, SupportsIndex],
     ) -> None:
         if unknown := changes.keys() - values.keys():
             raise TypeError(f"there is no register {sorted(unknown)[0]!r}")
-        self._fd.ioctl(name, request, struct.pack(*(values | changes).values()))
+        for register, value in changes.items():
+            values[register] = field(value, register, ioctls.REGISTER_BITS[register])
+        self._fd.ioctl(name, request, struct.pack(*values.values()))
 
-    def get_msr(self, index: int) -> int:
+    def get_msr(self, index: SupportsIndex) -> int:
         """A model-specific register. KvmError (EINVAL) if KVM has none of this number."""
+        index = field(index, "index", 32)
         msr = bytearray(ioctls.ONE_MSR.pack(1, index, 0))
         if self._fd.ioctl("KVM_GET_MSRS", ioctls.GET_MSRS, msr) != 1:
             raise KvmError(errno.EINVAL, f"KVM_GET_MSRS: KVM gives no MSR {index:#x}")
         _, _, value = ioctls.ONE_MSR.unpack(msr)
         return int(value)
 
-    def set_msr(self, index: int, value: int) -> None:
+    def set_msr(self, index: SupportsIndex, value: SupportsIndex) -> None:
         """Write a model-specific register. KvmError (EINVAL) if KVM refuses it."""
+        index, value = field(index, "index", 32), field(value, "value", 64)
         msr = ioctls.ONE_MSR.pack(1, index, value)
         if self._fd.ioctl("KVM_SET_MSRS", ioctls.SET_MSRS, msr) != 1:
             raise KvmError(errno.EINVAL, f"KVM_SET_MSRS: KVM refuses {value:#x} for MSR {index:#x}")
@@ -123,7 +131,8 @@ class KvmVcpu:
         """Run the guest; yields each exit, and goes on when it is asked for the next.
 
         It never ends by itself: leave the loop. Other threads run meanwhile. A signal is handled
-        by Python, and the guest goes on.
+        by Python, and the guest goes on; where its handler raises (KeyboardInterrupt), the guest
+        can be run again by another call.
 
         Raises
         ------
@@ -136,21 +145,16 @@ class KvmVcpu:
     def run_once(self) -> Exit:
         """Run the guest until its next exit."""
         self._answer = None
-        while True:
-            try:
-                fcntl.ioctl(self._fd.fileno(), ioctls.RUN, 0)
-            except InterruptedError:
-                # Not lost if it comes right now: then the next KVM_RUN returns at once.
+        try:
+            while not self._fd.ioctl_once("KVM_RUN", ioctls.RUN, 0, Answer()):
+                # A request that comes right now is not lost: the next KVM_RUN returns at once.
                 if self._run[ioctls.RUN_IMMEDIATE_EXIT]:
                     self._run[ioctls.RUN_IMMEDIATE_EXIT] = 0
                     return InterruptedExit()
-                continue
-            except OSError as error:
-                reason = ioctls.RUN_EXIT_REASON.unpack_from(self._run)[0]
-                if error.errno == errno.EFAULT and reason == _MEMORY_FAULT:
-                    break
-                raise KvmError(error.errno or 0, f"KVM_RUN: {error.strerror}") from None
-            break
+        except KvmError as error:
+            (reason,) = ioctls.RUN_EXIT_REASON.unpack_from(self._run)
+            if error.errno != errno.EFAULT or reason != _MEMORY_FAULT:
+                raise
         return self._take()
 
     def request_exit(self) -> None:
@@ -159,6 +163,7 @@ class KvmVcpu:
         A guest that does not exit by itself is interrupted by a signal to its thread
         (signal.pthread_kill) after this, if the process handles that signal.
         """
+        self._fd.fileno()  # ValueError if it is closed
         self._run[ioctls.RUN_IMMEDIATE_EXIT] = 1
 
     def answer(self, data: bytes) -> None:

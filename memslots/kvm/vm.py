@@ -4,33 +4,32 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 import sys
 import threading
 from collections.abc import Sequence
-from typing import NamedTuple, SupportsIndex
+from typing import TYPE_CHECKING, NamedTuple, SupportsIndex
 
 from memslots.arguments import field
-from memslots.errors import (
-    InvalidRegionError,
-    KvmError,
-    MemslotError,
-    NoSuchSlotError,
-    OverlapError,
-)
+from memslots.errors import KvmError, MemslotError, OverlapError
 from memslots.kvm import ioctls
 from memslots.kvm.device import DEVICE, missing_capability, open_device
-from memslots.kvm.fd import Fd
+from memslots.kvm.fd import Answer
 from memslots.kvm.ioctls import Cap
 from memslots.kvm.limits import ends, slots_and_spaces
 from memslots.kvm.vcpu import KvmVcpu
 from memslots.memslots import Memslots
 from memslots.records import Change, Flags, Slot
 
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
 _PAGE_SHIFT = 12
 # Where x86's local APIC is: KVM keeps a slot there if the processor lets guests use it directly.
 _APIC_PAGE = 0xFEE0_0000
 _MOST_PAGES = (1 << 31) - 1  # of a slot: rule 4
 _IDENTITY_MAP = 0xFFFB_C000  # where KVM's identity map is if nobody says otherwise
+_NOWHERE = (1 << 64) - 4096  # an address that no process has
 # How many slots KVM may keep for itself, with ids from max_slots on.
 _APIC, _TSS, _IDENTITY = range(3)
 
@@ -94,27 +93,33 @@ class KvmVM:
 
     Notes
     -----
-    Safe to use from any thread. After a fork the child has no use of it: the kernel answers EIO.
+    Safe to use from any thread. After a fork the child has no use of it: it gets KvmError (EIO).
     """
 
     def __init__(
-        self, vm_type: int = 0, *, manual_dirty_log: int = 0, device: str = DEVICE
+        self,
+        vm_type: SupportsIndex = 0,
+        *,
+        manual_dirty_log: SupportsIndex = 0,
+        device: str = DEVICE,
     ) -> None:
+        vm_type = field(vm_type, "vm_type", 64)
+        manual_dirty_log = field(manual_dirty_log, "manual_dirty_log", 32)
         if manual_dirty_log not in (0, 1, 3):
             raise ValueError(f"manual_dirty_log must be 0, 1 or 3, not {manual_dirty_log}")
         self._ends_of = device, vm_type
-        self._lock = threading.Lock()  # the slots here are those of the kernel
+        self._process = os.getpid()
+        self._own_lock = threading.Lock()  # while it is free, the slots here are the kernel's
         self._slots: dict[int, Slot] = {}  # by the id that the kernel takes, with its space
-        self._room: dict[int, int] = {}  # the most pages each of them may ever have had
+        self._room: dict[int, int] = {}  # the most pages that each of them may have
         self._with_memfd: set[int] = set()
         self._private: dict[int, tuple[str, int, int]] = {}  # name, gpa, pages
         self._vcpus: list[KvmVcpu] = []
         self.manual_dirty_log = manual_dirty_log
         opened = open_device(device)
         try:
-            number = opened.ioctl("KVM_CREATE_VM", ioctls.CREATE_VM, vm_type)
-            self._fd = Fd(number, "KvmVM")
             self._run_size = opened.ioctl("KVM_GET_VCPU_MMAP_SIZE", ioctls.GET_VCPU_MMAP_SIZE)
+            self._fd = opened.create("KVM_CREATE_VM", ioctls.CREATE_VM, vm_type, "KvmVM")
         finally:
             opened.close()
         try:
@@ -136,12 +141,29 @@ class KvmVM:
         return f"<KvmVM: {state}>"
 
     def close(self) -> None:
-        """Close it and its vCPUs. Closing again does nothing."""
+        """Close it and its vCPUs. Closing again does nothing.
+
+        Not while another thread runs one of the vCPUs.
+        """
+        if os.getpid() == self._process:
+            with self._own_lock:
+                self._close()
+        else:  # the thread that held the lock, if any, is not here
+            self._close()
+
+    def _close(self) -> None:
         for vcpu in self._vcpus:
             vcpu.close()
         self._vcpus.clear()
         self._slots.clear()
         self._fd.close()
+
+    @property
+    def _lock(self) -> threading.Lock:
+        """What to hold while using the slots. After a fork it might be held by nobody that is."""
+        if os.getpid() != self._process:
+            raise KvmError(errno.EIO, "a KvmVM is of no use in another process than its own")
+        return self._own_lock
 
     def fileno(self) -> int:
         """The descriptor's number, for ioctls that this binding does not have."""
@@ -149,14 +171,15 @@ class KvmVM:
 
     # Capabilities and limits
 
-    def check_extension(self, cap: int) -> int:
+    def check_extension(self, cap: SupportsIndex) -> int:
         """What KVM_CHECK_EXTENSION of this VM answers: 0 where there is no such capability.
 
         Parameters
         ----------
         cap : int or Cap
         """
-        return self._fd.ioctl("KVM_CHECK_EXTENSION", ioctls.CHECK_EXTENSION, int(cap))
+        number = field(cap, "cap", 32)
+        return self._fd.ioctl("KVM_CHECK_EXTENSION", ioctls.CHECK_EXTENSION, number)
 
     @property
     def limits(self) -> dict[str, int]:
@@ -247,10 +270,14 @@ class KvmVM:
         if not self.check_extension(Cap.USER_MEMORY2):
             raise missing_capability("USER_MEMORY2", "set_region2", "Linux 6.8 or later")
         memfd, offset = 0, field(guest_memfd_offset, "guest_memfd_offset", 64)
+        flags = field(flags, "flags", 32)
         if guest_memfd is not None:
             self._need_guest_memfd()
             memfd = field(guest_memfd, "guest_memfd", 32)
-            flags = field(flags, "flags", 32) | ioctls.MEM_GUEST_MEMFD
+            flags |= ioctls.MEM_GUEST_MEMFD
+        elif flags & ioctls.MEM_GUEST_MEMFD:
+            # Descriptor 0 is not meant. The other call refuses the flag, by rule 1.
+            return self.set_region(slot, flags, guest_phys_addr, memory_size, userspace_addr)
         call = _Call.of(slot, flags, guest_phys_addr, memory_size, userspace_addr)
         name, request = "KVM_SET_USER_MEMORY_REGION2", ioctls.SET_USER_MEMORY_REGION2
         region = ioctls.REGION2.pack(*call, offset, memfd)
@@ -275,35 +302,65 @@ class KvmVM:
             raise missing_capability("GUEST_MEMFD", "a guest_memfd", since)
 
     def _set(self, call: _Call, name: str, request: int, region: bytes, memfd: bool) -> Change:
+        new = None
+        answer = Answer()
         with self._lock:
-            # Before the call: however it is left, the kernel's log of the slot is no longer.
+            old = self._slots.get(call.slot)
+            # Before the call, so that a log is never longer than the room for it, even if it is
+            # not known any more what became of the call.
             npages = min(call.memory_size >> _PAGE_SHIFT, _MOST_PAGES)
             self._room[call.slot] = max(self._room.get(call.slot, 0), npages)
             try:
-                self._fd.ioctl(name, request, region)
+                while not self._fd.ioctl_once(name, request, region, answer):
+                    pass
             except KvmError as refused:
-                raise self._explain(call, refused) from None
-            old = self._slots.get(call.slot)
-            if call.memory_size == 0:
-                self._slots.pop(call.slot, None)
-                self._with_memfd.discard(call.slot)
-                return Change.DELETE
-            new = self._slots[call.slot] = call.record()
-            if memfd:
-                self._with_memfd.add(call.slot)
+                self._keep(call.slot, old)
+                raise self._explain(call, refused, memfd) from None
+            finally:  # a signal's handler may raise when the kernel is done
+                if answer.done:
+                    new = call.record() if call.memory_size else None
+                    self._keep(call.slot, new)
+                    if new is not None and memfd:
+                        self._with_memfd.add(call.slot)
+        if new is None:
+            return Change.DELETE
         if old is None:
             return Change.CREATE
         if old.base_gfn != new.base_gfn:
             return Change.MOVE
         return Change.NONE if old.flags == new.flags else Change.FLAGS_ONLY
 
-    def _explain(self, call: _Call, refused: KvmError) -> MemslotError:
+    def _keep(self, slot: int, held: Slot | None) -> None:
+        """Note what the kernel has by that number, now that it has answered."""
+        if held is None:
+            self._slots.pop(slot, None)
+            self._room.pop(slot, None)
+            self._with_memfd.discard(slot)
+        else:
+            self._slots[slot] = held
+            self._room[slot] = held.npages
+
+    def _explain(self, call: _Call, refused: KvmError, memfd: bool) -> MemslotError:
         """The rule by which the kernel refused; or what it said, where no rule does."""
+        # To the rules a slot with a guest_memfd is one like any other.
+        flags = call.flags & ~ioctls.MEM_GUEST_MEMFD if memfd else call.flags
+        by_rule = self._by_rule(refused, "set_region", *call._replace(flags=flags))
+        if by_rule:
+            return by_rule
+        if refused.errno == errno.EEXIST:
+            return self._overlaps_private(call)
         if call.slot in self._with_memfd and refused.errno == errno.EINVAL:
             text = f"{refused.strerror}: a slot with a guest_memfd can only be deleted"
             return KvmError(errno.EINVAL, text)
+        return _outside_of_rules(refused, call.slot)
+
+    def _by_rule(self, refused: KvmError, verb: str, *args: object) -> MemslotError | None:
+        """What a Memslots with these slots says to the same call, if it is the same errno."""
         try:
             twin = Memslots(**self.limits)
+        except KvmError:  # no memory for another VM, say: then it is not known
+            return None
+        try:
             for held in self._slots.values():
                 twin.create(
                     held.id,
@@ -313,15 +370,11 @@ class KvmVM:
                     held.flags,
                     held.as_id,
                 )
-            twin.set_region(*call)
+            getattr(twin, verb)(*args)
         except MemslotError as error:
             if error.errno == refused.errno:
                 return error
-        if refused.errno == errno.EEXIST:
-            return self._overlaps_private(call)
-        slot, as_id = call.slot & 0xFFFF, call.slot >> 16
-        text = f"{refused.strerror}: slot {slot} of address space {as_id}; no rule refuses it"
-        return KvmError(refused.errno or 0, text)
+        return None
 
     def _overlaps_private(self, call: _Call) -> OverlapError:
         """What to say where none of our slots is in the way: one of the kernel's own is."""
@@ -356,7 +409,8 @@ class KvmVM:
             try:
                 self._fd.ioctl("KVM_GET_DIRTY_LOG", ioctls.GET_DIRTY_LOG, log)
             except KvmError as refused:
-                raise _log_error(number, refused) from None
+                error = self._by_rule(refused, "get_dirty_log", slot, as_id)
+                raise error or _outside_of_rules(refused, number) from None
             held = self._slots.get(number)
         if held is not None:
             del bitmap[8 * -(-held.npages // 64) :]
@@ -367,7 +421,7 @@ class KvmVM:
         slot: SupportsIndex,
         first_page: SupportsIndex,
         num_pages: SupportsIndex,
-        bitmap: bytes | bytearray | memoryview,
+        bitmap: ReadableBuffer,
         as_id: SupportsIndex = 0,
     ) -> None:
         """Clear part of a slot's dirty log: KVM_CLEAR_DIRTY_LOG.
@@ -378,23 +432,24 @@ class KvmVM:
         number = _number(slot, as_id)
         first = field(first_page, "first_page", 64)
         pages = field(num_pages, "num_pages", 32)
+        bits = bytearray(memoryview(bitmap))
         if not self.check_extension(Cap.MANUAL_DIRTY_LOG_PROTECT2):
             needed = "clear_dirty_log"
             raise missing_capability("MANUAL_DIRTY_LOG_PROTECT2", needed, "Linux 5.2 or later")
-        bits = bytearray(bitmap)
         short = len(bits) < 8 * -(-pages // 64)
         # A bitmap that is too short is not shown to the kernel, which would read on behind it; what
         # it says to the other values is.
-        clear = ioctls.CLEAR_DIRTY_LOG.pack(number, pages, first, 0 if short else _address(bits))
-        try:
-            self._fd.ioctl("KVM_CLEAR_DIRTY_LOG", ioctls.CLEAR_DIRTY_LOG_OF_VM, clear)
-        except KvmError as refused:
-            if short and refused.errno == errno.EFAULT:
-                text = (
-                    f"clear_dirty_log: a bitmap of {len(bits)} bytes is too short for {pages} pages"
-                )
-                raise InvalidRegionError(errno.EINVAL, text) from None
-            raise _log_error(number, refused) from None
+        where = _NOWHERE if short else _address(bits)
+        clear = ioctls.CLEAR_DIRTY_LOG.pack(number, pages, first, where)
+        with self._lock:
+            try:
+                self._fd.ioctl("KVM_CLEAR_DIRTY_LOG", ioctls.CLEAR_DIRTY_LOG_OF_VM, clear)
+            except KvmError as refused:
+                if short and refused.errno == errno.EFAULT:
+                    refused = KvmError(errno.EINVAL, "a bitmap that is too short")
+                args = slot, first, pages, bits, as_id
+                error = self._by_rule(refused, "clear_dirty_log", *args)
+                raise error or _outside_of_rules(refused, number) from None
 
     # What x86 wants before the first vCPU
 
@@ -402,14 +457,14 @@ class KvmVM:
         """Say where Intel's KVM may keep three pages for itself: KVM_SET_TSS_ADDR."""
         address = field(gpa, "gpa", 64)
         self._fd.ioctl("KVM_SET_TSS_ADDR", ioctls.SET_TSS_ADDR, address)
-        self._private[_TSS] = ("the TSS", address, 3)
+        self._private[_TSS] = "the TSS", address, 3
 
     def set_identity_map_addr(self, gpa: SupportsIndex) -> None:
         """Say where Intel's KVM may keep one page for itself: KVM_SET_IDENTITY_MAP_ADDR."""
         address = field(gpa, "gpa", 64)
         given = address.to_bytes(8, sys.byteorder)
         self._fd.ioctl("KVM_SET_IDENTITY_MAP_ADDR", ioctls.SET_IDENTITY_MAP_ADDR, given)
-        self._private[_IDENTITY] = ("the identity map", address or _IDENTITY_MAP, 1)
+        self._private[_IDENTITY] = "the identity map", address or _IDENTITY_MAP, 1
 
     def create_irqchip(self) -> None:
         """Have KVM emulate the interrupt controllers: KVM_CREATE_IRQCHIP."""
@@ -424,9 +479,14 @@ class KvmVM:
             EEXIST if there is one of this id, EINVAL if there cannot be.
         """
         wanted = field(id, "id", 32)
-        number = self._fd.ioctl("KVM_CREATE_VCPU", ioctls.CREATE_VCPU, wanted)
-        vcpu = KvmVcpu(Fd(number, "KvmVcpu"), self._run_size, wanted)
-        self._vcpus.append(vcpu)
+        with self._lock:
+            fd = self._fd.create("KVM_CREATE_VCPU", ioctls.CREATE_VCPU, wanted, "KvmVcpu")
+            try:
+                vcpu = KvmVcpu(fd, self._run_size, wanted)
+                self._vcpus.append(vcpu)
+            except BaseException:
+                fd.close()
+                raise
         return vcpu
 
 
@@ -440,11 +500,6 @@ def _address(memory: bytearray) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(memory)) if memory else 0
 
 
-def _log_error(number: int, refused: KvmError) -> MemslotError:
-    """What a call of the dirty log was refused for, as Memslots says it."""
-    text = f"{refused.strerror}: slot {number & 0xFFFF} of address space {number >> 16}"
-    if refused.errno == errno.ENOENT:
-        return NoSuchSlotError(errno.ENOENT, f"{text} is not there, or has no dirty log")
-    if refused.errno == errno.EINVAL:
-        return InvalidRegionError(errno.EINVAL, text)
-    return KvmError(refused.errno or 0, text)
+def _outside_of_rules(refused: KvmError, number: int) -> KvmError:
+    slot = f"slot {number & 0xFFFF} of address space {number >> 16}"
+    return KvmError(refused.errno or 0, f"{refused.strerror}: {slot}; no rule refuses it")

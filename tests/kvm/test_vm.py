@@ -1,0 +1,533 @@
+"""A VM of the kernel: made, closed, dropped; its slots and their logs, and how it refuses."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from live import MSR_KVM_WALL_CLOCK, PAGE, HostMemory, needs_kvm
+
+from memslots import (
+    Change,
+    Flags,
+    InvalidRegionError,
+    MemslotError,
+    Memslots,
+    NoSuchSlotError,
+    OverlapError,
+    Slot,
+)
+from memslots.kvm import Cap, KvmError, KvmUnavailableError, KvmVM, ioctls
+
+pytestmark = pytest.mark.usefixtures("no_descriptor_left")
+
+LOG, READONLY = Flags.LOG_DIRTY_PAGES, Flags.READONLY
+SET = ioctls.SET_USER_MEMORY_REGION
+
+
+# Its life
+
+
+def test_closing(fake: Any) -> None:
+    vm = KvmVM(device=fake.device)
+    assert repr(vm) == "<KvmVM: 0 slots>"
+    assert os.fstat(vm.fileno())
+    with vm as same:
+        assert same is vm
+    vm.close()
+    assert repr(vm) == "<KvmVM: closed>"
+    calls: list[Callable[[], object]] = [
+        vm.fileno,
+        vm.create_vcpu,
+        vm.create_irqchip,
+        lambda: vm.set_region(0, 0, 0, PAGE, 0),
+        lambda: vm.set_region2(0, 0, 0, PAGE, 0),
+        lambda: vm.get_dirty_log(0),
+        lambda: vm.clear_dirty_log(0, 0, 64, bytes(8)),
+        lambda: vm.set_tss_addr(0),
+        lambda: vm.set_identity_map_addr(0),
+        lambda: vm.check_extension(3),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="KvmVM is closed"):
+            call()
+
+
+def test_dropped(fake: Any) -> None:
+    vm = KvmVM(device=fake.device)
+    with pytest.warns(ResourceWarning, match="unclosed KvmVM"):
+        del vm
+
+
+def test_dropped_with_a_vcpu(fake: Any) -> None:
+    vm = KvmVM(device=fake.device)
+    vm.create_vcpu()
+    with pytest.warns(ResourceWarning) as warned:
+        del vm
+    assert sorted(str(each.message) for each in warned) == ["unclosed KvmVM", "unclosed KvmVcpu"]
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [ioctls.CREATE_VM, ioctls.GET_VCPU_MMAP_SIZE, ioctls.CHECK_EXTENSION, ioctls.ENABLE_CAP_OF_VM],
+)
+def test_not_made(fake: Any, request_: int) -> None:
+    """Nothing stays open."""
+    fake.fail(request_, errno.ENOMEM)
+    with pytest.raises(KvmError) as caught:
+        KvmVM(device=fake.device, manual_dirty_log=1)
+    assert caught.value.errno == errno.ENOMEM
+
+
+def test_a_vcpu_that_cannot_be_mapped(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: object) -> None:
+        raise OSError(errno.ENOMEM, "no")
+
+    monkeypatch.setattr("mmap.mmap", no_memory)
+    with KvmVM(device=fake.device) as vm, pytest.raises(OSError, match="no"):
+        vm.create_vcpu()
+
+
+def test_arguments(fake: Any) -> None:
+    wrong: Any
+    for wrong, error in ((2, ValueError), ("1", TypeError), (-1, OverflowError)):
+        with pytest.raises(error, match="manual_dirty_log"):
+            KvmVM(manual_dirty_log=wrong, device=fake.device)
+    for wrong, error in (("0", TypeError), (1 << 64, OverflowError)):
+        with pytest.raises(error, match="vm_type"):
+            KvmVM(wrong, device=fake.device)
+    with KvmVM(device=fake.device) as vm:
+        for wrong, error in ((1.0, TypeError), (1 << 32, OverflowError), (-1, OverflowError)):
+            with pytest.raises(error, match="cap"):
+                vm.check_extension(wrong)
+
+
+@pytest.mark.parametrize("wanted", [1, 3])
+def test_no_manual_dirty_log(fake: Any, wanted: int) -> None:
+    fake.caps[Cap.MANUAL_DIRTY_LOG_PROTECT2] = 3 - wanted if wanted == 3 else 0
+    text = f"no KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, which manual_dirty_log={wanted} takes; Linux 5.7"
+    with pytest.raises(KvmUnavailableError, match=text) as caught:
+        KvmVM(device=fake.device, manual_dirty_log=wanted)
+    assert caught.value.errno == errno.ENOTSUP
+
+
+def test_missing_capabilities(fake: Any) -> None:
+    with KvmVM(device=fake.device) as vm:
+        fake.caps.clear()
+        for name, call in (
+            ("USER_MEMORY2", lambda: vm.set_region2(0, 0, 0, PAGE, 0)),
+            ("GUEST_MEMFD", lambda: vm.create_guest_memfd(PAGE)),
+            ("MANUAL_DIRTY_LOG_PROTECT2", lambda: vm.clear_dirty_log(0, 0, 64, bytes(8))),
+        ):
+            with pytest.raises(KvmUnavailableError, match=f"no KVM_CAP_{name}, .* or later"):
+                call()
+        fake.caps[Cap.USER_MEMORY2] = 1
+        with pytest.raises(KvmUnavailableError, match="KVM_CAP_GUEST_MEMFD"):
+            vm.set_region2(0, 0, 0, PAGE, 0, guest_memfd=3)
+
+
+@needs_kvm
+def test_another_process() -> None:
+    """A child has no use of it, and says so: even if a thread had the lock at the fork."""
+    with KvmVM() as vm:
+        vm.set_region(0, LOG, 0, PAGE, 0)
+        with vm._own_lock:
+            child = os.fork()
+            if child == 0:
+                status = 1
+                try:
+                    for call in (
+                        lambda: vm.set_region(0, 0, 0, 0, 0),
+                        lambda: vm.get_dirty_log(0),
+                        lambda: vm.slots,
+                        vm.create_vcpu,
+                        lambda: vm.check_extension(3),
+                    ):
+                        try:
+                            call()
+                            break
+                        except KvmError as error:
+                            if error.errno != errno.EIO:
+                                break
+                    else:
+                        vm.close()
+                        status = 0
+                finally:
+                    os._exit(status)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert vm.set_region(0, 0, 0, 0, 0) is Change.DELETE
+
+
+# Slots
+
+CALLS: list[tuple[int, int, int, int, int]] = [
+    (0, 0, 0, 16 * PAGE, 0),
+    (0, 0, 0, 16 * PAGE, 0),
+    (0, LOG, 0, 16 * PAGE, 0),
+    (0, LOG, 32 * PAGE, 16 * PAGE, 0),
+    (0, 0, 33 * PAGE, 16 * PAGE, 0),
+    (1, READONLY, 0, PAGE, PAGE),
+    (1, 4, 0, PAGE, PAGE),
+    (1, 0, 0, PAGE, PAGE),
+    (1, READONLY, 0, 2 * PAGE, PAGE),
+    (1, READONLY, 0, PAGE, 0),
+    (1, READONLY, 40 * PAGE, PAGE, PAGE),
+    (2, 0, 40 * PAGE, PAGE, 0),
+    (2, 0, PAGE, 100 * PAGE, 0),
+    (2, 0, 1, PAGE, 0),
+    (2, 0, PAGE, 1, 0),
+    (2, 0, PAGE, PAGE, 1),
+    (2, 0, (1 << 64) - PAGE, PAGE, 0),
+    (2, 0, PAGE, 1 << 43, 0),
+    (2, 0, (1 << 63) - PAGE, PAGE, 0),
+    (0, 0, (1 << 63) - 16 * PAGE, 16 * PAGE, 0),
+    (2, 0, 0, 0, 0),
+    (1 << 31, 0, 0, PAGE, 0),
+    (0xFFFF, 0, 0, PAGE, 0),
+    (0, 0, 0, 0, 0),
+    (0, 0, 0, 0, 0),
+    (1, READONLY, 0, 0, 0),
+]
+
+
+@needs_kvm
+def test_answers_are_those_of_memslots() -> None:
+    """The same changes, and errors alike to the last word."""
+
+    def answer(vm: Any, args: tuple[int, ...]) -> object:
+        try:
+            return vm.set_region(*args)
+        except MemslotError as error:
+            either = (getattr(error, name, None) for name in ("existing", "requested"))
+            return type(error), error.errno, error.rule, str(error), *either
+
+    with KvmVM() as kvm:
+        vm = Memslots(**kvm.limits)
+        seen = set()
+        for args in CALLS:
+            ours = answer(vm, args)
+            assert answer(kvm, args) == ours, args
+            assert kvm.slots == sorted(vm, key=lambda slot: slot.id)
+            seen.add(ours if isinstance(ours, Change) else ours[2])  # type: ignore[index]
+        assert seen == {*Change, 1, 2, 3, 4, 5, 6, 7}
+
+
+@pytest.mark.parametrize(
+    ("index", "name", "bits"),
+    [
+        (0, "slot", 32),
+        (1, "flags", 32),
+        (2, "guest_phys_addr", 64),
+        (3, "memory_size", 64),
+        (4, "userspace_addr", 64),
+    ],
+)
+@pytest.mark.parametrize("verb", ["set_region", "set_region2"])
+def test_fields(fake: Any, verb: str, index: int, name: str, bits: int) -> None:
+    with KvmVM(device=fake.device) as vm:
+        vm.set_region2(0, 0, 0, PAGE, 0)
+        calls = len([1 for request, _ in fake.seen if request in (SET, SET + 3)])
+        for wrong, error in ((-1, OverflowError), (1 << bits, OverflowError), ("0", TypeError)):
+            args: list[Any] = [0, 0, 0, PAGE, 0]
+            args[index] = wrong
+            with pytest.raises(error, match=name) as theirs:
+                getattr(vm, verb)(*args)
+            with pytest.raises(error) as ours:
+                Memslots().set_region(*args)
+            assert str(theirs.value) == str(ours.value)
+        assert len([1 for request, _ in fake.seen if request in (SET, SET + 3)]) == calls
+
+
+def test_again_after_a_signal(fake: Any) -> None:
+    with KvmVM(device=fake.device) as vm:
+        fake.fail(SET, errno.EINTR, errno.EINTR)
+        assert vm.set_region(0, 0, 0, PAGE, 0) is Change.CREATE
+        assert [request for request, _ in fake.seen].count(SET) == 3
+
+
+def test_an_interrupt_when_the_kernel_is_done(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the kernel did is known; what it did not do, has not happened."""
+    with KvmVM(device=fake.device) as vm:
+        once = vm._fd.ioctl_once
+
+        def late(*args: Any) -> bool:
+            once(*args)
+            raise KeyboardInterrupt
+
+        def early(*args: Any) -> bool:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(vm._fd, "ioctl_once", late)
+        with pytest.raises(KeyboardInterrupt):
+            vm.set_region(0, 0, 0, PAGE, 0)
+        assert vm.slots == [Slot(0, 0, 0, 1, 0)]
+        monkeypatch.setattr(vm._fd, "ioctl_once", early)
+        with pytest.raises(KeyboardInterrupt):
+            vm.set_region(0, 0, 0, 0, 0)
+        assert vm.slots == [Slot(0, 0, 0, 1, 0)]
+
+
+@pytest.mark.parametrize("code", [errno.ENOMEM, errno.ENOSPC, errno.EINVAL, errno.EIO])
+def test_refused_for_no_rule(fake: Any, code: int) -> None:
+    with KvmVM(device=fake.device) as vm:
+        vm.set_region(0, LOG, 0, PAGE, 0)
+        fake.fail(SET, code)
+        with pytest.raises(KvmError, match="no rule refuses it") as caught:
+            vm.set_region(1, 0, PAGE, PAGE, 0)
+        assert type(caught.value) is KvmError
+        assert (caught.value.errno, caught.value.rule) == (code, None)
+        assert os.strerror(code) in str(caught.value)
+        assert "slot 1 of address space 0" in str(caught.value)
+        assert vm.slots == [Slot(0, 0, 0, 1, 0, LOG)]
+        assert vm.set_region(1, 0, PAGE, PAGE, 0) is Change.CREATE
+
+
+def test_refused_where_the_limits_are_not_to_be_had(fake: Any) -> None:
+    """The error is that of the call, not that of asking for them."""
+    with KvmVM(device=fake.device) as vm:
+        fake.fail(SET, errno.EINVAL)
+        fake.fail(ioctls.CREATE_VM, errno.EMFILE)
+        with pytest.raises(
+            KvmError, match="KVM_SET_USER_MEMORY_REGION: Invalid argument"
+        ) as caught:
+            vm.set_region(0, 0, 1, PAGE, 0)
+        assert caught.value.errno == errno.EINVAL
+
+
+@pytest.mark.parametrize(
+    ("base", "npages", "name", "private"),
+    [
+        (0xFEE00, 1, "the APIC page", (0xFEE00, 1)),
+        (0xFEC00, 0x400, "the APIC page", (0xFEE00, 1)),
+        (0xFFFBD, 1, "the TSS", (0xFFFBD, 3)),
+        (0xFFFBF, 16, "the TSS", (0xFFFBD, 3)),
+        (0xFFFBB, 2, "the identity map", (0xFFFBC, 1)),
+        (0x500, 1, None, None),
+    ],
+)
+def test_slots_that_the_kernel_keeps(
+    fake: Any, base: int, npages: int, name: str | None, private: tuple[int, int] | None
+) -> None:
+    with KvmVM(device=fake.device) as vm:
+        vm.set_tss_addr(0xFFFBD000)
+        assert (ioctls.SET_TSS_ADDR, 0xFFFBD000) in fake.seen
+        fake.fail(SET, errno.EEXIST)
+        with pytest.raises(OverlapError, match="a slot that the kernel keeps for itself") as caught:
+            vm.set_region(3, 0, base * PAGE, npages * PAGE, 0)
+        error = caught.value
+        assert (error.errno, error.rule) == (errno.EEXIST, 6)
+        assert error.requested == Slot(3, 0, base, npages, 0)
+        if private is None:
+            assert str(error).endswith("keeps for itself")
+        else:
+            assert error.existing.id >= vm.limits["max_slots"]
+            assert (error.existing.base_gfn, error.existing.npages) == private
+            end = private[0] + private[1]
+            assert f": {name}, gfn [{private[0]:#x}, {end:#x})" in str(error)
+
+
+def test_the_identity_map_elsewhere(fake: Any) -> None:
+    with KvmVM(device=fake.device) as vm:
+        vm.set_identity_map_addr(0x1000)
+        assert vm.limits["max_slots"] == 32764
+        fake.fail(SET, errno.EEXIST, errno.EEXIST)
+        with pytest.raises(OverlapError, match=r"the identity map, gfn \[0x1, 0x2\)"):
+            vm.set_region(0, 0, PAGE, PAGE, 0)
+        with pytest.raises(OverlapError, match=r"for itself$"):
+            vm.set_region(0, 0, 0xFFFBC000, PAGE, 0)
+        with pytest.raises(OverflowError, match="gpa"):
+            vm.set_identity_map_addr(1 << 64)
+        with pytest.raises(TypeError, match="gpa"):
+            vm.set_tss_addr("0")  # type: ignore[arg-type]
+
+
+@needs_kvm
+def test_what_x86_wants() -> None:
+    with KvmVM() as vm:
+        vm.set_identity_map_addr(0xFFFBC000)
+        vm.set_tss_addr(0xFFFBD000)
+        vm.create_irqchip()
+        with pytest.raises(KvmError) as caught:
+            vm.create_irqchip()
+        assert caught.value.errno == errno.EEXIST
+        vm.create_vcpu()
+
+
+@needs_kvm
+def test_changes_from_many_threads() -> None:
+    with KvmVM() as vm:
+        barrier = threading.Barrier(4)
+        failures: list[BaseException] = []
+
+        def work(first: int) -> None:
+            barrier.wait()
+            try:
+                for id in range(first, first + 50):
+                    assert vm.set_region(id, 0, id * PAGE, PAGE, 0) is Change.CREATE
+                    assert vm.set_region(id, LOG, id * PAGE, PAGE, 0) is Change.FLAGS_ONLY
+                    with pytest.raises(OverlapError):
+                        vm.set_region(1000, 0, id * PAGE, PAGE, 0)
+                    if id % 2:
+                        assert vm.set_region(id, 0, 0, 0, 0) is Change.DELETE
+            except BaseException as error:  # noqa: BLE001
+                failures.append(error)
+
+        threads = [threading.Thread(target=work, args=(n * 50,)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert failures == []
+        assert [slot.id for slot in vm.slots] == list(range(0, 200, 2))
+
+
+# guest_memfd
+
+
+def test_the_flag_without_a_guest_memfd(fake: Any) -> None:
+    """It is not taken for descriptor 0."""
+    with KvmVM(device=fake.device) as vm:
+        fake.fail(SET, errno.EINVAL)
+        with pytest.raises(InvalidRegionError, match="unknown flag bits in 0x4") as caught:
+            vm.set_region2(0, 4, 0, PAGE, 0)
+        assert caught.value.rule == 1
+
+
+@needs_kvm
+def test_guest_memfd() -> None:
+    with KvmVM() as vm:
+        if not vm.check_extension(Cap.GUEST_MEMFD):
+            pytest.skip("this kernel has no KVM_CAP_GUEST_MEMFD for this type of VM")
+        memfd = vm.create_guest_memfd(4 * PAGE)
+        assert vm.set_region2(0, 0, 0, 2 * PAGE, 0, memfd, 2 * PAGE) is Change.CREATE
+        assert vm.slots == [Slot(0, 0, 0, 2, 0)]
+        wrong: list[tuple[tuple[int, ...], type[MemslotError], str]] = [
+            ((0, 0, 8 * PAGE, 2 * PAGE, 0, memfd, 2 * PAGE), KvmError, "can only be deleted"),
+            ((0, 1, 0, 2 * PAGE, 0), KvmError, "can only be deleted"),
+            ((0, 0, 1, 2 * PAGE, 0, memfd), InvalidRegionError, "rule 2"),
+            ((1, 8, 8 * PAGE, PAGE, 0, memfd), InvalidRegionError, "bits in 0x8"),
+            ((1, 0, PAGE, PAGE, 0, memfd), OverlapError, "rule 6"),
+            ((1, 0, 8 * PAGE, 8 * PAGE, 0, memfd), KvmError, "no rule refuses it"),
+        ]
+        for args, error, text in wrong:
+            with pytest.raises(error, match=text) as caught:
+                vm.set_region2(*args)
+            assert type(caught.value) is error
+        assert vm.set_region(0, 0, 0, 0, 0) is Change.DELETE
+        os.close(memfd)
+        with pytest.raises(OverflowError, match="size"):
+            vm.create_guest_memfd(1 << 64)
+        with pytest.raises(KvmError) as refused:
+            vm.create_guest_memfd(1)
+        assert refused.value.errno == errno.EINVAL
+
+
+# Dirty logs
+
+
+def live(mode: int) -> tuple[KvmVM, Any]:
+    """Slot 1 of 130 pages from gfn 16 on, logging; a function that has the kernel write to one."""
+    memory = HostMemory(130)
+    vm = KvmVM(manual_dirty_log=mode)
+    vm.set_region(1, LOG, 16 * PAGE, 130 * PAGE, memory.address)
+    vcpu = vm.create_vcpu()
+
+    def write(page: int) -> None:
+        assert memory.bytes
+        vcpu.set_msr(MSR_KVM_WALL_CLOCK, (16 + page) * PAGE)
+
+    return vm, write
+
+
+def bits(*pages: int) -> bytes:
+    return sum(1 << page for page in pages).to_bytes(24, "little")
+
+
+@needs_kvm
+@pytest.mark.parametrize("mode", [0, 1, 3])
+def test_dirty_log(mode: int) -> None:
+    vm, write = live(mode)
+    with vm:
+        assert vm.get_dirty_log(1) == bits(*range(130 if mode == 3 else 0))
+        vm.clear_dirty_log(1, 0, 130, b"\xff" * 24)
+        for page in (0, 65, 129):
+            write(page)
+        log = vm.get_dirty_log(1)
+        assert isinstance(log, bytearray)
+        assert log == bits(0, 65, 129)
+        assert vm.get_dirty_log(1) == (bits(0, 65, 129) if mode else bits())
+        write(0)
+        vm.clear_dirty_log(1, 64, 66, memoryview(bits(1, 65)[:16]))
+        assert vm.get_dirty_log(1) == bits(0)
+        vm.set_region(1, 0, 16 * PAGE, 130 * PAGE, vm.slots[0].userspace_addr)
+        with pytest.raises(NoSuchSlotError, match="has no dirty log"):
+            vm.get_dirty_log(1)
+
+
+@needs_kvm
+def test_dirty_log_refusals() -> None:
+    vm, _ = live(1)
+    calls: list[Callable[[Any], object]] = [
+        lambda vm: vm.get_dirty_log(2),
+        lambda vm: vm.get_dirty_log(1, as_id=9),
+        lambda vm: vm.get_dirty_log(0xFFFF),
+        lambda vm: vm.get_dirty_log(1 << 20),
+        lambda vm: vm.clear_dirty_log(2, 0, 64, bytes(8)),
+        lambda vm: vm.clear_dirty_log(1, 1, 64, bytes(8)),
+        lambda vm: vm.clear_dirty_log(1, 0, 63, bytes(8)),
+        lambda vm: vm.clear_dirty_log(1, 192, 0, bytes(8)),
+        lambda vm: vm.clear_dirty_log(1, 0, 130, bytes(23)),
+        lambda vm: vm.clear_dirty_log(1, 0, 64, b""),
+        lambda vm: vm.clear_dirty_log(1, 0, 1 << 32, bytes(8)),
+        lambda vm: vm.clear_dirty_log(1, -1, 64, bytes(8)),
+        lambda vm: vm.clear_dirty_log(1, "0", 64, bytes(8)),
+        lambda vm: vm.get_dirty_log(1.0),
+        lambda vm: vm.get_dirty_log(-1),
+    ]
+    with vm:
+        twin = Memslots(**vm.limits)
+        twin.create(1, 16, 130, vm.slots[0].userspace_addr, LOG)
+        for call in calls:
+            with pytest.raises((MemslotError, TypeError, OverflowError)) as ours:
+                call(twin)
+            with pytest.raises(type(ours.value), match=f"^{re.escape(str(ours.value))}$"):
+                call(vm)
+        for wrong in (8, None, "1" * 8, [1] * 8):
+            with pytest.raises(TypeError):
+                vm.clear_dirty_log(1, 0, 64, wrong)  # type: ignore[arg-type]
+
+
+def test_dirty_log_refused_for_no_rule(fake: Any) -> None:
+    with KvmVM(device=fake.device) as vm:
+        vm.set_region(1, LOG, 0, PAGE, 0)
+        fake.fail(ioctls.GET_DIRTY_LOG, errno.ENOMEM)
+        fake.fail(ioctls.CLEAR_DIRTY_LOG_OF_VM, errno.ENOMEM)
+        for call in (
+            lambda: vm.get_dirty_log(1),
+            lambda: vm.clear_dirty_log(1, 0, 1, bytes(8)),
+        ):
+            with pytest.raises(KvmError, match="slot 1 of address space 0; no rule") as caught:
+                call()
+            assert caught.value.errno == errno.ENOMEM
+
+
+def test_room_for_the_log(fake: Any) -> None:
+    """What the kernel is given to fill is as long as the slot's log, whatever was refused."""
+    with KvmVM(device=fake.device) as vm:
+        vm.set_region(1, LOG, 0, 65 * PAGE, 0)
+        fake.fail(SET, errno.EINVAL)
+        with pytest.raises(InvalidRegionError):
+            vm.set_region(1, LOG, 0, 1 << 43, 0)
+        assert vm._room == {1: 65}
+        assert len(vm.get_dirty_log(1)) == 16
+        fake.fail(SET, errno.EINVAL)
+        with pytest.raises(InvalidRegionError):
+            vm.set_region(0xFFFFFFFF, LOG, 0, 1 << 43, 0)
+        assert vm._room == {1: 65}
+        vm.set_region(1, 0, 0, 0, 0)
+        assert vm._room == {}
