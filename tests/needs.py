@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from functools import cache
 
 import pytest
 
@@ -10,12 +11,23 @@ from memslots.errors import KvmUnavailableError
 from memslots.kvm import KvmVM
 
 
-def need_kvm() -> None:
-    """Skip the test where no VM can be made; the reason is what the package itself says."""
+@cache
+def why_no_kvm() -> str:
+    """Why no VM can be made here, as the package itself says it; empty where one can."""
     try:
         KvmVM().close()
     except KvmUnavailableError as error:
-        pytest.skip(error.strerror or str(error))
+        return str(error.strerror)
+    return ""
+
+
+def need_kvm() -> None:
+    """Skip the test where no VM can be made."""
+    if reason := why_no_kvm():
+        pytest.skip(reason)
+
+
+needs_kvm = pytest.mark.skipif(bool(why_no_kvm()), reason=why_no_kvm())
 
 
 def need_unicorn() -> None:

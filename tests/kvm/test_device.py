@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from live import needs_kvm
+from needs import needs_kvm
 
 from memslots import MemslotError
 from memslots.kvm import KvmError, KvmUnavailableError, KvmVM, ioctls

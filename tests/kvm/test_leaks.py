@@ -135,7 +135,7 @@ if __name__ == "__main__":
     print(json.dumps(measure(globals()[sys.argv[1]])))
 else:
     import pytest
-    from live import needs_kvm
+    from needs import needs_kvm
 
     def grown(name: str) -> dict[str, int]:
         result = subprocess.run(

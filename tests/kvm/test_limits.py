@@ -6,7 +6,8 @@ import errno
 from typing import Any
 
 import pytest
-from live import PAGE, needs_kvm
+from livekernel import PAGE
+from needs import needs_kvm
 
 from memslots import Change, InvalidRegionError, Memslots
 from memslots.kvm import Cap, KvmError, KvmVM, ioctls

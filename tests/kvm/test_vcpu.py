@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from live import CODE, MSR_KVM_WALL_CLOCK, PAGE, guest, needs_kvm
+from livekernel import CODE, MSR_KVM_WALL_CLOCK, PAGE, guest
+from needs import needs_kvm
 
 from memslots import Flags
 from memslots.kvm import (

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from live import MSR_KVM_WALL_CLOCK, PAGE, HostMemory, needs_kvm
+from livekernel import MSR_KVM_WALL_CLOCK, PAGE, HostMemory
+from needs import needs_kvm
 
 from memslots import (
     Change,

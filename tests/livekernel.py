@@ -1,4 +1,4 @@
-"""The live kernel, for the tests that ask it: whether there is one, and memory for its guests."""
+"""Guests of the live kernel, for the tests that ask it, and memory for them."""
 
 from __future__ import annotations
 
@@ -7,25 +7,11 @@ import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import pytest
-
-from memslots.kvm import KvmUnavailableError, KvmVcpu, KvmVM
+from memslots.kvm import KvmVcpu, KvmVM
 
 PAGE = 4096
 # Writing it has KVM write the time, 12 bytes, to the guest address that is the value.
 MSR_KVM_WALL_CLOCK = 0x4B564D00
-
-
-def _why_not() -> str:
-    try:
-        KvmVM().close()
-    except KvmUnavailableError as error:
-        return str(error.strerror)
-    return ""
-
-
-WHY_NOT = _why_not()
-needs_kvm = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
 
 
 class HostMemory:
