@@ -97,7 +97,6 @@ def monitor(kvm: KvmVM) -> None:
     # it out of there.
     signal.signal(signal.SIGUSR1, lambda *_: None)
     with ThreadPoolExecutor(1) as pool:
-        thread = pool.submit(threading.get_ident).result()
         moving = threading.Lock()
         guest = pool.submit(run, vcpu, vm, moving)
         try:
@@ -108,8 +107,7 @@ def monitor(kvm: KvmVM) -> None:
                 show(vm)
             guest.result()
         except BaseException:
-            vcpu.request_exit()
-            signal.pthread_kill(thread, signal.SIGUSR1)
+            vcpu.request_exit(signal.SIGUSR1)
             raise
 
     for written in vm.take_dirty_runs():

@@ -43,10 +43,14 @@ Key = tuple[int, int]  # as_id, id
 class Backend(Protocol):
     """What a Memslots can be mirrored in.
 
-    It may also have ``limits``, a mapping with the arguments of Memslots: then no change is made
-    that it could not make; ``slots``, which must be empty when it is given to a Memslots; and
-    ``get_dirty_log(slot, as_id)``, ``clear_dirty_log(slot, first_page, num_pages, bitmap, as_id)``
-    with what they do in Memslots: then the dirty logs of the Memslots have its marks as well.
+    It may also have
+
+    - ``limits``, a mapping with the arguments of Memslots: no change is made that is beyond them;
+    - ``slots``, which must be empty when it is given to a Memslots;
+    - ``keep(vm)``, which is called with the Memslots: it has to last as long as the backend's
+      slots, since it is what keeps the memory that they are on;
+    - ``get_dirty_log(slot, as_id)``, ``clear_dirty_log(slot, first_page, num_pages, bitmap,
+      as_id)``, as in Memslots: then the dirty logs of the Memslots have its marks as well.
     """
 
     def set_region(
@@ -117,6 +121,9 @@ class Mirror:
         self.backend = backend
         self._vm = weakref.ref(vm)  # whoever makes a change has it
         self._owed: deque[Call] = deque()  # to be undone, in this order
+        keep = getattr(backend, "keep", None)
+        if keep is not None:
+            keep(vm)
 
     @property
     def vm(self) -> Memslots:

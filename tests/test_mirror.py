@@ -122,6 +122,17 @@ def test_a_backend_that_has_slots() -> None:
         Memslots(backend=backend)
 
 
+def test_a_backend_that_keeps_the_memslots() -> None:
+    kept: list[object] = []
+
+    class Keeping(Backend):
+        def keep(self, vm: Memslots) -> None:
+            kept.append(vm)
+
+    vm = Memslots(MAX_SLOTS, backend=Keeping(), **LIMITS)
+    assert kept == [vm]
+
+
 class Limited:
     limits = {  # noqa: RUF012 (as a dictionary is the plainest of mappings)
         "max_slots": 7,

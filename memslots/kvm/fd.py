@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import operator
 import os
 import warnings
@@ -12,10 +13,12 @@ from functools import partial
 
 from memslots.errors import KvmError
 
-# Not fcntl.ioctl: it takes no integer above 31 bits, and from Python 3.14 on it makes a call that
-# a signal ended again by itself, so that KVM_RUN's immediate_exit would never be seen.
-_ioctl = ctypes.CDLL(None, use_errno=True).ioctl
-_ioctl.argtypes = ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p
+# With a struct by fcntl; with a number not, since fcntl takes none above 31 bits, and from Python
+# 3.14 on makes a call that a signal ended again by itself: KVM_RUN's immediate_exit would never be
+# seen.
+_by_struct = fcntl.ioctl
+_by_value = ctypes.CDLL(None, use_errno=True).ioctl
+_by_value.argtypes = ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong
 
 
 class Fd:
@@ -75,16 +78,30 @@ class Fd:
         A signal's handler may raise when the kernel has answered already. `answer` has what it
         said even then.
         """
-        call = partial(_ioctl, self.fileno(), request, _pointer(argument))
+        number = self.fileno()
         answer.clear()
-        # Both in one call of C, which no handler can come between: it could make ioctls of its own.
-        calls: tuple[Callable[[], int], ...] = call, ctypes.get_errno
-        answer.extend(map(operator.call, calls))
-        if answer.result != -1:
-            return True
-        if answer.errno == errno.EINTR:
+        code = 0
+        # What calls the kernel is C in C, to the answer: no handler can come between.
+        if isinstance(argument, int):
+            call = partial(_by_value, number, request, argument)
+            calls: tuple[Callable[[], int], ...] = call, ctypes.get_errno
+            answer.extend(map(operator.call, calls))
+            if answer.result == -1:
+                code = answer.errno
+        else:
+            # Given bytes, fcntl would answer with the struct and keep the result to itself.
+            given = bytearray(argument) if isinstance(argument, bytes) else argument
+            try:
+                answer.extend(map(operator.call, (partial(_by_struct, number, request, given),)))
+            except OSError as error:
+                if answer:  # a handler's
+                    raise
+                code = error.errno or 0
+        if code == errno.EINTR:
             return False
-        raise KvmError(answer.errno, f"{name}: {os.strerror(answer.errno)}")
+        if code:
+            raise KvmError(code, f"{name}: {os.strerror(code)}")
+        return True
 
     def create(self, name: str, request: int, argument: int, what: str) -> Fd:
         """The descriptor that an ioctl opens, of `what`. KvmError as `ioctl`."""
@@ -102,7 +119,7 @@ class Fd:
 
 
 class Answer(list[int]):
-    """What the kernel said to an ioctl: its result and errno. Empty until it has."""
+    """What the kernel said to an ioctl: its result, and by value its errno. Empty until it has."""
 
     @property
     def result(self) -> int:
@@ -118,12 +135,3 @@ class Answer(list[int]):
     def done(self) -> bool:
         """Whether the kernel did what it was asked for."""
         return bool(self) and self.result != -1
-
-
-def _pointer(argument: int | bytes | bytearray) -> int | ctypes.Array[ctypes.c_char]:
-    if isinstance(argument, int):
-        return argument
-    array = ctypes.c_char * len(argument)
-    if isinstance(argument, bytearray):
-        return array.from_buffer(argument)
-    return array.from_buffer_copy(argument)  # bytes are to stay what they are

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import mmap
+import signal
+import threading
 from collections.abc import Iterator
 from struct import Struct
-from typing import SupportsIndex
+from typing import TYPE_CHECKING, SupportsIndex
 
 from memslots.arguments import field
 from memslots.errors import KvmError
@@ -26,6 +28,9 @@ from memslots.kvm.exits import (
 )
 from memslots.kvm.fd import Answer, Fd
 
+if TYPE_CHECKING:
+    from memslots.kvm.vm import KvmVM
+
 _IO, _HLT, _MMIO, _SHUTDOWN, _FAIL_ENTRY, _INTR = 2, 5, 6, 8, 9, 10
 _INTERNAL_ERROR, _SYSTEM_EVENT, _MEMORY_FAULT = 17, 24, 39
 
@@ -34,14 +39,18 @@ class KvmVcpu:
     """A virtual processor. Made by `KvmVM.create_vcpu`; a context manager that closes it.
 
     One thread at a time runs it; `request_exit` may be called from any. Its registers are those of
-    x86.
+    x86. `id` is its number, `vm` the KvmVM that made it.
     """
 
-    def __init__(self, fd: Fd, run_size: int, id: int) -> None:
+    def __init__(self, fd: Fd, run_size: int, id: int, vm: KvmVM) -> None:
         self.id = id
+        self.vm = vm
         self._fd = fd
         self._run = mmap.mmap(fd.fileno(), run_size)
         self._answer: slice | None = None  # where in _run what the guest reads is to be
+        self._runner: int | None = None  # the thread that is in run_once
+        # It stays there while this is held. A signal's handler may come by it twice.
+        self._runner_lock = threading.RLock()
 
     def __enter__(self) -> KvmVcpu:
         return self
@@ -145,7 +154,11 @@ class KvmVcpu:
     def run_once(self) -> Exit:
         """Run the guest until its next exit."""
         self._answer = None
+        # If another thread closes the VM, the guest's memory is still needed until this returns.
+        _kept = self.vm.kept
         try:
+            with self._runner_lock:
+                self._runner = threading.get_ident()
             while not self._fd.ioctl_once("KVM_RUN", ioctls.RUN, 0, Answer()):
                 # A request that comes right now is not lost: the next KVM_RUN returns at once.
                 if self._run[ioctls.RUN_IMMEDIATE_EXIT]:
@@ -155,16 +168,31 @@ class KvmVcpu:
             (reason,) = ioctls.RUN_EXIT_REASON.unpack_from(self._run)
             if error.errno != errno.EFAULT or reason != _MEMORY_FAULT:
                 raise
+        finally:
+            with self._runner_lock:
+                self._runner = None
         return self._take()
 
-    def request_exit(self) -> None:
+    def request_exit(self, signum: int | None = None) -> None:
         """Have `run` yield an InterruptedExit, at the latest when the guest exits next.
 
-        A guest that does not exit by itself is interrupted by a signal to its thread
-        (signal.pthread_kill) after this, if the process handles that signal.
+        Parameters
+        ----------
+        signum : int, optional
+            A signal that the process handles (signal.signal). It is sent to the thread that runs
+            the guest, if one does: nothing else gets out a guest that does not exit by itself.
+
+        Raises
+        ------
+        ValueError
+            The vCPU is closed.
         """
-        self._fd.fileno()  # ValueError if it is closed
+        self._fd.fileno()
         self._run[ioctls.RUN_IMMEDIATE_EXIT] = 1
+        if signum is not None:
+            with self._runner_lock:
+                if self._runner is not None:
+                    signal.pthread_kill(self._runner, signum)
 
     def answer(self, data: bytes) -> None:
         """Give the guest what it reads, after an IoExit or a MmioExit that is no write.

@@ -115,6 +115,7 @@ class KvmVM:
         self._with_memfd: set[int] = set()
         self._private: dict[int, tuple[str, int, int]] = {}  # name, gpa, pages
         self._vcpus: list[KvmVcpu] = []
+        self._kept: tuple[object, ...] = ()  # with them the memory that slots are on would go
         self.manual_dirty_log = manual_dirty_log
         opened = open_device(device)
         try:
@@ -143,7 +144,7 @@ class KvmVM:
     def close(self) -> None:
         """Close it and its vCPUs. Closing again does nothing.
 
-        Not while another thread runs one of the vCPUs.
+        A vCPU that another thread runs goes on until its next exit.
         """
         if os.getpid() == self._process:
             with self._own_lock:
@@ -157,6 +158,7 @@ class KvmVM:
         self._vcpus.clear()
         self._slots.clear()
         self._fd.close()
+        self._kept = ()  # last: now no guest can reach what goes with it
 
     @property
     def _lock(self) -> threading.Lock:
@@ -168,6 +170,19 @@ class KvmVM:
     def fileno(self) -> int:
         """The descriptor's number, for ioctls that this binding does not have."""
         return self._fd.fileno()
+
+    def keep(self, kept: object) -> None:
+        """Have an object last until this is closed: what keeps the memory that slots are on.
+
+        A Memslots that is mirrored here is kept so. A guest that runs would write to whatever comes
+        to be where memory was that is gone.
+        """
+        self._kept = (*self._kept, kept)
+
+    @property
+    def kept(self) -> tuple[object, ...]:
+        """What is kept so, in a tuple that keeps it too."""
+        return self._kept
 
     # Capabilities and limits
 
@@ -471,7 +486,7 @@ class KvmVM:
         self._fd.ioctl("KVM_CREATE_IRQCHIP", ioctls.CREATE_IRQCHIP)
 
     def create_vcpu(self, id: SupportsIndex = 0) -> KvmVcpu:
-        """Make a vCPU. Closing the VM closes it.
+        """Make a vCPU. Closing the VM closes it; while it is there, so is the VM.
 
         Raises
         ------
@@ -482,7 +497,7 @@ class KvmVM:
         with self._lock:
             fd = self._fd.create("KVM_CREATE_VCPU", ioctls.CREATE_VCPU, wanted, "KvmVcpu")
             try:
-                vcpu = KvmVcpu(fd, self._run_size, wanted)
+                vcpu = KvmVcpu(fd, self._run_size, wanted, self)
                 self._vcpus.append(vcpu)
             except BaseException:
                 fd.close()

@@ -34,7 +34,14 @@ class FakeKernel:
     def fail(self, request: int, *errnos: int) -> None:
         self.errors[request] = list(errnos)
 
-    def ioctl(self, number: int, request: int, argument: Any) -> int:
+    def by_value(self, number: int, request: int, argument: int) -> int:
+        try:
+            return self.by_struct(number, request, argument)
+        except OSError as error:
+            ctypes.set_errno(error.errno or 0)
+            return -1
+
+    def by_struct(self, number: int, request: int, argument: Any) -> int:
         value = argument if isinstance(argument, int) else bytes(argument)
         self.seen.append((request, value))
         code = self.errors[request].pop(0) if self.errors.get(request) else 0
@@ -43,8 +50,7 @@ class FakeKernel:
             beyond = (gpa + size) >> 12 > MAX_GFN + 1 or hva + size > MAX_HVA
             code = errno.EINVAL if beyond else 0
         if code:
-            ctypes.set_errno(code)
-            return -1
+            raise OSError(code, os.strerror(code))
         if request in (ioctls.CREATE_VM, ioctls.CREATE_VCPU):
             return os.open(self.device, os.O_RDWR)
         if request == ioctls.CHECK_EXTENSION:
@@ -57,7 +63,8 @@ class FakeKernel:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeKernel:
     kernel = FakeKernel(tmp_path / "kvm")
-    monkeypatch.setattr(fd, "_ioctl", kernel.ioctl)
+    monkeypatch.setattr(fd, "_by_value", kernel.by_value)
+    monkeypatch.setattr(fd, "_by_struct", kernel.by_struct)
     return kernel
 
 

@@ -85,7 +85,7 @@ def test_an_interrupt_closes_it(fake: Any, monkeypatch: pytest.MonkeyPatch) -> N
     def interrupted(number: int, request: int, argument: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("memslots.kvm.fd._ioctl", interrupted)
+    monkeypatch.setattr("memslots.kvm.fd._by_value", interrupted)
     with pytest.raises(KeyboardInterrupt):
         open_device(fake.device)
 

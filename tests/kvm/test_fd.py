@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import re
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 
 from memslots.kvm import KvmError, ioctls
-from memslots.kvm.fd import Fd
+from memslots.kvm.fd import Answer, Fd
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_left")
 
@@ -90,9 +89,28 @@ def test_a_handler_that_raises(fake: Any, null: int, monkeypatch: pytest.MonkeyP
     def interrupted(number: int, request: int, argument: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("memslots.kvm.fd._ioctl", interrupted)
+    monkeypatch.setattr("memslots.kvm.fd._by_value", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fd.ioctl("KVM_RUN", ioctls.RUN)
+    fd.close()
+
+
+def test_a_handler_that_raises_an_oserror(
+    fake: Any, null: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel has answered: it is not what the kernel refused."""
+    fd, answer = Fd(null, "KvmVM"), Answer()
+
+    class Late(list[int]):
+        def __iter__(self) -> Any:
+            yield 5
+            raise OSError(errno.EPIPE, "a handler's")
+
+    monkeypatch.setattr("memslots.kvm.fd.map", lambda *args: Late(), raising=False)
+    with pytest.raises(OSError, match="a handler's") as caught:
+        fd.ioctl_once("KVM_SET_REGS", ioctls.SET_REGS, bytes(8), answer)
+    assert not isinstance(caught.value, KvmError)
+    assert answer == [5]
     fd.close()
 
 
@@ -117,10 +135,10 @@ def test_structs(fake: Any, null: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bytearray is filled by the kernel, bytes stay what they are."""
 
     def fills(number: int, request: int, argument: Any) -> int:
-        ctypes.memset(argument, 7, 4)
+        argument[:] = bytes([7]) * 4
         return 0
 
-    monkeypatch.setattr("memslots.kvm.fd._ioctl", fills)
+    monkeypatch.setattr("memslots.kvm.fd._by_struct", fills)
     fd = Fd(null, "KvmVM")
     given, filled = bytes(4), bytearray(4)
     fd.ioctl("KVM_GET_REGS", ioctls.GET_REGS, filled)

@@ -6,25 +6,28 @@ Guests run 16-bit code in real mode; what the bytes mean is beside them.
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from livekernel import CODE, MSR_KVM_WALL_CLOCK, PAGE, guest
+from livekernel import CODE, MSR_KVM_WALL_CLOCK, PAGE, RAM_PAGES, guest
 from needs import needs_kvm
 
-from memslots import Flags
+from memslots import Backing, Flags, GuestMemory, Memslots
 from memslots.kvm import (
     HltExit,
     InternalErrorExit,
     InterruptedExit,
     IoExit,
     KvmError,
+    KvmVcpu,
     KvmVM,
     MemoryFaultExit,
     MmioExit,
@@ -247,14 +250,85 @@ def test_request_exit_with_a_signal() -> None:
             thread, stops = run_in_a_thread(vcpu)
             time.sleep(0.05)
             assert stops == []
-            vcpu.request_exit()
-            assert thread.ident is not None
-            signal.pthread_kill(thread.ident, signal.SIGUSR1)
+            vcpu.request_exit(signal.SIGUSR1)
             thread.join(10)
             assert stops == [InterruptedExit()]
             assert vcpu.get_regs()["rip"] == CODE
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+def test_request_exit_sends_no_signal_where_nothing_runs() -> None:
+    before = signal.signal(signal.SIGUSR1, lambda *_: pytest.fail("a signal"))
+    try:
+        with guest(HLT) as (_, vcpu, _):
+            vcpu.request_exit(signal.SIGUSR1)
+            assert vcpu.run_once() == InterruptedExit()
+            assert vcpu.run_once() == HltExit()
+            vcpu.request_exit(signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+class Kept:
+    pass
+
+
+def test_a_guest_that_runs_keeps_its_memory() -> None:
+    """The VM is closed by another thread: what keeps the memory is there until the guest exits."""
+    before = signal.signal(signal.SIGUSR1, lambda *_: None)
+    try:
+        with guest(FOREVER) as (vm, vcpu, _):
+            kept = Kept()
+            alive = weakref.ref(kept)
+            vm.keep(kept)
+            del kept
+            ended: list[object] = []
+
+            def run() -> None:
+                try:
+                    vcpu.run_once()
+                except ValueError as error:
+                    ended.append(str(error))
+
+            thread = threading.Thread(target=run)
+            thread.start()
+            time.sleep(0.05)
+            vm.close()
+            gc.collect()
+            assert vm.kept == ()
+            assert alive() is not None
+            assert thread.ident is not None
+            signal.pthread_kill(thread.ident, signal.SIGUSR1)
+            thread.join(10)
+            assert len(ended) == 1
+            gc.collect()
+            assert alive() is None
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_vcpu_keeps_its_vm_and_a_vm_its_memslots() -> None:
+    """Whoever has a vCPU alone can run it: nothing of what it needs has gone."""
+
+    def machine() -> KvmVcpu:
+        kvm = KvmVM()
+        memory = GuestMemory(Memslots(backend=kvm))
+        memory.place(0, 0, Backing.anonymous(RAM_PAGES * PAGE))
+        memory.write(CODE, HLT)
+        vcpu = kvm.create_vcpu()
+        vcpu.set_sregs(cs_base=0, cs_selector=0)
+        vcpu.set_regs(rip=CODE, rflags=2)
+        return vcpu
+
+    vcpu = machine()
+    gc.collect()
+    assert vcpu.run_once() == HltExit()
+    assert len(vcpu.vm.slots) == 1
+    alive = weakref.ref(vcpu.vm.kept[0])
+    vcpu.vm.close()
+    gc.collect()
+    assert alive() is None
 
 
 def test_a_signal_alone_is_handled_and_the_guest_goes_on() -> None:
@@ -299,9 +373,7 @@ def test_other_threads_run_meanwhile() -> None:
             assert sum(range(100_000)) == 4_999_950_000
             assert time.monotonic() - began < 5
             assert thread.is_alive()
-            vcpu.request_exit()
-            assert thread.ident is not None
-            signal.pthread_kill(thread.ident, signal.SIGUSR1)
+            vcpu.request_exit(signal.SIGUSR1)
             thread.join(10)
             assert not thread.is_alive()
     finally:
