@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from memslots import OverlapError
+from memslots import Backing, GuestMemory, Memslots, OverlapError
 from memslots.kvm import KvmError, KvmVM
 
 PAGE = 4096
@@ -84,12 +84,34 @@ def not_made(n: int) -> None:
         raise AssertionError("made")
 
 
+def mirrored(n: int) -> None:
+    """Memory, a map and a VM, which keep each other; closed, or dropped while slots are there."""
+    kvm = KvmVM()
+    vm = Memslots(backend=kvm)
+    memory = GuestMemory(vm)
+    memory.place(0, 0, Backing.memfd(16 * PAGE), flags=LOG)
+    memory.place(1, 1 << 20, Backing.anonymous(16 * PAGE))
+    memory.write(15 * PAGE, b"x")
+    with vm.transaction() as tx:
+        tx.move(0, 1 << 8)
+        tx.move(1, 0)
+    vm.take_dirty_runs()
+    kvm.create_vcpu().get_regs()
+    if n & 1:
+        vm.delete(0)
+    if n & 2:
+        kvm.close()
+    if n % 10 == 0:
+        gc.collect()
+
+
 # How many VMs. A case takes the number of the VM; what it leaves behind is what grows.
 CASES: dict[Callable[[int], None], int] = {
     closed: 5_000,
     dropped: 5_000,
     vcpu_closed_first: 1_000,
     not_made: 1_000,
+    mirrored: 2_000,
 }
 
 

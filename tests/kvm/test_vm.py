@@ -69,9 +69,9 @@ def test_dropped(fake: Any) -> None:
 def test_dropped_with_a_vcpu(fake: Any) -> None:
     vm = KvmVM(device=fake.device)
     vm.create_vcpu()
+    del vm  # they keep each other
     with pytest.warns(ResourceWarning) as warned:
-        del vm
-        gc.collect()  # they keep each other
+        gc.collect()
     assert sorted(str(each.message) for each in warned) == ["unclosed KvmVM", "unclosed KvmVcpu"]
 
 
