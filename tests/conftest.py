@@ -25,6 +25,9 @@ from memslots.baseline import ArrayMemslots
 # checkout's memslots folder, which holds no compiled module.
 os.environ["PYTHONSAFEPATH"] = "1"
 
+# Their asserts say what was compared, as those of the tests themselves.
+pytest.register_assert_rewrite("compared", "fuzz")
+
 DRIVERS = Path(__file__).parent / "core" / "drivers"
 
 SETUP = """

@@ -35,13 +35,13 @@ _REQUESTS: tuple[tuple[str, Kind], ...] = (
 _REQUEST = tuple((re.compile(pattern), kind) for pattern, kind in _REQUESTS)
 #: fd (with -y's name), request, and the rest from the argument on.
 _IOCTL = re.compile(
-    r"ioctl\((?P<fd>-?\d+)(?:<.*?>(?=, ))?, "
+    r"ioctl\((?P<fd>-?\d{1,20})(?:<.*?>(?=, ))?, "
     r"(?P<request>_IO[A-Z]*\([^)]*\)|[^,{)]*)(?P<rest>.*)$",
     re.DOTALL,
 )
 _RESULT = re.compile(
-    r"\)\s*= (?P<value>\?|-?\d+|0x[0-9a-f]+)"
-    r"(?:<[^>]*>+)?(?: (?:(?P<name>E[A-Z0-9]+)\b|\(errno (?P<number>\d+)\)))?(?P<tail>.*)$"
+    r"\)\s*= (?P<value>\?|-?\d{1,20}(?!\d)|0x[0-9a-f]+)"
+    r"(?:<[^>]*>+)?(?: (?:(?P<name>E[A-Z0-9]+)\b|\(errno (?P<number>\d{1,20})\)))?(?P<tail>.*)$"
 )
 _FIELD = re.compile(r"(\w+)=([^,{}]*)")
 _COMMENT = re.compile(r"/\*.*?\*/")
@@ -103,7 +103,7 @@ def read_result(text: str) -> Result:
     injected = "(INJECTED)" in found["tail"]
     if found["value"] == "?":
         return Result(None, 0, injected)
-    value = int(found["value"], 0)
+    value = int(found["value"], 16 if found["value"].startswith("0x") else 10)
     if value >= 0:
         return Result(value, 0, injected)
     if found["number"]:

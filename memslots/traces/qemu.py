@@ -16,12 +16,12 @@ from memslots.traces.lines import Lines
 WORDS = (b"kvm_set_user_memory",)
 
 CALL = re.compile(
-    r"(?:(?P<tid>\d+)@(?P<seconds>\d+)\.(?P<micros>\d{1,6}):\s*)?"
-    r"kvm_set_user_memory (?:AddrSpace#(?P<space>\d+) )?Slot#(?P<slot>\d+)"
+    r"(?:(?P<tid>\d{1,20})@(?P<seconds>\d{1,20})\.(?P<micros>\d{1,6}):\s*)?"
+    r"kvm_set_user_memory (?:AddrSpace#(?P<space>\d{1,20}) )?Slot#(?P<slot>\d{1,20})"
     r" flags=(?P<flags>0x[0-9a-f]+) gpa=(?P<gpa>0x[0-9a-f]+) size=(?P<size>0x[0-9a-f]+)"
     r" ua=(?P<ua>0x[0-9a-f]+)"
-    r"(?: guest_memfd=(?P<memfd>-?\d+) guest_memfd_offset=(?:0x)?[0-9a-f]+)?"
-    r" ret=(?P<ret>-?\d+)(?![0-9])"
+    r"(?: guest_memfd=(?P<memfd>-?\d{1,20}) guest_memfd_offset=(?:0x)?[0-9a-f]+)?"
+    r" ret=(?P<ret>-?\d{1,20})(?![0-9])"
 )
 #: The end of an event, at the start of a log that was cut out of another.
 _BEHEADED = re.compile(r"size=0x[0-9a-f]+ ua=0x[0-9a-f]+.* ret=-?\d+")

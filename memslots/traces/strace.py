@@ -39,9 +39,9 @@ WORDS = (
 
 _HEAD = r"""
     \s*
-    (?: \[pid\s+(?P<pid>\d+)(?:<[^>]*>)?(?:\ /\*.*?\*/)?\]\s+
-      | (?P<bare>\d+)(?:<[^>]*>)?(?:\ /\*.*?\*/)?\s+ )?
-    (?: (?: (?P<clock>\d\d:\d\d:\d\d(?:\.\d+)?) | (?P<seconds>\d+\.\d+|\d{9,}) )\s+ )?
+    (?: \[pid\s+(?P<pid>\d{1,20})(?:<[^>]*>)?(?:\ /\*.*?\*/)?\]\s+
+      | (?P<bare>\d{1,20})(?:<[^>]*>)?(?:\ /\*.*?\*/)?\s+ )?
+    (?: (?: (?P<clock>\d\d:\d\d:\d\d(?:\.\d+)?) | (?P<seconds>\d{1,20}\.\d+|\d{9,20}) )\s+ )?
     (?: \(\+\s*\d+(?:\.\d+)?\)\s+ )?                         # -r beside -t
     (?: \[\s*\d+\]\s+ )? (?: \[[0-9a-f?]{8,16}\]\s+ )?       # -n, -i
     (?: (?P<call>[a-z_][a-z0-9_]*) (?=\()
@@ -52,9 +52,9 @@ _HEAD = r"""
 """
 HEAD = re.compile(_HEAD, re.VERBOSE)
 #: The same anywhere in a line, for one that another program's output runs into.
-_INNER = re.compile(r"(?:\[pid\s+(?P<pid>\d+)\]\s+[^\"(]*?)?(?P<call>\bioctl)(?=\()")
+_INNER = re.compile(r"(?:\[pid\s+(?P<pid>\d{1,20})\]\s+[^\"(]*?)?(?P<call>\bioctl)(?=\()")
 _GREP = re.compile(r"(?:[^\s:(]*[^\s:(\d][^\s:(]*[:-])?(?:\d+[:-])?(?=[\s\[<\d a-z])")
-_ATTACHED = re.compile(r"strace: Process (\d+) attached")
+_ATTACHED = re.compile(r"strace: Process (\d{1,20}) attached")
 _UNFINISHED = "<unfinished ...>"
 _MEMSLOT = re.compile(
     r"SET_USER_MEMORY_REGION|0x4020ae46|0x40a0ae49|_IOC\(_IOC_WRITE, 0xae, 0x4(?:6, 0x20|9, 0xa0)\)"
@@ -238,7 +238,7 @@ class StraceReader:
         if result.errno or result.value is None:
             return
         if name == "close":
-            if found := re.match(r"close\((\d+)", text):
+            if found := re.match(r"close\((\d{1,20})\b", text):
                 yield FdClosed(number, head.tid, int(found[1]))
         elif name.startswith("execve"):
             yield TaskEnded(number, head.tid, by_exec=True)

@@ -85,6 +85,13 @@ def test_among_other_lines() -> None:
         OLD.replace("gpa=0xffc84000 ", "") + "\n",
         OLD.replace("ret=0", "ret=") + "\n",
         OLD.replace("0x37c000", "lots") + "\n",
+        # More digits than Python turns into an int.
+        OLD.replace("Slot#1", f"Slot#{'9' * 5000}") + "\n",
+        OLD.replace("ret=0", f"ret=-{'9' * 5000}") + "\n",
+        NEW.replace("AddrSpace#0", f"AddrSpace#{'9' * 5000}") + "\n",
+        NEWEST.replace("guest_memfd=-1", f"guest_memfd={'9' * 5000}") + "\n",
+        f"{'9' * 5000}@1.000123:{OLD}\n",
+        f"8379@{'9' * 5000}.000123:{OLD}\n",
     ],
 )
 def test_lost(text: str) -> None:

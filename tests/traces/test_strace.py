@@ -309,6 +309,40 @@ def test_a_thread_that_dies_in_a_call() -> None:
     assert events[-1] == TaskEnded(3, 9)
 
 
+# More digits than Python turns into an int.
+ENDLESS = "9" * 5000
+
+
+@pytest.mark.parametrize(
+    ("text", "reasons"),
+    [
+        (CALL.replace("(8", f"({ENDLESS}"), {"strace did not decode the struct": 1}),
+        (CALL.replace("= 0", f"= {ENDLESS}"), {"the line has no result (cut off?)": 1}),
+        (CALL.replace("= 0", f"= -{ENDLESS} EIO"), {"the line has no result (cut off?)": 1}),
+        (CALL.replace("slot=1", f"slot={ENDLESS}"), {"slot is not a number": 1}),
+        (CALL.replace("= 0", f"= -1 (errno {ENDLESS})"), {"its error -1 has no number": 1}),
+        (f"strace: Process {ENDLESS} attached", {}),
+        (f"close({ENDLESS}) = 0", {}),
+        (f"clone(0) = {ENDLESS}", {}),
+        (f"ioctl(3, KVM_CREATE_VM, 0) = {ENDLESS}", {}),
+        (f"ioctl(3, KVM_CHECK_EXTENSION, KVM_CAP_NR_MEMSLOTS) = {ENDLESS}", {}),
+    ],
+)
+def test_numbers_without_end(text: str, reasons: dict[str, int]) -> None:
+    assert lost(text + "\n") == reasons
+
+
+@pytest.mark.parametrize("head", [ENDLESS, f"[pid {ENDLESS}]", f"7 {ENDLESS}.5"])
+def test_a_call_behind_a_number_without_end(head: str) -> None:
+    call = one(f"{head} {CALL}")
+    assert (call.tid, call.time_ns, call.errno) == (None, None, 0)
+
+
+@pytest.mark.parametrize("zeros", ["0", "00", "000017"])
+def test_a_result_with_zeros_in_front(zeros: str) -> None:
+    assert one(CALL.replace("= 0", f"= {zeros}")).errno == 0
+
+
 @pytest.mark.parametrize(
     "text",
     [

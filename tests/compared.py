@@ -1,0 +1,423 @@
+"""A Memslots beside the dull model: each call is made on both, and all that can be seen compared.
+
+What drives it chooses the calls: hypothesis in test_state_machine.py, a fuzzer's bytes in fuzz/.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from model import (
+    BAD_HVA,
+    NONE,
+    Answer,
+    Model,
+    ModelSlot,
+    ModelTransaction,
+    Refused,
+    plain,
+    state_of,
+)
+
+from memslots import (
+    AddressSpace,
+    BusyError,
+    Change,
+    Flags,
+    InvalidRegionError,
+    MemslotError,
+    Memslots,
+    NoSuchSlotError,
+    NotMappedError,
+    OverlapError,
+    ReadOnlyError,
+    Slot,
+    Transaction,
+    Vcpu,
+)
+
+INVALID = int(Flags.INVALID)
+
+Face = Memslots | AddressSpace | Vcpu
+E = TypeVar("E", bound=BaseException)
+
+
+class ListenerSaysNo(Exception):
+    pass
+
+
+class GivenUp(Exception):
+    pass
+
+
+def caught(kind: type[E], call: Callable[..., object], *args: object, **named: object) -> E:
+    """The error of that kind which a call raises."""
+    try:
+        result = call(*args, **named)
+    except kind as error:
+        return error
+    raise AssertionError(f"{call} gave {result!r} and no {kind.__name__}")
+
+
+@dataclass(frozen=True)
+class Event:
+    """A call of a listener: what it was given, and what it saw when it looked around."""
+
+    listener: int
+    method: str
+    args: tuple[object, ...]
+    slots: list[ModelSlot]
+
+
+class Witness:
+    """Notes each call and what a lookup from inside it sees; raises when told to."""
+
+    def __init__(self, both: Compared, number: int) -> None:
+        self.both = both
+        self.number = number
+
+    def note(self, method: str, slot: Slot, *args: object) -> None:
+        vm = self.both.vm
+        caught(BusyError, vm.create, 0, 0, 1, 0)
+        space = vm.address_space(slot.as_id)
+        slots = [plain(s) for s in space]
+        assert all(look_alike(vm, space, s) for s in slots)
+        self.both.events.append(Event(self.number, method, args, slots))
+        if (self.number, method) == self.both.trouble:
+            if method == "commit":  # which refuses nothing
+                self.both.trouble = None
+                self.both.unraisable += 1
+            raise ListenerSaysNo(method)
+
+
+class Listener(Witness):
+    def prepare(self, change: Change, old: Slot | None, new: Slot | None) -> None:
+        either = new or old
+        assert either is not None
+        self.note("prepare", either, change.name, old and plain(old), new and plain(new))
+
+    def commit(self, change: Change, old: Slot | None, new: Slot | None) -> None:
+        either = new or old
+        assert either is not None
+        self.note("commit", either, change.name, old and plain(old), new and plain(new))
+
+
+class Flusher(Witness):
+    def invalidate(self, slot: Slot) -> None:
+        self.note("invalidate", slot, plain(slot))
+
+
+class FullListener(Listener, Flusher):
+    pass
+
+
+def look_alike(vm: Memslots, space: AddressSpace, slot: ModelSlot) -> bool:
+    """Whether all ways to read agree on this slot, marked INVALID or not."""
+    gfn, gpa = slot.end_gfn - 1, slot.base_gfn << 12
+    try:
+        hva: int | None = space.gpa_to_hva(gpa)
+    except NotMappedError:
+        hva = None
+    found = space.lookup(gfn)
+    return (
+        found is not None
+        and plain(found) == slot == plain(space[slot.id])
+        and found in space
+        and list(space.lookup_many(array("Q", [gfn]))) == [slot.id]
+        and list(space.translate(array("Q", [gpa]))) == [BAD_HVA if hva is None else hva]
+        and hva == (None if slot.flags & INVALID else slot.userspace_addr)
+        and vm.vcpu(slot.as_id).lookup(gfn) is found
+    )
+
+
+class Compared:
+    def __init__(self, vm: Memslots, model: Model) -> None:
+        self.model = model
+        self.events: list[Event] = []
+        self.trouble: tuple[int, str] | None = None  # which listener raises, and in what
+        self.unraisable = 0  # errors of listeners that nobody gets to see
+        self.listeners: dict[int, tuple[Witness, Callable[[], None]]] = {}
+        self.meet(vm)
+
+    def meet(self, vm: Memslots) -> None:
+        """From now on it is this Memslots: nobody listens to it yet."""
+        self.vm = vm
+        self.faces: list[list[Face]] = [
+            [vm.address_space(as_id), vm.vcpu(as_id)] for as_id in range(vm.address_spaces)
+        ]
+        self.faces[0].append(vm)
+        self.listeners.clear()
+        self.trouble = None
+
+    def used(self) -> list[tuple[int, int]]:
+        """(as_id, id) of every slot."""
+        return [(as_id, id) for as_id, slots in enumerate(self.model.slots) for id in slots]
+
+    def same(self) -> None:
+        """All there is to see is as the model has it."""
+        vm, model = self.vm, self.model
+        vm.check()
+        assert state_of(vm) == model.state()
+        assert (vm.generation, vm.nr_pages, len(vm)) == (
+            model.generations[0],
+            model.nr_pages(0),
+            len(model.slots[0]),
+        )
+
+    # Changes
+
+    def expected_events(self, answer: Answer, before: list[ModelSlot], as_id: int) -> list[Event]:
+        change, old, new = answer.change, answer.old, answer.new
+        if change is None or change == NONE or answer.rule == 6:
+            return []
+        seen = before  # what is in the active set while a method runs
+        if answer.through_invalid and old is not None:
+            marked = replace(old, flags=old.flags | INVALID)
+            seen = [marked if slot.id == old.id else slot for slot in before]
+        after = self.model.in_order(as_id)
+        calls: list[tuple[str, tuple[object, ...], list[ModelSlot]]] = []
+        if answer.through_invalid:
+            calls.append(("invalidate", (old,), seen))
+        if answer.rule is None and answer.refused_by != "invalidate":
+            calls.append(("prepare", (change, old, new), seen))
+        if answer.done:
+            calls.append(("commit", (change, old, new), after))
+        events = []
+        for method, args, slots in calls:
+            for number, (listener, _) in sorted(self.listeners.items()):
+                if hasattr(listener, method):
+                    events.append(Event(number, method, args, slots))
+                    if (number, method) == self.trouble and method == answer.refused_by:
+                        return events
+        return events
+
+    def change(
+        self,
+        call: Callable[..., Change | Slot],
+        told: Callable[..., Answer],
+        as_id: int,
+        *args: int,
+    ) -> None:
+        before = self.model.in_order(as_id) if as_id < self.model.address_spaces else []
+        answer = told(*args, raising=self.raising(self.listeners))
+        self.events.clear()
+        if answer.refused_by is not None:
+            assert str(caught(ListenerSaysNo, call, *args)) == answer.refused_by
+        else:
+            self.same_outcome(call, args, answer)
+        assert self.events == self.expected_events(answer, before, as_id)
+        if answer.refused_by is not None:
+            self.trouble = None
+
+    def raising(self, hearing: Iterable[int]) -> list[str]:
+        """The methods of those listeners that raise if they are called."""
+        if self.trouble is None:
+            return []
+        number, method = self.trouble
+        if number not in hearing or not hasattr(self.listeners[number][0], method):
+            return []
+        return [method]
+
+    def same_outcome(
+        self, call: Callable[..., Change | Slot], args: tuple[int, ...], answer: Answer
+    ) -> None:
+        if answer.errno:
+            self.same_error(caught(MemslotError, call, *args), answer)
+            return
+        result = call(*args)
+        if isinstance(result, Slot):
+            assert plain(result) == (answer.new or answer.old)
+        else:
+            assert result.name == answer.change
+
+    @staticmethod
+    def same_error(error: MemslotError, answer: Answer) -> None:
+        assert error.errno == answer.errno
+        if answer.rule is not None:
+            assert error.rule == answer.rule
+        kind = {3: NoSuchSlotError, 6: OverlapError}.get(answer.rule or 0, InvalidRegionError)
+        assert type(error) is kind
+        if isinstance(error, OverlapError):
+            # Which of several slots in the way is named is open.
+            assert answer.new is not None
+            assert plain(error.requested) == answer.new
+            assert plain(error.existing).overlaps(answer.new)
+            assert error.existing.id != answer.new.id
+
+    # Transactions
+
+    def transaction(self, body: Callable[[Transaction, ModelTransaction], None]) -> None:
+        """A transaction with such a body, which may raise GivenUp."""
+        told = ModelTransaction(self.model)
+        begun_with = dict(self.listeners)
+        self.events.clear()
+        error: Exception | None = None
+        try:
+            with self.vm.transaction() as tx:
+                body(tx, told)
+                assert self.events == []
+        except (GivenUp, ListenerSaysNo, OverlapError) as raised:
+            error = raised
+        if isinstance(error, GivenUp):
+            assert self.events == []
+            return
+        # Those hear of it that were there when it was begun, and are still.
+        hearing = [
+            number for number, pair in begun_with.items() if self.listeners.get(number) is pair
+        ]
+        before = [self.model.in_order(as_id) for as_id in range(self.model.address_spaces)]
+        gone = told.gone()
+        answer = told.end(self.raising(hearing))
+        if answer.errno:
+            assert isinstance(error, OverlapError)
+            assert error.rule == 6
+            pair = plain(error.existing), plain(error.requested)
+            assert pair[0].overlaps(pair[1])
+            assert all(told.trial.get(slot.as_id, slot.id) == slot for slot in pair)
+        elif answer.refused_by is not None:
+            assert isinstance(error, ListenerSaysNo)
+            assert str(error) == answer.refused_by
+        else:
+            assert error is None
+        assert self.events == self.expected_events_of(told, gone, answer, before, hearing)
+        if answer.refused_by is not None:
+            self.trouble = None
+
+    def step(self, tx: Transaction, told: ModelTransaction, verb: str, *args: int) -> None:
+        if verb == "mark_dirty":  # by a reader, where the slots are still as they were
+            self.vm.mark_dirty(*args)
+            self.model.mark_dirty(*args)
+        else:
+            self.same_outcome(getattr(tx, verb), args, told.step(verb, *args))
+
+    def look_at_steps(self, tx: Transaction, trial: Model) -> None:
+        """What the transaction will make of the slots, and what readers still find."""
+        model = self.model
+        for as_id in range(model.address_spaces):
+            slots = [*model.slots[as_id].values(), *trial.slots[as_id].values()]
+            for id in {*range(min(model.max_slots, 8)), *(slot.id for slot in slots)}:
+                slot = tx.get(id, as_id=as_id)
+                assert (slot and plain(slot)) == trial.get(as_id, id)
+            ends = [gfn for slot in slots for gfn in (slot.base_gfn, slot.end_gfn - 1)]
+            for gfn in {*range(0, 70, 3), *ends}:
+                slot = tx.lookup(gfn, as_id)
+                held = [s for s in trial.slots[as_id].values() if s.holds(gfn)]
+                assert (slot is None) == (not held)
+                if slot is not None:  # of those that overlap, the one that begins last
+                    assert plain(slot) in held
+                    assert slot.base_gfn == max(s.base_gfn for s in held)
+            space = self.vm.address_space(as_id)
+            assert [plain(slot) for slot in space] == model.in_order(as_id)
+            assert space.generation == model.generations[as_id]
+
+    def expected_events_of(
+        self,
+        told: ModelTransaction,
+        gone: list[ModelSlot],
+        answer: Answer,
+        before: list[list[ModelSlot]],
+        hearing: list[int],
+    ) -> list[Event]:
+        """All of invalidate, then all of prepare, then all of commit, each in order of steps."""
+        if answer.errno:
+            return []
+        calls: list[tuple[str, int, tuple[object, ...]]] = [
+            ("invalidate", slot.as_id, (slot,)) for slot in gone
+        ]
+        for method in ("prepare", "commit"):
+            for step, (as_id, _) in zip(told.steps, told.ids(), strict=True):
+                calls.append((method, as_id, (step.change, step.old, step.new)))
+        events = []
+        for method, as_id, args in calls:
+            for number in sorted(hearing):
+                if hasattr(self.listeners[number][0], method):
+                    slots = self.model.in_order(as_id) if method == "commit" else before[as_id]
+                    events.append(Event(number, method, args, slots))
+                    if (number, method) == self.trouble and method == answer.refused_by:
+                        return events
+        return events
+
+    # Listeners
+
+    def subscribe_or_close(self, number: int, kind: type[Witness]) -> None:
+        """The numbers are in order of subscription."""
+        if number in self.listeners:
+            self.listeners.pop(number)[1]()
+        elif not self.listeners or number > max(self.listeners):
+            listener = kind(self, number)
+            self.listeners[number] = listener, self.vm.subscribe(listener).close
+        self.trouble = None
+
+    def close_all(self) -> None:
+        for _, close in self.listeners.values():
+            close()
+        self.listeners.clear()
+
+    # Dirty logs
+
+    @staticmethod
+    def dirty_log(
+        call: Callable[..., object], told: Callable[..., object], *args: object, as_id: int
+    ) -> None:
+        try:
+            want = told(*args, as_id=as_id)
+        except Refused as refused:
+            assert caught(MemslotError, call, *args, as_id=as_id).errno == refused.args[0]
+        else:
+            assert call(*args, as_id=as_id) == want
+
+    # Reading
+
+    def look(self, face: Face, gfns: list[int], offset: int) -> None:
+        """Every way to look up, at these pages."""
+        model, as_id = self.model, face.as_id
+        slots = [model.lookup(as_id, gfn) for gfn in gfns]
+        gpas = [(gfn << 12) + offset for gfn in gfns]
+        found = [face.lookup(gfn) for gfn in gfns]
+        assert [slot and plain(slot) for slot in found] == slots
+        many = face.lookup_many(array("Q", gfns))
+        assert list(many) == [-1 if slot is None else slot.id for slot in slots]
+        for write in (False, True):
+            hvas = [model.translate(as_id, gpa, write) for gpa in gpas]
+            assert list(face.translate(array("Q", gpas), write=write)) == hvas
+            for gpa, hva, slot in zip(gpas, hvas, slots, strict=True):
+                if hva != BAD_HVA:
+                    assert face.gpa_to_hva(gpa, write) == hva
+                else:
+                    kind = ReadOnlyError if slot else NotMappedError
+                    assert type(caught(MemslotError, face.gpa_to_hva, gpa, write=write)) is kind
+
+    def ranges(self, face: Face, first: int, last: int, start: int, end: int) -> None:
+        """The slots of the pages [first, last), and of the host addresses [start, end)."""
+        as_id = face.as_id
+        slots = [plain(slot) for slot in face.in_gfn_range(first, last)]
+        assert slots == self.model.in_gfn_range(as_id, first, last)
+        hits = face.in_hva_range(start, end)
+        addresses = [slot.userspace_addr for slot, _, _ in hits]
+        assert addresses == sorted(addresses)  # and those that are equal come in any order
+        by_number = sorted(hits, key=lambda hit: hit[0].id)
+        want = sorted(self.model.in_hva_range(as_id, start, end), key=lambda hit: hit[0].id)
+        assert [(plain(slot), first, last) for slot, first, last in by_number] == want
+
+    def by_id(self, face: Face, id: int) -> None:
+        want = self.model.get(face.as_id, id)
+        got = face.get(id)
+        assert (got and plain(got)) == want
+        if got is None:
+            caught(NoSuchSlotError, face.__getitem__, id)
+        else:
+            assert face[id] is got
+            assert got in face
+            assert Slot(id, face.as_id, got.base_gfn + 1, got.npages, 0) not in face
+
+    def go_on_with_a_copy(self, how: Callable[[Memslots], Memslots]) -> None:
+        """And take the other to pieces: a copy has nothing in common with it."""
+        left = self.vm
+        self.close_all()
+        self.meet(how(left))
+        for as_id in range(left.address_spaces):
+            for slot in left.address_space(as_id):
+                left.delete(slot.id, as_id=as_id)
