@@ -18,7 +18,7 @@ from memslots.core.space cimport space, space_active
 from memslots.core.srcu cimport srcu_reader
 from memslots.core.units cimport gfn_t
 from memslots.dirtylogs cimport check_clear, check_log_of, clear_log, get_log, merge_log
-from memslots.dirtyruns cimport take_runs
+from memslots.dirtyruns cimport return_logs, take_runs
 from memslots.faces cimport ReadFace
 from memslots.limits cimport take_limits
 from memslots.refusals cimport check_as_id
@@ -463,12 +463,29 @@ cdef class Memslots(ReadFace):
         the next: read it after this call, and nothing written to it is missed. Waits for a change
         that another thread is making.
         """
+        cdef list logs = []
+        try:
+            return self._take_dirty_runs(logs)
+        except BaseException:
+            return_logs(self.m, logs)
+            raise
+
+    def _take_dirty_runs(self, list logs):
+        """What take_dirty_runs does; what was taken is in `logs`, for _return_dirty_logs.
+
+        For a caller who may fail afterwards. Should this raise, `logs` has what was taken until
+        then: a signal's handler may raise between the end of this call and the caller's next step.
+        """
         cdef bint entered = self.writer.enter_again("dirty runs")
         try:
-            return take_runs(self)
+            return take_runs(self, logs)
         finally:
             if entered:
                 self.writer.leave()
+
+    def _return_dirty_logs(self, list logs):
+        """Mark again what _take_dirty_runs took, in the slots that it was taken from."""
+        return_logs(self.m, logs)
 
     def address_space(self, as_id):
         """The read face of an address space (AddressSpace).

@@ -72,13 +72,13 @@ def dump(mem: GuestMemory, path: str | os.PathLike[str]) -> int:
 
 def dump_dirty(mem: GuestMemory, path: str | os.PathLike[str]) -> int:
     """What is dirty; what `GuestMemory.dump_dirty` does."""
-    runs = mem.vm.take_dirty_runs()
+    logs: list[object] = []
     try:
+        runs = mem.vm._take_dirty_runs(logs)
         ranges = [(as_id, start * _PAGE, (end - start) * _PAGE) for as_id, start, end in runs]
         return _write(mem, path, ranges)
     except BaseException:
-        for as_id, start, end in runs:
-            mem.vm.mark_dirty_range(start, end, as_id)
+        mem.vm._return_dirty_logs(logs)
         raise
 
 
