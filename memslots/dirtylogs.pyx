@@ -11,6 +11,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from memslots.core.dirtylog cimport (
     dirty_clear,
     dirty_get,
+    dirty_mark_range,
     dirty_merge,
     dirty_put,
     dirty_words,
@@ -182,6 +183,14 @@ cdef int merge_log(machine *m, uint32_t id, uint32_t as_id, bytes log) except -1
     dirty_merge(find_slot(m, id, as_id), bits)
     section_leave(&at)
     return 0
+
+
+cdef void mark_all(machine *m, uint32_t id, uint32_t as_id) noexcept:
+    cdef section at = section_enter(m, NULL)
+    cdef slot *s = find_slot(m, id, as_id)
+    if s is not NULL:
+        dirty_mark_range(s, s.base_gfn, s.base_gfn + s.npages - 1)
+    section_leave(&at)
 
 
 cdef int return_log(machine *m, object record, bytearray log) except -1:

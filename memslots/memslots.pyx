@@ -17,7 +17,14 @@ from memslots.core.slotset cimport slotset, slotset_first_from, slotset_step
 from memslots.core.space cimport space, space_active
 from memslots.core.srcu cimport srcu_reader
 from memslots.core.units cimport gfn_t
-from memslots.dirtylogs cimport check_clear, check_log_of, clear_log, get_log, merge_log
+from memslots.dirtylogs cimport (
+    check_clear,
+    check_log_of,
+    clear_log,
+    get_log,
+    mark_all,
+    merge_log,
+)
 from memslots.dirtyruns cimport return_logs, take_runs
 from memslots.faces cimport ReadFace
 from memslots.limits cimport take_limits
@@ -633,9 +640,17 @@ cdef class Memslots(ReadFace):
         cdef bint entered = self.writer.enter_again("a dirty log")
         try:
             check_log_of(self.m, id, as_id)
-            log = self.writer.mirror.get_dirty_log(id, as_id)
-            if log is not None:
-                merge_log(self.m, id, as_id, log)
+            try:
+                log = self.writer.mirror.get_dirty_log(id, as_id)
+                if log is not None:
+                    merge_log(self.m, id, as_id, log)
+            except (OSError, ValueError):
+                raise  # refused, or no log of this slot
+            except BaseException:
+                # A signal, or no memory. Whether the backend gave up its marks is not known.
+                if self.m.lim.manual_dirty_log == 0:
+                    mark_all(self.m, id, as_id)
+                raise
         finally:
             if entered:
                 self.writer.leave()

@@ -464,6 +464,36 @@ def test_a_backend_that_refuses(slot: int, call: str, mode: int) -> None:
     check(vm, *MIRRORED)
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+@pytest.mark.parametrize("done", [False, True])
+@pytest.mark.parametrize("call", ["get", "clear"])
+def test_a_signal_within_a_backend(
+    call: str, done: bool, error: type[BaseException], mode: int
+) -> None:
+    """In mode 0 it may have given up its marks, and nobody has them: all pages are marked."""
+    vm, kernel = mirrored(mode)
+    calls: list[str] = []
+
+    def fails(name: str, number: int, is_done: bool) -> None:
+        calls.append(name)
+        if (name, number, is_done) == (call, 1, done):
+            raise error
+
+    kernel.fails = fails
+    if call == "clear" and mode == 0:
+        check(vm, *MIRRORED)
+        assert call not in calls
+        return
+    with pytest.raises(error):
+        vm.take_dirty_runs()
+    kernel.fails = lambda name, slot, done: None
+    if mode == 0:
+        check(vm, (0, 60, 66), (0, 69, 80), *MIRRORED[3:])
+    else:
+        check(vm, *MIRRORED)
+
+
 # Marks that are returned: for a caller who fails after they were taken
 
 
