@@ -161,10 +161,10 @@ def _replacing(path: str | os.PathLike[str]) -> Iterator[int]:
     """
     target = Path(path)
     try:
-        regular = stat.S_ISREG(target.stat().st_mode)
+        mode = target.stat().st_mode
     except FileNotFoundError:
-        regular = True
-    if not regular:
+        mode = None
+    if mode is not None and not stat.S_ISREG(mode):
         fd = os.open(target, os.O_WRONLY | os.O_CLOEXEC)
         try:
             yield fd
@@ -173,10 +173,15 @@ def _replacing(path: str | os.PathLike[str]) -> Iterator[int]:
         return
     # Through links, so that these stay.
     target = target.resolve()
-    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
-    fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    # Some of its name: all of it may leave no room for more.
+    partial = target.with_name(f".{target.name[:32]}.{secrets.token_hex(4)}.part")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    fd = os.open(partial, flags, 0o666 if mode is None else 0o600)
     try:
         try:
+            if mode is not None:
+                # What nobody else could read stays so.
+                os.fchmod(fd, stat.S_IMODE(mode))
             yield fd
         finally:
             os.close(fd)

@@ -411,6 +411,15 @@ def test_the_mode_of_a_new_file(usual: GuestMemory, path: Path, umask: int) -> N
     assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
 
 
+@pytest.mark.parametrize("mode", [0o600, 0o664, 0o400])
+def test_the_mode_of_a_file_that_is_replaced(usual: GuestMemory, path: Path, mode: int) -> None:
+    path.touch()
+    path.chmod(mode)
+    usual.dump(path)
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+    assert len(segments_of(path)) == 4
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_a_link_stays_one(usual: GuestMemory, tmp_path: Path, there: bool) -> None:
     folder = tmp_path / "folder"
@@ -425,6 +434,12 @@ def test_a_link_stays_one(usual: GuestMemory, tmp_path: Path, there: bool) -> No
     assert not target.is_symlink()
     assert len(segments_of(target)) == 4
     assert list(folder.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("name", ["a" * 255, "ä" * 127])
+def test_the_longest_names(usual: GuestMemory, tmp_path: Path, name: str) -> None:
+    usual.dump(tmp_path / name)
+    assert names_in(tmp_path) == [name]
 
 
 @pytest.mark.parametrize("name", DUMPS)
