@@ -139,7 +139,7 @@ def _headers(segments: Sequence[_Segment]) -> bytes:
     begin = -(-(after + _SHDR.size * many) // _PAGE) * _PAGE
     header = _EHDR.pack(
         _IDENT, _CORE, _MACHINES.get(platform.machine(), 0), 1, 0,
-        _EHDR.size, after if many else 0, 0,
+        _EHDR.size if count else 0, after if many else 0, 0,
         _EHDR.size, _PHDR.size, min(count, _MANY), _SHDR.size, int(many), 0,
     )  # fmt: skip
     pack = _PHDR.pack

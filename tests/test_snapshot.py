@@ -376,6 +376,11 @@ def test_readelf(name: str, path: Path) -> None:
     assert len(LOAD.findall(text)) == (3 if name == "dump" else 1)
 
 
+def test_readelf_of_nothing(usual: GuestMemory, path: Path) -> None:
+    usual.dump_dirty(path)
+    assert "There are no program headers in this file" in readelf("-l", path)
+
+
 @pytest.mark.parametrize("count", [0xFFFE, 0xFFFF, 0x10000, 0x10001])
 def test_as_many_segments_as_the_header_cannot_say(count: int, path: Path) -> None:
     """Runs of one page, every second one, of slots that are all on the same memory."""
