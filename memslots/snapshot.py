@@ -228,7 +228,10 @@ def _read_segments(fd: int, name: str, spaces: int) -> list[_Segment]:
             raise SnapshotError(
                 f"{name}: cut off: {what} ends at {offset + size}, of {length} bytes"
             )
-        return os.pread(fd, size, offset)
+        got = os.pread(fd, size, offset)
+        if len(got) != size:
+            raise SnapshotError(f"{name}: it was made shorter while it was read")
+        return got
 
     header = part(0, _EHDR.size, "its header")
     ident, kind, _, _, _, phoff, shoff, _, _, phentsize, count, shentsize, _, _ = _EHDR.unpack(
@@ -237,6 +240,8 @@ def _read_segments(fd: int, name: str, spaces: int) -> list[_Segment]:
     if ident[:6] != _IDENT[:6] or kind != _CORE or phentsize != _PHDR.size:
         raise SnapshotError(f"{name}: not a snapshot: a 64-bit little-endian ELF core is one")
     if count == _MANY:
+        if not shoff:
+            raise SnapshotError(f"{name}: no section says how many segments it has")
         if shentsize != _SHDR.size:
             raise SnapshotError(f"{name}: sections of {shentsize} bytes, not {_SHDR.size}")
         count = _SHDR.unpack(part(shoff, _SHDR.size, "its first section"))[7]
@@ -253,6 +258,10 @@ def _read_segments(fd: int, name: str, spaces: int) -> list[_Segment]:
         if offset + size > length:
             raise SnapshotError(
                 f"{name}: cut off: gpa {gpa:#x} ends at {offset + size}, of {length} bytes"
+            )
+        if gpa + size > 1 << 64:
+            raise SnapshotError(
+                f"{name}: {size:#x} bytes from gpa {gpa:#x} go beyond the last guest address"
             )
         if as_id >= spaces:
             raise SnapshotError(

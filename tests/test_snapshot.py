@@ -732,6 +732,7 @@ WRONG: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "list beyond the end": (lambda data: patched(data, 32, "Q", len(data)), "list of segments"),
     "list far beyond": (lambda data: patched(data, 32, "Q", (1 << 64) - 1), "list of segments"),
     "too long a list": (lambda data: patched(data, 56, "H", 0xFFFE), "list of segments"),
+    "no section": (lambda data: patched(data, 56, "H", 0xFFFF), "no section"),
     "sections of another size": (
         lambda data: patched(patched(patched(data, 56, "H", 0xFFFF), 40, "Q", PAGE), 58, "H", 40),
         "sections of 40 bytes",
@@ -748,6 +749,10 @@ WRONG: dict[str, tuple[Callable[[bytes], bytes], str]] = {
         "gpa 0x0 ends at",
     ),
     "memory far beyond": (lambda data: patched(data, FIRST + 8, "Q", 1 << 63), "gpa 0x0 ends at"),
+    "memory that wraps": (
+        lambda data: patched(data, FIRST + 24, "Q", (1 << 64) - PAGE),
+        "beyond the last guest address",
+    ),
     "another address space": (
         lambda data: patched(data, FIRST + 4, "I", 7 | 2 << 20),
         "of address space 2; here are 2",
@@ -782,6 +787,15 @@ def test_cut_off_anywhere(usual: GuestMemory, path: Path) -> None:
             os.truncate(path, length)
             with pytest.raises(SnapshotError, match="cut off"):
                 usual.restore(path)
+
+
+def test_made_shorter_while_its_header_is_read(
+    usual: GuestMemory, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual.dump(path)
+    monkeypatch.setattr(os, "pread", lambda fd, size, offset: bytes(size - 1))
+    with untouched(usual), pytest.raises(SnapshotError, match="made shorter"):
+        usual.restore(path)
 
 
 def core(*segments: Segment, tail: bytes = b"") -> bytes:
@@ -882,6 +896,7 @@ NUMBERS = st.one_of(
     ),
     cut=st.one_of(st.none(), st.integers(0, 5 * PAGE)),
 )
+@example(changes=[((56, "H"), 0xFFFF), ((40, "Q"), 0)], cut=None)
 @example(changes=[((32, "Q"), 0), ((56, "H"), 3)], cut=None)
 def test_any_change_of_a_snapshot(
     changes: list[tuple[tuple[int, str], int]], cut: int | None, scratch: Path
