@@ -569,9 +569,15 @@ cdef class GuestMemory:
         NotMappedError, ReadOnlyError
             Something of it has no place here; nothing is written.
         memslots.snapshot.SnapshotError
-            It is no such file, or is not complete; nothing is written.
+            It is no such file, or is not complete; nothing is written, unless it is made shorter
+            meanwhile.
         OSError
             The file cannot be read.
+
+        Notes
+        -----
+        What is written is marked as `write` does, and not in READONLY slots: a dump_dirty has
+        nothing of what was restored to these.
         """
         return snapshot.restore(self, path)
 

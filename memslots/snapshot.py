@@ -214,8 +214,11 @@ def restore(mem: GuestMemory, path: str | os.PathLike[str]) -> int:
             spaces[segment.as_id]._restore_views(segment.gpa, segment.size) for segment in segments
         ]
         for segment, parts in zip(segments, views, strict=True):
-            _read_all(fd, parts, segment.offset, name)
-            spaces[segment.as_id].mark_dirty(segment.gpa, segment.size)
+            try:
+                _read_all(fd, parts, segment.offset, name)
+            finally:
+                # Also what there is of it, should the rest fail.
+                spaces[segment.as_id].mark_dirty(segment.gpa, segment.size)
     return sum(segment.size for segment in segments)
 
 

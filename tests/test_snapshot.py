@@ -789,6 +789,33 @@ def test_cut_off_anywhere(usual: GuestMemory, path: Path) -> None:
                 usual.restore(path)
 
 
+@pytest.mark.parametrize("how", ["shorter", "error", "signal"])
+def test_a_restore_that_fails_half_way_marks_what_it_wrote(
+    usual: GuestMemory, path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    usual.dump(path)
+    target = USUAL.make()
+    preadv = os.preadv
+    calls: list[int] = []
+
+    def some(fd: int, views: list[memoryview], offset: int) -> int:
+        calls.append(offset)
+        if len(calls) < 3:
+            return preadv(fd, [views[0][: 5 * PAGE]], offset)
+        if how == "error":
+            raise OSError(errno.EIO, "no")
+        if how == "signal":
+            raise KeyboardInterrupt
+        return 0
+
+    monkeypatch.setattr(os, "preadv", some)
+    error = {"shorter": SnapshotError, "error": OSError, "signal": KeyboardInterrupt}[how]
+    with pytest.raises(error):
+        target.restore(path)
+    assert target.read(0, 10 * PAGE) == usual.read(0, 10 * PAGE)
+    assert target.vm.take_dirty_runs() == [(0, 0, 70)]
+
+
 def test_made_shorter_while_its_header_is_read(
     usual: GuestMemory, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
