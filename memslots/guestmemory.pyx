@@ -566,8 +566,10 @@ cdef class GuestMemory:
 
         Raises
         ------
-        NotMappedError, ReadOnlyError
+        NotMappedError
             Something of it has no place here; nothing is written.
+        ReadOnlyError
+            Host memory that cannot be written is to become something else; nothing is written.
         memslots.snapshot.SnapshotError
             It is no such file, or is not complete; nothing is written, unless it is made shorter
             meanwhile.

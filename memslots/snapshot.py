@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from memslots.backing import address_of
+from memslots.errors import ReadOnlyError
 
 if TYPE_CHECKING:
     from memslots.guestmemory import GuestMemory
@@ -38,6 +39,7 @@ _MANY = 0xFFFF
 _SPACE_SHIFT = 20
 _SPACE_MASK = 0xFF
 _MOST_VIEWS = 1024  # to one call of readv or writev
+_COMPARED = 1 << 20  # bytes at a time
 
 
 class SnapshotError(ValueError):
@@ -210,9 +212,7 @@ def restore(mem: GuestMemory, path: str | os.PathLike[str]) -> int:
         segments = _read_segments(fd, name, mem.vm.address_spaces)
         spaces = [mem.address_space(as_id) for as_id in range(mem.vm.address_spaces)]
         # All of it has a place before any of it is written.
-        views = [
-            spaces[segment.as_id]._restore_views(segment.gpa, segment.size) for segment in segments
-        ]
+        views = [_places(spaces[segment.as_id], segment, fd) for segment in segments]
         for segment, parts in zip(segments, views, strict=True):
             try:
                 _read_all(fd, parts, segment.offset, name)
@@ -220,6 +220,22 @@ def restore(mem: GuestMemory, path: str | os.PathLike[str]) -> int:
                 # Also what there is of it, should the rest fail.
                 spaces[segment.as_id].mark_dirty(segment.gpa, segment.size)
     return sum(segment.size for segment in segments)
+
+
+def _places(space: GuestMemory, segment: _Segment, fd: int) -> list[memoryview]:
+    """Where a segment is to be written; nowhere, if it is in memory that cannot be written."""
+    try:
+        return space._restore_views(segment.gpa, segment.size)
+    except ReadOnlyError:
+        # A firmware's file, say: nobody can have changed it.
+        offset = segment.offset
+        for view in space.views(segment.gpa, segment.size):
+            for at in range(0, len(view), _COMPARED):
+                piece = view[at : at + _COMPARED]
+                if os.pread(fd, len(piece), offset + at) != piece:
+                    raise
+            offset += len(view)
+        return []
 
 
 def _read_segments(fd: int, name: str, spaces: int) -> list[_Segment]:

@@ -711,6 +711,35 @@ def test_a_place_on_memory_that_is_not_known(usual: GuestMemory, path: Path) -> 
     assert target.vm.take_dirty_runs() == []
 
 
+def test_a_rom_whose_file_cannot_be_written(tmp_path: Path, path: Path) -> None:
+    """It has nothing to be restored, as long as the file is the same."""
+    rom = tmp_path / "rom"
+    npages = 300  # more than is compared at a time
+    rom.write_bytes(random.Random(0).randbytes(npages * PAGE))
+
+    def make() -> GuestMemory:
+        mem = GuestMemory(Memslots(address_spaces=SPACES))
+        mem.place(0, 0, Backing.anonymous(4 * PAGE), flags=LOG)
+        firmware = Backing.file(rom, readonly=True)
+        mem.place(1, 4 * PAGE, firmware, 0, 100 * PAGE, READONLY)
+        mem.place(2, 104 * PAGE, firmware, 100 * PAGE, None, READONLY | LOG)
+        return mem
+
+    source, target = make(), make()
+    source.write(0, random.Random(1).randbytes(4 * PAGE))
+    source.dump(path)
+    assert target.restore(path) == (4 + npages) * PAGE
+    assert contents(target) == contents(source)
+    assert target.vm.take_dirty_runs() == [(0, 0, 4)]
+    for at in (0, 100 * PAGE, npages * PAGE - 1):
+        was = rom.read_bytes()
+        rom.write_bytes(was[:at] + bytes([was[at] ^ 1]) + was[at + 1 :])
+        other = make()
+        with untouched(other), pytest.raises(ReadOnlyError, match="cannot be written"):
+            other.restore(path)
+        rom.write_bytes(was)
+
+
 # What is no snapshot
 
 
