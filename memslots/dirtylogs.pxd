@@ -35,6 +35,11 @@ cdef int check_log_of(machine *m, uint32_t id, uint32_t as_id) except -1
 # Marks what is marked in `log`, as get_log gives it, of a slot that nobody else can change now.
 # ValueError where it cannot be that slot's.
 cdef int merge_log(machine *m, uint32_t id, uint32_t as_id, bytes log) except -1
+# Marks all pages of a slot, if it logs. The id and address space can be.
+cdef void mark_all(machine *m, uint32_t id, uint32_t as_id) noexcept
+# Marks what is marked in `log`, which get_log gave of the Slot `record`, in the slot as it is now:
+# in another place, say. Nothing happens where it has no log any more or is other memory.
+cdef int return_log(machine *m, object record, bytearray log) except -1
 # Makes the dirty log of a slot what get_log once gave of one as large, in a machine that no other
 # thread has. ValueError where it cannot have been.
 cdef int put_log(const machine *m, uint32_t id, uint32_t as_id, bytes log) except -1

@@ -11,6 +11,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from memslots.core.dirtylog cimport (
     dirty_clear,
     dirty_get,
+    dirty_mark_range,
     dirty_merge,
     dirty_put,
     dirty_words,
@@ -19,6 +20,7 @@ from memslots.core.machine cimport machine
 from memslots.core.slot cimport slot
 from memslots.core.slotset cimport slotset_by_id
 from memslots.core.space cimport space_active
+from memslots.core.units cimport hva_t
 from memslots.refusals cimport check_id
 from memslots.sections cimport section, section_enter, section_leave
 
@@ -179,6 +181,28 @@ cdef int merge_log(machine *m, uint32_t id, uint32_t as_id, bytes log) except -1
     cdef const unsigned char *bits = log
     cdef section at = section_enter(m, NULL)
     dirty_merge(find_slot(m, id, as_id), bits)
+    section_leave(&at)
+    return 0
+
+
+cdef void mark_all(machine *m, uint32_t id, uint32_t as_id) noexcept:
+    cdef section at = section_enter(m, NULL)
+    cdef slot *s = find_slot(m, id, as_id)
+    if s is not NULL:
+        dirty_mark_range(s, s.base_gfn, s.base_gfn + s.npages - 1)
+    section_leave(&at)
+
+
+cdef int return_log(machine *m, object record, bytearray log) except -1:
+    cdef uint32_t id = record.id
+    cdef uint32_t as_id = record.as_id
+    cdef uint64_t npages = record.npages
+    cdef hva_t userspace_addr = record.userspace_addr
+    cdef const unsigned char *bits = <const unsigned char *>PyByteArray_AS_STRING(log)
+    cdef section at = section_enter(m, NULL)
+    cdef slot *s = find_slot(m, id, as_id)
+    if s is not NULL and s.npages == npages and s.userspace_addr == userspace_addr:
+        dirty_merge(s, bits)
     section_leave(&at)
     return 0
 

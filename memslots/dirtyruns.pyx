@@ -1,11 +1,13 @@
 """Dirty logs as runs of gfns. The contract of each function is in dirtyruns.pxd."""
 
+cimport cython
 from cpython.bytearray cimport PyByteArray_AS_STRING
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
 
 from memslots.core.dirtylog cimport le64
 from memslots.core.units cimport gfn_t
+from memslots.dirtylogs cimport return_log
 
 from memslots.records import DirtyRun, Flags
 
@@ -14,25 +16,48 @@ cdef extern from *:
     int trailing_zeros "__builtin_ctzll"(unsigned long long word) nogil  # word is not 0
 
 
+@cython.final
+@cython.internal
+@cython.auto_pickle(False)
+cdef class TakenLog:
+    """The marks that were taken from a slot."""
+
+    cdef object slot
+    cdef bytearray log  # None until they are
+
+
+cdef struct open_run:  # one that the next slot may go on with
+    gfn_t start
+    gfn_t end  # as start: there is none
+
+
+cdef int close_run(open_run *run, list runs, object as_id) except -1:
+    if run.start != run.end:
+        runs.append(DirtyRun(as_id, run.start, run.end))
+    run.start = run.end = 0
+    return 0
+
+
+cdef int add_run(open_run *run, list runs, object as_id, gfn_t start, gfn_t end) except -1:
+    if start != run.end:
+        close_run(run, runs, as_id)
+        run.start = start
+    run.end = end
+    return 0
+
+
 cdef uint64_t word_of(const char *log, Py_ssize_t i) noexcept nogil:
     cdef uint64_t word
     memcpy(&word, log + i * sizeof(word), sizeof(word))
     return le64(word)
 
 
-cdef int add_run(list runs, object as_id, gfn_t start, gfn_t end) except -1:
-    cdef object last = runs[len(runs) - 1] if runs else None
-    if last is not None and last.as_id == as_id and last.end_gfn == start:
-        start = last.start_gfn
-        runs.pop()
-    runs.append(DirtyRun(as_id, start, end))
-    return 0
-
-
-cdef int add_runs(list runs, object as_id, gfn_t base, bytearray log) except -1:
+cdef int add_runs(open_run *run, list runs, TakenLog taken) except -1:
     """The runs of one slot. O(npages / 64 + runs)."""
-    cdef const char *words = PyByteArray_AS_STRING(log)
-    cdef Py_ssize_t count = len(log) // sizeof(uint64_t)
+    cdef object as_id = taken.slot.as_id
+    cdef gfn_t base = taken.slot.base_gfn
+    cdef const char *words = PyByteArray_AS_STRING(taken.log)
+    cdef Py_ssize_t count = len(taken.log) // sizeof(uint64_t)
     cdef Py_ssize_t i
     cdef uint64_t word
     cdef uint64_t rest
@@ -50,34 +75,50 @@ cdef int add_runs(list runs, object as_id, gfn_t base, bytearray log) except -1:
                 break
             page += trailing_zeros(rest)
             if inside:
-                add_run(runs, as_id, start, base + 64 * i + page)
+                add_run(run, runs, as_id, start, base + 64 * i + page)
             else:
                 start = base + 64 * i + page
             inside = not inside
     if inside:
-        add_run(runs, as_id, start, base + 64 * count)
+        add_run(run, runs, as_id, start, base + 64 * count)
     return 0
 
 
-cdef list take_runs(object vm):
+cdef list runs_of(list logs):
     cdef list runs = []
-    cdef bint manual = vm.manual_dirty_log != 0
-    try:
-        for as_id in range(vm.address_spaces):
-            for slot in vm.address_space(as_id):
-                if not slot.flags & Flags.LOG_DIRTY_PAGES:
-                    continue
-                log = vm.get_dirty_log(slot.id, as_id)
-                add_runs(runs, as_id, slot.base_gfn, log)
-                if manual:
-                    vm.clear_dirty_log(slot.id, 0, slot.npages, log, as_id)
-    except BaseException:
-        mark_runs(vm, runs)
-        raise
+    cdef open_run run
+    cdef TakenLog taken
+    cdef object as_id = None
+    run.start = run.end = 0
+    for taken in logs:
+        if taken.slot.as_id != as_id:
+            close_run(&run, runs, as_id)
+            as_id = taken.slot.as_id
+        add_runs(&run, runs, taken)
+    close_run(&run, runs, as_id)
     return runs
 
 
-cdef int mark_runs(object vm, list runs) except -1:
-    for run in runs:
-        vm.mark_dirty_range(run.start_gfn, run.end_gfn, run.as_id)
+cdef list take_runs(object vm, list logs):
+    cdef bint manual = vm.manual_dirty_log != 0
+    cdef TakenLog taken
+    for as_id in range(vm.address_spaces):
+        for slot in vm.address_space(as_id):
+            if not slot.flags & Flags.LOG_DIRTY_PAGES:
+                continue
+            # It has its place before there is anything that could be lost.
+            taken = TakenLog.__new__(TakenLog)
+            taken.slot = slot
+            logs.append(taken)
+            taken.log = vm.get_dirty_log(slot.id, as_id)
+            if manual:
+                vm.clear_dirty_log(slot.id, 0, slot.npages, taken.log, as_id)
+    return runs_of(logs)
+
+
+cdef int return_logs(machine *m, list logs) except -1:
+    cdef TakenLog taken
+    for taken in logs:
+        if taken.log is not None:
+            return_log(m, taken.slot, taken.log)
     return 0

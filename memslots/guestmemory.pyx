@@ -101,7 +101,8 @@ cdef class GuestMemory:
     An access is worked out in full before it begins. One that cannot be done raises for the first
     guest address that is in the way, and has done nothing: a NotMappedError where no slot holds it,
     or none that has known host memory; a ReadOnlyError where it is a write and the slot is
-    READONLY, or its host memory cannot be written. An access of 0 bytes does nothing, wherever it is.
+    READONLY, or its host memory cannot be written. An access of 0 bytes does nothing, wherever it
+    is.
 
     What is written is marked in the dirty logs of the slots it was written to.
 
@@ -542,6 +543,11 @@ cdef class GuestMemory:
             A slot's host memory is not known. No file is made then, or after any other error, and
             one of that name stays as it was.
         OSError
+
+        Notes
+        -----
+        A file of that name is replaced, and keeps its mode; a new one's follows the umask. The disk
+        has it when os.fsync says so. A pipe or a device is written to as it is.
         """
         return snapshot.dump(self, path)
 
@@ -556,16 +562,24 @@ cdef class GuestMemory:
     def restore(self, path):
         """Write what a snapshot file has to where it was, in READONLY slots too.
 
-        Returns how many bytes of memory it has.
+        Returns how many bytes of memory it has. Slots need not be those that it was made of.
 
         Raises
         ------
-        NotMappedError, ReadOnlyError
+        NotMappedError
             Something of it has no place here; nothing is written.
+        ReadOnlyError
+            Host memory that cannot be written is to become something else; nothing is written.
         memslots.snapshot.SnapshotError
-            It is no such file, or is not complete; nothing is written.
+            It is no such file, or is not complete; nothing is written, unless it is made shorter
+            meanwhile.
         OSError
             The file cannot be read.
+
+        Notes
+        -----
+        What is written is marked as `write` does, and not in READONLY slots: a dump_dirty has
+        nothing of what was restored to these.
         """
         return snapshot.restore(self, path)
 

@@ -126,6 +126,10 @@ class Memslots(ReadFace):
 
         O(n + p / 64) for p pages that are logged.
         """
+    def _take_dirty_runs(self, logs: list[object]) -> list[DirtyRun]:
+        """The same; what was taken is in `logs`."""
+    def _return_dirty_logs(self, logs: list[object]) -> None:
+        """Mark again what _take_dirty_runs took."""
     def address_space(self, as_id: SupportsIndex) -> AddressSpace:
         """The read face of an address space.
 

@@ -17,8 +17,15 @@ from memslots.core.slotset cimport slotset, slotset_first_from, slotset_step
 from memslots.core.space cimport space, space_active
 from memslots.core.srcu cimport srcu_reader
 from memslots.core.units cimport gfn_t
-from memslots.dirtylogs cimport check_clear, check_log_of, clear_log, get_log, merge_log
-from memslots.dirtyruns cimport take_runs
+from memslots.dirtylogs cimport (
+    check_clear,
+    check_log_of,
+    clear_log,
+    get_log,
+    mark_all,
+    merge_log,
+)
+from memslots.dirtyruns cimport return_logs, take_runs
 from memslots.faces cimport ReadFace
 from memslots.limits cimport take_limits
 from memslots.refusals cimport check_as_id
@@ -463,12 +470,29 @@ cdef class Memslots(ReadFace):
         the next: read it after this call, and nothing written to it is missed. Waits for a change
         that another thread is making.
         """
+        cdef list logs = []
+        try:
+            return self._take_dirty_runs(logs)
+        except BaseException:
+            return_logs(self.m, logs)
+            raise
+
+    def _take_dirty_runs(self, list logs):
+        """What take_dirty_runs does; what was taken is in `logs`, for _return_dirty_logs.
+
+        For a caller who may fail afterwards. Should this raise, `logs` has what was taken until
+        then: a signal's handler may raise between the end of this call and the caller's next step.
+        """
         cdef bint entered = self.writer.enter_again("dirty runs")
         try:
-            return take_runs(self)
+            return take_runs(self, logs)
         finally:
             if entered:
                 self.writer.leave()
+
+    def _return_dirty_logs(self, list logs):
+        """Mark again what _take_dirty_runs took, in the slots that it was taken from."""
+        return_logs(self.m, logs)
 
     def address_space(self, as_id):
         """The read face of an address space (AddressSpace).
@@ -616,9 +640,17 @@ cdef class Memslots(ReadFace):
         cdef bint entered = self.writer.enter_again("a dirty log")
         try:
             check_log_of(self.m, id, as_id)
-            log = self.writer.mirror.get_dirty_log(id, as_id)
-            if log is not None:
-                merge_log(self.m, id, as_id, log)
+            try:
+                log = self.writer.mirror.get_dirty_log(id, as_id)
+                if log is not None:
+                    merge_log(self.m, id, as_id, log)
+            except (OSError, ValueError):
+                raise  # refused, or no log of this slot
+            except BaseException:
+                # A signal, or no memory. Whether the backend gave up its marks is not known.
+                if self.m.lim.manual_dirty_log == 0:
+                    mark_all(self.m, id, as_id)
+                raise
         finally:
             if entered:
                 self.writer.leave()

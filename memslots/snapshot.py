@@ -3,8 +3,8 @@
 The file is an ELF core, 64-bit and little-endian, as dumps of guest memory are: readelf, gdb and
 crash read it. Each PT_LOAD segment is a run of guest memory in one slot, at the guest address
 `p_paddr`; bits 20 to 27 of its `p_flags` (the first eight that ELF leaves to operating systems)
-are the number of its address space. Segments of slots that are on the same host memory share their
-bytes in the file.
+are the number of its address space. Host memory that several slots are on is in the file once, if
+one of the segments before holds all of it.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import secrets
 import stat
 import struct
 from bisect import bisect_right, insort
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from memslots.backing import address_of
+from memslots.errors import ReadOnlyError
 
 if TYPE_CHECKING:
     from memslots.guestmemory import GuestMemory
@@ -38,6 +39,7 @@ _MANY = 0xFFFF
 _SPACE_SHIFT = 20
 _SPACE_MASK = 0xFF
 _MOST_VIEWS = 1024  # to one call of readv or writev
+_COMPARED = 1 << 20  # bytes at a time
 
 
 class SnapshotError(ValueError):
@@ -45,18 +47,13 @@ class SnapshotError(ValueError):
 
 
 class _Segment(NamedTuple):
-    """A run of guest memory in one slot, and where it is in the file."""
+    """A run of guest memory in one slot, and where it is: in the file, or of the memory in it."""
 
     as_id: int
     gpa: int
     size: int
     offset: int
     flags: int
-
-    def header(self) -> bytes:
-        flags = self.flags | self.as_id << _SPACE_SHIFT
-        place = self.gpa, self.gpa, self.size, self.size
-        return _PHDR.pack(_LOAD, flags, self.offset, *place, _PAGE)
 
 
 def dump(mem: GuestMemory, path: str | os.PathLike[str]) -> int:
@@ -72,74 +69,90 @@ def dump(mem: GuestMemory, path: str | os.PathLike[str]) -> int:
 
 def dump_dirty(mem: GuestMemory, path: str | os.PathLike[str]) -> int:
     """What is dirty; what `GuestMemory.dump_dirty` does."""
-    runs = mem.vm.take_dirty_runs()
+    logs: list[object] = []
     try:
+        runs = mem.vm._take_dirty_runs(logs)
         ranges = [(as_id, start * _PAGE, (end - start) * _PAGE) for as_id, start, end in runs]
         return _write(mem, path, ranges)
     except BaseException:
-        for as_id, start, end in runs:
-            mem.vm.mark_dirty_range(start, end, as_id)
+        mem.vm._return_dirty_logs(logs)
         raise
 
 
 def _write(
-    mem: GuestMemory, path: str | os.PathLike[str], ranges: Sequence[tuple[int, int, int]]
+    mem: GuestMemory, path: str | os.PathLike[str], ranges: Iterable[tuple[int, int, int]]
 ) -> int:
     spaces = [mem.address_space(as_id) for as_id in range(mem.vm.address_spaces)]
-    views = [
-        (as_id, at, view)
-        for as_id, gpa, size in ranges
-        for at, view in _placed(gpa, spaces[as_id].views(gpa, size))
-    ]
-    count = len(views)
-    begin = _EHDR.size + _PHDR.size * count + (_SHDR.size if count >= _MANY else 0)
-    end = begin = -(-begin // _PAGE) * _PAGE
-    segments, data = [], []
-    there: list[tuple[int, int, int]] = []  # host memory that is in the file: hva, end, offset
-    for as_id, gpa, view in views:
-        hva, size = address_of(view), len(view)
-        offset = _find(there, hva, size)
-        if offset is None:
-            offset = end
-            end += size
-            data.append(view)
-            insort(there, (hva, hva + size, offset))
-        flags = 5 if view.readonly else 7  # PF_R, PF_W, PF_X
-        segments.append(_Segment(as_id, gpa, size, offset, flags))
+    segments = []
+    data: list[memoryview] = []
+    held = _Held()
+    for as_id, gpa, size in ranges:
+        at = gpa
+        for view in spaces[as_id].views(gpa, size):
+            hva, length = address_of(view), len(view)
+            offset = held.find(hva, length)
+            if offset is None:
+                offset = held.add(hva, length)
+                data.append(view)
+            flags = 5 if view.readonly else 7  # PF_R, PF_W, PF_X
+            segments.append(_Segment(as_id, at, length, offset, flags))
+            at += length
     with _replacing(path) as fd:
-        _write_all(fd, [memoryview(_headers(segments).ljust(begin, b"\0")), *data])
-    return sum(len(view) for view in data)
+        _write_all(fd, [memoryview(_headers(segments)), *data])
+    return held.size
 
 
-def _placed(gpa: int, views: Sequence[memoryview]) -> Iterator[tuple[int, memoryview]]:
-    for view in views:
-        yield gpa, view
-        gpa += len(view)
+class _Held:
+    """The host memory that a file holds, and where, counted from its first byte of memory."""
 
+    def __init__(self) -> None:
+        self.size = 0
+        self._end = 0  # of all of it, in host memory
+        self._pieces: list[tuple[int, int, int]] = []  # hva, end, offset
 
-def _find(there: list[tuple[int, int, int]], hva: int, size: int) -> int | None:
-    """Where in the file host memory is, if all of it is in one piece there."""
-    at = bisect_right(there, (hva, 1 << 64, 0)) - 1
-    if at >= 0:
-        begin, end, offset = there[at]
-        if hva + size <= end:
-            return offset + hva - begin
-    return None
+    def find(self, hva: int, size: int) -> int | None:
+        """Where it is, if all of it is in one piece."""
+        if hva < self._end:
+            at = bisect_right(self._pieces, (hva, 1 << 64, 0)) - 1
+            if at >= 0:
+                begin, end, offset = self._pieces[at]
+                if hva + size <= end:
+                    return offset + hva - begin
+        return None
+
+    def add(self, hva: int, size: int) -> int:
+        """Where it is to be: after all others."""
+        offset = self.size
+        piece = hva, hva + size, offset
+        if hva < self._end:
+            insort(self._pieces, piece)
+        else:
+            self._pieces.append(piece)
+        self._end = max(self._end, hva + size)
+        self.size += size
+        return offset
 
 
 def _headers(segments: Sequence[_Segment]) -> bytes:
+    """All that comes before the memory, which begins at a page."""
     count = len(segments)
-    sections = 1 if count >= _MANY else 0
+    many = count >= _MANY
     after = _EHDR.size + _PHDR.size * count
+    begin = -(-(after + _SHDR.size * many) // _PAGE) * _PAGE
     header = _EHDR.pack(
         _IDENT, _CORE, _MACHINES.get(platform.machine(), 0), 1, 0,
-        _EHDR.size, after if sections else 0, 0,
-        _EHDR.size, _PHDR.size, min(count, _MANY), _SHDR.size, sections, 0,
+        _EHDR.size if count else 0, after if many else 0, 0,
+        _EHDR.size, _PHDR.size, min(count, _MANY), _SHDR.size, int(many), 0,
     )  # fmt: skip
-    parts = [header, *(segment.header() for segment in segments)]
-    if sections:
+    pack = _PHDR.pack
+    parts = [header]
+    parts += [
+        pack(_LOAD, flags | as_id << _SPACE_SHIFT, begin + offset, gpa, gpa, size, size, _PAGE)
+        for as_id, gpa, size, offset, flags in segments
+    ]
+    if many:
         parts.append(_SHDR.pack(0, 0, 0, 0, 0, 0, 0, count, 0, 0))
-    return b"".join(parts)
+    return b"".join(parts).ljust(begin, b"\0")
 
 
 @contextmanager
@@ -150,10 +163,10 @@ def _replacing(path: str | os.PathLike[str]) -> Iterator[int]:
     """
     target = Path(path)
     try:
-        regular = stat.S_ISREG(target.stat().st_mode)
+        mode = target.stat().st_mode
     except FileNotFoundError:
-        regular = True
-    if not regular:
+        mode = None
+    if mode is not None and not stat.S_ISREG(mode):
         fd = os.open(target, os.O_WRONLY | os.O_CLOEXEC)
         try:
             yield fd
@@ -162,10 +175,15 @@ def _replacing(path: str | os.PathLike[str]) -> Iterator[int]:
         return
     # Through links, so that these stay.
     target = target.resolve()
-    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
-    fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    # Some of its name: all of it may leave no room for more.
+    partial = target.with_name(f".{target.name[:32]}.{secrets.token_hex(4)}.part")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    fd = os.open(partial, flags, 0o666 if mode is None else 0o600)
     try:
         try:
+            if mode is not None:
+                # What nobody else could read stays so.
+                os.fchmod(fd, stat.S_IMODE(mode))
             yield fd
         finally:
             os.close(fd)
@@ -190,16 +208,34 @@ def _write_all(fd: int, views: list[memoryview]) -> None:
 def restore(mem: GuestMemory, path: str | os.PathLike[str]) -> int:
     """Write it back; what `GuestMemory.restore` does."""
     with Path(path).open("rb") as file:
-        segments = _read_segments(file.fileno(), os.fspath(path), mem.vm.address_spaces)
+        fd, name = file.fileno(), os.fspath(path)
+        segments = _read_segments(fd, name, mem.vm.address_spaces)
         spaces = [mem.address_space(as_id) for as_id in range(mem.vm.address_spaces)]
         # All of it has a place before any of it is written.
-        views = [
-            spaces[segment.as_id]._restore_views(segment.gpa, segment.size) for segment in segments
-        ]
+        views = [_places(spaces[segment.as_id], segment, fd) for segment in segments]
         for segment, parts in zip(segments, views, strict=True):
-            _read_all(file.fileno(), parts, segment.offset, os.fspath(path))
-            spaces[segment.as_id].mark_dirty(segment.gpa, segment.size)
+            try:
+                _read_all(fd, parts, segment.offset, name)
+            finally:
+                # Also what there is of it, should the rest fail.
+                spaces[segment.as_id].mark_dirty(segment.gpa, segment.size)
     return sum(segment.size for segment in segments)
+
+
+def _places(space: GuestMemory, segment: _Segment, fd: int) -> list[memoryview]:
+    """Where a segment is to be written; nowhere, if it is in memory that cannot be written."""
+    try:
+        return space._restore_views(segment.gpa, segment.size)
+    except ReadOnlyError:
+        # A firmware's file, say: nobody can have changed it.
+        offset = segment.offset
+        for view in space.views(segment.gpa, segment.size):
+            for at in range(0, len(view), _COMPARED):
+                piece = view[at : at + _COMPARED]
+                if os.pread(fd, len(piece), offset + at) != piece:
+                    raise
+            offset += len(view)
+        return []
 
 
 def _read_segments(fd: int, name: str, spaces: int) -> list[_Segment]:
@@ -211,7 +247,10 @@ def _read_segments(fd: int, name: str, spaces: int) -> list[_Segment]:
             raise SnapshotError(
                 f"{name}: cut off: {what} ends at {offset + size}, of {length} bytes"
             )
-        return os.pread(fd, size, offset)
+        got = os.pread(fd, size, offset)
+        if len(got) != size:
+            raise SnapshotError(f"{name}: it was made shorter while it was read")
+        return got
 
     header = part(0, _EHDR.size, "its header")
     ident, kind, _, _, _, phoff, shoff, _, _, phentsize, count, shentsize, _, _ = _EHDR.unpack(
@@ -220,6 +259,8 @@ def _read_segments(fd: int, name: str, spaces: int) -> list[_Segment]:
     if ident[:6] != _IDENT[:6] or kind != _CORE or phentsize != _PHDR.size:
         raise SnapshotError(f"{name}: not a snapshot: a 64-bit little-endian ELF core is one")
     if count == _MANY:
+        if not shoff:
+            raise SnapshotError(f"{name}: no section says how many segments it has")
         if shentsize != _SHDR.size:
             raise SnapshotError(f"{name}: sections of {shentsize} bytes, not {_SHDR.size}")
         count = _SHDR.unpack(part(shoff, _SHDR.size, "its first section"))[7]
@@ -236,6 +277,10 @@ def _read_segments(fd: int, name: str, spaces: int) -> list[_Segment]:
         if offset + size > length:
             raise SnapshotError(
                 f"{name}: cut off: gpa {gpa:#x} ends at {offset + size}, of {length} bytes"
+            )
+        if gpa + size > 1 << 64:
+            raise SnapshotError(
+                f"{name}: {size:#x} bytes from gpa {gpa:#x} go beyond the last guest address"
             )
         if as_id >= spaces:
             raise SnapshotError(

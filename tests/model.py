@@ -305,6 +305,24 @@ class Model:
         if slot is not None and not slot.flags & READONLY and slot.id in self.logs[as_id]:
             self.logs[as_id][slot.id].add(gfn - slot.base_gfn)
 
+    def mark_dirty_range(self, start: int, end: int, as_id: int = 0) -> None:
+        for gfn in range(start, end):
+            self.mark_dirty(gfn, as_id)
+
+    def take_dirty_runs(self) -> list[tuple[int, int, int]]:
+        runs = []
+        for as_id, logs in enumerate(self.logs):
+            gfns = set()
+            for id, log in logs.items():
+                gfns |= {self.slots[as_id][id].base_gfn + page for page in log}
+                log.clear()
+            for start in sorted(gfn for gfn in gfns if gfn - 1 not in gfns):
+                end = start
+                while end in gfns:
+                    end += 1
+                runs.append((as_id, start, end))
+        return runs
+
     def _log(self, as_id: int, id: int, first_page: int = 0) -> tuple[ModelSlot, set[int]]:
         # The kernel looks at first_page's alignment before it looks for the slot.
         if as_id >= self.address_spaces or id >= self.max_slots or first_page % 64:

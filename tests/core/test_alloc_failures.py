@@ -8,6 +8,7 @@ import copy
 import gc
 import pickle
 import sysconfig
+from array import array
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -242,6 +243,40 @@ def test_python_objects_without_memory(
     assert failed > 0
     assert state(vm) != before
     vm.check()
+
+
+@pytest.mark.parametrize("mode", [0, 1])
+def test_dirty_runs_without_memory(testcapi: Any, mode: int) -> None:
+    """Marks of slots whose log was taken already are there again."""
+    vm = Memslots(address_spaces=2, manual_dirty_log=mode)
+    for as_id in (0, 1):
+        for id in range(3):
+            vm.create(id, 70 * id, 70, 0x100000 * id, LOG, as_id)
+    marks = memoryview(array("Q", range(0, 210, 3)))
+    wanted = [(as_id, gfn, gfn + 1) for as_id in (0, 1) for gfn in marks]
+    failed = nth = in_a_row = 0
+    while in_a_row < 20:  # as above
+        for as_id in (0, 1):
+            vm.mark_dirty_many(marks, as_id)
+        taken: object = None
+        testcapi.set_nomemory(nth, nth + 1)
+        try:
+            taken = vm.take_dirty_runs()
+        except MemoryError:
+            testcapi.remove_mem_hooks()
+            failed += 1
+            in_a_row = 0
+            taken = vm.take_dirty_runs()
+        else:
+            testcapi.remove_mem_hooks()
+            in_a_row += 1
+        finally:
+            testcapi.remove_mem_hooks()
+        assert taken == wanted
+        assert vm.take_dirty_runs() == []
+        vm.check()
+        nth += 1
+    assert failed > 12  # a log of each slot and a run of each mark are but some of what is made
 
 
 def test_everything_is_given_back(drivers: Any, memslots_class: type[Memslots]) -> None:
