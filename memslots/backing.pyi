@@ -1,5 +1,5 @@
 import os
-from typing import Any, Self, SupportsIndex, final
+from typing import Self, SupportsIndex, final
 
 from _typeshed import ReadableBuffer
 
@@ -11,8 +11,7 @@ class Backing:
     buffer itself.
     """
 
-    def __new__(cls, buffer: ReadableBuffer, *args: Any, **kwargs: Any) -> Self: ...
-    def __init__(self, buffer: ReadableBuffer) -> None: ...
+    def __new__(cls, buffer: ReadableBuffer) -> Self: ...
     def __reduce__(self) -> tuple[object, ...]: ...
     @staticmethod
     def anonymous(size: SupportsIndex, *, huge_pages: bool = False) -> Backing:

@@ -59,8 +59,7 @@ cdef class Backing:
         "hugetlb" where it is of huge pages, "transparent" where the kernel was asked for them.
     """
 
-    def __cinit__(self, buffer, *args, **kwargs):
-        self.fd = -1
+    def __cinit__(self, buffer):
         PyObject_GetBuffer(buffer, &self.memory, PyBUF_SIMPLE)
         self.kind = "buffer"
         if self.memory.len == 0 or (<hva_t>self.memory.buf | self.memory.len) & PAGE_OFFSET_MASK:
@@ -69,12 +68,9 @@ cdef class Backing:
                 " length of host memory for slots must be multiples of 4096, above 0; an mmap's are"
             )
 
-    def __init__(self, buffer):
-        pass
-
     def __dealloc__(self):
         PyBuffer_Release(&self.memory)
-        if self.fd >= 0:
+        if self.has_fd:
             close(self.fd)
 
     def __reduce__(self):
@@ -205,7 +201,7 @@ cdef class Backing:
         except BaseException:
             os.close(fd)
             raise
-        made.fd = fd
+        take_fd(made, fd)
         made.file_end = begin + length
         return made
 
@@ -214,7 +210,7 @@ cdef class Backing:
 
         ValueError for memory that has none.
         """
-        if self.fd < 0:
+        if not self.has_fd:
             raise ValueError(f"{self.kind} memory has no file")
         return self.fd
 
@@ -266,6 +262,11 @@ cdef Backing named(Backing made, str kind):
     return made
 
 
+cdef void take_fd(Backing made, int fd) noexcept:
+    made.fd = fd
+    made.has_fd = True
+
+
 cdef Backing memfd_of(uint64_t length, str name, int flags):
     cdef Backing made
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | flags)
@@ -278,7 +279,7 @@ cdef Backing memfd_of(uint64_t length, str name, int flags):
     except BaseException:
         os.close(fd)
         raise
-    made.fd = fd
+    take_fd(made, fd)
     if flags:
         made.huge_pages = "hugetlb"
     return made
