@@ -1,7 +1,8 @@
 import os
-from typing import Self, SupportsIndex, final
+from typing import Any, Self, SupportsIndex, final
 
 from _typeshed import ReadableBuffer
+from numpy.typing import NDArray
 
 @final
 class Backing:
@@ -11,7 +12,7 @@ class Backing:
     buffer itself.
     """
 
-    def __new__(cls, buffer: ReadableBuffer) -> Self: ...
+    def __new__(cls, buffer: ReadableBuffer | NDArray[Any]) -> Self: ...
     def __reduce__(self) -> tuple[object, ...]: ...
     @staticmethod
     def anonymous(size: SupportsIndex, *, huge_pages: bool = False) -> Backing:

@@ -1,8 +1,10 @@
 """Host memory that slots are placed on: anonymous, a memfd, a file, or what somebody has."""
 
+import errno
 import fcntl
 import mmap
 import os
+import stat
 
 cimport cython
 from cpython.buffer cimport (
@@ -165,7 +167,7 @@ cdef class Backing:
         ValueError
             A part that is not whole pages, or that the file has not.
         OSError
-            The file cannot be opened or mapped.
+            The file cannot be opened or mapped, or is none: a directory, a device, a pipe.
 
         Notes
         -----
@@ -179,15 +181,25 @@ cdef class Backing:
         if not page_aligned(begin):
             raise ValueError(f"offset {begin:#x} is not a multiple of the page size, 4096")
         mode = os.O_RDWR if shared and not readonly else os.O_RDONLY
-        fd = os.open(path, mode | os.O_CLOEXEC)
+        # Not to wait for who writes to it, should it be a pipe.
+        fd = os.open(path, mode | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            there = os.fstat(fd).st_size
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                code = errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.ENODEV
+                raise OSError(code, os.strerror(code), path)
+            there = status.st_size
             left = max(there - begin, 0)
+            if left == 0 and size is None:
+                raise ValueError(
+                    f"{os.fspath(path)!r} has {there:#x} bytes, and none from offset {begin:#x} on"
+                )
             length = whole_pages(left if size is None else size, "size")
             if length > left:
+                end = int(begin) + length  # which 64 bits may not hold
                 raise ValueError(
-                    f"[{begin:#x}, {begin + length:#x}) is not all in {os.fspath(path)!r}, which"
-                    f" has {there:#x} bytes"
+                    f"[{begin:#x}, {end:#x}) is not all in {os.fspath(path)!r}, which has"
+                    f" {there:#x} bytes"
                 )
             protection = mmap.PROT_READ if readonly else mmap.PROT_READ | mmap.PROT_WRITE
             memory = mmap.mmap(
