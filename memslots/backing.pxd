@@ -12,7 +12,8 @@ cdef class Backing:
     cdef readonly str kind  # "anonymous", "memfd", "file" or "buffer"
     # "hugetlb" or "transparent" where the memory may be of huge pages, else None
     cdef readonly str huge_pages
-    cdef int fd  # of a file or a memfd; -1: neither
+    cdef int fd  # of a file or a memfd, closed with this
+    cdef bint has_fd  # whether there is one: a flag, since all is 0 where __cinit__ was not reached
     cdef uint64_t file_end  # where in the file the memory ends, if somebody may shorten it; else 0
 
     cdef hva_t start(self) noexcept

@@ -2,6 +2,7 @@ import os
 from typing import Any, Self, SupportsIndex, final
 
 from _typeshed import ReadableBuffer
+from numpy.typing import NDArray
 
 @final
 class Backing:
@@ -11,8 +12,7 @@ class Backing:
     buffer itself.
     """
 
-    def __new__(cls, buffer: ReadableBuffer, *args: Any, **kwargs: Any) -> Self: ...
-    def __init__(self, buffer: ReadableBuffer) -> None: ...
+    def __new__(cls, buffer: ReadableBuffer | NDArray[Any]) -> Self: ...
     def __reduce__(self) -> tuple[object, ...]: ...
     @staticmethod
     def anonymous(size: SupportsIndex, *, huge_pages: bool = False) -> Backing:

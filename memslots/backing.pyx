@@ -1,8 +1,10 @@
 """Host memory that slots are placed on: anonymous, a memfd, a file, or what somebody has."""
 
+import errno
 import fcntl
 import mmap
 import os
+import stat
 
 cimport cython
 from cpython.buffer cimport (
@@ -59,8 +61,7 @@ cdef class Backing:
         "hugetlb" where it is of huge pages, "transparent" where the kernel was asked for them.
     """
 
-    def __cinit__(self, buffer, *args, **kwargs):
-        self.fd = -1
+    def __cinit__(self, buffer):
         PyObject_GetBuffer(buffer, &self.memory, PyBUF_SIMPLE)
         self.kind = "buffer"
         if self.memory.len == 0 or (<hva_t>self.memory.buf | self.memory.len) & PAGE_OFFSET_MASK:
@@ -69,12 +70,9 @@ cdef class Backing:
                 " length of host memory for slots must be multiples of 4096, above 0; an mmap's are"
             )
 
-    def __init__(self, buffer):
-        pass
-
     def __dealloc__(self):
         PyBuffer_Release(&self.memory)
-        if self.fd >= 0:
+        if self.has_fd:
             close(self.fd)
 
     def __reduce__(self):
@@ -169,7 +167,7 @@ cdef class Backing:
         ValueError
             A part that is not whole pages, or that the file has not.
         OSError
-            The file cannot be opened or mapped.
+            The file cannot be opened or mapped, or is none: a directory, a device, a pipe.
 
         Notes
         -----
@@ -183,15 +181,25 @@ cdef class Backing:
         if not page_aligned(begin):
             raise ValueError(f"offset {begin:#x} is not a multiple of the page size, 4096")
         mode = os.O_RDWR if shared and not readonly else os.O_RDONLY
-        fd = os.open(path, mode | os.O_CLOEXEC)
+        # Not to wait for who writes to it, should it be a pipe.
+        fd = os.open(path, mode | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            there = os.fstat(fd).st_size
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                code = errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.ENODEV
+                raise OSError(code, os.strerror(code), path)
+            there = status.st_size
             left = max(there - begin, 0)
+            if left == 0 and size is None:
+                raise ValueError(
+                    f"{os.fspath(path)!r} has {there:#x} bytes, and none from offset {begin:#x} on"
+                )
             length = whole_pages(left if size is None else size, "size")
             if length > left:
+                end = int(begin) + length  # which 64 bits may not hold
                 raise ValueError(
-                    f"[{begin:#x}, {begin + length:#x}) is not all in {os.fspath(path)!r}, which"
-                    f" has {there:#x} bytes"
+                    f"[{begin:#x}, {end:#x}) is not all in {os.fspath(path)!r}, which has"
+                    f" {there:#x} bytes"
                 )
             protection = mmap.PROT_READ if readonly else mmap.PROT_READ | mmap.PROT_WRITE
             memory = mmap.mmap(
@@ -205,7 +213,7 @@ cdef class Backing:
         except BaseException:
             os.close(fd)
             raise
-        made.fd = fd
+        take_fd(made, fd)
         made.file_end = begin + length
         return made
 
@@ -214,7 +222,7 @@ cdef class Backing:
 
         ValueError for memory that has none.
         """
-        if self.fd < 0:
+        if not self.has_fd:
             raise ValueError(f"{self.kind} memory has no file")
         return self.fd
 
@@ -266,6 +274,11 @@ cdef Backing named(Backing made, str kind):
     return made
 
 
+cdef void take_fd(Backing made, int fd) noexcept:
+    made.fd = fd
+    made.has_fd = True
+
+
 cdef Backing memfd_of(uint64_t length, str name, int flags):
     cdef Backing made
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | flags)
@@ -278,7 +291,7 @@ cdef Backing memfd_of(uint64_t length, str name, int flags):
     except BaseException:
         os.close(fd)
         raise
-    made.fd = fd
+    take_fd(made, fd)
     if flags:
         made.huge_pages = "hugetlb"
     return made

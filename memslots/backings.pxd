@@ -17,7 +17,8 @@ cdef class Backings:
     cdef bint replace(self, tuple now, tuple then)
     # Makes one more known; whether it was not yet. ValueError where it shares memory with another.
     cdef bint add(self, object backing) except -1
-    cdef int drop(self, object backing) except -1
+    # Forgets one on which no slot is; whether none was.
+    cdef bint drop_unused(self, object backing) except -1
     # Whether any slot of the machine is on it.
     cdef bint is_used(self, object backing) except -1
 

@@ -1,6 +1,7 @@
 """The host memory of one machine's slots: found by host address, kept while slots are on it."""
 
 cimport cython
+from libc.stdint cimport uint64_t
 
 from memslots.backing cimport Backing
 
@@ -24,10 +25,12 @@ cdef class Backings:
         """Told by the Memslots of every change."""
         if change is not Change.DELETE:
             return
+        cdef hva_t hva = old.userspace_addr
+        cdef uint64_t size = old.memory_size
         cdef Backing backing
         for backing in self.get():
-            if backing.holds(old.userspace_addr, 1) and not self.is_used(backing):
-                self.drop(backing)
+            if meet(backing.start(), backing.memory.len, hva, size):
+                self.drop_unused(backing)
 
     def __reduce__(self):
         raise TypeError("Backings cannot be pickled or copied: they are memory")
@@ -54,21 +57,26 @@ cdef class Backings:
             for other in now:
                 if other is added:
                     return False
-                if other.start() - added.start() < <hva_t>added.memory.len or (
-                    added.start() - other.start() < <hva_t>other.memory.len
-                ):
+                if meet(other.start(), other.memory.len, added.start(), added.memory.len):
                     raise ValueError(f"{added} shares memory with {other}; place slots on that one")
             then = tuple(sorted((*now, added), key=_address))
             if self.replace(now, then):
                 return True
 
-    cdef int drop(self, object backing) except -1:
+    cdef bint drop_unused(self, object backing) except -1:
         cdef tuple now = None
         cdef tuple then = None
+        if self.is_used(backing):
+            return False
         while now is None or not self.replace(now, then):
             now = self.get()
             then = tuple([one for one in now if one is not backing])
-        return 0
+        # Another thread may have put a slot on it since the question: either this sees the slot, or
+        # who placed it sees that the memory is not known, in `place`.
+        if self.is_used(backing):
+            self.add(backing)
+            return False
+        return True
 
     cdef bint is_used(self, object backing) except -1:
         end = backing.hva + backing.size
@@ -76,6 +84,11 @@ cdef class Backings:
             if self.vm.address_space(as_id).in_hva_range(backing.hva, end):
                 return True
         return False
+
+
+cdef inline bint meet(hva_t a, uint64_t a_size, hva_t b, uint64_t b_size) noexcept:
+    """Whether two runs of host memory have a byte in common."""
+    return a - b < b_size or b - a < a_size
 
 
 def _address(backing):

@@ -1,7 +1,8 @@
 import os
-from typing import Self, SupportsIndex, final
+from typing import Any, Self, SupportsIndex, final
 
 from _typeshed import ReadableBuffer, WriteableBuffer
+from numpy.typing import NDArray
 
 from memslots.backing import Backing
 from memslots.memslots import Memslots
@@ -48,9 +49,9 @@ class GuestMemory:
         """Let go of host memory. BusyError: a slot is on it."""
     def read(self, gpa: SupportsIndex, n: SupportsIndex) -> bytes:
         """`n` bytes. NotMappedError."""
-    def readinto(self, gpa: SupportsIndex, buffer: WriteableBuffer) -> int:
+    def readinto(self, gpa: SupportsIndex, buffer: WriteableBuffer | NDArray[Any]) -> int:
         """Fill a buffer; how many bytes. NotMappedError."""
-    def write(self, gpa: SupportsIndex, data: ReadableBuffer) -> int:
+    def write(self, gpa: SupportsIndex, data: ReadableBuffer | NDArray[Any]) -> int:
         """Write bytes; how many. NotMappedError, ReadOnlyError."""
     def fill(self, gpa: SupportsIndex, n: SupportsIndex, value: SupportsIndex = 0) -> None:
         """Write the same byte `n` times. NotMappedError, ReadOnlyError."""

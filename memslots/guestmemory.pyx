@@ -10,15 +10,14 @@ from cpython.buffer cimport (
     PyObject_GetBuffer,
 )
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.stdint cimport uint64_t
-from libc.string cimport memmove, memset
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memcpy, memmove, memset
 
-from memslots.arguments cimport field_of, u64
+from memslots.arguments cimport field_of, u32, u64
 from memslots.backing cimport Backing
 from memslots.backings cimport Backings, backing_at
 from memslots.core.access cimport (
     ACCESS_BAD,
-    ACCESS_DONE,
     ACCESS_NO_MEMORY,
     ACCESS_READ,
     ACCESS_RESTORE,
@@ -32,15 +31,15 @@ from memslots.core.access cimport (
     piece,
 )
 from memslots.core.machine cimport machine
+from memslots.core.slot cimport SLOT_READONLY
 from memslots.core.space cimport space, space_active
-from memslots.core.units cimport PAGE_SHIFT, gpa_t, page_aligned
+from memslots.core.units cimport PAGE_SHIFT, gpa_t, hva_t, page_aligned
 from memslots.memslots cimport memslots_machine, memslots_space
 from memslots.sections cimport section, section_enter, section_leave
 
 from memslots import snapshot
 from memslots.errors import BusyError, InvalidRegionError, NotMappedError, ReadOnlyError
 from memslots.memslots import Memslots
-from memslots.records import Flags
 
 cdef enum:
     # Copies of more bytes than this let the GIL go: to get it back takes as long as to copy some
@@ -101,8 +100,7 @@ cdef class GuestMemory:
     An access is worked out in full before it begins. One that cannot be done raises for the first
     guest address that is in the way, and has done nothing: a NotMappedError where no slot holds it,
     or none that has known host memory; a ReadOnlyError where it is a write and the slot is
-    READONLY, or its host memory cannot be written. An access of 0 bytes does nothing, wherever it
-    is.
+    READONLY, or its host memory cannot be written. An access of 0 bytes does nothing, anywhere.
 
     What is written is marked in the dirty logs of the slots it was written to.
 
@@ -206,23 +204,25 @@ cdef class GuestMemory:
 
         Notes
         -----
-        O(log n). `Memslots.delete` takes the slot away again.
+        O(log n + b) for b backings that are known. `Memslots.delete` takes the slot away again.
         """
         cdef Backing memory = some(backing)
         cdef gpa_t address = u64(gpa, "gpa")
         cdef uint64_t begin = u64(offset, "offset")
-        cdef uint64_t length = u64(memory.memory.len - begin if size is None else size, "size")
+        cdef uint64_t end = memory.memory.len
+        cdef uint64_t length = max(begin, end) - begin if size is None else u64(size, "size")
+        cdef uint32_t bits = u32(flags, "flags")
         if not (page_aligned(address) and page_aligned(begin) and page_aligned(length)):
             raise InvalidRegionError(
                 errno.EINVAL,
                 f"gpa {address:#x}, offset {begin:#x} and size {length:#x} must be multiples of the"
                 " page size, 4096",
             )
-        if begin > <uint64_t>memory.memory.len or length > <uint64_t>memory.memory.len - begin:
+        if begin > end or length > end - begin:
             raise InvalidRegionError(
-                errno.EINVAL, f"[{begin:#x}, {begin + int(length):#x}) is not all in {memory}"
+                errno.EINVAL, f"[{begin:#x}, {int(begin) + length:#x}) is not all in {memory}"
             )
-        if memory.memory.readonly and not flags & Flags.READONLY:
+        if memory.memory.readonly and not bits & SLOT_READONLY:
             raise InvalidRegionError(
                 errno.EINVAL, f"{memory} cannot be written: a slot on it must be READONLY"
             )
@@ -233,15 +233,17 @@ cdef class GuestMemory:
                 address >> PAGE_SHIFT,
                 length >> PAGE_SHIFT,
                 memory.start() + begin,
-                flags,
+                bits,
                 self.sp.as_id,
             )
         except BaseException:
-            if new and not self.known.is_used(memory):
-                self.known.drop(memory)
+            if new:
+                self.known.drop_unused(memory)
             raise
-        # Again: it was dropped if another thread has deleted the last slot on it meanwhile.
-        self.known.add(memory)
+        # It was dropped if another thread has deleted the last slot on it meanwhile. It may be this
+        # one that is gone already: then nobody else will drop it.
+        if self.known.add(memory):
+            self.known.drop_unused(memory)
         return made
 
     def add(self, backing):
@@ -266,9 +268,8 @@ cdef class GuestMemory:
             A slot is on it.
         """
         cdef Backing memory = some(backing)
-        if self.known.is_used(memory):
+        if memory in self.known.get() and not self.known.drop_unused(memory):
             raise BusyError(errno.EBUSY, f"slots are on {memory}: delete them first")
-        self.known.drop(memory)
 
     # Bytes
 
@@ -293,20 +294,21 @@ cdef class GuestMemory:
         O(log n + k + bytes) for k slots.
         """
         cdef access a
+        cdef gpa_t address = u64(gpa, "gpa")
         cdef uint64_t size = u64(n, "n")
         cdef bytes out
         if size == 0:
             return b""
-        _held = self.begin(&a, u64(gpa, "gpa"), size, ACCESS_READ)
+        _held = self.begin(&a, address, size, ACCESS_READ)
         try:
             out = PyBytes_FromStringAndSize(NULL, size)
-            gather(&a, PyBytes_AS_STRING(out), size)
+            copy_out(&a, PyBytes_AS_STRING(out), size)
         finally:
             access_free(&a)
         return out
 
     def readinto(self, gpa, buffer):
-        """Read guest memory into a buffer, all of it.
+        """Read guest memory into a buffer, all of it. It may be guest memory itself.
 
         Parameters
         ----------
@@ -322,7 +324,7 @@ cdef class GuestMemory:
         Raises
         ------
         NotMappedError
-        TypeError, BufferError
+        TypeError, BufferError, ValueError
             It is no such buffer.
         """
         cdef access a
@@ -332,8 +334,10 @@ cdef class GuestMemory:
         try:
             if view.len != 0:
                 _held = self.begin(&a, address, view.len, ACCESS_READ)
-                gather(&a, <char *>view.buf, view.len)
-                access_free(&a)
+                try:
+                    self.gather(&a, <char *>view.buf, view.len)
+                finally:
+                    access_free(&a)
             return view.len
         finally:
             PyBuffer_Release(&view)
@@ -346,6 +350,7 @@ cdef class GuestMemory:
         gpa : int
             In bytes; need not be aligned. The bytes may go to several slots.
         data : C-contiguous buffer
+            May be guest memory, too, and the same: it is written as it was before.
 
         Returns
         -------
@@ -356,7 +361,7 @@ cdef class GuestMemory:
         ------
         NotMappedError, ReadOnlyError
             Then nothing is written.
-        TypeError, BufferError
+        TypeError, BufferError, ValueError
             It is no such buffer.
         """
         cdef access a
@@ -366,8 +371,10 @@ cdef class GuestMemory:
         try:
             if view.len != 0:
                 _held = self.begin(&a, address, view.len, ACCESS_WRITE)
-                scatter(&a, <const char *>view.buf, view.len)
-                self.end_write(&a)
+                try:
+                    self.scatter(&a, <const char *>view.buf, view.len)
+                finally:
+                    access_free(&a)
             return view.len
         finally:
             PyBuffer_Release(&view)
@@ -392,7 +399,8 @@ cdef class GuestMemory:
                 set_all(&a, byte)
         else:
             set_all(&a, byte)
-        self.end_write(&a)
+        self.mark(&a)
+        access_free(&a)
 
     # Numbers
 
@@ -588,54 +596,84 @@ cdef class GuestMemory:
 
         Then access_free is due.
         """
-        cdef access_result result = ACCESS_BAD
+        cdef access_result result
         cdef section at
+        cdef const piece *wrong
         cdef tuple held
+        cdef gpa_t bad
         if gpa + size - 1 < gpa:
             raise wraps(gpa, size)
-        while result != ACCESS_DONE:
+        while True:
+            # Before the slots: as long as this is held, nothing else comes to be at its addresses.
+            held = self.known.get()
             at = section_enter(self.m, NULL)
             result = access_init(a, space_active(self.sp), gpa, size, kind)
             section_leave(&at)
             if result == ACCESS_NO_MEMORY:
                 raise MemoryError("no memory for an access that goes through many slots")
             if result == ACCESS_BAD:
+                bad = a.bad
+                if bad != gpa:
+                    # The host memory of what comes before may be in the way first.
+                    self.begin(a, gpa, bad - gpa, kind)
+                    access_free(a)
                 # Raises, unless a slot has come there since; then once more.
-                self.face.gpa_to_hva(a.bad, kind == ACCESS_WRITE)
-        # After the slots: what they are on was known before they were.
-        held = self.known.get()
-        cdef size_t n
-        cdef Backing backing
-        cdef void *found
-        for n in range(a.count):
-            found = backing_at(held, a.pieces[n].hva)
-            backing = None if found is NULL else <Backing>found
-            if (
-                backing is None
-                or not backing.holds(a.pieces[n].hva, a.pieces[n].size)
-                or (kind != ACCESS_READ and backing.memory.readonly)
-                or not backing.is_whole()
-            ):
+                self.face.gpa_to_hva(bad, kind == ACCESS_WRITE)
+                continue
+            wrong = find_wrong(a, held, kind)
+            if wrong is NULL:
+                return held
+            if self.known.get() is held:
                 try:
-                    raise self.no_memory(&a.pieces[n], backing)
+                    raise self.no_memory(wrong, held, kind)
                 finally:
                     access_free(a)
-        return held
+            # The slot may be on what has become known since: once more.
+            access_free(a)
 
-    cdef object no_memory(self, const piece *at, Backing backing):
-        """Why the host memory of a piece cannot be accessed."""
-        cdef str text = f"gpa {at.gpa:#x} is in {self.face.get(at.id, f'slot {at.id}')}, whose"
-        if backing is None or not backing.holds(at.hva, at.size):
-            return NotMappedError(errno.EFAULT, f"{text} host memory is not known here")
-        if not backing.is_whole():
-            return NotMappedError(errno.EFAULT, f"{text} file is shorter now than its memory")
-        return ReadOnlyError(errno.EFAULT, f"{text} host memory cannot be written")
+    cdef object no_memory(self, const piece *at, tuple held, access_kind kind):
+        """Why the host memory of a piece cannot be accessed: what find_wrong found."""
+        cdef void *found = backing_at(held, at.hva)
+        cdef Backing backing = None if found is NULL else <Backing>found
+        cdef gpa_t gpa = at.gpa
+        if backing is None:
+            error, why = NotMappedError, "whose host memory is not known here"
+        elif kind != ACCESS_READ and backing.memory.readonly:
+            error, why = ReadOnlyError, "whose host memory cannot be written"
+        elif not backing.holds(at.hva, at.size):
+            gpa += backing.start() + <uint64_t>backing.memory.len - at.hva
+            error, why = NotMappedError, f"whose host memory there is beyond {backing}"
+        else:
+            error, why = NotMappedError, "whose file is shorter now than its memory"
+        return error(
+            errno.EFAULT, f"gpa {gpa:#x} is in {self.face.get(at.id, f'slot {at.id}')}, {why}"
+        )
 
-    cdef int end_write(self, access *a) except -1:
+    cdef void mark(self, const access *a) noexcept:
+        """Marks what was written."""
         cdef section at = section_enter(self.m, NULL)
         access_mark(a, space_active(self.sp))
         section_leave(&at)
-        access_free(a)
+
+    cdef int gather(self, const access *a, char *out, uint64_t size) except -1:
+        """Reads what is accessed, `size` bytes in all, into somebody's memory."""
+        cdef bytes apart
+        if not meets(a, out, size):
+            copy_out(a, out, size)
+            return 0
+        apart = PyBytes_FromStringAndSize(NULL, size)
+        copy_out(a, PyBytes_AS_STRING(apart), size)
+        memcpy(out, PyBytes_AS_STRING(apart), size)
+        return 0
+
+    cdef int scatter(self, const access *a, const char *data, uint64_t size) except -1:
+        """Writes what is accessed, `size` bytes in all, and marks it."""
+        cdef bytes apart
+        if meets(a, data, size):
+            apart = PyBytes_FromStringAndSize(data, size)
+            data = PyBytes_AS_STRING(apart)
+        copy_in(a, data, size)
+        self.mark(a)
         return 0
 
     cdef list parts(self, object gpa, object n, access_kind kind):
@@ -668,10 +706,10 @@ cdef class GuestMemory:
         cdef unsigned char raw[8]
         cdef int i
         cdef tuple _held = self.begin(&a, u64(gpa, "gpa"), size, ACCESS_READ)
-        if a.count == 1 and a.pieces[0].hva % size == 0:
+        if a.count == 1 and not a.pieces[0].hva & (size - 1):
             value = load_number(<const void *>a.pieces[0].hva, size)
         else:
-            gather(&a, <char *>raw, size)
+            copy_out(&a, <char *>raw, size)
             for i in range(size):
                 value |= <uint64_t>raw[i] << (8 * i)
         access_free(&a)
@@ -687,13 +725,15 @@ cdef class GuestMemory:
         if size < 8 and value >> (8 * size):
             field_of(given, "value", 8 * size)  # raises
         cdef tuple _held = self.begin(&a, address, size, ACCESS_WRITE)
-        if a.count == 1 and a.pieces[0].hva % size == 0:
+        if a.count == 1 and not a.pieces[0].hva & (size - 1):
             store_number(<void *>a.pieces[0].hva, value, size)
         else:
             for i in range(size):
                 raw[i] = <unsigned char>(value >> (8 * i))
-            scatter(&a, <const char *>raw, size)
-        return self.end_write(&a)
+            copy_in(&a, <const char *>raw, size)
+        self.mark(&a)
+        access_free(&a)
+        return 0
 
 
 cdef Backing some(object backing):
@@ -708,40 +748,65 @@ cdef object wraps(gpa_t gpa, uint64_t size):
     )
 
 
-cdef void copy_out(const access *a, char *out) noexcept nogil:
+cdef const piece *find_wrong(const access *a, tuple held, access_kind kind) noexcept:
+    """The first piece that is on no memory of `held`, or on such as this access cannot touch."""
+    cdef const piece *at
+    cdef void *found
     cdef size_t n
     for n in range(a.count):
+        at = &a.pieces[n]
+        found = backing_at(held, at.hva)
+        if (
+            found is NULL
+            or (kind != ACCESS_READ and (<Backing>found).memory.readonly)
+            or not (<Backing>found).holds(at.hva, at.size)
+            or not (<Backing>found).is_whole()
+        ):
+            return at
+    return NULL
+
+
+cdef bint meets(const access *a, const char *bytes_, uint64_t size) noexcept nogil:
+    """Whether memory that is copied to or from may be overwritten by the copy of another piece."""
+    cdef hva_t hva = <hva_t>bytes_
+    cdef size_t n
+    if a.count == 1:
+        return False  # memmove knows what to do
+    for n in range(a.count):
+        if a.pieces[n].hva - hva < size or hva - a.pieces[n].hva < a.pieces[n].size:
+            return True
+    return False
+
+
+cdef void copy_pieces(const access *a, char *bytes_, bint write) noexcept nogil:
+    cdef void *hva
+    cdef size_t n
+    for n in range(a.count):
+        hva = <void *>a.pieces[n].hva
         # Either side may be guest memory, and the same.
-        memmove(out, <const void *>a.pieces[n].hva, a.pieces[n].size)
-        out += a.pieces[n].size
+        memmove(hva if write else bytes_, bytes_ if write else hva, a.pieces[n].size)
+        bytes_ += a.pieces[n].size
 
 
-cdef void copy_in(const access *a, const char *data) noexcept nogil:
-    cdef size_t n
-    for n in range(a.count):
-        memmove(<void *>a.pieces[n].hva, data, a.pieces[n].size)
-        data += a.pieces[n].size
+cdef void copy_out(const access *a, char *out, uint64_t size) noexcept:
+    """Reads what is accessed, `size` bytes in all."""
+    if size > LONG_COPY:
+        with nogil:
+            copy_pieces(a, out, False)
+    else:
+        copy_pieces(a, out, False)
+
+
+cdef void copy_in(const access *a, const char *data, uint64_t size) noexcept:
+    """Writes what is accessed, `size` bytes in all."""
+    if size > LONG_COPY:
+        with nogil:
+            copy_pieces(a, <char *>data, True)
+    else:
+        copy_pieces(a, <char *>data, True)
 
 
 cdef void set_all(const access *a, int byte) noexcept nogil:
     cdef size_t n
     for n in range(a.count):
         memset(<void *>a.pieces[n].hva, byte, a.pieces[n].size)
-
-
-cdef void gather(const access *a, char *out, uint64_t size) noexcept:
-    """Reads what is accessed, `size` bytes in all."""
-    if size > LONG_COPY:
-        with nogil:
-            copy_out(a, out)
-    else:
-        copy_out(a, out)
-
-
-cdef void scatter(const access *a, const char *data, uint64_t size) noexcept:
-    """Writes what is accessed, `size` bytes in all."""
-    if size > LONG_COPY:
-        with nogil:
-            copy_in(a, data)
-    else:
-        copy_in(a, data)

@@ -47,5 +47,6 @@ cdef access_result access_init(
 ) noexcept nogil
 cdef void access_free(access *a) noexcept nogil
 # Marks what was accessed in the dirty logs of the slots as `set` has them now: wherever a slot is,
-# if it is still the same memory. The caller is in a section. O(k + p / 64) for k pieces, p pages.
+# if it is still the same memory, else in every slot that has that memory. The caller is in a
+# section. O(k + p / 64) for k pieces, p pages; O(k log n + m) more where m slots took their place.
 cdef void access_mark(const access *a, slotset *set) noexcept nogil

@@ -4,8 +4,13 @@ from memslots.core.alloc cimport alloc_free, alloc_zeroed
 from memslots.core.dirtylog cimport dirty_mark_range
 from memslots.core.lookup cimport lookup_in, slot_usable
 from memslots.core.slot cimport SLOT_READONLY
-from memslots.core.slotset cimport slotset_by_id, slotset_step
-from memslots.core.units cimport PAGE_SHIFT, gpa_to_gfn
+from memslots.core.slotset cimport (
+    slotset_by_id,
+    slotset_first_hva,
+    slotset_next_hva,
+    slotset_step,
+)
+from memslots.core.units cimport PAGE_SHIFT, gpa_to_gfn, hva_t
 
 
 cdef size_t walk(
@@ -61,19 +66,27 @@ cdef void access_free(access *a) noexcept nogil:
         alloc_free(a.pieces)
 
 
+cdef void mark(slot *s, hva_t first, hva_t last) noexcept nogil:
+    """Marks what the slot has of the host bytes [first, last]: some."""
+    cdef hva_t begin = max(first, s.userspace_addr) - s.userspace_addr
+    cdef hva_t end = min(last, s.last_hva) - s.userspace_addr
+    dirty_mark_range(s, s.base_gfn + (begin >> PAGE_SHIFT), s.base_gfn + (end >> PAGE_SHIFT))
+
+
 cdef void access_mark(const access *a, slotset *set) noexcept nogil:
     cdef const piece *at
-    cdef uint64_t offset
+    cdef hva_t last
     cdef slot *s
     cdef size_t n
     for n in range(a.count):
         at = &a.pieces[n]
+        last = at.hva + at.size - 1
         s = slotset_by_id(set, at.id)
-        if s is NULL or s.userspace_addr != at.slot_hva or s.npages != at.npages:
+        if s is not NULL and s.userspace_addr == at.slot_hva and s.npages == at.npages:
+            mark(s, at.hva, last)
             continue
-        offset = at.hva - at.slot_hva
-        dirty_mark_range(
-            s,
-            s.base_gfn + (offset >> PAGE_SHIFT),
-            s.base_gfn + ((offset + at.size - 1) >> PAGE_SHIFT),
-        )
+        # Split, or merged with others: what was written must be in some log.
+        s = slotset_first_hva(set, at.hva, last)
+        while s is not NULL:
+            mark(s, at.hva, last)
+            s = slotset_next_hva(set, s, at.hva, last)

@@ -1,0 +1,88 @@
+# cython: language_level=3
+"""Drives memslots.core.access on the slots of a Memslots; no byte of their memory is touched."""
+
+from libc.stdint cimport uint64_t
+
+from memslots.core.access cimport (
+    ACCESS_BAD,
+    ACCESS_NO_MEMORY,
+    ACCESS_READ,
+    ACCESS_RESTORE,
+    ACCESS_WRITE,
+    FEW_PIECES,
+    access,
+    access_free,
+    access_init,
+    access_kind,
+    access_mark,
+    access_result,
+)
+from memslots.core.space cimport space_active
+from memslots.core.srcu cimport srcu_enter, srcu_leave, srcu_reader
+from memslots.core.units cimport gpa_t
+from memslots.memslots cimport memslots_reader, memslots_space
+
+FEW = FEW_PIECES
+
+cdef dict KINDS = {"read": ACCESS_READ, "write": ACCESS_WRITE, "restore": ACCESS_RESTORE}
+
+
+class Bad(Exception):
+    """ACCESS_BAD; args[0] is the guest address."""
+
+
+cdef class Access:
+    """An access that was worked out, and is over when this goes."""
+
+    cdef object face
+    cdef access a
+    cdef bint due  # whether access_free is
+
+    def __cinit__(self, face, gpa, size, kind):
+        cdef gpa_t address = gpa
+        cdef uint64_t length = size
+        cdef access_kind how = <access_kind><int>KINDS[kind]
+        cdef srcu_reader *reader = memslots_reader(face)
+        cdef int side = srcu_enter(reader)
+        cdef access_result result = access_init(
+            &self.a, space_active(memslots_space(face)), address, length, how
+        )
+        srcu_leave(reader, side)
+        if result == ACCESS_BAD:
+            raise Bad(self.a.bad)
+        if result == ACCESS_NO_MEMORY:
+            raise MemoryError
+        self.face = face
+        self.due = True
+
+    def __dealloc__(self):
+        if self.due:
+            access_free(&self.a)
+
+    @property
+    def pieces(self):
+        """(gpa, hva, size, id, readonly) of each."""
+        cdef size_t n
+        found = []
+        for n in range(self.a.count):
+            found.append(
+                (
+                    self.a.pieces[n].gpa,
+                    self.a.pieces[n].hva,
+                    self.a.pieces[n].size,
+                    self.a.pieces[n].id,
+                    bool(self.a.pieces[n].readonly),
+                )
+            )
+        return found
+
+    @property
+    def is_few(self):
+        """Whether it holds the pieces itself."""
+        return self.a.pieces == self.a.few
+
+    def mark(self):
+        cdef srcu_reader *reader = memslots_reader(self.face)
+        cdef int side = srcu_enter(reader)
+        access_mark(&self.a, space_active(memslots_space(self.face)))
+        srcu_leave(reader, side)

@@ -1,0 +1,199 @@
+"""memslots.core.access alone: the pieces of an access, what is in its way, and where it marks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from model import pages_of
+
+from memslots import Flags, Memslots
+
+PAGE = 0x1000
+HVA = 0x7000_0000_0000
+LOG = Flags.LOG_DIRTY_PAGES
+
+
+@pytest.fixture(scope="module")
+def driver(drivers: Any) -> Any:
+    return drivers("access")
+
+
+def row(count: int, flags: int = 0) -> Memslots:
+    """Slots of two pages side by side, id n at gfn 2n, in host memory the other way round."""
+    vm = Memslots(max_gfn=(1 << 52) - 1)
+    for id in range(count):
+        vm.create(id, 2 * id, 2, HVA - 2 * id * PAGE, flags)
+    return vm
+
+
+def dirty(vm: Memslots, id: int) -> set[int]:
+    return pages_of(vm.get_dirty_log(id))
+
+
+@pytest.mark.parametrize("kind", ["read", "write", "restore"])
+def test_one_piece(driver: Any, kind: str) -> None:
+    vm = row(3)
+    for offset, size in ((0, 1), (0, 2 * PAGE), (1, 2 * PAGE - 1), (2 * PAGE - 1, 1), (5, 8)):
+        access = driver.Access(vm, 2 * PAGE + offset, size, kind)
+        assert access.pieces == [(2 * PAGE + offset, HVA - 2 * PAGE + offset, size, 1, False)]
+        assert access.is_few
+
+
+@pytest.mark.parametrize("count", range(1, 12))
+def test_many_pieces(driver: Any, count: int) -> None:
+    vm = row(20)
+    access = driver.Access(vm, 2 * PAGE - 3, 2 * PAGE * (count - 1) + 4, "read")
+    gpas, _, sizes, ids, _ = zip(*access.pieces, strict=True)
+    assert ids == tuple(range(count + 1))
+    assert sizes == (3, *[2 * PAGE] * (count - 1), 1)
+    assert gpas == (2 * PAGE - 3, *range(2 * PAGE, 2 * PAGE * (count + 1), 2 * PAGE))
+    for gpa, hva, _, _, _ in access.pieces:
+        assert hva == vm.gpa_to_hva(gpa)
+    assert access.is_few == (count + 1 <= driver.FEW)
+
+
+@pytest.mark.parametrize("before", range(8))
+def test_a_hole(driver: Any, before: int) -> None:
+    vm = row(before)
+    vm.create(100, 2 * before + 1, 1, HVA)
+    for gpa in {0, max(2 * before * PAGE - 1, 0)}:
+        for size in (2 * before * PAGE - gpa + 1, 1 << 40, 1 << 63):
+            with pytest.raises(driver.Bad) as caught:
+                driver.Access(vm, gpa, size, "read")
+            assert caught.value.args == (2 * before * PAGE,)
+
+
+@pytest.mark.parametrize("before", range(8))
+def test_readonly_is_in_the_way_of_writes_alone(driver: Any, before: int) -> None:
+    vm = row(before)
+    vm.create(100, 2 * before, 2, HVA, Flags.READONLY)
+    size = (2 * before + 1) * PAGE
+    with pytest.raises(driver.Bad) as caught:
+        driver.Access(vm, 1, size, "write")
+    assert caught.value.args == (max(1, 2 * before * PAGE),)
+    for kind in ("read", "restore"):
+        pieces = driver.Access(vm, 1, size, kind).pieces
+        assert [piece[4] for piece in pieces] == [False] * before + [True]
+
+
+@pytest.mark.parametrize("kind", ["read", "write", "restore"])
+def test_a_slot_that_is_about_to_go(driver: Any, kind: str) -> None:
+    vm = row(2)
+    bad: list[int] = []
+
+    class Listener:
+        def invalidate(self, slot: object) -> None:
+            with pytest.raises(driver.Bad) as caught:
+                driver.Access(vm, 1, 3 * PAGE, kind)
+            bad.append(caught.value.args[0])
+
+    with vm.subscribe(Listener()):
+        vm.move(1, 0x100)
+    assert bad == [2 * PAGE]
+
+
+def test_the_end_of_guest_memory(driver: Any) -> None:
+    vm = Memslots(max_gfn=(1 << 52) - 1)
+    # The last page of all has no end that fits 64 bits: rule 2.
+    vm.create(0, (1 << 52) - 3, 2, HVA)
+    end = (1 << 64) - PAGE
+    assert driver.Access(vm, end - 1, 1, "read").pieces[0][:3] == (end - 1, HVA + 0x1FFF, 1)
+    with pytest.raises(driver.Bad) as caught:
+        driver.Access(vm, end - 1, PAGE + 1, "read")
+    assert caught.value.args == (end,)
+
+
+def test_no_memory_for_many_pieces(driver: Any, drivers: Any) -> None:
+    alloc = drivers("alloc")
+    vm = row(20)
+    live, asked = alloc.live(), alloc.asked()
+    driver.Access(vm, 0, 2 * driver.FEW * PAGE, "read")
+    assert alloc.asked() == asked
+    alloc.fail_nth(1)
+    with pytest.raises(MemoryError):
+        driver.Access(vm, 0, 2 * driver.FEW * PAGE + 1, "read")
+    alloc.fail_nth(0)
+    access = driver.Access(vm, 0, 2 * driver.FEW * PAGE + 1, "read")
+    assert alloc.live() == live + 1
+    del access
+    assert alloc.live() == live
+
+
+# Marks
+
+
+@pytest.mark.parametrize(
+    ("offset", "size", "pages"),
+    [
+        (0, 1, {0}),
+        (PAGE - 1, 1, {0}),
+        (PAGE - 1, 2, {0, 1}),
+        (PAGE, PAGE, {1}),
+        (PAGE, PAGE + 1, {1, 2}),
+        (63 * PAGE, 2 * PAGE, {63, 64}),
+        (69 * PAGE + 5, PAGE - 5, {69}),
+    ],
+)
+def test_the_pages_that_were_written(driver: Any, offset: int, size: int, pages: set[int]) -> None:
+    vm = Memslots()
+    vm.create(0, 0x10, 70, HVA, LOG)
+    driver.Access(vm, 0x10 * PAGE + offset, size, "write").mark()
+    assert dirty(vm, 0) == pages
+
+
+def test_marks_in_every_slot(driver: Any) -> None:
+    vm = row(10, LOG)
+    vm.set_flags(5, 0)
+    driver.Access(vm, 3 * PAGE + 1, 13 * PAGE, "write").mark()
+    assert [dirty(vm, id) for id in range(5)] == [set(), {1}, {0, 1}, {0, 1}, {0, 1}]
+    assert [dirty(vm, id) for id in range(6, 10)] == [{0, 1}, {0, 1}, {0}, set()]
+
+
+def test_marks_go_with_a_slot_that_moved(driver: Any) -> None:
+    vm = row(3, LOG)
+    access = driver.Access(vm, 3 * PAGE, 1, "write")
+    vm.move(1, 0x100)
+    vm.create(9, 2, 2, HVA + 0x100000, LOG)
+    access.mark()
+    assert [dirty(vm, id) for id in (0, 1, 2, 9)] == [set(), {1}, set(), set()]
+
+
+def test_marks_find_the_parts_of_a_slot_that_was_split(driver: Any) -> None:
+    vm = Memslots()
+    vm.create(0, 0x10, 10, HVA, LOG)
+    access = driver.Access(vm, 0x12 * PAGE, 5 * PAGE, "write")
+    with vm.transaction() as tx:
+        tx.delete(0)
+        tx.create(0, 0x10, 3, HVA, LOG)
+        tx.create(1, 0x13, 1, HVA + 3 * PAGE)
+        tx.create(2, 0x14, 6, HVA + 4 * PAGE, LOG)
+        tx.create(3, 0x40, 10, HVA + 20 * PAGE, LOG)
+    access.mark()
+    assert [dirty(vm, id) for id in (0, 2, 3)] == [{2}, {0, 1, 2}, set()]
+
+
+def test_marks_find_the_slot_that_others_were_merged_into(driver: Any) -> None:
+    vm = Memslots()
+    vm.create(0, 0x10, 4, HVA, LOG)
+    vm.create(1, 0x14, 4, HVA + 4 * PAGE, LOG)
+    access = driver.Access(vm, 0x13 * PAGE, 2 * PAGE, "write")
+    with vm.transaction() as tx:
+        tx.delete(0)
+        tx.delete(1)
+        tx.create(1, 0x20, 8, HVA, LOG)
+    access.mark()
+    assert dirty(vm, 1) == {3, 4}
+
+
+def test_no_marks_in_other_memory(driver: Any) -> None:
+    """A slot of the same id and place that is something else by now; and one that is READONLY."""
+    vm = row(3, LOG)
+    accesses = [driver.Access(vm, 2 * PAGE * id, 1, "restore") for id in range(3)]
+    for id in range(3):
+        vm.delete(id)
+    vm.create(0, 0, 2, HVA + 0x100000, LOG)
+    vm.create(1, 2, 2, HVA - 2 * PAGE, LOG | Flags.READONLY)
+    for access in accesses:
+        access.mark()
+    assert [dirty(vm, id) for id in (0, 1)] == [set(), set()]
