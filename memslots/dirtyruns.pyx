@@ -33,7 +33,8 @@ cdef struct open_run:  # one that the next slot may go on with
 
 cdef int close_run(open_run *run, list runs, object as_id) except -1:
     if run.start != run.end:
-        runs.append(DirtyRun(as_id, run.start, run.end))
+        # What DirtyRun(...) does, by way of a Python function.
+        runs.append(tuple.__new__(DirtyRun, (as_id, run.start, run.end)))
     run.start = run.end = 0
     return 0
 

@@ -195,6 +195,8 @@ class Mirror:
 
         What the guest wrote since it was last read is not known any more, and must not be missed.
         """
+        if not hasattr(self.backend, "get_dirty_log"):
+            return  # it had none
         slot = self.vm.address_space(call.slot.as_id).get(call.slot.id)
         if slot is not None:
             self.vm.mark_dirty_range(slot.base_gfn, slot.end_gfn, slot.as_id)

@@ -47,13 +47,12 @@ class SnapshotError(ValueError):
 
 
 class _Segment(NamedTuple):
-    """A run of guest memory in one slot, and where it is: in the file, or of the memory in it."""
+    """A run of guest memory, and where it is in the file."""
 
     as_id: int
     gpa: int
     size: int
     offset: int
-    flags: int
 
 
 def dump(mem: GuestMemory, path: str | os.PathLike[str]) -> int:
@@ -72,7 +71,7 @@ def dump_dirty(mem: GuestMemory, path: str | os.PathLike[str]) -> int:
     logs: list[object] = []
     try:
         runs = mem.vm._take_dirty_runs(logs)
-        ranges = [(as_id, start * _PAGE, (end - start) * _PAGE) for as_id, start, end in runs]
+        ranges = ((as_id, start * _PAGE, (end - start) * _PAGE) for as_id, start, end in runs)
         return _write(mem, path, ranges)
     except BaseException:
         mem.vm._return_dirty_logs(logs)
@@ -82,24 +81,49 @@ def dump_dirty(mem: GuestMemory, path: str | os.PathLike[str]) -> int:
 def _write(
     mem: GuestMemory, path: str | os.PathLike[str], ranges: Iterable[tuple[int, int, int]]
 ) -> int:
-    spaces = [mem.address_space(as_id) for as_id in range(mem.vm.address_spaces)]
     segments = []
     data: list[memoryview] = []
     held = _Held()
-    for as_id, gpa, size in ranges:
-        at = gpa
-        for view in spaces[as_id].views(gpa, size):
-            hva, length = address_of(view), len(view)
-            offset = held.find(hva, length)
-            if offset is None:
-                offset = held.add(hva, length)
-                data.append(view)
-            flags = 5 if view.readonly else 7  # PF_R, PF_W, PF_X
-            segments.append(_Segment(as_id, at, length, offset, flags))
-            at += length
+    for flags, gpa, view, hva in _parts(mem, ranges):
+        size = len(view)
+        offset = held.find(hva, size)
+        if offset is None:
+            offset = held.add(hva, size)
+            data.append(view)
+        segments.append((flags, offset, gpa, size))
     with _replacing(path) as fd:
         _write_all(fd, [memoryview(_headers(segments)), *data])
     return held.size
+
+
+def _parts(
+    mem: GuestMemory, ranges: Iterable[tuple[int, int, int]]
+) -> Iterator[tuple[int, int, memoryview, int]]:
+    """The ranges slot by slot: p_flags, guest address, the memory, its host address.
+
+    A slot's memory is looked for once for all ranges that are in it: each may be a single page.
+    """
+    spaces = [mem.address_space(as_id) for as_id in range(mem.vm.address_spaces)]
+    faces = [mem.vm.address_space(as_id) for as_id in range(mem.vm.address_spaces)]
+    of_space, begin, end = 0, 0, 0  # where `whole` is
+    whole, host, flags = memoryview(b""), 0, 0
+    for as_id, gpa, size in ranges:
+        last = gpa + size
+        while gpa < last:
+            if as_id != of_space or not begin <= gpa < end:
+                slot = faces[as_id].lookup(gpa // _PAGE)
+                if slot is None:
+                    spaces[as_id].views(gpa, last - gpa)  # says so
+                    continue  # one came there meanwhile
+                whole = spaces[as_id].views(slot.guest_phys_addr, slot.memory_size)[0]
+                of_space, begin = as_id, slot.guest_phys_addr
+                end = begin + len(whole)
+                host = address_of(whole)
+                flags = (5 if whole.readonly else 7) | as_id << _SPACE_SHIFT  # PF_R, PF_W, PF_X
+                continue  # others came there meanwhile, unless it holds gpa
+            upto = min(last, end)
+            yield flags, gpa, whole[gpa - begin : upto - begin], host + gpa - begin
+            gpa = upto
 
 
 class _Held:
@@ -122,19 +146,22 @@ class _Held:
 
     def add(self, hva: int, size: int) -> int:
         """Where it is to be: after all others."""
-        offset = self.size
-        piece = hva, hva + size, offset
+        offset, end = self.size, hva + size
         if hva < self._end:
-            insort(self._pieces, piece)
+            insort(self._pieces, (hva, end, offset))
         else:
-            self._pieces.append(piece)
-        self._end = max(self._end, hva + size)
+            self._pieces.append((hva, end, offset))
+        if end > self._end:
+            self._end = end
         self.size += size
         return offset
 
 
-def _headers(segments: Sequence[_Segment]) -> bytes:
-    """All that comes before the memory, which begins at a page."""
+def _headers(segments: Sequence[tuple[int, int, int, int]]) -> bytes:
+    """All that comes before the memory, which begins at a page.
+
+    A segment: p_flags, where of all memory in the file it is, guest address, size.
+    """
     count = len(segments)
     many = count >= _MANY
     after = _EHDR.size + _PHDR.size * count
@@ -147,8 +174,8 @@ def _headers(segments: Sequence[_Segment]) -> bytes:
     pack = _PHDR.pack
     parts = [header]
     parts += [
-        pack(_LOAD, flags | as_id << _SPACE_SHIFT, begin + offset, gpa, gpa, size, size, _PAGE)
-        for as_id, gpa, size, offset, flags in segments
+        pack(_LOAD, flags, begin + offset, gpa, gpa, size, size, _PAGE)
+        for flags, offset, gpa, size in segments
     ]
     if many:
         parts.append(_SHDR.pack(0, 0, 0, 0, 0, 0, 0, count, 0, 0))
@@ -286,7 +313,7 @@ def _read_segments(fd: int, name: str, spaces: int) -> list[_Segment]:
             raise SnapshotError(
                 f"{name}: gpa {gpa:#x} is of address space {as_id}; here are {spaces}"
             )
-        segments.append(_Segment(as_id, gpa, size, offset, flags & 7))
+        segments.append(_Segment(as_id, gpa, size, offset))
     return segments
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from backend import Logless
 from model import (
     BAD_HVA,
     NONE,
@@ -161,6 +162,9 @@ class Compared:
         vm, model = self.vm, self.model
         vm.check()
         assert state_of(vm) == model.state()
+        backend = getattr(vm, "backend", None)  # the array has none
+        if isinstance(backend, Logless):
+            backend.agrees(vm)
         assert (vm.generation, vm.nr_pages, len(vm)) == (
             model.generations[0],
             model.nr_pages(0),
@@ -368,6 +372,18 @@ class Compared:
             assert caught(MemslotError, call, *args, as_id=as_id).errno == refused.args[0]
         else:
             assert call(*args, as_id=as_id) == want
+
+    def mark_range(self, start: int, end: int, as_id: int) -> None:
+        if start > end:
+            caught(ValueError, self.vm.mark_dirty_range, start, end, as_id)
+            return
+        self.vm.mark_dirty_range(start, end, as_id=as_id)
+        for slot in self.model.in_gfn_range(as_id, start, end):
+            self.model.mark_dirty_range(max(start, slot.base_gfn), min(end, slot.end_gfn), as_id)
+
+    def dirty_runs(self) -> None:
+        runs = self.vm.take_dirty_runs()
+        assert [tuple(run) for run in runs] == self.model.take_dirty_runs()
 
     # Reading
 

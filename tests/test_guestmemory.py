@@ -15,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from backend import Backend as MirrorBackend
 from fresh import run_fresh
 from model import pages_of, unchanged
-from test_mirror import Backend, agree, mirrored
+from test_mirror import agree, mirrored
 
 from memslots import (
     Backing,
@@ -813,7 +814,7 @@ def test_a_mirrored_memslots() -> None:
     assert vm.take_dirty_runs() == [(0, 0, 1)]
     vm.delete(0)
     assert known(mem) == []
-    assert isinstance(vm.backend, Backend)
+    assert isinstance(vm.backend, MirrorBackend)
 
 
 # Views

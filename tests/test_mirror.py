@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import pytest
+from backend import Backend, Interrupt, KernelSaysNo, Logless
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model import Model, plain, state_of, unchanged
+from model import plain, state_of, unchanged
 from strategies import MAX_GFN, MAX_HVA, MAX_SLOTS, SPACES, marks, steps
 
 from memslots import (
@@ -30,68 +31,16 @@ LOG = Flags.LOG_DIRTY_PAGES
 LIMITS = {"address_spaces": SPACES, "max_gfn": MAX_GFN, "max_hva": MAX_HVA}
 
 
-class KernelSaysNo(OSError):
-    pass
-
-
-class Interrupt(BaseException):
-    pass
-
-
-class Backend:
-    """A kernel by the dull model. Refuses the calls whose numbers are in `refused`.
-
-    With `late` it does what it is asked and then raises something that is no refusal, as if a
-    signal had come in between; with `early` it raises that before.
-    """
-
-    def __init__(self, manual_dirty_log: int = 0) -> None:
-        self.model = Model(MAX_SLOTS, manual_dirty_log=manual_dirty_log, **LIMITS)
-        self.calls: list[tuple[int, ...]] = []
-        self.refused: set[int] = set()
-        self.how = ""
-
-    @property
-    def slots(self) -> list[object]:
-        return [slot for space in self.model.slots for slot in space.values()]
-
-    def set_region(self, slot: int, flags: int, gpa: int, size: int, hva: int) -> None:
-        call = (slot, flags, gpa, size, hva)
-        self.calls.append(call)
-        fails = len(self.calls) in self.refused
-        if fails and self.how == "early":
-            raise Interrupt
-        if fails and not self.how:
-            raise KernelSaysNo(errno.ENOMEM, "no")
-        answer = self.model.set_region(*call)
-        if answer.errno:
-            raise KernelSaysNo(answer.errno, str(answer))
-        if fails:
-            raise Interrupt
-
-    def write(self, gfn: int, as_id: int = 0) -> None:
-        """The guest's."""
-        self.model.mark_dirty(gfn, as_id)
-
-    def get_dirty_log(self, slot: int, as_id: int) -> bytes:
-        return bytes(self.model.get_dirty_log(slot, as_id))
-
-    def clear_dirty_log(
-        self, slot: int, first_page: int, num_pages: int, bitmap: bytes, as_id: int
-    ) -> None:
-        self.model.clear_dirty_log(slot, first_page, num_pages, bitmap, as_id)
-
-
 def mirrored(manual_dirty_log: int = 0) -> tuple[Memslots, Backend]:
-    backend = Backend(manual_dirty_log)
-    vm = Memslots(MAX_SLOTS, manual_dirty_log=manual_dirty_log, backend=backend, **LIMITS)
+    limits = LIMITS | {"manual_dirty_log": manual_dirty_log}
+    backend = Backend(MAX_SLOTS, **limits)
+    vm = Memslots(MAX_SLOTS, backend=backend, **limits)
     return vm, backend
 
 
 def agree(vm: Memslots, backend: Backend) -> None:
     vm.check()
-    for as_id in range(SPACES):
-        assert [plain(slot) for slot in vm.address_space(as_id)] == backend.model.in_order(as_id)
+    backend.agrees(vm)
 
 
 @pytest.fixture
@@ -129,7 +78,7 @@ def test_a_backend_that_keeps_the_memslots() -> None:
         def keep(self, vm: Memslots) -> None:
             kept.append(vm)
 
-    vm = Memslots(MAX_SLOTS, backend=Keeping(), **LIMITS)
+    vm = Memslots(MAX_SLOTS, backend=Keeping(MAX_SLOTS), **LIMITS)
     assert kept == [vm]
 
 
@@ -378,8 +327,7 @@ def test_two_slots_trade_places_where_there_is_no_room(pair: tuple[Memslots, Bac
 def test_a_chain_of_moves_takes_one_call_each() -> None:
     """However the steps are ordered; and time in proportion to them."""
     count = 2000
-    backend = Backend()
-    backend.model = Model(count)
+    backend = Backend(count)
     vm = Memslots(count, backend=backend)
     for id in range(count):
         vm.create(id, id, 1, 0)
@@ -390,6 +338,20 @@ def test_a_chain_of_moves_takes_one_call_each() -> None:
     assert len(backend.calls) == count
     vm.check()
     assert [plain(slot) for slot in vm] == backend.model.in_order(0)
+
+
+def test_no_log_is_lost_that_the_backend_does_not_keep() -> None:
+    backend = Logless(MAX_SLOTS, **LIMITS)
+    vm = Memslots(MAX_SLOTS, backend=backend, **LIMITS)
+    vm.create(0, 0, 10, 0, LOG)
+    vm.create(1, 10, 10, 0x10000, LOG)
+    vm.create(2, MAX_GFN, 1, 0)
+    vm.mark_dirty(14)
+    with vm.transaction() as tx:
+        tx.move(0, 10)
+        tx.move(1, 0)
+    backend.agrees(vm)
+    assert vm.get_dirty_log(1)[0] == 1 << 4
 
 
 def test_a_log_that_begins_anew(pair: tuple[Memslots, Backend]) -> None:

@@ -7,6 +7,7 @@ import pickle
 from array import array
 from collections.abc import Callable
 
+from backend import Backend
 from compared import Compared, FullListener, GivenUp, Listener
 from hypothesis import assume
 from hypothesis import strategies as st
@@ -41,7 +42,12 @@ from memslots import Memslots, Transaction
 
 class Machine(RuleBasedStateMachine):
     memslots_class: type[Memslots]
+    mirrored = False
     both: Compared
+
+    @property
+    def is_array(self) -> bool:
+        return not issubclass(self.memslots_class, Memslots)
 
     @initialize(
         manual_dirty_log=st.sampled_from([0, 1, 3]),
@@ -50,7 +56,12 @@ class Machine(RuleBasedStateMachine):
     def begin(self, manual_dirty_log: int, kinds: list[type[Listener]]) -> None:
         limits = {"address_spaces": SPACES, "max_gfn": MAX_GFN, "max_hva": MAX_HVA}
         limits["manual_dirty_log"] = manual_dirty_log
-        vm = self.memslots_class(MAX_SLOTS, **limits)
+        if self.mirrored:
+            # With room to put slots out of the way: so their logs are never lost.
+            limits["max_gfn"] = (1 << 20) - 1
+            vm = self.memslots_class(MAX_SLOTS, backend=Backend(MAX_SLOTS, **limits), **limits)
+        else:
+            vm = self.memslots_class(MAX_SLOTS, **limits)
         self.both = Compared(vm, Model(MAX_SLOTS, **limits))
         for number, kind in enumerate(kinds):
             self.both.subscribe_or_close(number, kind)
@@ -123,7 +134,7 @@ class Machine(RuleBasedStateMachine):
 
     # Transactions
 
-    @precondition(lambda self: issubclass(self.memslots_class, Memslots))
+    @precondition(lambda self: not self.is_array)
     @rule(steps=st.lists(steps, max_size=7), gives_up=st.sampled_from([False, False, False, True]))
     def transaction(self, steps: list[tuple[str, *tuple[int, ...]]], gives_up: bool) -> None:
         def body(tx: Transaction, told: ModelTransaction) -> None:
@@ -157,6 +168,16 @@ class Machine(RuleBasedStateMachine):
         for gfn in gfns[:2]:
             vm.mark_dirty(gfn, as_id=as_id)
         vm.mark_dirty_many(array("Q", gfns[2:]), as_id=as_id)
+
+    @precondition(lambda self: not self.is_array)
+    @rule(as_id=good_as_ids, start=st.integers(0, 90), end=st.integers(0, 90))
+    def mark_dirty_range(self, as_id: int, start: int, end: int) -> None:
+        self.both.mark_range(start, end, as_id)
+
+    @precondition(lambda self: not self.is_array)
+    @rule()
+    def take_dirty_runs(self) -> None:
+        self.both.dirty_runs()
 
     @rule(data=st.data())
     def get_dirty_log(self, data: st.DataObject) -> None:
@@ -214,4 +235,10 @@ class Machine(RuleBasedStateMachine):
 
 def test_against_the_model(memslots_class: type[Memslots]) -> None:
     machine = type("MachineOfClass", (Machine,), {"memslots_class": memslots_class})
+    run_state_machine_as_test(machine)
+
+
+def test_mirrored_against_the_model() -> None:
+    """And against the backend, which has the same slots after each step."""
+    machine = type("Mirrored", (Machine,), {"memslots_class": Memslots, "mirrored": True})
     run_state_machine_as_test(machine)

@@ -28,6 +28,7 @@ if __name__ == "__main__":
 
     main("fuzz.fuzz_calls")
 
+from backend import Logless
 from compared import (
     Compared,
     Face,
@@ -892,3 +893,47 @@ def page_of_slot(on: Target, number: int, gfn: Any) -> None:
     assert (which in face) == (on.model.get(face.as_id, was.id) == was)
     if which not in face and on.model.get(face.as_id, was.id) is None:
         caught(NoSuchSlotError, face.__getitem__, was.id)
+
+
+# What has come since: at the end, so that inputs which are kept still mean what they meant
+
+
+@operation(Byte(), Byte(), Byte())
+def mark_dirty_range(on: Target, start: int, end: int, space: int) -> None:
+    on.of(on.vm, "mark_dirty_range")
+    on.both.mark_range(start, end, space % on.model.address_spaces)
+
+
+@operation()
+def take_dirty_runs(on: Target) -> None:
+    on.of(on.vm, "take_dirty_runs")
+    on.both.dirty_runs()
+
+
+@operation()
+def go_on_with_a_backend(on: Target) -> None:
+    """The same slots and marks, in a Memslots whose changes are made elsewhere too."""
+    model = on.model
+    limits = {
+        name: getattr(on.vm, name)
+        for name in ("max_slots", "address_spaces", "max_gfn", "max_hva", "manual_dirty_log")
+    }
+    if limits["max_slots"] > 1 << 16:  # more ids than its call can name
+        return
+    backend = Logless(**limits)
+    vm = Memslots(**limits, backend=backend)
+    assert on.of(vm, "backend") is backend
+    for as_id in range(model.address_spaces):
+        for slot in model.in_order(as_id):
+            args = slot.base_gfn, slot.npages, slot.userspace_addr, slot.flags, as_id
+            vm.create(slot.id, *args)
+        for id, log in model.logs[as_id].items():
+            # What else the new log has goes first: with manual_dirty_log 3 it is all of it.
+            slot = model.slots[as_id][id]
+            every = b"\xff" * (8 * -(-slot.npages // 64))
+            vm.clear_dirty_log(id, 0, slot.npages, every, as_id)
+            for page in log:
+                vm.mark_dirty(slot.base_gfn + page, as_id)
+        model.generations[as_id] = vm.address_space(as_id).generation
+    on.both.close_all()
+    on.both.meet(vm)

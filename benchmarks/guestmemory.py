@@ -1,0 +1,438 @@
+"""Guest memory: copies, numbers and snapshots, beside plain slices of the very same memory.
+
+Four slots side by side on one mmap of random bytes; what is plain slices that mmap. Run by itself,
+`python benchmarks/guestmemory.py [MiB ...]`, this prints every figure and how it compares.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import platform
+import struct
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from common import PAGE_SIZE, SEED, medians, seconds_of
+
+from memslots import Flags, Memslots
+from memslots.backing import Backing
+from memslots.guestmemory import GuestMemory
+from memslots.records import DirtyRun
+
+Step = Callable[[], object]
+
+MIB = 1 << 20
+SIZES = (1, 16, 256)  # MiB
+SLOTS = 4
+ADDRESSES = 10_000
+SMALL = 16  # bytes
+BULK = ("read", "readinto", "write", "fill")
+SNAPSHOTS = ("dump", "dump_dirty 1 %", "dump_dirty 50 %", "restore")
+SHARES = (1, 50)  # of the pages, in percent
+NUMBERS = ("read_u32", "write_u32", "read", "write")
+# In memory, so that it is not a disk that is measured.
+SHM = Path("/dev/shm")
+FOLDER = SHM if SHM.is_dir() else Path(tempfile.gettempdir())
+
+
+class Guest:
+    """Guest memory, all of which logs, and the mmap that it is on."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.random = np.random.default_rng(SEED)
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        self.mmap = mmap.mmap(-1, size, flags=flags)
+        self.plain = memoryview(self.mmap)
+        self.plain[:] = self.random.bytes(size)
+        self.mem = GuestMemory(Memslots())
+        backing, part = Backing(self.mmap), size // SLOTS
+        for id in range(SLOTS):
+            self.mem.place(id, id * part, backing, id * part, part, Flags.LOG_DIRTY_PAGES)
+
+    def some_pages(self, percent: int) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
+        """Pages in no order, each as likely; at least one."""
+        pages = self.size // PAGE_SIZE
+        count = max(pages * percent // 100, 1)
+        return self.random.permutation(pages)[:count].astype(np.uint64)
+
+
+def turns(ours: Callable[[], float], plain: Callable[[], float]) -> list[float]:
+    """The median time of each, in turn."""
+    return medians(ours, plain, seconds=0.4)
+
+
+class Bulk:
+    """All of guest memory at once."""
+
+    params = (SIZES, BULK)
+    param_names = ("MiB", "call")
+    timeout = 300
+
+    def setup(self, mib: int, call: str) -> None:
+        """Make the memory; see that both ways do the same."""
+        guest = Guest(mib * MIB)
+        self.size = guest.size
+        data = guest.random.bytes(guest.size)
+        self.ours, self.plain = self.steps(guest, data)[call]
+        for step in (self.ours, self.plain):
+            before = bytes(guest.plain)
+            got = step()
+            after = bytes(guest.plain)
+            if call == "read":
+                assert got == before == after
+            elif call == "readinto":
+                assert self.into == before == after
+                self.into[:] = bytes(guest.size)
+            elif call == "write":
+                assert after == data
+            else:
+                assert call == "fill"
+                assert after == b"\x07" * guest.size
+            guest.plain[:] = before
+
+    def steps(self, guest: Guest, data: bytes) -> dict[str, tuple[Step, Step]]:
+        """Each call and what does the same to the mmap."""
+        mem, memory, size = guest.mem, guest.mmap, guest.size
+        self.into = bytearray(size)
+        sevens = b"\x07" * size
+
+        into = memoryview(self.into)
+
+        def slice_into() -> None:
+            into[:] = guest.plain
+
+        def slice_from(source: bytes) -> None:
+            memory[:] = source
+
+        return {
+            "read": (lambda: mem.read(0, size), lambda: memory[:]),
+            "readinto": (lambda: mem.readinto(0, self.into), slice_into),
+            "write": (lambda: mem.write(0, data), lambda: slice_from(data)),
+            # An mmap has no fill: what it takes is as many bytes.
+            "fill": (lambda: mem.fill(0, size, 7), lambda: slice_from(sevens)),
+        }
+
+    def measure(self) -> tuple[float, float]:
+        """MB/s of both."""
+        ours, plain = turns(partial(seconds_of, self.ours), partial(seconds_of, self.plain))
+        return self.size / ours / 1e6, self.size / plain / 1e6
+
+    def track_speed(self, mib: int, call: str) -> float:
+        """MB/s."""
+        return self.measure()[0]
+
+    def track_ratio(self, mib: int, call: str) -> float:
+        """Times the speed of a slice."""
+        ours, plain = self.measure()
+        return ours / plain
+
+
+Bulk.track_speed.unit = "MB/s"  # type: ignore[attr-defined]
+Bulk.track_ratio.unit = "times"  # type: ignore[attr-defined]
+
+
+class Snapshot:
+    """Snapshots, beside the plain write or read of as many bytes, to and from a file as new."""
+
+    params = (SIZES, SNAPSHOTS)
+    param_names = ("MiB", "call")
+    timeout = 300
+
+    def setup(self, mib: int, call: str) -> None:
+        """Make the memory; see that what is dumped is what is restored."""
+        self.guest = Guest(mib * MIB)
+        self.folder = tempfile.TemporaryDirectory(dir=FOLDER)
+        self.path = Path(self.folder.name) / "snapshot"
+        self.part = self.path.with_suffix(".part")
+        self.pages = self.guest.some_pages(int(call.split()[1]) if " " in call else 100)
+        self.size = len(self.pages) * PAGE_SIZE
+        self.steps = {
+            "dump": (self.dump, self.write),
+            "restore": (self.restore, self.read),
+        }.get(call, (self.dump_dirty, self.write))
+        guest = self.guest
+        before = np.frombuffer(guest.plain, np.uint8).reshape(-1, PAGE_SIZE)
+        wanted = before.copy()
+        step, plain = self.steps
+        self.mark()
+        (self.dump if call == "restore" else step)()
+        assert self.path.stat().st_size == self.size + -(-self.header() // PAGE_SIZE) * PAGE_SIZE
+        before[self.pages] = 0
+        assert guest.mem.restore(self.path) == self.size
+        assert np.array_equal(before, wanted)
+        plain()
+        assert np.array_equal(before, wanted)
+        self.mark()
+        self.dump()  # for restore to read
+
+    def teardown(self, mib: int, call: str) -> None:
+        """Take the files away."""
+        self.folder.cleanup()
+
+    def header(self) -> int:
+        """How many bytes come before the memory."""
+        return 64 + 56 * int.from_bytes(self.path.read_bytes()[56:58], "little")
+
+    def mark(self) -> None:
+        """Exactly these pages are dirty."""
+        self.guest.mem.vm.take_dirty_runs()
+        self.guest.mem.vm.mark_dirty_many(self.pages)
+
+    def dump(self) -> None:
+        assert self.guest.mem.dump(self.path) == self.guest.size
+
+    def dump_dirty(self) -> None:
+        assert self.guest.mem.dump_dirty(self.path) == self.size
+
+    def restore(self) -> None:
+        self.guest.mem.restore(self.path)
+
+    def write(self) -> None:
+        """As many bytes, in one piece, to a file that takes the place of the one before."""
+        fd = os.open(self.part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            done = 0
+            while done < self.size:
+                done += os.write(fd, self.guest.plain[done : self.size])
+        finally:
+            os.close(fd)
+        self.part.replace(self.path)
+
+    def read(self) -> None:
+        """The same bytes to the same place, in one piece."""
+        fd = os.open(self.path, os.O_RDONLY)
+        try:
+            done = 0
+            while done < self.size:
+                done += os.preadv(fd, [self.guest.plain[done:]], PAGE_SIZE + done)
+        finally:
+            os.close(fd)
+
+    def timed(self, step: Step) -> float:
+        """How long a step takes with the pages dirty."""
+        self.mark()
+        return seconds_of(step)
+
+    def measure(self) -> tuple[float, float]:
+        """MB/s of both."""
+        ours, plain = turns(*(partial(self.timed, step) for step in self.steps))
+        return self.size / ours / 1e6, self.size / plain / 1e6
+
+    def track_speed(self, mib: int, call: str) -> float:
+        """MB/s of memory in the file."""
+        return self.measure()[0]
+
+    def track_ratio(self, mib: int, call: str) -> float:
+        """Times the speed of the plain write or read."""
+        ours, plain = self.measure()
+        return ours / plain
+
+
+Snapshot.track_speed.unit = "MB/s"  # type: ignore[attr-defined]
+Snapshot.track_ratio.unit = "times"  # type: ignore[attr-defined]
+
+
+class Runs:
+    """take_dirty_runs, beside numpy's way to find the runs of all logs as one."""
+
+    params = (SIZES, SHARES)
+    param_names = ("MiB", "percent dirty")
+    timeout = 300
+
+    def setup(self, mib: int, percent: int) -> None:
+        """Make the memory; see that both find the same runs."""
+        self.guest = Guest(mib * MIB)
+        self.pages = self.guest.some_pages(percent)
+        self.mark()
+        runs = self.take()
+        self.mark()
+        assert [(run.start_gfn, run.end_gfn) for run in runs] == self.search()
+        assert sum(run.end_gfn - run.start_gfn for run in runs) == len(self.pages)
+        assert self.take() == []
+
+    def mark(self) -> None:
+        self.guest.mem.vm.mark_dirty_many(self.pages)
+
+    def take(self) -> list[DirtyRun]:
+        return self.guest.mem.vm.take_dirty_runs()
+
+    def search(self) -> list[tuple[int, int]]:
+        """The slots are whole words, so that their logs are one."""
+        logs = b"".join([self.guest.mem.vm.get_dirty_log(id) for id in range(SLOTS)])
+        bits = np.zeros(8 * len(logs) + 2, np.int8)
+        bits[1:-1] = np.unpackbits(np.frombuffer(logs, np.uint8), bitorder="little")
+        edges = np.flatnonzero(np.diff(bits)).tolist()
+        return list(zip(edges[::2], edges[1::2], strict=True))
+
+    def timed(self, step: Step) -> float:
+        """How long a step takes with the pages dirty."""
+        self.mark()
+        return seconds_of(step)
+
+    def measure(self) -> tuple[float, float]:
+        """Microseconds of both."""
+        ours, plain = turns(partial(self.timed, self.take), partial(self.timed, self.search))
+        return ours * 1e6, plain * 1e6
+
+    def track_time(self, mib: int, percent: int) -> float:
+        """Microseconds of a call."""
+        return self.measure()[0]
+
+    def track_ratio(self, mib: int, percent: int) -> float:
+        """Times the speed of numpy."""
+        ours, plain = self.measure()
+        return plain / ours
+
+
+Runs.track_time.unit = "µs"  # type: ignore[attr-defined]
+Runs.track_ratio.unit = "times"  # type: ignore[attr-defined]
+
+
+class Numbers:
+    """A number of 4 bytes, or 16 bytes, at addresses in no order; the loop is in the figure."""
+
+    params = (NUMBERS,)
+    param_names = ("call",)
+
+    def setup(self, call: str) -> None:
+        """Make the memory; see that both ways do the same."""
+        guest = Guest(MIB)
+        words = guest.random.permutation(guest.size // SMALL)[:ADDRESSES]
+        self.addresses: list[int] = (words * SMALL).tolist()
+        self.memory, self.mem = guest.mmap, guest.mem
+        self.data = bytes(range(SMALL))
+        self.steps = {
+            "read_u32": (self.read_u32, self.unpack),
+            "write_u32": (self.write_u32, self.pack),
+            "read": (self.read, self.slice),
+            "write": (self.write, self.assign),
+        }[call]
+        before = bytes(guest.plain)
+        found = []
+        for step in self.steps:
+            value = step()
+            found.append((value, bytes(guest.plain)))
+            guest.plain[:] = before
+        assert found[0] == found[1]
+        assert (found[0][1] != before) == call.startswith("write")
+        assert (found[0][0] is None) == call.startswith("write")
+
+    # Each gives the last that it read.
+
+    def read_u32(self) -> int:
+        read_u32 = self.mem.read_u32
+        for at in self.addresses:
+            value = read_u32(at)
+        return value
+
+    def unpack(self) -> int:
+        unpack_from, memory = struct.Struct("<I").unpack_from, self.memory
+        for at in self.addresses:
+            (value,) = unpack_from(memory, at)
+        return int(value)
+
+    def write_u32(self) -> None:
+        write_u32 = self.mem.write_u32
+        for at in self.addresses:
+            write_u32(at, 7)
+
+    def pack(self) -> None:
+        pack_into, memory = struct.Struct("<I").pack_into, self.memory
+        for at in self.addresses:
+            pack_into(memory, at, 7)
+
+    def read(self) -> bytes:
+        read = self.mem.read
+        for at in self.addresses:
+            value = read(at, SMALL)
+        return value
+
+    def slice(self) -> bytes:
+        memory = self.memory
+        for at in self.addresses:
+            value = memory[at : at + SMALL]
+        return value
+
+    def write(self) -> None:
+        write, data = self.mem.write, self.data
+        for at in self.addresses:
+            write(at, data)
+
+    def assign(self) -> None:
+        memory, data = self.memory, self.data
+        for at in self.addresses:
+            memory[at : at + SMALL] = data
+
+    def measure(self) -> tuple[float, float]:
+        """Nanoseconds of both."""
+        ours, plain = turns(*(partial(seconds_of, step) for step in self.steps))
+        return ours / ADDRESSES * 1e9, plain / ADDRESSES * 1e9
+
+    def track_time(self, call: str) -> float:
+        """Nanoseconds of a call."""
+        return self.measure()[0]
+
+    def track_ratio(self, call: str) -> float:
+        """Times the speed of struct or a slice."""
+        ours, plain = self.measure()
+        return plain / ours
+
+
+Numbers.track_time.unit = "ns"  # type: ignore[attr-defined]
+Numbers.track_ratio.unit = "times"  # type: ignore[attr-defined]
+
+
+def show(case: str, plain: str, ours: float, theirs: float, unit: str, ratio: float) -> None:
+    """Prints a row of the table."""
+    print(f"| {case} | {plain} | {ours:,.0f} | {theirs:,.0f} | {unit} | {ratio:.2f} |", flush=True)
+
+
+def show_size(mib: int) -> None:
+    """Prints the rows of one size."""
+    for call in BULK:
+        bulk = Bulk()
+        bulk.setup(mib, call)
+        ours, plain = bulk.measure()
+        show(f"{call}, {mib} MiB", "slice", ours, plain, "MB/s", ours / plain)
+    for call in SNAPSHOTS:
+        snapshot = Snapshot()
+        snapshot.setup(mib, call)
+        ours, plain = snapshot.measure()
+        snapshot.teardown(mib, call)
+        rival = "preadv" if call == "restore" else "os.write"
+        show(f"{call}, {mib} MiB", rival, ours, plain, "MB/s", ours / plain)
+    for percent in SHARES:
+        runs = Runs()
+        runs.setup(mib, percent)
+        ours, plain = runs.measure()
+        case = f"take_dirty_runs, {percent} % of {mib} MiB"
+        show(case, "numpy", ours, plain, "µs", plain / ours)
+
+
+def main() -> None:
+    """Prints every figure, for the sizes that are given or for all."""
+    print(
+        f"{os.cpu_count()} CPUs, Linux {platform.release()}, Python {platform.python_version()},"
+        f" numpy {np.__version__}; files in {FOLDER}\n"
+    )
+    print("| call | beside | memslots | plain | unit | times the speed |")
+    print("|---|---|---|---|---|---|")
+    for call in NUMBERS:
+        numbers = Numbers()
+        numbers.setup(call)
+        ours, plain = numbers.measure()
+        case = call if "u32" in call else f"{call}, {SMALL} bytes"
+        rival = "struct" if "u32" in call else "slice"
+        show(case, rival, ours, plain, "ns", plain / ours)
+    for mib in [int(given) for given in sys.argv[1:]] or SIZES:
+        show_size(mib)
+
+
+if __name__ == "__main__":
+    main()

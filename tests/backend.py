@@ -1,0 +1,71 @@
+"""Backends for a Memslots to be mirrored in."""
+
+from __future__ import annotations
+
+import errno
+
+from model import Model, plain
+
+from memslots import Memslots
+
+
+class KernelSaysNo(OSError):
+    pass
+
+
+class Interrupt(BaseException):
+    pass
+
+
+class Logless:
+    """A kernel by the dull model, which keeps no dirty logs of its own.
+
+    Refuses the calls whose numbers are in `refused`. With `how` "late" it does what it is asked and
+    then raises something that is no refusal, as if a signal had come in between; with "early" it
+    raises that before.
+    """
+
+    def __init__(self, *limits: int, **named: int) -> None:
+        self.model = Model(*limits, **named)
+        self.calls: list[tuple[int, ...]] = []
+        self.refused: set[int] = set()
+        self.how = ""
+
+    @property
+    def slots(self) -> list[object]:
+        return [slot for space in self.model.slots for slot in space.values()]
+
+    def set_region(self, slot: int, flags: int, gpa: int, size: int, hva: int) -> None:
+        call = (slot, flags, gpa, size, hva)
+        self.calls.append(call)
+        fails = len(self.calls) in self.refused
+        if fails and self.how == "early":
+            raise Interrupt
+        if fails and not self.how:
+            raise KernelSaysNo(errno.ENOMEM, "no")
+        answer = self.model.set_region(*call)
+        if answer.errno:
+            raise KernelSaysNo(answer.errno, str(answer))
+        if fails:
+            raise Interrupt
+
+    def agrees(self, vm: Memslots) -> None:
+        """It has the slots of the Memslots."""
+        for as_id in range(vm.address_spaces):
+            assert [plain(slot) for slot in vm.address_space(as_id)] == self.model.in_order(as_id)
+
+
+class Backend(Logless):
+    """The same with dirty logs."""
+
+    def write(self, gfn: int, as_id: int = 0) -> None:
+        """The guest's."""
+        self.model.mark_dirty(gfn, as_id)
+
+    def get_dirty_log(self, slot: int, as_id: int) -> bytes:
+        return bytes(self.model.get_dirty_log(slot, as_id))
+
+    def clear_dirty_log(
+        self, slot: int, first_page: int, num_pages: int, bitmap: bytes, as_id: int
+    ) -> None:
+        self.model.clear_dirty_log(slot, first_page, num_pages, bitmap, as_id)
