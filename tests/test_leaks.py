@@ -253,12 +253,13 @@ def backings(vm: Memslots) -> None:
         views = [memoryview(backing) for backing in made]
         del made[n]
         assert len({view.obj.hva for view in views if isinstance(view.obj, Backing)}) == 6
-        for call in (
+        refused: list[Callable[[], object]] = [
             lambda: Backing.memfd(1),
             lambda: Backing.memfd(1 << 62),
             lambda: Backing.file(path, 0, 1 << 40),
             lambda: Backing.file(path.parent),
-        ):
+        ]
+        for call in refused:
             try:
                 call()
             except (OSError, ValueError, OverflowError):
