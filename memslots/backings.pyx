@@ -7,6 +7,9 @@ from memslots.backing cimport Backing
 
 from memslots.records import Change
 
+# Looked up once: to get a member of an enum may take memory, and every change comes by here.
+cdef object DELETE = Change.DELETE
+
 
 @cython.final
 cdef class Backings:
@@ -23,7 +26,7 @@ cdef class Backings:
 
     def commit(self, change, old, new):
         """Told by the Memslots of every change."""
-        if change is not Change.DELETE:
+        if change is not DELETE:
             return
         cdef hva_t hva = old.userspace_addr
         cdef uint64_t size = old.memory_size

@@ -330,15 +330,17 @@ cdef class GuestMemory:
         cdef access a
         cdef Py_buffer view
         cdef gpa_t address = u64(gpa, "gpa")
+        cdef object size
         PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE | PyBUF_WRITABLE)
         try:
+            size = view.len  # an object, made while nothing is done
             if view.len != 0:
                 _held = self.begin(&a, address, view.len, ACCESS_READ)
                 try:
                     self.gather(&a, <char *>view.buf, view.len)
                 finally:
                     access_free(&a)
-            return view.len
+            return size
         finally:
             PyBuffer_Release(&view)
 
@@ -367,15 +369,17 @@ cdef class GuestMemory:
         cdef access a
         cdef Py_buffer view
         cdef gpa_t address = u64(gpa, "gpa")
+        cdef object size
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
         try:
+            size = view.len  # an object, made while nothing is done
             if view.len != 0:
                 _held = self.begin(&a, address, view.len, ACCESS_WRITE)
                 try:
                     self.scatter(&a, <const char *>view.buf, view.len)
                 finally:
                     access_free(&a)
-            return view.len
+            return size
         finally:
             PyBuffer_Release(&view)
 

@@ -9,6 +9,7 @@ import copy
 import gc
 import importlib
 import json
+import mmap
 import os
 import pickle
 import subprocess
@@ -17,12 +18,12 @@ import tracemalloc
 from array import array
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from memslots import Memslots
+from memslots import Backing, GuestMemory, Memslots
 
 HVA = 0x7000_0000_0000
+PAGE = 0x1000
 STATM = Path("/proc/self/statm")
 
 
@@ -191,6 +192,104 @@ def transactions(vm: Memslots) -> None:
     vm.transaction().__enter__().create(7, 7, 7, HVA, 1)  # dropped
 
 
+def guest_memory(vm: Memslots) -> None:
+    """Places, accesses and refusals of every kind; the memory goes with its slots."""
+    global MEMORY
+    if MEMORY is None:
+        MEMORY = GuestMemory(vm)
+    mem = MEMORY
+    ram = Backing.anonymous(8 * PAGE)
+    for id in range(8):
+        mem.place(id, id * PAGE, ram, id * PAGE, PAGE, 1)
+    mem.write(5, bytes(7 * PAGE))
+    mem.write(PAGE, memoryview(ram)[: 4 * PAGE])
+    mem.readinto(5, bytearray(7 * PAGE))
+    mem.readinto(5, memoryview(ram)[: 7 * PAGE])
+    mem.fill(5, 7 * PAGE, 1)
+    mem.write_u64(PAGE - 4, mem.read_u64(PAGE - 1))
+    mem.mark_dirty(0, 8 * PAGE)
+    assert len(vm.take_dirty_runs()) == 1
+    views = mem.views(5, 7 * PAGE, write=True)
+    one = mem.address_space(0).view(0, PAGE)
+    for call in (
+        lambda: mem.place(9, 0, Backing.anonymous(PAGE)),
+        lambda: mem.place(9, PAGE + 1, ram),
+        lambda: mem.add(Backing(memoryview(ram)[:PAGE])),
+        lambda: mem.remove(ram),
+        lambda: mem.read(0, 9 * PAGE),
+        lambda: mem.write(0, bytes(9 * PAGE)),
+        lambda: mem.read_u64(8 * PAGE - 1),
+        lambda: mem.view(0, 2 * PAGE),
+        lambda: mem.address_space(1),
+        lambda: mem.write_u8(0, 256),
+        lambda: Backing(bytes(1)),
+        lambda: Backing.anonymous(1),
+    ):
+        try:
+            call()
+        except (OSError, ValueError, OverflowError):
+            continue
+        raise AssertionError("not refused")
+    with vm.transaction() as tx:
+        for id in range(8):
+            tx.delete(id)
+    assert mem.backings == ()
+    assert bytes(one[:5]) == bytes(5)
+    assert len(views) == 8
+
+
+def backings(vm: Memslots) -> None:
+    """Memory of every kind, made and dropped: with its mappings and its descriptors."""
+    path = Path(sys.argv[0])  # a file, as any is
+    for n in range(5):
+        made = [
+            Backing.anonymous(PAGE),
+            Backing.anonymous(PAGE, huge_pages=True),
+            Backing.memfd(PAGE),
+            Backing.file(path, 0, PAGE),
+            Backing.file(path, 0, PAGE, readonly=True),
+            Backing(mmap.mmap(-1, PAGE)),
+        ]
+        views = [memoryview(backing) for backing in made]
+        del made[n]
+        assert len({view.obj.hva for view in views if isinstance(view.obj, Backing)}) == 6
+        refused: list[Callable[[], object]] = [
+            lambda: Backing.memfd(1),
+            lambda: Backing.memfd(1 << 62),
+            lambda: Backing.file(path, 0, 1 << 40),
+            lambda: Backing.file(path.parent),
+        ]
+        for call in refused:
+            try:
+                call()
+            except (OSError, ValueError, OverflowError):
+                continue
+            raise AssertionError("not refused")
+
+
+def machines_with_memory(vm: Memslots) -> None:
+    """In use when they are dropped; most in a cycle."""
+
+    class Board(Memslots):
+        mem: GuestMemory
+
+    for n in range(4):
+        board = Board(100, address_spaces=2)
+        mem = GuestMemory(board)
+        mem.place(0, 0, Backing.memfd(2 * PAGE), flags=1)
+        mem.address_space(1).place(0, 0, mem.backings[0])
+        mem.add(Backing.anonymous(PAGE))
+        mem.write(0, bytes(2 * PAGE))
+        if n & 1:
+            board.mem = mem
+        if n & 2:
+            board.subscribe(Listener(board))
+    gc.collect()
+
+
+# Made once, for as long as the process lives: a Memslots has one.
+MEMORY: GuestMemory | None = None
+
 # Rounds: a million slots made and gone where that is the point.
 CASES: dict[Callable[[Memslots], None], int] = {
     slots_by_set_region: 10_000,
@@ -203,11 +302,24 @@ CASES: dict[Callable[[Memslots], None], int] = {
     reading: 500,
     slots_that_are_kept: 1000,
     transactions: 500,
+    guest_memory: 1000,
+    backings: 400,
+    machines_with_memory: 300,
 }
+# What the array has not.
+TREES_ALONE = {transactions, guest_memory, backings, machines_with_memory}
 
 
 def resident() -> int:
     return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if STATM.exists() else 0
+
+
+def of_the_kernel() -> dict[str, int]:
+    """How many descriptors are open, and how many memories of guests are mapped."""
+    maps = Path("/proc/self/maps").read_text().splitlines() if STATM.exists() else []
+    guests = [line for line in maps if "/memfd:" in line or sys.argv[0] in line]
+    fds = len(list(Path("/proc/self/fd").iterdir())) if STATM.exists() else 0
+    return {"fds": fds, "maps": len(maps), "guests": len(guests)}
 
 
 def measure(vm: Memslots, case: Callable[[Memslots], None]) -> dict[str, int]:
@@ -221,9 +333,10 @@ def measure(vm: Memslots, case: Callable[[Memslots], None]) -> dict[str, int]:
 
     rounds = CASES[case]
     repeat(rounds // 10)  # what is made once is made here
-    rss, blocks = resident(), sys.getallocatedblocks()
+    rss, blocks, held = resident(), sys.getallocatedblocks(), of_the_kernel()
     repeat(rounds)
     grown = {"rss": resident() - rss, "blocks": sys.getallocatedblocks() - blocks}
+    grown |= {name: count - held[name] for name, count in of_the_kernel().items()}
     tracemalloc.start()
     repeat(3)
     traced, _ = tracemalloc.get_traced_memory()
@@ -238,6 +351,8 @@ def main(module: str, name: str, chosen: str, drivers: str) -> None:
     vm = getattr(importlib.import_module(module), name)()
     grown = measure(vm, globals()[chosen])
     assert live() > 0
+    global MEMORY
+    MEMORY = None
     del vm
     gc.collect()
     print(json.dumps(grown | {"live": live()}))
@@ -253,8 +368,8 @@ else:
     def test_memory_is_flat(
         memslots_class: type[Memslots], case: str, drivers: Any, tmp_path: Path
     ) -> None:
-        if case == transactions.__name__ and memslots_class.__name__ == "ArrayMemslots":
-            pytest.skip("the array has no transactions")
+        if globals()[case] in TREES_ALONE and memslots_class.__name__ == "ArrayMemslots":
+            pytest.skip("the array has neither transactions nor memory")
         names = [memslots_class.__module__, memslots_class.__qualname__, case]
         result = subprocess.run(
             [sys.executable, __file__, *names, str(Path(drivers("alloc").__file__).parent)],
@@ -271,5 +386,8 @@ else:
         assert grown["rss"] < 512 * 1024, grown
         assert grown["blocks"] < 100, grown
         assert grown["traced"] < 4096, grown
+        # Of what the kernel gives nothing is left; the allocators may map a few more of their own.
+        assert (grown["fds"], grown["guests"]) == (0, 0), grown
+        assert grown["maps"] < 20, grown
         # What the core has handed out and not got back: nothing, now that the machine is gone.
         assert grown["live"] == 0, grown

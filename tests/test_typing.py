@@ -18,6 +18,7 @@ USER = """
 from array import array
 from collections.abc import Iterator
 import copy
+from pathlib import Path
 import pickle
 from typing import assert_type
 
@@ -29,11 +30,16 @@ from memslots import (
     PAGE_SHIFT,
     PAGE_SIZE,
     AddressSpace,
+    Backing,
     BusyError,
     Change,
+    DirtyRun,
     Flags,
+    GuestMemory,
     InvalidRegionError,
     InvariantError,
+    KvmError,
+    KvmUnavailableError,
     Memslots,
     MemslotError,
     NoSuchSlotError,
@@ -156,6 +162,68 @@ def machine() -> Memslots:
     return vm
 
 
+class Kernel:
+    # All that a backend must have.
+    def set_region(self, slot: int, flags: int, gpa: int, size: int, hva: int) -> object: ...
+
+
+def mirrored() -> None:
+    assert_type(Memslots(backend=None), Memslots)
+    vm = Memslots(8, address_spaces=2, backend=Kernel())
+    assert_type(vm, Memslots)
+    assert vm.backend is not None
+    vm.backend.set_region(0, 0, 0, 0, 0)
+    Memslots(backend="kvm")  # type: ignore[call-overload]
+
+
+def backings(path: Path, rows: npt.NDArray[np.uint8]) -> None:
+    assert_type(Backing(bytearray(4096)), Backing)
+    assert_type(Backing(rows), Backing)
+    assert_type(Backing.anonymous(4096), Backing)
+    assert_type(Backing.anonymous(4096, huge_pages=True), Backing)
+    assert_type(Backing.memfd(4096, name="ram", huge_pages=False), Backing)
+    assert_type(Backing.file(path), Backing)
+    backing = Backing.file("rom", offset=0, size=None, shared=True, readonly=True)
+    assert_type(backing.kind, str)
+    assert_type(backing.huge_pages, str | None)
+    assert_type(backing.hva + backing.size + len(backing) + backing.fileno(), int)
+    assert_type(backing.writable, bool)
+    Backing()  # type: ignore[call-arg]
+    backing.size = 3  # type: ignore[misc]
+
+
+def guest_memory(vm: Memslots, backing: Backing, path: Path) -> None:
+    mem = GuestMemory(vm)
+    assert_type(mem.vm, Memslots)
+    assert_type(mem.as_id, int)
+    assert_type(mem.backings, tuple[Backing, ...])
+    assert_type(mem.address_space(1), GuestMemory)
+    assert_type(mem.place(0, 0, backing), Slot)
+    assert_type(mem.place(1, 0, backing, offset=0, size=4096, flags=Flags.READONLY), Slot)
+    mem.add(backing)
+    mem.remove(backing)
+    assert_type(mem.read(0, 8), bytes)
+    assert_type(mem.readinto(0, bytearray(8)), int)
+    assert_type(mem.readinto(0, np.zeros(8)), int)
+    assert_type(mem.write(0, b"data") + mem.write(0, np.zeros(8)), int)
+    mem.fill(0, 8)
+    mem.fill(0, 8, value=255)
+    assert_type(mem.read_u8(0) + mem.read_u16(0) + mem.read_u32(0) + mem.read_u64(0), int)
+    mem.write_u8(0, 1)
+    mem.write_u16(0, 1)
+    mem.write_u32(0, 1)
+    mem.write_u64(0, value=1)
+    assert_type(mem.view(0, 8), "memoryview[int]")
+    assert_type(mem.views(0, 8), "list[memoryview[int]]")
+    assert_type(mem.views(0, n=8, write=True), "list[memoryview[int]]")
+    mem.mark_dirty(0, 8)
+    assert_type(mem.load(path, 0) + mem.load("kernel", gpa=0), int)
+    assert_type(mem.dump(path) + mem.dump_dirty("dirty") + mem.restore(path), int)
+    mem.write(0, "data")  # type: ignore[arg-type]
+    mem.place(0, 0, bytearray(4096))  # type: ignore[arg-type]
+    GuestMemory(vm.address_space(0))  # type: ignore[arg-type]
+
+
 def by_array() -> ArrayMemslots:
     vm = ArrayMemslots(8, address_spaces=2)
     assert_type(vm.create(0, 0, 1, 0, as_id=1), Slot)
@@ -177,6 +245,12 @@ def dirty_logs(vm: Memslots) -> None:
     assert_type(vm.get_dirty_log(0), bytearray)
     vm.clear_dirty_log(0, 0, 64, b"\\xff" * 8)
     vm.clear_dirty_log(0, 0, 64, vm.get_dirty_log(0), as_id=0)
+    vm.mark_dirty_range(0, end=1, as_id=0)
+    runs = vm.take_dirty_runs()
+    assert_type(runs, list[DirtyRun])
+    assert_type(runs[0].as_id + runs[0].start_gfn + runs[0].end_gfn, int)
+    as_id, start, end = runs[0]
+    assert_type(as_id + start + end, int)
 
 
 def listening(vm: Memslots) -> None:
@@ -197,7 +271,9 @@ def errors(vm: Memslots) -> None:
         as_key_error: KeyError = error
     except InvalidRegionError as error:
         as_value_error: ValueError = error
-    except (NotMappedError, ReadOnlyError, BusyError) as error:
+    except KvmUnavailableError as error:
+        as_kvm_error: KvmError = error
+    except (NotMappedError, ReadOnlyError, BusyError, KvmError) as error:
         as_memslot_error: MemslotError = error
     except MemslotError as error:
         assert_type(error.rule, int | None)
@@ -211,7 +287,8 @@ def errors(vm: Memslots) -> None:
 ALLOWED = r"""
 # Modules without a Python face: they hold C functions for `cimport`, nothing to type.
 memslots\.core\.\w+
-memslots\.(arguments|batch|buffers|copying|dirtylogs|limits|lock|refusals|verbs|walks|writer)
+memslots\.(arguments|backings|batch|buffers|copying|dirtylogs|dirtyruns|limits|lock|refusals)
+memslots\.(verbs|walks|writer)
 memslots\.baseline\.(arraywriter|slotarray)
 # What Cython puts into every module that it makes, or that others may cimport from.
 memslots\.(baseline\.)?\w+\.__(pyx_capi|test|reduce_cython|setstate_cython)__
@@ -219,6 +296,9 @@ memslots\.(baseline\.)?\w+\.__(pyx_capi|test|reduce_cython|setstate_cython)__
 memslots\.traces\.Format
 memslots\.traces\.ioctls\.Kind
 """
+if sys.version_info < (3, 12):
+    # How a stub says that there is a buffer. Python has a name for it from 3.12 on.
+    ALLOWED += r"memslots\.backing\.Backing\.__buffer__"
 
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -13,8 +13,9 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
+from model import state_of
 
-from memslots import Flags, Memslots, Slot
+from memslots import Backing, Flags, GuestMemory, Memslots, Slot
 from memslots.baseline import ArrayMemslots
 
 Call = Callable[[Memslots], object]
@@ -376,3 +377,101 @@ def test_a_step_without_memory_can_be_made_again(drivers: Any, vm: Memslots) -> 
     vm.set_flags(0, LOG)  # a change gives back what the other id table does not need
     vm.set_flags(0, 0)
     assert alloc.live() == live
+
+
+# Guest memory
+
+
+PAGE = 0x1000
+MANY = 40  # slots: an access through them needs memory of its own
+
+
+class Guest:
+    """A Memslots with memory: slots of a page side by side, in host memory the other way round."""
+
+    def __init__(self) -> None:
+        self.vm = Memslots(address_spaces=2)
+        self.mem = GuestMemory(self.vm)
+        self.ram = Backing.anonymous(MANY * PAGE)
+        self.spare = Backing.anonymous(PAGE)
+        memoryview(self.ram)[:] = bytes(n % 251 for n in range(MANY * PAGE))
+        for id in range(MANY):
+            self.mem.place(id, id * PAGE, self.ram, (MANY - 1 - id) * PAGE, PAGE, LOG)
+        self.mem.address_space(1).place(1, PAGE, self.ram, size=PAGE)
+        self.vm.mark_dirty_range(2, 4)
+
+    def state(self) -> object:
+        return state_of(self.vm), bytes(self.ram), self.mem.backings
+
+
+ACCESSES: dict[str, tuple[Callable[[Guest], object], int]] = {
+    "read": (lambda guest: guest.mem.read(5, 30 * PAGE), 1),
+    "read few": (lambda guest: guest.mem.read(5, 3 * PAGE), 0),
+    "readinto": (lambda guest: guest.mem.readinto(5, bytearray(30 * PAGE)), 1),
+    "readinto itself": (
+        lambda guest: guest.mem.readinto(5, memoryview(guest.ram)[7 : 30 * PAGE]),
+        1,
+    ),
+    "write": (lambda guest: guest.mem.write(5, bytes(30 * PAGE)), 1),
+    "write itself": (lambda guest: guest.mem.write(5, memoryview(guest.ram)[7 : 30 * PAGE]), 1),
+    "fill": (lambda guest: guest.mem.fill(5, 30 * PAGE, 3), 1),
+    "numbers": (lambda guest: guest.mem.write_u64(PAGE - 4, guest.mem.read_u64(PAGE - 3)), 0),
+    "views": (lambda guest: guest.mem.views(5, 30 * PAGE), 1),
+    "mark_dirty": (lambda guest: guest.mem.mark_dirty(5, 30 * PAGE), 0),
+    "mark_dirty_range": (lambda guest: guest.vm.mark_dirty_range(1, 30), 0),
+    # A slot and its log.
+    "place": (lambda guest: guest.mem.address_space(1).place(0, 0, guest.spare, flags=LOG), 2),
+    # The list of slots that it goes by.
+    "take_dirty_runs": (lambda guest: guest.vm.take_dirty_runs(), 1),
+    "address_space": (lambda guest: guest.mem.address_space(1), 0),
+    "GuestMemory": (lambda guest: GuestMemory(guest.vm), 0),
+    "add": (lambda guest: guest.mem.add(guest.spare), 0),
+}
+
+
+@pytest.mark.parametrize("name", ACCESSES)
+def test_an_access_without_memory_does_nothing(drivers: Any, name: str) -> None:
+    guest = Guest()
+    before = guest.state()
+    call, wanted = ACCESSES[name]
+
+    def unharmed() -> None:
+        guest.vm.check()
+        assert guest.state() == before
+
+    assert each_failure(drivers("alloc"), lambda: call(guest), unharmed) == wanted
+    guest.vm.check()
+
+
+@pytest.mark.parametrize("name", sorted(ACCESSES.keys() - {"take_dirty_runs"}))
+def test_an_access_without_memory_for_python_objects(
+    drivers: Any, testcapi: Any, name: str
+) -> None:
+    alloc = drivers("alloc")
+    guest = Guest()
+    before = guest.state()
+    call, _ = ACCESSES[name]
+    gc.collect()
+    live = alloc.live()
+    nth = in_a_row = 0
+    while in_a_row < 20:  # as above
+        testcapi.set_nomemory(nth, nth + 1)
+        try:
+            call(guest)
+        except MemoryError:
+            testcapi.remove_mem_hooks()
+            in_a_row = 0
+            assert alloc.live() == live
+            guest.vm.check()
+            assert guest.state() == before
+        else:
+            testcapi.remove_mem_hooks()
+            in_a_row += 1
+            guest = Guest()  # what it did is done: anew
+            before = guest.state()
+            gc.collect()
+            live = alloc.live()
+        finally:
+            testcapi.remove_mem_hooks()
+        nth += 1
+    assert nth >= 20
