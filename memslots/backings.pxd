@@ -19,7 +19,7 @@ cdef class Backings:
     cdef bint add(self, object backing) except -1
     # Forgets one on which no slot is; whether none was.
     cdef bint drop_unused(self, object backing) except -1
-    # Whether any slot of the machine is on it.
+    # Whether any slot of the machine is on it. O(log n) for each address space.
     cdef bint is_used(self, object backing) except -1
 
 # The one of `all` (what `get` gave) that holds a host address, or NULL; borrowed from `all`.

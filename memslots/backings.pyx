@@ -1,9 +1,15 @@
 """The host memory of one machine's slots: found by host address, kept while slots are on it."""
 
 cimport cython
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from memslots.backing cimport Backing
+from memslots.core.machine cimport machine
+from memslots.core.slot cimport slot
+from memslots.core.slotset cimport slotset_first_hva
+from memslots.core.space cimport space_active
+from memslots.memslots cimport memslots_machine
+from memslots.sections cimport section, section_enter, section_leave
 
 from memslots.records import Change
 
@@ -82,11 +88,18 @@ cdef class Backings:
         return True
 
     cdef bint is_used(self, object backing) except -1:
-        end = backing.hva + backing.size
-        for as_id in range(self.vm.address_spaces):
-            if self.vm.address_space(as_id).in_hva_range(backing.hva, end):
-                return True
-        return False
+        cdef Backing memory = backing
+        cdef machine *m = memslots_machine(self.vm)
+        cdef hva_t last = memory.start() + memory.memory.len - 1
+        cdef section at = section_enter(m, NULL)
+        cdef slot *s = NULL
+        cdef uint32_t as_id
+        for as_id in range(m.lim.nspaces):
+            s = slotset_first_hva(space_active(m.spaces[as_id]), memory.start(), last)
+            if s is not NULL:
+                break
+        section_leave(&at)
+        return s is not NULL
 
 
 cdef inline bint meet(hva_t a, uint64_t a_size, hva_t b, uint64_t b_size) noexcept:

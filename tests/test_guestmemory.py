@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import copy
 import gc
+import itertools
 import mmap
 import os
 import pickle
 import random
+import sys
 import threading
 from array import array
 from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -266,12 +270,6 @@ class Meddling(Memslots):
         self.meddle("after")
         return made
 
-    def address_space(self, as_id: int) -> object:  # type: ignore[override]
-        # What asks whether memory is in use comes by here for one space after the other.
-        if as_id == 1:
-            self.meddle("asked")
-        return super().address_space(as_id)
-
 
 def test_a_slot_that_is_deleted_while_it_is_placed() -> None:
     vm = Meddling(address_spaces=2)
@@ -287,22 +285,44 @@ def test_a_slot_that_is_deleted_while_it_is_placed() -> None:
     assert mem.read(0, PAGE) == bytes(backing)[PAGE:]
 
 
-def test_a_slot_that_is_placed_while_its_memory_is_let_go() -> None:
-    backing = filled(2)
-    for how in ("remove", "place"):
-        vm = Meddling(address_spaces=2)
-        mem = GuestMemory(vm)
-        vm.at = {"asked": [lambda mem=mem: mem.place(0, 0, backing, 0, PAGE)]}  # type: ignore[misc]
-        if how == "remove":
-            mem.add(backing)
-            with pytest.raises(BusyError):
+def test_memory_is_let_go_beside_threads_that_place_slots_on_it() -> None:
+    """Whoever has placed a slot can read it, whatever others let go of meanwhile."""
+    backing = filled(3)
+    vm = Memslots()
+    mem = GuestMemory(vm)
+    start = threading.Barrier(3)
+    stop = threading.Event()
+
+    def place(id: int) -> int:
+        start.wait()
+        for times in itertools.count(1):
+            mem.place(id, id * PAGE, backing, id * PAGE, PAGE)
+            assert mem.read(id * PAGE, PAGE) == bytes(backing)[id * PAGE : (id + 1) * PAGE]
+            vm.delete(id)
+            if stop.is_set():
+                return times
+        raise AssertionError
+
+    def let_go() -> int:
+        start.wait()
+        for times in itertools.count(1):
+            with suppress(BusyError):
                 mem.remove(backing)
-        else:
-            with pytest.raises(InvalidRegionError):
-                mem.place(1 << 30, 0, backing)
-        assert vm.at == {"asked": []}
-        assert known(mem) == [backing]
-        assert mem.read(0, PAGE) == bytes(backing)[:PAGE]
+            if stop.is_set():
+                return times
+        raise AssertionError
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            work = [pool.submit(place, 0), pool.submit(place, 1), pool.submit(let_go)]
+            wait(work, timeout=0.3, return_when=FIRST_EXCEPTION)
+            stop.set()
+            assert all(each.result() > 10 for each in work)
+    finally:
+        sys.setswitchinterval(before)
+    assert known(mem) == []
 
 
 # Address spaces, aliases, transactions
