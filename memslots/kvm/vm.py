@@ -38,10 +38,10 @@ class _Call(NamedTuple):
     """The arguments of a set_region."""
 
     slot: int
-    flags: int
-    guest_phys_addr: int
-    memory_size: int
-    userspace_addr: int
+    flags: int = 0
+    guest_phys_addr: int = 0
+    memory_size: int = 0
+    userspace_addr: int = 0
 
     @classmethod
     def of(
@@ -58,6 +58,15 @@ class _Call(NamedTuple):
             field(guest_phys_addr, "guest_phys_addr", 64),
             field(memory_size, "memory_size", 64),
             field(userspace_addr, "userspace_addr", 64),
+        )
+
+    def overlaps(self, held: Slot) -> bool:
+        """Whether it is to have pages of that slot."""
+        end = self.guest_phys_addr + self.memory_size
+        return (
+            held.as_id == self.slot >> 16
+            and held.guest_phys_addr < end
+            and self.guest_phys_addr < held.guest_phys_addr + held.memory_size
         )
 
     def record(self) -> Slot:
@@ -359,7 +368,7 @@ class KvmVM:
         """The rule by which the kernel refused; or what it said, where no rule does."""
         # To the rules a slot with a guest_memfd is one like any other.
         flags = call.flags & ~ioctls.MEM_GUEST_MEMFD if memfd else call.flags
-        by_rule = self._by_rule(refused, "set_region", *call._replace(flags=flags))
+        by_rule = self._by_rule(refused, call, "set_region", *call._replace(flags=flags))
         if by_rule:
             return by_rule
         if refused.errno == errno.EEXIST:
@@ -369,22 +378,28 @@ class KvmVM:
             return KvmError(errno.EINVAL, text)
         return _outside_of_rules(refused, call.slot)
 
-    def _by_rule(self, refused: KvmError, verb: str, *args: object) -> MemslotError | None:
-        """What a Memslots with these slots says to the same call, if it is the same errno."""
+    def _by_rule(
+        self, refused: KvmError, about: _Call, verb: str, *args: object
+    ) -> MemslotError | None:
+        """What a Memslots with these slots says to the same call, if it is the same errno.
+
+        It gets the slots that `about` is about: that of its id, and those in its place.
+        """
         try:
             twin = Memslots(**self.limits)
         except KvmError:  # no memory for another VM, say: then it is not known
             return None
         try:
-            for held in self._slots.values():
-                twin.create(
-                    held.id,
-                    held.base_gfn,
-                    held.npages,
-                    held.userspace_addr,
-                    held.flags,
-                    held.as_id,
-                )
+            for number, held in self._slots.items():
+                if number == about.slot or about.overlaps(held):
+                    twin.create(
+                        held.id,
+                        held.base_gfn,
+                        held.npages,
+                        held.userspace_addr,
+                        held.flags,
+                        held.as_id,
+                    )
             getattr(twin, verb)(*args)
         except MemslotError as error:
             if error.errno == refused.errno:
@@ -424,7 +439,7 @@ class KvmVM:
             try:
                 self._fd.ioctl("KVM_GET_DIRTY_LOG", ioctls.GET_DIRTY_LOG, log)
             except KvmError as refused:
-                error = self._by_rule(refused, "get_dirty_log", slot, as_id)
+                error = self._by_rule(refused, _Call(number), "get_dirty_log", slot, as_id)
                 raise error or _outside_of_rules(refused, number) from None
             held = self._slots.get(number)
         if held is not None:
@@ -463,7 +478,7 @@ class KvmVM:
                 if short and refused.errno == errno.EFAULT:
                     refused = KvmError(errno.EINVAL, "a bitmap that is too short")
                 args = slot, first, pages, bits, as_id
-                error = self._by_rule(refused, "clear_dirty_log", *args)
+                error = self._by_rule(refused, _Call(number), "clear_dirty_log", *args)
                 raise error or _outside_of_rules(refused, number) from None
 
     # What x86 wants before the first vCPU
