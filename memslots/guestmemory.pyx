@@ -11,7 +11,7 @@ from cpython.buffer cimport (
 )
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport uint32_t, uint64_t
-from libc.string cimport memcpy, memmove, memset
+from libc.string cimport memcpy
 
 from memslots.arguments cimport field_of, u32, u64
 from memslots.backing cimport Backing
@@ -23,17 +23,23 @@ from memslots.core.access cimport (
     ACCESS_RESTORE,
     ACCESS_WRITE,
     access,
+    access_fill,
     access_free,
     access_init,
     access_kind,
+    access_load,
     access_mark,
+    access_meets,
+    access_read,
     access_result,
+    access_store,
+    access_write,
     piece,
 )
 from memslots.core.machine cimport machine
 from memslots.core.slot cimport SLOT_READONLY
 from memslots.core.space cimport space, space_active
-from memslots.core.units cimport PAGE_SHIFT, gpa_t, hva_t, page_aligned
+from memslots.core.units cimport PAGE_SHIFT, gpa_t, page_aligned
 from memslots.memslots cimport memslots_machine, memslots_space
 from memslots.sections cimport section, section_enter, section_leave
 
@@ -45,43 +51,6 @@ cdef enum:
     # Copies of more bytes than this let the GIL go: to get it back takes as long as to copy some
     # hundred KiB, if nobody else wants it.
     LONG_COPY = 256 << 10
-
-cdef extern from *:
-    """
-    #if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-    #define memslots_le(value, size) (__builtin_bswap64(value) >> (64 - 8 * (size)))
-    #else
-    #define memslots_le(value, size) (value)
-    #endif
-
-    /* A number of 1, 2, 4 or 8 bytes, aligned to as many: read and written at once, so that nobody
-       ever sees half of it; and in order with what else is read after, or was written before, as
-       the rings of virtio want it. */
-    static inline uint64_t memslots_load_number(const void *at, int size)
-    {
-        uint64_t value;
-        switch (size) {
-        case 1: value = __atomic_load_n((const uint8_t *)at, __ATOMIC_ACQUIRE); break;
-        case 2: value = __atomic_load_n((const uint16_t *)at, __ATOMIC_ACQUIRE); break;
-        case 4: value = __atomic_load_n((const uint32_t *)at, __ATOMIC_ACQUIRE); break;
-        default: value = __atomic_load_n((const uint64_t *)at, __ATOMIC_ACQUIRE);
-        }
-        return memslots_le(value, size);
-    }
-
-    static inline void memslots_store_number(void *at, uint64_t value, int size)
-    {
-        value = memslots_le(value, size);
-        switch (size) {
-        case 1: __atomic_store_n((uint8_t *)at, (uint8_t)value, __ATOMIC_RELEASE); break;
-        case 2: __atomic_store_n((uint16_t *)at, (uint16_t)value, __ATOMIC_RELEASE); break;
-        case 4: __atomic_store_n((uint32_t *)at, (uint32_t)value, __ATOMIC_RELEASE); break;
-        default: __atomic_store_n((uint64_t *)at, value, __ATOMIC_RELEASE); break;
-        }
-    }
-    """
-    uint64_t load_number "memslots_load_number"(const void *at, int size) noexcept nogil
-    void store_number "memslots_store_number"(void *at, uint64_t value, int size) noexcept nogil
 
 
 # no_gc_clear: the collector must not take the Memslots away while the pointers into it are there.
@@ -400,9 +369,9 @@ cdef class GuestMemory:
         _held = self.begin(&a, address, size, ACCESS_WRITE)
         if size > LONG_COPY:
             with nogil:
-                set_all(&a, byte)
+                access_fill(&a, byte)
         else:
-            set_all(&a, byte)
+            access_fill(&a, byte)
         self.mark(&a)
         access_free(&a)
 
@@ -662,7 +631,7 @@ cdef class GuestMemory:
     cdef int gather(self, const access *a, char *out, uint64_t size) except -1:
         """Reads what is accessed, `size` bytes in all, into somebody's memory."""
         cdef bytes apart
-        if not meets(a, out, size):
+        if not access_meets(a, out, size):
             copy_out(a, out, size)
             return 0
         apart = PyBytes_FromStringAndSize(NULL, size)
@@ -673,7 +642,7 @@ cdef class GuestMemory:
     cdef int scatter(self, const access *a, const char *data, uint64_t size) except -1:
         """Writes what is accessed, `size` bytes in all, and marks it."""
         cdef bytes apart
-        if meets(a, data, size):
+        if access_meets(a, data, size):
             apart = PyBytes_FromStringAndSize(data, size)
             data = PyBytes_AS_STRING(apart)
         copy_in(a, data, size)
@@ -706,35 +675,21 @@ cdef class GuestMemory:
     cdef uint64_t number(self, object gpa, int size) except? 0xFFFFFFFFFFFFFFFF:
         """The number of `size` bytes at a guest address."""
         cdef access a
-        cdef uint64_t value = 0
-        cdef unsigned char raw[8]
-        cdef int i
+        cdef uint64_t value
         cdef tuple _held = self.begin(&a, u64(gpa, "gpa"), size, ACCESS_READ)
-        if a.count == 1 and not a.pieces[0].hva & (size - 1):
-            value = load_number(<const void *>a.pieces[0].hva, size)
-        else:
-            copy_out(&a, <char *>raw, size)
-            for i in range(size):
-                value |= <uint64_t>raw[i] << (8 * i)
+        value = access_load(&a, size)
         access_free(&a)
         return value
 
     cdef int put_number(self, object gpa, object given, int size) except -1:
         """Writes a number of `size` bytes."""
         cdef access a
-        cdef unsigned char raw[8]
-        cdef int i
         cdef gpa_t address = u64(gpa, "gpa")
         cdef uint64_t value = u64(given, "value")
         if size < 8 and value >> (8 * size):
             field_of(given, "value", 8 * size)  # raises
         cdef tuple _held = self.begin(&a, address, size, ACCESS_WRITE)
-        if a.count == 1 and not a.pieces[0].hva & (size - 1):
-            store_number(<void *>a.pieces[0].hva, value, size)
-        else:
-            for i in range(size):
-                raw[i] = <unsigned char>(value >> (8 * i))
-            copy_in(&a, <const char *>raw, size)
+        access_store(&a, value, size)
         self.mark(&a)
         access_free(&a)
         return 0
@@ -770,47 +725,19 @@ cdef const piece *find_wrong(const access *a, tuple held, access_kind kind) noex
     return NULL
 
 
-cdef bint meets(const access *a, const char *bytes_, uint64_t size) noexcept nogil:
-    """Whether memory that is copied to or from may be overwritten by the copy of another piece."""
-    cdef hva_t hva = <hva_t>bytes_
-    cdef size_t n
-    if a.count == 1:
-        return False  # memmove knows what to do
-    for n in range(a.count):
-        if a.pieces[n].hva - hva < size or hva - a.pieces[n].hva < a.pieces[n].size:
-            return True
-    return False
-
-
-cdef void copy_pieces(const access *a, char *bytes_, bint write) noexcept nogil:
-    cdef void *hva
-    cdef size_t n
-    for n in range(a.count):
-        hva = <void *>a.pieces[n].hva
-        # Either side may be guest memory, and the same.
-        memmove(hva if write else bytes_, bytes_ if write else hva, a.pieces[n].size)
-        bytes_ += a.pieces[n].size
-
-
 cdef void copy_out(const access *a, char *out, uint64_t size) noexcept:
     """Reads what is accessed, `size` bytes in all."""
     if size > LONG_COPY:
         with nogil:
-            copy_pieces(a, out, False)
+            access_read(a, out)
     else:
-        copy_pieces(a, out, False)
+        access_read(a, out)
 
 
 cdef void copy_in(const access *a, const char *data, uint64_t size) noexcept:
     """Writes what is accessed, `size` bytes in all."""
     if size > LONG_COPY:
         with nogil:
-            copy_pieces(a, <char *>data, True)
+            access_write(a, data)
     else:
-        copy_pieces(a, <char *>data, True)
-
-
-cdef void set_all(const access *a, int byte) noexcept nogil:
-    cdef size_t n
-    for n in range(a.count):
-        memset(<void *>a.pieces[n].hva, byte, a.pieces[n].size)
+        access_write(a, data)

@@ -50,3 +50,21 @@ cdef void access_free(access *a) noexcept nogil
 # if it is still the same memory, else in every slot that has that memory. The caller is in a
 # section. O(k + p / 64) for k pieces, p pages; O(k log n + m) more where m slots took their place.
 cdef void access_mark(const access *a, slotset *set) noexcept nogil
+
+# Moving bytes. Whoever calls these keeps the memory of all pieces: the core takes nobody's word for
+# what is there.
+
+# Whether memory that is copied from or to, `size` bytes, may be overwritten by the copy of another
+# piece. That of a piece itself does no harm.
+cdef bint access_meets(const access *a, const void *memory, uint64_t size) noexcept nogil
+# Copies what is accessed, all of it, to `out`.
+cdef void access_read(const access *a, void *out) noexcept nogil
+# Writes to what is accessed, all of it.
+cdef void access_write(const access *a, const void *data) noexcept nogil
+cdef void access_fill(const access *a, int byte) noexcept nogil
+# The little-endian number of 1, 2, 4 or 8 bytes that is accessed. Where it is aligned it is read at
+# once, so that nobody ever sees half of it, and in order with what is read after: as the rings of
+# virtio want it.
+cdef uint64_t access_load(const access *a, int size) noexcept nogil
+# Writes it likewise, in order with what was written before.
+cdef void access_store(const access *a, uint64_t value, int size) noexcept nogil

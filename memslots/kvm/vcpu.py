@@ -6,9 +6,9 @@ import errno
 import mmap
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from struct import Struct
-from typing import TYPE_CHECKING, SupportsIndex
+from typing import SupportsIndex
 
 from memslots.arguments import field
 from memslots.errors import KvmError
@@ -28,9 +28,6 @@ from memslots.kvm.exits import (
 )
 from memslots.kvm.fd import Answer, Fd
 
-if TYPE_CHECKING:
-    from memslots.kvm.vm import KvmVM
-
 _IO, _HLT, _MMIO, _SHUTDOWN, _FAIL_ENTRY, _INTR = 2, 5, 6, 8, 9, 10
 _INTERNAL_ERROR, _SYSTEM_EVENT, _MEMORY_FAULT = 17, 24, 39
 
@@ -39,12 +36,12 @@ class KvmVcpu:
     """A virtual processor. Made by `KvmVM.create_vcpu`; a context manager that closes it.
 
     One thread at a time runs it; `request_exit` may be called from any. Its registers are those of
-    x86. `id` is its number, `vm` the KvmVM that made it.
+    x86. `id` is its number.
     """
 
-    def __init__(self, fd: Fd, run_size: int, id: int, vm: KvmVM) -> None:
+    def __init__(self, fd: Fd, run_size: int, id: int, kept: Callable[[], object]) -> None:
         self.id = id
-        self.vm = vm
+        self._kept = kept  # a method of the VM, which is there as long as this is
         self._fd = fd
         self._run = mmap.mmap(fd.fileno(), run_size)
         self._answer: slice | None = None  # where in _run what the guest reads is to be
@@ -155,7 +152,7 @@ class KvmVcpu:
         """Run the guest until its next exit."""
         self._answer = None
         # If another thread closes the VM, the guest's memory is still needed until this returns.
-        _kept = self.vm.kept
+        _kept = self._kept()
         try:
             with self._runner_lock:
                 self._runner = threading.get_ident()

@@ -188,7 +188,6 @@ class KvmVM:
         """
         self._kept = (*self._kept, kept)
 
-    @property
     def kept(self) -> tuple[object, ...]:
         """What is kept so, in a tuple that keeps it too."""
         return self._kept
@@ -512,7 +511,7 @@ class KvmVM:
         with self._lock:
             fd = self._fd.create("KVM_CREATE_VCPU", ioctls.CREATE_VCPU, wanted, "KvmVcpu")
             try:
-                vcpu = KvmVcpu(fd, self._run_size, wanted, self)
+                vcpu = KvmVcpu(fd, self._run_size, wanted, self.kept)
                 self._vcpus.append(vcpu)
             except BaseException:
                 fd.close()

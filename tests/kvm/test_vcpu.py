@@ -296,7 +296,7 @@ def test_a_guest_that_runs_keeps_its_memory() -> None:
             time.sleep(0.05)
             vm.close()
             gc.collect()
-            assert vm.kept == ()
+            assert vm.kept() == ()
             assert alive() is not None
             assert thread.ident is not None
             signal.pthread_kill(thread.ident, signal.SIGUSR1)
@@ -311,24 +311,27 @@ def test_a_guest_that_runs_keeps_its_memory() -> None:
 def test_a_vcpu_keeps_its_vm_and_a_vm_its_memslots() -> None:
     """Whoever has a vCPU alone can run it: nothing of what it needs has gone."""
 
-    def machine() -> KvmVcpu:
+    def machine() -> tuple[KvmVcpu, weakref.ref[Memslots], weakref.ref[KvmVM]]:
         kvm = KvmVM()
-        memory = GuestMemory(Memslots(backend=kvm))
+        vm = Memslots(backend=kvm)
+        memory = GuestMemory(vm)
         memory.place(0, 0, Backing.anonymous(RAM_PAGES * PAGE))
         memory.write(CODE, HLT)
         vcpu = kvm.create_vcpu()
         vcpu.set_sregs(cs_base=0, cs_selector=0)
         vcpu.set_regs(rip=CODE, rflags=2)
-        return vcpu
+        return vcpu, weakref.ref(vm), weakref.ref(kvm)
 
-    vcpu = machine()
+    vcpu, vm, kvm = machine()
     gc.collect()
     assert vcpu.run_once() == HltExit()
-    assert len(vcpu.vm.slots) == 1
-    alive = weakref.ref(vcpu.vm.kept[0])
-    vcpu.vm.close()
+    held = kvm()
+    assert vm() is not None
+    assert held is not None
+    held.close()
+    del held
     gc.collect()
-    assert alive() is None
+    assert vm() is None
 
 
 def test_a_signal_alone_is_handled_and_the_guest_goes_on() -> None:
