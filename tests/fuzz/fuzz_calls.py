@@ -42,7 +42,7 @@ from compared import (
 )
 from fuzz.buffers import FOUR, IN, OUT, WRONG_IN, WRONG_OUT
 from fuzz.choices import MAX_HVA, Address, Byte, Bytes, Choice, Choices, Field, Number, Numbers
-from model import BAD_HVA, Model, ModelSlot, ModelTransaction, plain, state_of
+from model import BAD_HVA, Model, ModelSlot, ModelTransaction, plain, state_of, to_bitmap
 
 from memslots import (
     AddressSpace,
@@ -928,10 +928,11 @@ def go_on_with_a_backend(on: Target) -> None:
             args = slot.base_gfn, slot.npages, slot.userspace_addr, slot.flags, as_id
             vm.create(slot.id, *args)
         for id, log in model.logs[as_id].items():
-            # What else the new log has goes first: with manual_dirty_log 3 it is all of it.
             slot = model.slots[as_id][id]
-            every = b"\xff" * (8 * -(-slot.npages // 64))
-            vm.clear_dirty_log(id, 0, slot.npages, every, as_id)
+            if vm.manual_dirty_log == 3:  # the new log has every page, of READONLY slots too
+                others = to_bitmap({*range(slot.npages)} - log, slot.npages)
+                vm.clear_dirty_log(id, 0, slot.npages, others, as_id)
+                continue
             for page in log:
                 vm.mark_dirty(slot.base_gfn + page, as_id)
         model.generations[as_id] = vm.address_space(as_id).generation
