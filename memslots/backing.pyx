@@ -21,7 +21,9 @@ from memslots.core.units cimport PAGE_OFFSET_MASK, page_aligned
 
 cdef enum:
     HUGE_PAGE = 2 << 20  # of x86 and, with pages of 4 KiB, arm64
-    MAP_HUGETLB = 0x40000  # which Python's mmap has no name for
+    # Which Python's mmap has no names for. By itself it means the system's own size, 1 GiB maybe.
+    MAP_HUGETLB = 0x40000
+    MAP_HUGE_2MB = 21 << 26
 
 
 cdef uint64_t whole_pages(object value, str name) except? 0:
@@ -102,7 +104,7 @@ cdef class Backing:
             return named(Backing(mmap.mmap(-1, length, flags=flags)), "anonymous")
         if length % HUGE_PAGE == 0:
             try:
-                memory = mmap.mmap(-1, length, flags=flags | MAP_HUGETLB)
+                memory = mmap.mmap(-1, length, flags=flags | MAP_HUGETLB | MAP_HUGE_2MB)
             except OSError:
                 pass  # the pool has not so many
             else:
@@ -143,7 +145,7 @@ cdef class Backing:
         cdef uint64_t length = whole_pages(size, "size")
         if huge_pages and length % HUGE_PAGE == 0:
             try:
-                return memfd_of(length, name, os.MFD_HUGETLB)
+                return memfd_of(length, name, os.MFD_HUGETLB | os.MFD_HUGE_2MB)
             except OSError:
                 pass  # the pool has not so many
         return memfd_of(length, name, 0)

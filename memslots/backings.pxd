@@ -7,6 +7,7 @@ from memslots.core.units cimport hva_t
 
 cdef class Backings:
     cdef object vm  # the Memslots whose slots are on them
+    cdef object subscription  # its word of changes
     # the Backings by host address; replaced as a whole, never changed in place. Any thread may do
     # that: so only get and replace use it
     cdef tuple all
@@ -22,5 +23,7 @@ cdef class Backings:
     # Whether any slot of the machine is on it. O(log n) for each address space.
     cdef bint is_used(self, object backing) except -1
 
+# Those of a Memslots: the same for all that ask. They are there as long as it is.
+cdef Backings backings_of(object vm)
 # The one of `all` (what `get` gave) that holds a host address, or NULL; borrowed from `all`.
 cdef void *backing_at(tuple all, hva_t hva) noexcept

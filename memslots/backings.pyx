@@ -28,7 +28,7 @@ cdef class Backings:
     def __cinit__(self, vm):
         self.vm = vm
         self.all = ()
-        vm.subscribe(self)
+        self.subscription = vm.subscribe(self)
 
     def commit(self, change, old, new):
         """Told by the Memslots of every change."""
@@ -100,6 +100,17 @@ cdef class Backings:
                 break
         section_leave(&at)
         return s is not NULL
+
+
+cdef Backings backings_of(object vm):
+    cdef Backings found = vm._listener_of(Backings)
+    cdef Backings made
+    if found is None:
+        made = Backings(vm)
+        found = vm._listener_of(Backings)
+        if found is not made:  # another thread was first
+            made.subscription.close()
+    return found
 
 
 cdef inline bint meet(hva_t a, uint64_t a_size, hva_t b, uint64_t b_size) noexcept:

@@ -17,6 +17,7 @@ __all__ = [
     "BusyError",
     "InvalidRegionError",
     "InvariantError",
+    "KvmClosedError",
     "KvmError",
     "KvmUnavailableError",
     "MemslotError",
@@ -105,6 +106,10 @@ class BusyError(MemslotError):
 
 class KvmError(MemslotError):
     """The kernel's KVM refused a call for a reason outside of the rules; its errno says which."""
+
+
+class KvmClosedError(KvmError, ValueError):
+    """The KvmVM or KvmVcpu is closed (EBADF)."""
 
 
 class KvmUnavailableError(KvmError):

@@ -15,7 +15,7 @@ from libc.string cimport memcpy
 
 from memslots.arguments cimport field_of, u32, u64
 from memslots.backing cimport Backing
-from memslots.backings cimport Backings, backing_at
+from memslots.backings cimport Backings, backing_at, backings_of
 from memslots.core.access cimport (
     ACCESS_BAD,
     ACCESS_NO_MEMORY,
@@ -44,7 +44,12 @@ from memslots.memslots cimport memslots_machine, memslots_space
 from memslots.sections cimport section, section_enter, section_leave
 
 from memslots import snapshot
-from memslots.errors import BusyError, InvalidRegionError, NotMappedError, ReadOnlyError
+from memslots.errors import (
+    BusyError,
+    InvalidRegionError,
+    NotMappedError,
+    ReadOnlyError,
+)
 from memslots.memslots import Memslots
 
 cdef enum:
@@ -76,8 +81,8 @@ cdef class GuestMemory:
     Parameters
     ----------
     vm : Memslots
-        Mirrored or not. One GuestMemory is made for it; `address_space` gives it for others of its
-        address spaces than 0.
+        Mirrored or not. All GuestMemorys of it know the same host memory; `address_space` gives one
+        for others of its address spaces than 0.
 
     Raises
     ------
@@ -97,15 +102,14 @@ cdef class GuestMemory:
     cdef space *sp
     cdef Backings known  # the host memory that may be touched; shared by all address spaces
 
-    def __cinit__(self, vm, *, as_id_=0, known_=None):
-        # What address_space gives shares the host memory that is known.
+    def __cinit__(self, vm, *, as_id_=0):  # by way of address_space
         if not isinstance(vm, Memslots):
             raise TypeError(f"vm must be a Memslots, not {type(vm).__name__!r}")
         self.vm_of = vm
         self.face = vm.address_space(as_id_)
         self.m = memslots_machine(self.face)
         self.sp = memslots_space(self.face)
-        self.known = Backings(vm) if known_ is None else known_
+        self.known = backings_of(vm)
 
     def __reduce__(self):
         raise TypeError("a GuestMemory cannot be pickled or copied: dump writes what it holds")
@@ -136,7 +140,7 @@ cdef class GuestMemory:
 
         InvalidRegionError where there is none of that number.
         """
-        return GuestMemory(self.vm_of, as_id_=as_id, known_=self.known)
+        return GuestMemory(self.vm_of, as_id_=as_id)
 
     # Slots and their memory
 
@@ -206,7 +210,8 @@ cdef class GuestMemory:
                 self.sp.as_id,
             )
         except BaseException:
-            if new:
+            # A backend may have the slot still, to be undone with the next change.
+            if new and not self.vm_of._owes():
                 self.known.drop_unused(memory)
             raise
         # It was dropped if another thread has deleted the last slot on it meanwhile. It may be this
@@ -559,8 +564,8 @@ cdef class GuestMemory:
 
         Notes
         -----
-        What is written is marked as `write` does, and not in READONLY slots: a dump_dirty has
-        nothing of what was restored to these.
+        What is written is marked, but for READONLY slots: a dump_dirty has nothing of what was
+        restored to these. The slots are not to be changed meanwhile: it is marked by guest address.
         """
         return snapshot.restore(self, path)
 

@@ -41,7 +41,7 @@ from memslots.verbs cimport (
 from memslots.walks cimport extent, set_extent
 from memslots.writer cimport Writer
 
-from memslots.errors import InvariantError
+from memslots.errors import InvariantError, MemslotError
 from memslots.faces import AddressSpace, Vcpu
 from memslots.listeners import Subscription
 from memslots.mirror import Mirror
@@ -546,6 +546,17 @@ cdef class Memslots(ReadFace):
             then = (*now, subscription)
         return subscription
 
+    def _owes(self):
+        """Whether the backend has something that is still to be undone."""
+        return self.writer.mirror is not None and self.writer.mirror.owes
+
+    def _listener_of(self, cls):
+        """The first listener of a class, or None."""
+        for subscription in self.writer.get_subscriptions():
+            if isinstance(subscription.listener, cls):
+                return subscription.listener
+        return None
+
     def _unsubscribe(self, subscription):
         """Ends a subscription, for Subscription.close."""
         cdef tuple now = None
@@ -644,10 +655,11 @@ cdef class Memslots(ReadFace):
                 log = self.writer.mirror.get_dirty_log(id, as_id)
                 if log is not None:
                     merge_log(self.m, id, as_id, log)
-            except (OSError, ValueError):
-                raise  # refused, or no log of this slot
+            except MemslotError:
+                raise  # refused
             except BaseException:
-                # A signal, or no memory. Whether the backend gave up its marks is not known.
+                # A signal, no memory, or no log of this slot. Whether the backend gave up its marks
+                # is not known.
                 if self.m.lim.manual_dirty_log == 0:
                     mark_all(self.m, id, as_id)
                 raise

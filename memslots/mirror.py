@@ -1,7 +1,8 @@
 """Mirroring: every change of a Memslots is made in a backend too, or in neither.
 
-A backend is whatever has KVM's call, `set_region`, and does what it says or raises an OSError and
-has done nothing: a `memslots.kvm.KvmVM`, say. What else it may have is in `Backend`.
+A backend is whatever has KVM's call, `set_region`, and does what it says or refuses: then it has
+done nothing, and raises a MemslotError. A `memslots.kvm.KvmVM` is one. What else it may have is in
+`Backend`.
 
 One change of a Memslots is one call, made when everybody has agreed to the change and nothing else
 can fail. A transaction is several calls, since a backend cannot change several slots at once:
@@ -20,6 +21,7 @@ from types import EllipsisType
 from typing import TYPE_CHECKING, NamedTuple, Protocol, SupportsIndex
 
 from memslots.arguments import field
+from memslots.errors import MemslotError
 from memslots.records import Change, Flags, Slot
 
 if TYPE_CHECKING:
@@ -62,7 +64,11 @@ class Backend(Protocol):
         userspace_addr: int,
         /,
     ) -> object:
-        """Do what Memslots.set_region would do; else raise an OSError, and have done nothing."""
+        """Do what Memslots.set_region would do; or refuse: raise a MemslotError, and do nothing.
+
+        After any other exception, a signal's handler's, say, it is not known what was done: then it
+        is asked for what there was before.
+        """
 
 
 def take_limits(
@@ -109,6 +115,23 @@ class Call(NamedTuple):
         return logs and not (self.after is not None and self.after.flags & _LOG)
 
 
+#: By backend the Memslots that is mirrored in it.
+_mirrored: weakref.WeakKeyDictionary[object, weakref.ref[Memslots]] = weakref.WeakKeyDictionary()
+
+
+def _take(backend: object, vm: Memslots) -> None:
+    """Make it this Memslots' backend. ValueError if it is another's."""
+    try:
+        other = _mirrored.get(backend)
+        if other is not None and other() is not None:
+            raise ValueError(
+                "the backend is another Memslots' already: one cannot know of the other"
+            )
+        _mirrored[backend] = weakref.ref(vm)
+    except TypeError:
+        pass  # it takes no weak references, so nobody can tell
+
+
 class Mirror:
     """A backend, and what it could not be made to undo. Used by the writer of one Memslots."""
 
@@ -118,6 +141,7 @@ class Mirror:
         slots: Sized = getattr(backend, "slots", ())
         if len(slots):
             raise ValueError(f"the backend has {len(slots)} slots already; a Memslots begins empty")
+        _take(backend, vm)
         self.backend = backend
         self._vm = weakref.ref(vm)  # whoever makes a change has it
         self._owed: deque[Call] = deque()  # to be undone, in this order
@@ -131,6 +155,11 @@ class Mirror:
         vm = self._vm()
         assert vm is not None
         return vm
+
+    @property
+    def owes(self) -> bool:
+        """Whether something is still to be undone."""
+        return bool(self._owed)
 
     def change(self, old: Slot | None, new: Slot | None) -> None:
         """Make one change. An error leaves the backend as it was."""
@@ -159,16 +188,13 @@ class Mirror:
         try:
             for call in calls:
                 done.append(call)
+                self._put(call.slot, call.after)
                 if call.keeps_log:
                     self._mark_all(call)
-                self._put(call.slot, call.after)
         except BaseException as error:
-            if isinstance(error, OSError):
-                done.pop()  # refused, so nothing was done; of anything else that is not known
-            for call in reversed(done):
-                if call.loses_log():
-                    self._mark_all(call)
-                self._owed.append(call)
+            if isinstance(error, MemslotError):
+                done.pop()  # nothing was done; of anything else that is not known
+            self._owed.extend(reversed(done))
             try:
                 self._pay()
             except OSError as refused:
@@ -186,14 +212,17 @@ class Mirror:
                 self._put(call.slot, call.before)
             except OSError as error:
                 # Deleting what is not there: it was never made.
-                if call.before is not None or error.errno != errno.EINVAL:
+                if call.before is not None or error.errno not in (errno.EINVAL, errno.ENOENT):
                     raise
+            if call.loses_log():
+                self._mark_all(call)
             self._owed.popleft()
 
     def _mark_all(self, call: Call) -> None:
-        """Mark all pages of a slot whose dirty log the backend loses and the Memslots keeps.
+        """Mark all pages of a slot whose dirty log the backend lost and the Memslots keeps.
 
         What the guest wrote since it was last read is not known any more, and must not be missed.
+        After the loss: whoever takes the marks before it reads the pages before it, too.
         """
         if not hasattr(self.backend, "get_dirty_log"):
             return  # it had none

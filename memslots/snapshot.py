@@ -1,7 +1,7 @@
 """Snapshots: guest memory, or what of it is dirty, in a file, and back.
 
 The file is an ELF core, 64-bit and little-endian, as dumps of guest memory are: readelf, gdb and
-crash read it. Each PT_LOAD segment is a run of guest memory in one slot, at the guest address
+others read it. Each PT_LOAD segment is a run of guest memory in one slot, at the guest address
 `p_paddr`; bits 20 to 27 of its `p_flags` (the first eight that ELF leaves to operating systems)
 are the number of its address space. Host memory that several slots are on is in the file once, if
 one of the segments before holds all of it.
@@ -239,30 +239,34 @@ def restore(mem: GuestMemory, path: str | os.PathLike[str]) -> int:
         segments = _read_segments(fd, name, mem.vm.address_spaces)
         spaces = [mem.address_space(as_id) for as_id in range(mem.vm.address_spaces)]
         # All of it has a place before any of it is written.
-        views = [_places(spaces[segment.as_id], segment, fd) for segment in segments]
-        for segment, parts in zip(segments, views, strict=True):
+        places = [list(_places(spaces[segment.as_id], segment, fd)) for segment in segments]
+        for segment, parts in zip(segments, places, strict=True):
             try:
-                _read_all(fd, parts, segment.offset, name)
+                for view, offset in parts:
+                    _read_all(fd, [view], offset, name)
             finally:
                 # Also what there is of it, should the rest fail.
                 spaces[segment.as_id].mark_dirty(segment.gpa, segment.size)
     return sum(segment.size for segment in segments)
 
 
-def _places(space: GuestMemory, segment: _Segment, fd: int) -> list[memoryview]:
-    """Where a segment is to be written; nowhere, if it is in memory that cannot be written."""
-    try:
-        return space._restore_views(segment.gpa, segment.size)
-    except ReadOnlyError:
-        # A firmware's file, say: nobody can have changed it.
-        offset = segment.offset
-        for view in space.views(segment.gpa, segment.size):
+def _places(space: GuestMemory, segment: _Segment, fd: int) -> Iterator[tuple[memoryview, int]]:
+    """Where the parts of a segment are to be written, slot by slot, and where they are in the file.
+
+    What cannot be written has none. It must have these bytes: a firmware's file, say.
+    """
+    gpa, offset = segment.gpa, segment.offset
+    for view in space.views(segment.gpa, segment.size):
+        try:
+            for writable in space._restore_views(gpa, len(view)):
+                yield writable, offset
+        except ReadOnlyError:
             for at in range(0, len(view), _COMPARED):
                 piece = view[at : at + _COMPARED]
                 if os.pread(fd, len(piece), offset + at) != piece:
                     raise
-            offset += len(view)
-        return []
+        gpa += len(view)
+        offset += len(view)
 
 
 def _read_segments(fd: int, name: str, spaces: int) -> list[_Segment]:

@@ -6,10 +6,10 @@ import errno
 
 from model import Model, plain
 
-from memslots import Memslots
+from memslots import KvmError, Memslots
 
 
-class KernelSaysNo(OSError):
+class KernelSaysNo(KvmError):
     pass
 
 

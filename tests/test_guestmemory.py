@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from backend import Backend as MirrorBackend
+from backend import Interrupt
 from fresh import run_fresh
 from model import pages_of, unchanged
 from test_mirror import agree, mirrored
@@ -179,6 +180,37 @@ def test_memory_that_cannot_be_written_is_for_readonly_slots(
         mem.write(PAGE + 5, b"x")
     assert mem.read(PAGE, PAGE) == pattern(PAGE)
     assert mem.view(PAGE, 1).readonly
+
+
+def test_all_of_a_memslots_know_the_same_memory(vm: Memslots, mem: GuestMemory) -> None:
+    """And none is left behind by those that are gone."""
+    backing = filled(2)
+    mem.place(0, 0, backing)
+    for _ in range(3):
+        other = GuestMemory(vm)
+        assert other.backings == (backing,)
+        assert other.read(PAGE, PAGE) == bytes(backing)[PAGE:]
+    other.add(spare := filled(1))
+    assert set(mem.backings) == {backing, spare}
+    assert set(mem.address_space(1).backings) == {backing, spare}
+    del other, mem
+    assert set(GuestMemory(vm).backings) == {backing, spare}
+
+
+def test_memory_stays_while_a_backend_owes_to_undo_a_slot() -> None:
+    vm, backend = mirrored()
+    mem = GuestMemory(vm)
+    memory = filled(1)
+    backend.refused, backend.how = {1, 2}, "late"
+    with pytest.raises(Interrupt):
+        mem.place(0, 0, memory)
+    assert len(vm) == 0
+    assert known(mem) == [memory]
+    backend.refused = set()
+    vm.create(1, 0x20, 1, 0)
+    backend.agrees(vm)
+    mem.remove(memory)
+    assert known(mem) == []
 
 
 def test_a_listener_refuses_a_place(vm: Memslots, mem: GuestMemory) -> None:

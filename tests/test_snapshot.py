@@ -714,6 +714,28 @@ def test_a_place_on_memory_that_is_not_known(usual: GuestMemory, path: Path) -> 
     assert target.vm.take_dirty_runs() == []
 
 
+def test_memory_part_of_which_cannot_be_written(tmp_path: Path, path: Path) -> None:
+    """It has its bytes already, and what is beside it gets them."""
+    vm = Memslots()
+    mem = GuestMemory(vm)
+    mem.place(0, 0, Backing.anonymous(2 * PAGE))
+    mem.fill(PAGE, PAGE, 7)
+    mem.dump(path)
+    (tmp_path / "zeros").write_bytes(bytes(PAGE))
+    other = GuestMemory(Memslots())
+    zeros = Backing.file(tmp_path / "zeros", readonly=True)
+    other.place(0, 0, zeros, flags=Flags.READONLY)
+    other.place(1, PAGE, Backing.anonymous(PAGE))
+    assert other.restore(path) == 2 * PAGE
+    assert other.read(0, 2 * PAGE) == mem.read(0, 2 * PAGE)
+    mem.fill(0, 1, 1)
+    mem.fill(PAGE, PAGE, 8)
+    mem.dump(path)
+    with pytest.raises(ReadOnlyError, match="gpa 0x0 "):
+        other.restore(path)
+    assert other.read_u8(PAGE) == 7
+
+
 def test_a_rom_whose_file_cannot_be_written(tmp_path: Path, path: Path) -> None:
     """It has nothing to be restored, as long as the file is the same."""
     rom = tmp_path / "rom"

@@ -71,7 +71,7 @@ def test_every_class_has_some() -> None:
     assert {"create", "transaction", "subscribe", "max_slots"} <= methods(Memslots).keys()
     assert methods(ReadFace).keys() == methods(ArrayReadFace).keys()
     trees_alone = methods(Memslots).keys() - methods(ArrayMemslots).keys()
-    own = {"_take_dirty_runs", "_return_dirty_logs"}
+    own = {"_take_dirty_runs", "_return_dirty_logs", "_owes", "_listener_of"}
     assert trees_alone - own == {"backend", "mark_dirty_range", "take_dirty_runs"}
     assert methods(ArrayMemslots).keys() < methods(Memslots).keys()
     assert {"__enter__", "create", "lookup"} <= methods(Transaction).keys()

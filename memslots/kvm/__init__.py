@@ -9,7 +9,7 @@
 Needs nothing beyond the standard library, and Linux; the registers of vCPUs are those of x86.
 """
 
-from memslots.errors import KvmError, KvmUnavailableError
+from memslots.errors import KvmClosedError, KvmError, KvmUnavailableError
 from memslots.kvm.exits import (
     Exit,
     FailEntryExit,
@@ -35,6 +35,7 @@ __all__ = [
     "InternalErrorExit",
     "InterruptedExit",
     "IoExit",
+    "KvmClosedError",
     "KvmError",
     "KvmUnavailableError",
     "KvmVM",

@@ -7,11 +7,13 @@ import errno
 import fcntl
 import operator
 import os
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
-from memslots.errors import KvmError
+from memslots.errors import KvmClosedError, KvmError
 
 # With a struct by fcntl; with a number not, since fcntl takes none above 31 bits, and from Python
 # 3.14 on makes a call that a signal ended again by itself: KVM_RUN's immediate_exit would never be
@@ -22,18 +24,24 @@ _by_value.argtypes = ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong
 
 
 class Fd:
-    """An open descriptor, closed at the latest when nobody has it any more."""
+    """An open descriptor, closed at the latest when nobody has it any more.
+
+    Safe to use from any thread: what is closed while others use it goes when the last has done.
+    """
 
     def __init__(self, number: int | None, what: str) -> None:
-        # Emptied by close: only one thread can take the number out.
-        self._open = [] if number is None else [number]
+        self._number = number  # None: closed
+        self._closing: int | None = None  # closed, and still used
+        self._users = 0
+        # A signal's handler may come by it twice.
+        self._lock = threading.RLock()
         self._what = what
         # At the interpreter's end the module may be empty before its objects go.
         self._warn = warnings.warn
         self._close = os.close
 
     def __del__(self) -> None:
-        if getattr(self, "_open", None):
+        if getattr(self, "_number", None) is not None:
             try:
                 self._warn(f"unclosed {self._what}", ResourceWarning, source=self, stacklevel=2)
             finally:  # the warning may have been turned into an error
@@ -41,23 +49,44 @@ class Fd:
 
     def close(self) -> None:
         """Close it. Closing again does nothing."""
-        try:
-            number = self._open.pop()
-        except IndexError:
-            return
-        self._close(number)
+        with self._lock:
+            number, self._number = self._number, None
+            if number is not None:
+                self._closing = number
+                self._close_unused()
+
+    def _close_unused(self) -> None:
+        if self._users == 0 and self._closing is not None:
+            number, self._closing = self._closing, None
+            self._close(number)
 
     @property
     def closed(self) -> bool:
         """Whether it is closed."""
-        return not self._open
+        return self._number is None
+
+    def closed_error(self) -> KvmClosedError:
+        """What to raise where it is closed."""
+        return KvmClosedError(errno.EBADF, f"{self._what} is closed")
 
     def fileno(self) -> int:
-        """Its number. ValueError if it is closed."""
+        """Its number. KvmClosedError if it is closed."""
+        number = self._number
+        if number is None:
+            raise self.closed_error()
+        return number
+
+    @contextmanager
+    def _used(self) -> Iterator[int]:
+        with self._lock:
+            number = self.fileno()
+            self._users += 1
         try:
-            return self._open[0]
-        except IndexError:
-            raise ValueError(f"{self._what} is closed") from None
+            yield number
+        finally:
+            with self._lock:
+                self._users -= 1
+                self._close_unused()
 
     def ioctl(self, name: str, request: int, argument: int | bytes | bytearray = 0) -> int:
         """Make an ioctl, again where a signal ended it; its result.
@@ -78,25 +107,8 @@ class Fd:
         A signal's handler may raise when the kernel has answered already. `answer` has what it
         said even then.
         """
-        number = self.fileno()
-        answer.clear()
-        code = 0
-        # What calls the kernel is C in C, to the answer: no handler can come between.
-        if isinstance(argument, int):
-            call = partial(_by_value, number, request, argument)
-            calls: tuple[Callable[[], int], ...] = call, ctypes.get_errno
-            answer.extend(map(operator.call, calls))
-            if answer.result == -1:
-                code = answer.errno
-        else:
-            # Given bytes, fcntl would answer with the struct and keep the result to itself.
-            given = bytearray(argument) if isinstance(argument, bytes) else argument
-            try:
-                answer.extend(map(operator.call, (partial(_by_struct, number, request, given),)))
-            except OSError as error:
-                if answer:  # a handler's
-                    raise
-                code = error.errno or 0
+        with self._used() as number:
+            code = _make(number, request, argument, answer)
         if code == errno.EINTR:
             return False
         if code:
@@ -109,13 +121,34 @@ class Fd:
         try:
             while not self.ioctl_once(name, request, argument, answer):
                 pass
-            made._open.append(answer.result)
+            made._number = answer.result
         except BaseException:
             if answer.done and made.closed:  # opened, and then a handler raised
-                made._open.append(answer.result)
+                made._number = answer.result
             made.close()
             raise
         return made
+
+
+def _make(number: int, request: int, argument: int | bytes | bytearray, answer: Answer) -> int:
+    """Make it once; the errno, 0 for success."""
+    answer.clear()
+    # What calls the kernel is C in C, to the answer: no handler can come between.
+    if isinstance(argument, int):
+        call = partial(_by_value, number, request, argument)
+        calls: tuple[Callable[[], int], ...] = call, ctypes.get_errno
+        answer.extend(map(operator.call, calls))
+        return answer.errno if answer.result == -1 else 0
+    # Given bytes, fcntl would answer with the struct and keep the result to itself.
+    given = bytearray(argument) if isinstance(argument, bytes) else argument
+    made = map(operator.call, (partial(_by_struct, number, request, given),))
+    try:
+        answer.extend(made)
+    except OSError as error:
+        if answer or not error.errno:  # a handler's
+            raise
+        return error.errno
+    return 0
 
 
 class Answer(list[int]):

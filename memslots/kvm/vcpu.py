@@ -144,6 +144,8 @@ class KvmVcpu:
         ------
         KvmError
             The kernel refuses to run it.
+        KvmClosedError
+            The vCPU is closed, or was while it ran.
         """
         while True:
             yield self.run_once()
@@ -157,17 +159,23 @@ class KvmVcpu:
             with self._runner_lock:
                 self._runner = threading.get_ident()
             while not self._fd.ioctl_once("KVM_RUN", ioctls.RUN, 0, Answer()):
+                if self._fd.closed:
+                    raise self._fd.closed_error()
                 # A request that comes right now is not lost: the next KVM_RUN returns at once.
                 if self._run[ioctls.RUN_IMMEDIATE_EXIT]:
                     self._run[ioctls.RUN_IMMEDIATE_EXIT] = 0
                     return InterruptedExit()
         except KvmError as error:
+            if self._fd.closed:
+                raise
             (reason,) = ioctls.RUN_EXIT_REASON.unpack_from(self._run)
             if error.errno != errno.EFAULT or reason != _MEMORY_FAULT:
                 raise
         finally:
             with self._runner_lock:
                 self._runner = None
+        if self._fd.closed:
+            raise self._fd.closed_error()
         return self._take()
 
     def request_exit(self, signum: int | None = None) -> None:
@@ -181,15 +189,18 @@ class KvmVcpu:
 
         Raises
         ------
-        ValueError
-            The vCPU is closed.
+        KvmClosedError
+            The vCPU is closed, and nobody is in it any more.
         """
-        self._fd.fileno()
-        self._run[ioctls.RUN_IMMEDIATE_EXIT] = 1
-        if signum is not None:
-            with self._runner_lock:
-                if self._runner is not None:
-                    signal.pthread_kill(self._runner, signum)
+        closed = self._fd.closed
+        if not closed:
+            self._run[ioctls.RUN_IMMEDIATE_EXIT] = 1
+        with self._runner_lock:
+            running = self._runner
+            if signum is not None and running is not None:
+                signal.pthread_kill(running, signum)
+        if closed and running is None:
+            raise self._fd.closed_error()
 
     def answer(self, data: bytes) -> None:
         """Give the guest what it reads, after an IoExit or a MmioExit that is no write.

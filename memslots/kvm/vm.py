@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, SupportsIndex
 
 from memslots.arguments import field
-from memslots.errors import KvmError, MemslotError, OverlapError
+from memslots.errors import KvmClosedError, KvmError, MemslotError, OverlapError
 from memslots.kvm import ioctls
 from memslots.kvm.device import DEVICE, missing_capability, open_device
 from memslots.kvm.fd import Answer
@@ -124,7 +124,7 @@ class KvmVM:
         self._with_memfd: set[int] = set()
         self._private: dict[int, tuple[str, int, int]] = {}  # name, gpa, pages
         self._vcpus: list[KvmVcpu] = []
-        self._kept: tuple[object, ...] = ()  # with them the memory that slots are on would go
+        self._kept: list[object] = []  # with them the memory that slots are on would go
         self.manual_dirty_log = manual_dirty_log
         opened = open_device(device)
         try:
@@ -167,7 +167,8 @@ class KvmVM:
         self._vcpus.clear()
         self._slots.clear()
         self._fd.close()
-        self._kept = ()  # last: now no guest can reach what goes with it
+        # Last: now no guest can reach what goes with it. A vCPU that runs has the list.
+        self._kept = []
 
     @property
     def _lock(self) -> threading.Lock:
@@ -186,10 +187,10 @@ class KvmVM:
         A Memslots that is mirrored here is kept so. A guest that runs would write to whatever comes
         to be where memory was that is gone.
         """
-        self._kept = (*self._kept, kept)
+        self._kept.append(kept)
 
-    def kept(self) -> tuple[object, ...]:
-        """What is kept so, in a tuple that keeps it too."""
+    def kept(self) -> list[object]:
+        """What is kept so, in a list that keeps it beyond the VM's closing."""
         return self._kept
 
     # Capabilities and limits
@@ -336,6 +337,8 @@ class KvmVM:
             try:
                 while not self._fd.ioctl_once(name, request, region, answer):
                     pass
+            except KvmClosedError:
+                raise
             except KvmError as refused:
                 self._keep(call.slot, old)
                 raise self._explain(call, refused, memfd) from None
@@ -437,6 +440,8 @@ class KvmVM:
             log = ioctls.DIRTY_LOG.pack(number, _address(bitmap))
             try:
                 self._fd.ioctl("KVM_GET_DIRTY_LOG", ioctls.GET_DIRTY_LOG, log)
+            except KvmClosedError:
+                raise
             except KvmError as refused:
                 error = self._by_rule(refused, _Call(number), "get_dirty_log", slot, as_id)
                 raise error or _outside_of_rules(refused, number) from None
@@ -473,6 +478,8 @@ class KvmVM:
         with self._lock:
             try:
                 self._fd.ioctl("KVM_CLEAR_DIRTY_LOG", ioctls.CLEAR_DIRTY_LOG_OF_VM, clear)
+            except KvmClosedError:
+                raise
             except KvmError as refused:
                 if short and refused.errno == errno.EFAULT:
                     refused = KvmError(errno.EINVAL, "a bitmap that is too short")

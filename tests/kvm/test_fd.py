@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from memslots.kvm import KvmError, ioctls
+from memslots.kvm import KvmClosedError, KvmError, ioctls
 from memslots.kvm.fd import Answer, Fd
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_left")
@@ -33,9 +33,9 @@ def test_closing_twice(null: int) -> None:
     os.fstat(other)
     os.close(other)
     assert fd.closed
-    with pytest.raises(ValueError, match=r"^KvmVM is closed$"):
+    with pytest.raises(ValueError, match=r"KvmVM is closed$"):
         fd.fileno()
-    with pytest.raises(ValueError, match=r"^KvmVM is closed$"):
+    with pytest.raises(ValueError, match=r"KvmVM is closed$"):
         fd.ioctl("KVM_RUN", ioctls.RUN)
 
 
@@ -72,6 +72,25 @@ def test_error(null: int) -> None:
     assert caught.value.errno == errno.ENOTTY
     assert caught.value.strerror == f"KVM_GET_API_VERSION: {os.strerror(errno.ENOTTY)}"
     assert caught.value.rule is None
+
+
+def test_closed_while_it_is_used(fake: Any, null: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number is not another's until the call has ended."""
+    fd = Fd(null, "KvmVM")
+
+    def by_value(number: int, request: int, argument: int) -> int:
+        fd.close()
+        assert fd.closed
+        os.fstat(number)
+        return 7
+
+    monkeypatch.setattr("memslots.kvm.fd._by_value", by_value)
+    assert fd.ioctl("KVM_CHECK_EXTENSION", ioctls.CHECK_EXTENSION, 3) == 7
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(null)
+    with pytest.raises(KvmClosedError) as caught:
+        fd.ioctl("KVM_CHECK_EXTENSION", ioctls.CHECK_EXTENSION, 3)
+    assert caught.value.errno == errno.EBADF
 
 
 def test_again_after_a_signal(fake: Any, null: int) -> None:

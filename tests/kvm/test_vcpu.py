@@ -296,7 +296,7 @@ def test_a_guest_that_runs_keeps_its_memory() -> None:
             time.sleep(0.05)
             vm.close()
             gc.collect()
-            assert vm.kept() == ()
+            assert vm.kept() == []
             assert alive() is not None
             assert thread.ident is not None
             signal.pthread_kill(thread.ident, signal.SIGUSR1)

@@ -24,7 +24,7 @@ from memslots import (
     OverlapError,
     Slot,
 )
-from memslots.kvm import Cap, KvmError, KvmUnavailableError, KvmVM, ioctls
+from memslots.kvm import Cap, KvmClosedError, KvmError, KvmUnavailableError, KvmVM, ioctls
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_left")
 
@@ -58,6 +58,32 @@ def test_closing(fake: Any) -> None:
     for call in calls:
         with pytest.raises(ValueError, match="KvmVM is closed"):
             call()
+
+
+def test_the_memslots_of_a_closed_vm(fake: Any) -> None:
+    """It can be read; a change is refused, and nothing is owed for it."""
+    with KvmVM(device=fake.device) as kvm:
+        vm = Memslots(backend=kvm)
+        vm.create(0, 0, 1, 0)
+    changes: list[Callable[[], object]] = [
+        lambda: vm.delete(0),
+        lambda: vm.create(1, 1, 1, 0),
+    ]
+    for call in changes:
+        with pytest.raises(KvmClosedError, match="KvmVM is closed") as caught:
+            call()
+        assert not hasattr(caught.value, "__notes__")
+    assert len(vm) == 1
+    vm.check()
+
+
+def test_what_is_kept_while_a_vcpu_runs(fake: Any) -> None:
+    """What comes to be kept after it began to run is kept for it, too."""
+    with KvmVM(device=fake.device) as kvm:
+        held = kvm.kept()
+        kvm.keep("memory")
+    assert held == ["memory"]
+    assert kvm.kept() == []
 
 
 def test_dropped(fake: Any) -> None:
