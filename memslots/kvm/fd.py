@@ -7,10 +7,8 @@ import errno
 import fcntl
 import operator
 import os
-import threading
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 
 from memslots.errors import KvmClosedError, KvmError
@@ -23,6 +21,21 @@ _by_value = ctypes.CDLL(None, use_errno=True).ioctl
 _by_value.argtypes = ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong
 
 
+class _Number:
+    """A descriptor's number, closed when nobody has it any more.
+
+    Whoever uses it has a reference meanwhile: so nothing is to be counted, which a signal's handler
+    that raises might come between.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self._close = os.close  # at the interpreter's end the module may be empty before this goes
+
+    def __del__(self) -> None:
+        self._close(self.number)
+
+
 class Fd:
     """An open descriptor, closed at the latest when nobody has it any more.
 
@@ -30,18 +43,12 @@ class Fd:
     """
 
     def __init__(self, number: int | None, what: str) -> None:
-        self._number = number  # None: closed
-        self._closing: int | None = None  # closed, and still used
-        self._users = 0
-        # A signal's handler may come by it twice.
-        self._lock = threading.RLock()
+        self._held = None if number is None else _Number(number)  # None: closed
         self._what = what
-        # At the interpreter's end the module may be empty before its objects go.
-        self._warn = warnings.warn
-        self._close = os.close
+        self._warn = warnings.warn  # as _Number's close
 
     def __del__(self) -> None:
-        if getattr(self, "_number", None) is not None:
+        if getattr(self, "_held", None) is not None:
             try:
                 self._warn(f"unclosed {self._what}", ResourceWarning, source=self, stacklevel=2)
             finally:  # the warning may have been turned into an error
@@ -49,44 +56,26 @@ class Fd:
 
     def close(self) -> None:
         """Close it. Closing again does nothing."""
-        with self._lock:
-            number, self._number = self._number, None
-            if number is not None:
-                self._closing = number
-                self._close_unused()
-
-    def _close_unused(self) -> None:
-        if self._users == 0 and self._closing is not None:
-            number, self._closing = self._closing, None
-            self._close(number)
+        self._held = None
 
     @property
     def closed(self) -> bool:
         """Whether it is closed."""
-        return self._number is None
+        return self._held is None
 
     def closed_error(self) -> KvmClosedError:
         """What to raise where it is closed."""
         return KvmClosedError(errno.EBADF, f"{self._what} is closed")
 
+    def _used(self) -> _Number:
+        held = self._held
+        if held is None:
+            raise self.closed_error()
+        return held
+
     def fileno(self) -> int:
         """Its number. KvmClosedError if it is closed."""
-        number = self._number
-        if number is None:
-            raise self.closed_error()
-        return number
-
-    @contextmanager
-    def _used(self) -> Iterator[int]:
-        with self._lock:
-            number = self.fileno()
-            self._users += 1
-        try:
-            yield number
-        finally:
-            with self._lock:
-                self._users -= 1
-                self._close_unused()
+        return self._used().number
 
     def ioctl(self, name: str, request: int, argument: int | bytes | bytearray = 0) -> int:
         """Make an ioctl, again where a signal ended it; its result.
@@ -107,8 +96,8 @@ class Fd:
         A signal's handler may raise when the kernel has answered already. `answer` has what it
         said even then.
         """
-        with self._used() as number:
-            code = _make(number, request, argument, answer)
+        # No variable of this holds the number, since an error's traceback would, too.
+        code = _make(self._used(), request, argument, answer)
         if code == errno.EINTR:
             return False
         if code:
@@ -121,34 +110,38 @@ class Fd:
         try:
             while not self.ioctl_once(name, request, argument, answer):
                 pass
-            made._number = answer.result
+            made._held = _Number(answer.result)
         except BaseException:
             if answer.done and made.closed:  # opened, and then a handler raised
-                made._number = answer.result
+                made._held = _Number(answer.result)
             made.close()
             raise
         return made
 
 
-def _make(number: int, request: int, argument: int | bytes | bytearray, answer: Answer) -> int:
+def _make(held: _Number, request: int, argument: int | bytes | bytearray, answer: Answer) -> int:
     """Make it once; the errno, 0 for success."""
-    answer.clear()
-    # What calls the kernel is C in C, to the answer: no handler can come between.
-    if isinstance(argument, int):
-        call = partial(_by_value, number, request, argument)
-        calls: tuple[Callable[[], int], ...] = call, ctypes.get_errno
-        answer.extend(map(operator.call, calls))
-        return answer.errno if answer.result == -1 else 0
-    # Given bytes, fcntl would answer with the struct and keep the result to itself.
-    given = bytearray(argument) if isinstance(argument, bytes) else argument
-    made = map(operator.call, (partial(_by_struct, number, request, given),))
     try:
-        answer.extend(made)
-    except OSError as error:
-        if answer or not error.errno:  # a handler's
-            raise
-        return error.errno
-    return 0
+        number = held.number
+        answer.clear()
+        # What calls the kernel is C in C, to the answer: no handler can come between.
+        if isinstance(argument, int):
+            call = partial(_by_value, number, request, argument)
+            calls: tuple[Callable[[], int], ...] = call, ctypes.get_errno
+            answer.extend(map(operator.call, calls))
+            return answer.errno if answer.result == -1 else 0
+        # Given bytes, fcntl would answer with the struct and keep the result to itself.
+        given = bytearray(argument) if isinstance(argument, bytes) else argument
+        made = map(operator.call, (partial(_by_struct, number, request, given),))
+        try:
+            answer.extend(made)
+        except OSError as error:
+            if answer or not error.errno:  # a handler's
+                raise
+            return error.errno
+        return 0
+    finally:
+        del held  # an error's traceback would hold it
 
 
 class Answer(list[int]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,4 +86,5 @@ def _is_open(number: int) -> bool:
 def no_descriptor_left() -> Iterator[None]:
     before = descriptors()
     yield
+    gc.collect()  # a traceback may be in a cycle with what it holds
     assert descriptors() == before
