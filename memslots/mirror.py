@@ -161,14 +161,6 @@ class Mirror:
         """Whether something is still to be undone."""
         return bool(self._owed)
 
-    def change(self, old: Slot | None, new: Slot | None) -> None:
-        """Make one change. An error leaves the backend as it was."""
-        self._make([Call(old, new)])
-
-    def changes(self, steps: Iterable[Step]) -> None:
-        """Make what the steps of a transaction come to. An error leaves the backend as it was."""
-        self._make(plan(self.vm, steps))
-
     def get_dirty_log(self, id: int, as_id: int) -> bytes | None:
         """The backend's own dirty log of a slot, or None where it keeps none."""
         get = getattr(self.backend, "get_dirty_log", None)
@@ -182,7 +174,12 @@ class Mirror:
         if clear is not None:
             clear(id, first_page, num_pages, bitmap, as_id)
 
-    def _make(self, calls: Iterable[Call]) -> None:
+    def make(self, calls: Iterable[Call]) -> None:
+        """Make these calls. An error leaves the backend as it was.
+
+        The writer calls this itself, and goes on in C: a signal's handler, which may raise after
+        any call from Python, has no place to do so between the last call here and the swap.
+        """
         self._pay()
         done = []
         try:

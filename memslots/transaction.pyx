@@ -75,6 +75,7 @@ from memslots.verbs cimport (
 from memslots.writer cimport Writer, finish, keep_record, release_record
 
 from memslots.errors import busy
+from memslots.mirror import plan as plan_calls
 
 cdef enum progress:
     NEW  # made, not begun
@@ -379,7 +380,7 @@ cdef class Transaction(Target):
                     ask_prepare(self.subscriptions, kind, old, new)
                 # Last: what it does is done, and nothing after it can fail.
                 if self.writer.mirror is not None:
-                    self.writer.mirror.changes(self.steps)
+                    self.writer.mirror.make(plan_calls(self.owner, self.steps))
         except BaseException:
             self.roll_back()
             raise

@@ -65,6 +65,7 @@ from memslots.refusals cimport refusal_error
 from memslots.verbs cimport NO_SLOT, change_record, demand, region_from_slot
 
 from memslots.errors import busy
+from memslots.mirror import Call
 
 
 # How often this process is the child of a fork: whoever is told of a fork before this is, and makes
@@ -293,7 +294,7 @@ cdef class Writer(Target):
             ask_prepare(subscriptions, kind, old, new)
             # Last: what it does is done, and nothing after it can fail.
             if self.mirror is not None:
-                self.mirror.change(old, new)
+                self.mirror.make((Call(old, new),))
         except BaseException:
             if invalidated:
                 update_revert_begin(&c)
