@@ -134,6 +134,7 @@ cdef class Memslots(ReadFace):
         self.sp = self.m.spaces[0]
         if backend is not None:
             self.writer.mirror = Mirror(backend, self)
+            self.writer.journal = self.writer.mirror.journal
 
     def set_region(self, slot, flags, guest_phys_addr, memory_size, userspace_addr):
         """Create, delete, move or change the flags of a slot: the ioctl KVM_SET_USER_MEMORY_REGION.
@@ -548,7 +549,7 @@ cdef class Memslots(ReadFace):
 
     def _owes(self):
         """Whether the backend has something that is still to be undone."""
-        return self.writer.mirror is not None and self.writer.mirror.owes
+        return bool(self.writer.journal)
 
     def _listener_of(self, cls):
         """The first listener of a class, or None."""

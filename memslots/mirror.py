@@ -144,7 +144,8 @@ class Mirror:
         _take(backend, vm)
         self.backend = backend
         self._vm = weakref.ref(vm)  # whoever makes a change has it
-        self._owed: deque[Call] = deque()  # to be undone, in this order
+        # Calls that were begun, and do not stay: to be undone, the last first. The writer has it.
+        self.journal: list[Call] = []
         keep = getattr(backend, "keep", None)
         if keep is not None:
             keep(vm)
@@ -155,11 +156,6 @@ class Mirror:
         vm = self._vm()
         assert vm is not None
         return vm
-
-    @property
-    def owes(self) -> bool:
-        """Whether something is still to be undone."""
-        return bool(self._owed)
 
     def get_dirty_log(self, id: int, as_id: int) -> bytes | None:
         """The backend's own dirty log of a slot, or None where it keeps none."""
@@ -175,36 +171,36 @@ class Mirror:
             clear(id, first_page, num_pages, bitmap, as_id)
 
     def make(self, calls: Iterable[Call]) -> None:
-        """Make these calls. An error leaves the backend as it was.
+        """Make these calls, each noted in the journal before.
 
-        The writer calls this itself, and goes on in C: a signal's handler, which may raise after
-        any call from Python, has no place to do so between the last call here and the swap.
+        When all of them stay, whoever calls this empties the journal; else it calls `undo`. It does
+        so in C: in Python there is no place where a signal's handler might not raise.
         """
         self._pay()
-        done = []
-        try:
-            for call in calls:
-                done.append(call)
-                self._put(call.slot, call.after)
-                if call.keeps_log:
-                    self._mark_all(call)
-        except BaseException as error:
-            if isinstance(error, MemslotError):
-                done.pop()  # nothing was done; of anything else that is not known
-            self._owed.extend(reversed(done))
+        for call in calls:
+            self.journal.append(call)
             try:
-                self._pay()
-            except OSError as refused:
-                error.add_note(
-                    f"the backend does not undo what it did before: {refused};"
-                    " the next change tries again, before anything else"
-                )
-            raise
+                self._put(call.slot, call.after)
+            except MemslotError:
+                self.journal.pop()  # nothing was done; of anything else that is not known
+                raise
+            if call.keeps_log:
+                self._mark_all(call)
+
+    def undo(self, error: BaseException) -> None:
+        """Undo what is in the journal, after an error; should that be refused, it gets a note."""
+        try:
+            self._pay()
+        except OSError as refused:
+            error.add_note(
+                f"the backend does not undo what it did before: {refused};"
+                " the next change tries again, before anything else"
+            )
 
     def _pay(self) -> None:
-        """Undo what is to be undone; it may be undone already."""
-        while self._owed:
-            call = self._owed[0]
+        """Undo what is in the journal, the last first; it may be undone already."""
+        while self.journal:
+            call = self.journal[-1]
             try:
                 self._put(call.slot, call.before)
             except OSError as error:
@@ -213,7 +209,7 @@ class Mirror:
                     raise
             if call.loses_log():
                 self._mark_all(call)
-            self._owed.popleft()
+            self.journal.pop()
 
     def _mark_all(self, call: Call) -> None:
         """Mark all pages of a slot whose dirty log the backend lost and the Memslots keeps.

@@ -380,9 +380,12 @@ cdef class Transaction(Target):
                     ask_prepare(self.subscriptions, kind, old, new)
                 # Last: what it does is done, and nothing after it can fail.
                 if self.writer.mirror is not None:
-                    self.writer.mirror.make(plan_calls(self.owner, self.steps))
-        except BaseException:
-            self.roll_back()
+                    self.writer.make_calls(plan_calls(self.owner, self.steps))
+        except BaseException as error:
+            try:
+                self.writer.undo_calls(error)
+            finally:
+                self.roll_back()
             raise
         self.swap()
         for n in range(self.count):

@@ -31,6 +31,7 @@ cdef class Writer(Target):
     cdef tuple subscriptions
     # the Mirror of the backend in which every change is made as well, or None. Written once
     cdef object mirror
+    cdef list journal  # the Mirror's: what its backend has done and is to undo; None: no mirror
     cdef object __weakref__
 
     # Makes the machine, with nothing in it; once, before anything else.
@@ -42,6 +43,10 @@ cdef class Writer(Target):
     cdef int abandon(self) except -1
     cdef void after_fork(self) noexcept
     cdef void wait_for_readers(self) noexcept
+    # Makes these calls of the backend too, if there is one. After an error, in whatever else the
+    # change comes to, undo_calls is due.
+    cdef int make_calls(self, object calls) except -1
+    cdef int undo_calls(self, object error) except -1
     cdef tuple get_subscriptions(self)
     # Whether they were still `now`; then they are `then`.
     cdef bint replace_subscriptions(self, tuple now, tuple then)

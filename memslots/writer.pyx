@@ -238,6 +238,17 @@ cdef class Writer(Target):
         for as_id in range(self.m.lim.nspaces):
             index_free(taken[as_id])
 
+    cdef int make_calls(self, object calls) except -1:
+        self.mirror.make(calls)
+        # No Python code runs from here to the swap: no handler can raise in between.
+        self.journal.clear()
+        return 0
+
+    cdef int undo_calls(self, object error) except -1:
+        if self.journal:
+            self.mirror.undo(error)
+        return 0
+
     cdef tuple get_subscriptions(self):
         with cython.critical_section(self):
             now = self.subscriptions
@@ -294,13 +305,16 @@ cdef class Writer(Target):
             ask_prepare(subscriptions, kind, old, new)
             # Last: what it does is done, and nothing after it can fail.
             if self.mirror is not None:
-                self.mirror.make((Call(old, new),))
-        except BaseException:
-            if invalidated:
-                update_revert_begin(&c)
-                self.wait_for_readers()
-                update_revert_end(&c)
-            finish(&c)
+                self.make_calls((Call(old, new),))
+        except BaseException as error:
+            try:
+                self.undo_calls(error)
+            finally:
+                if invalidated:
+                    update_revert_begin(&c)
+                    self.wait_for_readers()
+                    update_revert_end(&c)
+                finish(&c)
             raise
         update_apply_begin(&c)
         self.wait_for_readers()
