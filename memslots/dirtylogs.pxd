@@ -10,9 +10,9 @@ from memslots.core.machine cimport machine
 
 # The dirty log of a slot; with `take` it is clear afterwards.
 cdef bytearray get_log(machine *m, uint32_t id, uint32_t as_id, bint take)
-# Clears the marks that are set in `bitmap`, whose bit 0 is page `first` of the slot.
-# InvalidRegionError where the rules of the ioctl do not allow the pages, or the bitmap is too
-# short.
+# Clears the marks that are set in `bitmap`, whose bit 0 is page `first` of the slot; unless `clear`
+# only raises what that would. InvalidRegionError where the rules of the ioctl do not allow the
+# pages, or the bitmap is too short.
 cdef int clear_log(
     machine *m,
     uint32_t id,
@@ -20,15 +20,7 @@ cdef int clear_log(
     uint64_t first,
     uint64_t pages,
     const Py_buffer *bitmap,
-) except -1
-# Raises what clear_log would, and clears nothing.
-cdef int check_clear(
-    machine *m,
-    uint32_t id,
-    uint32_t as_id,
-    uint64_t first,
-    uint64_t pages,
-    const Py_buffer *bitmap,
+    bint clear,
 ) except -1
 # Raises where get_log would.
 cdef int check_log_of(machine *m, uint32_t id, uint32_t as_id) except -1

@@ -91,7 +91,7 @@ cdef str wrong_pages(
     return None
 
 
-cdef int clear_or_check(
+cdef int clear_log(
     machine *m,
     uint32_t id,
     uint32_t as_id,
@@ -125,28 +125,6 @@ cdef int clear_or_check(
         wrong = wrong_pages(record, npages, first, pages, bitmap.len)
         checked = npages
     raise cannot_clear(id, as_id, wrong)
-
-
-cdef int clear_log(
-    machine *m,
-    uint32_t id,
-    uint32_t as_id,
-    uint64_t first,
-    uint64_t pages,
-    const Py_buffer *bitmap,
-) except -1:
-    return clear_or_check(m, id, as_id, first, pages, bitmap, True)
-
-
-cdef int check_clear(
-    machine *m,
-    uint32_t id,
-    uint32_t as_id,
-    uint64_t first,
-    uint64_t pages,
-    const Py_buffer *bitmap,
-) except -1:
-    return clear_or_check(m, id, as_id, first, pages, bitmap, False)
 
 
 cdef int check_log(uint32_t id, uint64_t npages, bytes log) except -1:

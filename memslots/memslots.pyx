@@ -18,7 +18,6 @@ from memslots.core.space cimport space, space_active
 from memslots.core.srcu cimport srcu_reader
 from memslots.core.units cimport gfn_t
 from memslots.dirtylogs cimport (
-    check_clear,
     check_log_of,
     clear_log,
     get_log,
@@ -446,9 +445,9 @@ cdef class Memslots(ReadFace):
         try:
             if self.writer.mirror is not None:
                 # What is wrong is said here, before anything is cleared there.
-                check_clear(self.m, id, space_id, first, pages, &view)
+                clear_log(self.m, id, space_id, first, pages, &view, False)
                 self.writer.mirror.clear_dirty_log(id, first, pages, bitmap, space_id)
-            clear_log(self.m, id, space_id, first, pages, &view)
+            clear_log(self.m, id, space_id, first, pages, &view, True)
         finally:
             PyBuffer_Release(&view)
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from model import Model, unchanged
 from strategies import MAX_GFN, MAX_HVA, MAX_SLOTS, SPACES, good_as_ids, steps
 
-from memslots import Flags, InvalidRegionError, MemslotError, Memslots
+from memslots import Flags, InvalidRegionError, KvmError, MemslotError, Memslots
 from memslots.records import DirtyRun
 
 HVA = 0x7000_0000_0000
@@ -394,7 +394,7 @@ class Kernel:
     def set_region(self, slot: int, flags: int, gpa: int, size: int, hva: int) -> None:
         answer = self.model.set_region(slot, flags, gpa, size, hva)
         if answer.errno:
-            raise OSError(answer.errno, str(answer))
+            raise KvmError(answer.errno, str(answer))
 
     def get_dirty_log(self, slot: int, as_id: int) -> bytes:
         self.fails("get", slot, False)
@@ -449,7 +449,7 @@ def test_a_backend_that_refuses(slot: int, call: str, mode: int) -> None:
     def fails(name: str, number: int, done: bool) -> None:
         if (name, number, done) == (call, slot, False):
             refused.append(number)
-            raise OSError(errno.ENOMEM, "no")
+            raise KvmError(errno.ENOMEM, "no")
 
     kernel.fails = fails
     if call == "clear" and mode == 0:
