@@ -338,7 +338,7 @@ def measure(vm: Memslots, case: Callable[[Memslots], None]) -> dict[str, int]:
     grown = {"rss": resident() - rss, "blocks": sys.getallocatedblocks() - blocks}
     grown |= {name: count - held[name] for name, count in of_the_kernel().items()}
     tracemalloc.start()
-    repeat(3)
+    repeat(rounds // 15)  # until what is kept to be used again is made of traced memory, too
     traced, _ = tracemalloc.get_traced_memory()
     repeat(rounds // 50)
     grown["traced"] = tracemalloc.get_traced_memory()[0] - traced

@@ -62,6 +62,7 @@ class KvmVcpu:
         """Give the vCPU up. Closing again does nothing."""
         self._run.close()
         self._fd.close()
+        self._kept = list  # the VM has this: they need not be found to be a cycle
 
     def fileno(self) -> int:
         """The descriptor's number, for ioctls that this binding does not have."""

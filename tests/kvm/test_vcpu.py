@@ -355,16 +355,21 @@ def test_a_signal_alone_is_handled_and_the_guest_goes_on() -> None:
 
 
 def test_keyboard_interrupt() -> None:
-    with guest(FOREVER) as (_, vcpu, memory):
-        timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
-        timer.start()
-        with pytest.raises(KeyboardInterrupt):
-            for _ in vcpu.run():
-                pytest.fail("it never exits")
-        timer.join()
-        memory.bytes[CODE : CODE + 1] = HLT
-        vcpu.set_regs(rip=CODE)
-        assert vcpu.run_once() == HltExit(), "it can be run again"
+    # Whoever started the tests may have had it ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with guest(FOREVER) as (_, vcpu, memory):
+            timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
+            timer.start()
+            with pytest.raises(KeyboardInterrupt):
+                for _ in vcpu.run():
+                    pytest.fail("it never exits")
+            timer.join()
+            memory.bytes[CODE : CODE + 1] = HLT
+            vcpu.set_regs(rip=CODE)
+            assert vcpu.run_once() == HltExit(), "it can be run again"
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_other_threads_run_meanwhile() -> None:
