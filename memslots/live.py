@@ -9,7 +9,8 @@ import errno as errno_module
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
-from memslots import Change, Flags, MemslotError, Memslots, Slot
+from memslots import Change, MemslotError, Memslots, Slot
+from memslots.calls import same_memory
 from memslots.traces import RegionCall
 
 
@@ -114,7 +115,7 @@ class Live:
         # First what is to go, which may be in the way of what is to come.
         for number, slot in wanted.items():
             old = held.get(number)
-            if old is not None and (slot is None or not _can_become(old, slot)):
+            if old is not None and (slot is None or not same_memory(old, slot)):
                 done.append(self._delete(number))
                 del held[number]
         for number, slot in wanted.items():
@@ -191,9 +192,3 @@ def _slot_of(memslots: Memslots, number: int) -> Slot | None:
     if as_id >= memslots.address_spaces:
         return None
     return memslots.address_space(as_id).get(number & 0xFFFF)
-
-
-def _can_become(old: Slot, new: Slot) -> bool:
-    """Whether one call, which moves it or changes its flags, makes `old` what `new` is."""
-    same_memory = (old.npages, old.userspace_addr) == (new.npages, new.userspace_addr)
-    return same_memory and not (old.flags ^ new.flags) & Flags.READONLY

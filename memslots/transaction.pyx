@@ -74,8 +74,8 @@ from memslots.verbs cimport (
 )
 from memslots.writer cimport Writer, finish, keep_record, release_record
 
+from memslots.calls import plan as plan_calls
 from memslots.errors import busy
-from memslots.mirror import plan as plan_calls
 
 cdef enum progress:
     NEW  # made, not begun

@@ -64,8 +64,8 @@ from memslots.records cimport slot_record
 from memslots.refusals cimport refusal_error
 from memslots.verbs cimport NO_SLOT, change_record, demand, region_from_slot
 
+from memslots.calls import Call
 from memslots.errors import busy
-from memslots.mirror import Call
 
 
 # How often this process is the child of a fork: whoever is told of a fork before this is, and makes

@@ -26,7 +26,7 @@ from memslots import (
     NoSuchSlotError,
     Slot,
 )
-from memslots.mirror import Call, plan
+from memslots.calls import Call, plan
 
 LOG = Flags.LOG_DIRTY_PAGES
 LIMITS = {"address_spaces": SPACES, "max_gfn": MAX_GFN, "max_hva": MAX_HVA}
