@@ -73,19 +73,20 @@ cdef class Backings:
                 return True
 
     cdef bint drop_unused(self, object backing) except -1:
-        cdef tuple now = None
-        cdef tuple then = None
-        if self.is_used(backing):
-            return False
-        while now is None or not self.replace(now, then):
+        cdef tuple now, then
+        cdef bint used
+        cdef bint dropped = False
+        while True:
             now = self.get()
             then = tuple([one for one in now if one is not backing])
-        # Another thread may have put a slot on it since the question: either this sees the slot, or
-        # who placed it sees that the memory is not known, in `place`.
-        if self.is_used(backing):
-            self.add(backing)
-            return False
-        return True
+            # At once: a slot put on it after the question would be on memory that is not known.
+            with cython.critical_section(self):
+                used = self.is_used(backing)
+                if not used and self.all is now:
+                    self.all = then
+                    dropped = True
+            if used or dropped:
+                return dropped
 
     cdef bint is_used(self, object backing) except -1:
         cdef Backing memory = backing
