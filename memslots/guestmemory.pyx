@@ -565,7 +565,8 @@ cdef class GuestMemory:
         Notes
         -----
         What is written is marked, but for READONLY slots: a dump_dirty has nothing of what was
-        restored to these. The slots are not to be changed meanwhile: it is marked by guest address.
+        restored to these. After an error on the way more may be marked than was written. The slots
+        are not to be changed meanwhile: it is marked by guest address.
         """
         return snapshot.restore(self, path)
 

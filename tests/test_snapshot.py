@@ -736,6 +736,20 @@ def test_memory_part_of_which_cannot_be_written(tmp_path: Path, path: Path) -> N
     assert other.read_u8(PAGE) == 7
 
 
+def test_a_rom_between_what_can_be_written(tmp_path: Path, path: Path) -> None:
+    """In one segment, which is read by two calls."""
+    source = Layout([9], [Place(0, 0, 9, 0, 0)]).make()
+    scribble(source)
+    source.dump(path)
+    (tmp_path / "rom").write_bytes(source.read(3 * PAGE, 2 * PAGE))
+    target = Layout([9], [Place(0, 0, 3, 0, 0), Place(0, 5, 4, 0, 5)]).make()
+    rom = Backing.file(tmp_path / "rom", readonly=True)
+    target.place(2, 3 * PAGE, rom, flags=READONLY)
+    assert target.restore(path) == 9 * PAGE
+    assert target.read(0, 9 * PAGE) == source.read(0, 9 * PAGE)
+    assert target.vm.take_dirty_runs() == [(0, 0, 3), (0, 5, 9)]
+
+
 def test_a_rom_whose_file_cannot_be_written(tmp_path: Path, path: Path) -> None:
     """It has nothing to be restored, as long as the file is the same."""
     rom = tmp_path / "rom"
@@ -867,7 +881,75 @@ def test_a_restore_that_fails_half_way_marks_what_it_wrote(
     with pytest.raises(error):
         target.restore(path)
     assert target.read(0, 10 * PAGE) == usual.read(0, 10 * PAGE)
-    assert target.vm.take_dirty_runs() == [(0, 0, 70)]
+    # All that is side by side in the file: how much of it was read nobody knows.
+    assert target.vm.take_dirty_runs() == [(0, 0, 80), (0, 90, 220)]
+
+
+def single_pages(count: int, path: Path) -> tuple[GuestMemory, list[int]]:
+    """A machine every second page of which is dirty, and a diff of it."""
+    mem = Layout([2 * count], [Place(0, 0, count, 0, 0), Place(0, count, count, 0, count)]).make()
+    scribble(mem)
+    gfns = list(range(1, 2 * count, 2))
+    mem.vm.mark_dirty_many(array("Q", gfns))
+    assert mem.dump_dirty(path) == count * PAGE
+    return mem, gfns
+
+
+def test_thousands_of_segments(path: Path) -> None:
+    """More than a call can read, and two of them side by side are no run."""
+    mem, gfns = single_pages(3000, path)
+    assert loads_of(path) == [(0, gfn * PAGE, PAGE) for gfn in gfns]
+    target = Layout([7000], [Place(0, n * 500, 500, 0, n * 500) for n in range(14)]).make()
+    assert target.restore(path) == 3000 * PAGE
+    expected = bytearray(7000 * PAGE)
+    for gfn in gfns:
+        expected[gfn * PAGE : (gfn + 1) * PAGE] = mem.read(gfn * PAGE, PAGE)
+    assert target.read(0, 7000 * PAGE) == expected
+    assert target.vm.take_dirty_runs() == [(0, gfn, gfn + 1) for gfn in gfns]
+
+
+def test_what_no_call_was_made_for_is_not_marked(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mem, gfns = single_pages(3000, path)
+    scribble(mem, 1)
+    calls = []
+    preadv = os.preadv
+
+    def twice(fd: int, views: list[memoryview], offset: int) -> int:
+        calls.append(len(views))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return preadv(fd, views, offset)
+
+    monkeypatch.setattr(os, "preadv", twice)
+    with pytest.raises(KeyboardInterrupt):
+        mem.restore(path)
+    assert calls == [1024, 1024]
+    assert mem.vm.take_dirty_runs() == [(0, gfn, gfn + 1) for gfn in gfns[:2048]]
+
+
+def test_a_slot_part_of_whose_memory_is_known(path: Path) -> None:
+    """That part of it can be dumped and restored, and no other."""
+    mem = GuestMemory(Memslots())
+    backing = Backing.anonymous(3 * PAGE)
+    mem.add(backing)
+    mem.vm.create(0, 5, 8, backing.hva, LOG)
+    mem.write(5 * PAGE, b"abc")
+    mem.write(7 * PAGE, b"def")
+    assert mem.dump_dirty(path) == 2 * PAGE
+    memoryview(backing)[:] = bytes(3 * PAGE)
+    assert mem.restore(path) == 2 * PAGE
+    assert (mem.read(5 * PAGE, 3), mem.read(7 * PAGE, 3)) == (b"abc", b"def")
+    mem.vm.mark_dirty_range(7, 9)
+    with pytest.raises(NotMappedError, match=r"gpa 0x8000 .*beyond"):
+        mem.dump_dirty(path)
+    whole = Layout([8], [Place(0, 5, 8, 0, 0)]).make()
+    whole.dump(path)
+    before = bytes(backing)
+    with pytest.raises(NotMappedError, match=r"gpa 0x8000 .*beyond"):
+        mem.restore(path)
+    assert bytes(backing) == before
 
 
 def test_made_shorter_while_its_header_is_read(

@@ -12,11 +12,12 @@ from memslots import AddressSpace, Backing, GuestMemory, Memslots, Slot, Transac
 from memslots.baseline import ArrayAddressSpace, ArrayMemslots, ArrayVcpu
 from memslots.baseline.arrayfaces import ArrayReadFace
 from memslots.faces import ReadFace
+from memslots.segments import Batch, Segments
 
 # Has no stub: nobody outside of the package makes one.
 Backings: type = importlib.import_module("memslots.backings").Backings
 CLASSES: list[type] = [Memslots, ReadFace, AddressSpace, Vcpu, Slot, Transaction]
-CLASSES += [Backing, Backings, GuestMemory]
+CLASSES += [Backing, Backings, GuestMemory, Batch, Segments]
 CLASSES += [ArrayMemslots, ArrayReadFace, ArrayAddressSpace, ArrayVcpu]
 
 
@@ -40,7 +41,7 @@ def call_all() -> None:
     objects = [8, -1, object(), b"0" * 1000, Memslots, vm, vm.address_space(0), vm.vcpu(), vm[0]]
     objects += [vm.transaction(), ReadFace()]
     mem = GuestMemory(vm)
-    objects += [mem, Backing.anonymous(4096), Backings(vm)]
+    objects += [mem, Backing.anonymous(4096), Backings(vm), Batch(), Segments(mem)]
     array = ArrayMemslots()
     objects += [array, array.address_space(0), array.vcpu(), ArrayReadFace()]
     calls = 0
@@ -81,7 +82,7 @@ def test_every_class_has_some() -> None:
 
 def made_by_new() -> None:
     """None of these can be made without what it is of; what cannot be made harms nothing."""
-    for cls in (Backing, Backings, GuestMemory):
+    for cls in (Backing, Backings, GuestMemory, Segments):
         for arguments in ((), (None,), (8,), (object(), 8)):
             with suppress(TypeError, AttributeError):
                 print(cls.__name__, cls.__new__(cls, *arguments))
