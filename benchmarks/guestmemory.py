@@ -62,13 +62,45 @@ class Guest:
         return self.random.permutation(pages)[:count].astype(np.uint64)
 
 
-def turns(ours: Callable[[], float], plain: Callable[[], float]) -> list[float]:
-    """The median time of each, in turn."""
-    return medians(ours, plain, seconds=0.4)
+class _Pair:  # asv takes no notice of such a name
+    """Two ways to do the same: ours, and plain slices or files."""
+
+    steps: tuple[Step, Step]
+
+    def timed(self, step: Step) -> float:
+        """How long a step takes."""
+        return seconds_of(step)
+
+    def medians(self) -> list[float]:
+        """The median time of each, in turn."""
+        return medians(*(partial(self.timed, step) for step in self.steps), seconds=0.4)
 
 
-class Bulk:
-    """All of guest memory at once."""
+class _Speed(_Pair):
+    """Measured in bytes a second."""
+
+    size: int
+
+    def measure(self) -> tuple[float, float]:
+        """MB/s of both."""
+        ours, plain = self.medians()
+        return self.size / ours / 1e6, self.size / plain / 1e6
+
+    def track_speed(self, mib: int, call: str) -> float:
+        """MB/s of memory."""
+        return self.measure()[0]
+
+    def track_ratio(self, mib: int, call: str) -> float:
+        """Times the speed of the plain way."""
+        ours, plain = self.measure()
+        return ours / plain
+
+    track_speed.unit = "MB/s"  # type: ignore[attr-defined]
+    track_ratio.unit = "times"  # type: ignore[attr-defined]
+
+
+class Bulk(_Speed):
+    """All of guest memory at once, beside a slice."""
 
     params = (SIZES, BULK)
     param_names = ("MiB", "call")
@@ -79,8 +111,8 @@ class Bulk:
         guest = Guest(mib * MIB)
         self.size = guest.size
         data = guest.random.bytes(guest.size)
-        self.ours, self.plain = self.steps(guest, data)[call]
-        for step in (self.ours, self.plain):
+        self.steps = self.calls(guest, data)[call]
+        for step in self.steps:
             before = bytes(guest.plain)
             got = step()
             after = bytes(guest.plain)
@@ -96,7 +128,7 @@ class Bulk:
                 assert after == b"\x07" * guest.size
             guest.plain[:] = before
 
-    def steps(self, guest: Guest, data: bytes) -> dict[str, tuple[Step, Step]]:
+    def calls(self, guest: Guest, data: bytes) -> dict[str, tuple[Step, Step]]:
         """Each call and what does the same to the mmap."""
         mem, memory, size = guest.mem, guest.mmap, guest.size
         self.into = bytearray(size)
@@ -118,26 +150,8 @@ class Bulk:
             "fill": (lambda: mem.fill(0, size, 7), lambda: slice_from(sevens)),
         }
 
-    def measure(self) -> tuple[float, float]:
-        """MB/s of both."""
-        ours, plain = turns(partial(seconds_of, self.ours), partial(seconds_of, self.plain))
-        return self.size / ours / 1e6, self.size / plain / 1e6
 
-    def track_speed(self, mib: int, call: str) -> float:
-        """MB/s."""
-        return self.measure()[0]
-
-    def track_ratio(self, mib: int, call: str) -> float:
-        """Times the speed of a slice."""
-        ours, plain = self.measure()
-        return ours / plain
-
-
-Bulk.track_speed.unit = "MB/s"  # type: ignore[attr-defined]
-Bulk.track_ratio.unit = "times"  # type: ignore[attr-defined]
-
-
-class Snapshot:
+class Snapshot(_Speed):
     """Snapshots, beside the plain write or read of as many bytes, to and from a file as new."""
 
     params = (SIZES, SNAPSHOTS)
@@ -225,26 +239,8 @@ class Snapshot:
         self.mark()
         return seconds_of(step)
 
-    def measure(self) -> tuple[float, float]:
-        """MB/s of both."""
-        ours, plain = turns(*(partial(self.timed, step) for step in self.steps))
-        return self.size / ours / 1e6, self.size / plain / 1e6
 
-    def track_speed(self, mib: int, call: str) -> float:
-        """MB/s of memory in the file."""
-        return self.measure()[0]
-
-    def track_ratio(self, mib: int, call: str) -> float:
-        """Times the speed of the plain write or read."""
-        ours, plain = self.measure()
-        return ours / plain
-
-
-Snapshot.track_speed.unit = "MB/s"  # type: ignore[attr-defined]
-Snapshot.track_ratio.unit = "times"  # type: ignore[attr-defined]
-
-
-class Runs:
+class Runs(_Pair):
     """take_dirty_runs, beside numpy's way to find the runs of all logs as one."""
 
     params = (SIZES, SHARES)
@@ -255,6 +251,7 @@ class Runs:
         """Make the memory; see that both find the same runs."""
         self.guest = Guest(mib * MIB)
         self.pages = self.guest.some_pages(percent)
+        self.steps = self.take, self.search
         self.mark()
         runs = self.take()
         self.mark()
@@ -283,7 +280,7 @@ class Runs:
 
     def measure(self) -> tuple[float, float]:
         """Microseconds of both."""
-        ours, plain = turns(partial(self.timed, self.take), partial(self.timed, self.search))
+        ours, plain = self.medians()
         return ours * 1e6, plain * 1e6
 
     def track_time(self, mib: int, percent: int) -> float:
@@ -300,7 +297,7 @@ Runs.track_time.unit = "µs"  # type: ignore[attr-defined]
 Runs.track_ratio.unit = "times"  # type: ignore[attr-defined]
 
 
-class Numbers:
+class Numbers(_Pair):
     """A number of 4 bytes, or 16 bytes, at addresses in no order; the loop is in the figure."""
 
     params = (NUMBERS,)
@@ -377,7 +374,7 @@ class Numbers:
 
     def measure(self) -> tuple[float, float]:
         """Nanoseconds of both."""
-        ours, plain = turns(*(partial(seconds_of, step) for step in self.steps))
+        ours, plain = self.medians()
         return ours / ADDRESSES * 1e9, plain / ADDRESSES * 1e9
 
     def track_time(self, call: str) -> float:
