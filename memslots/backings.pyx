@@ -76,17 +76,23 @@ cdef class Backings:
         cdef tuple now, then
         cdef bint used
         cdef bint dropped = False
-        while True:
+        while not dropped:
             now = self.get()
             then = tuple([one for one in now if one is not backing])
-            # At once: a slot put on it after the question would be on memory that is not known.
+            # At once, so that whoever puts a slot on it and then makes it known, as `place` does,
+            # has known memory afterwards.
             with cython.critical_section(self):
                 used = self.is_used(backing)
-                if not used and self.all is now:
+                dropped = not used and self.all is now
+                if dropped:
                     self.all = then
-                    dropped = True
-            if used or dropped:
-                return dropped
+            if used:
+                return False
+        # Others make slots without a word to this. Of those that are there by now it knows.
+        if self.is_used(backing):
+            self.add(backing)
+            return False
+        return True
 
     cdef bint is_used(self, object backing) except -1:
         cdef Backing memory = backing

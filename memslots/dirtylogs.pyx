@@ -18,9 +18,14 @@ from memslots.core.dirtylog cimport (
 )
 from memslots.core.machine cimport machine
 from memslots.core.slot cimport slot
-from memslots.core.slotset cimport slotset_by_id
+from memslots.core.slotset cimport (
+    slotset,
+    slotset_by_id,
+    slotset_first_from,
+    slotset_step,
+)
 from memslots.core.space cimport space_active
-from memslots.core.units cimport hva_t
+from memslots.core.units cimport gfn_t, hva_t
 from memslots.refusals cimport check_id
 from memslots.sections cimport section, section_enter, section_leave
 
@@ -168,6 +173,16 @@ cdef void mark_all(machine *m, uint32_t id, uint32_t as_id) noexcept:
     cdef slot *s = find_slot(m, id, as_id)
     if s is not NULL:
         dirty_mark_range(s, s.base_gfn, s.base_gfn + s.npages - 1)
+    section_leave(&at)
+
+
+cdef void mark_range(machine *m, uint32_t as_id, gfn_t first, gfn_t last) noexcept:
+    cdef section at = section_enter(m, NULL)
+    cdef const slotset *set = space_active(m.spaces[as_id])
+    cdef slot *s = slotset_first_from(set, first)
+    while s is not NULL and s.base_gfn <= last:
+        dirty_mark_range(s, max(first, s.base_gfn), min(last, s.base_gfn + s.npages - 1))
+        s = slotset_step(set, s, 1)
     section_leave(&at)
 
 

@@ -8,13 +8,12 @@ from memslots.arguments cimport u32, u64
 from memslots.batch cimport run_batch
 from memslots.copying cimport restore, state_of
 from memslots.core.invariants cimport HOLDS, check_space, report
-from memslots.core.dirtylog cimport dirty_mark, dirty_mark_range
+from memslots.core.dirtylog cimport dirty_mark
 from memslots.core.lookup cimport MARK_DIRTY, lookup_gfn
 from memslots.core.machine cimport machine
 from memslots.core.region cimport limits
 from memslots.core.slot cimport slot as slot_t
-from memslots.core.slotset cimport slotset, slotset_first_from, slotset_step
-from memslots.core.space cimport space, space_active
+from memslots.core.space cimport space
 from memslots.core.srcu cimport srcu_reader
 from memslots.core.units cimport gfn_t
 from memslots.dirtylogs cimport (
@@ -22,6 +21,7 @@ from memslots.dirtylogs cimport (
     clear_log,
     get_log,
     mark_all,
+    mark_range,
     merge_log,
 )
 from memslots.dirtyruns cimport return_logs, take_runs
@@ -364,17 +364,9 @@ cdef class Memslots(ReadFace):
         O(log n + k + p / 64) for p pages in k slots.
         """
         cdef extent e
-        cdef slot_t *s
         cdef space *sp = self.space_of(as_id)
-        if not set_extent(&e, False, start, end):
-            return
-        cdef section at = section_enter(self.m, NULL)
-        cdef const slotset *set = space_active(sp)
-        s = slotset_first_from(set, e.first)
-        while s is not NULL and s.base_gfn <= e.last:
-            dirty_mark_range(s, max(e.first, s.base_gfn), min(e.last, s.base_gfn + s.npages - 1))
-            s = slotset_step(set, s, 1)
-        section_leave(&at)
+        if set_extent(&e, False, start, end):
+            mark_range(self.m, sp.as_id, e.first, e.last)
 
     def get_dirty_log(self, slot, as_id=0):
         """The dirty log of a slot: the ioctl KVM_GET_DIRTY_LOG.

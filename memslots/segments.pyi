@@ -7,35 +7,38 @@ from memslots.guestmemory import GuestMemory
 class Batch:
     """Memory of segments that is side by side in the file."""
 
+    def __new__(cls) -> Self: ...
     @property
     def offset(self) -> int: ...
     @property
     def views(self) -> list[memoryview]: ...
-    def __reduce__(self) -> tuple[object, ...]: ...
+    def mark(self) -> None:
+        """Mark all of it as written. Cannot fail."""
 
 @final
 class Segments:
-    """Runs of guest memory, each in one slot, in the order of a file. For one thread."""
+    """Runs of guest memory, in the order of a file. For one thread."""
 
     def __new__(cls, mem: GuestMemory) -> Self: ...
     def __len__(self) -> int: ...
     def __reduce__(self) -> NoReturn: ...
     @property
+    def parts(self) -> int:
+        """Of 1,024 segments each, but for the last."""
+    @property
     def size(self) -> int:
         """Of the memory in the file, in bytes."""
     def lay_out(self, runs: Iterable[tuple[int, int, int]]) -> list[memoryview]:
-        """Segments of runs of guest pages, (as_id, start_gfn, end_gfn); the memory for the file.
+        """Add segments of runs of guest pages, (as_id, start_gfn, end_gfn); their memory.
 
         NotMappedError.
         """
     def table(self, begin: int) -> bytes:
         """Their program headers, for a file whose memory begins at `begin`."""
     def take(self, table: bytes, length: int) -> None:
-        """The segments that a file of `length` bytes has, of its program headers. ValueError."""
-    def places(self, fd: int, most: int) -> list[Batch]:
-        """Where all that `take` has found is to be read to; at `most` views a batch is full.
+        """Add those of a file of `length` bytes, of its program headers. ValueError."""
+    def places(self, fd: int, number: int) -> list[Batch]:
+        """Where the segments of a part are to be read to.
 
         NotMappedError, ReadOnlyError, OSError.
         """
-    def mark(self, batch: Batch) -> None:
-        """Mark as written what a batch is of."""

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from memslots.segments import Segments
+from memslots.segments import Batch, Segments
 
 if TYPE_CHECKING:
     from memslots.guestmemory import GuestMemory
@@ -34,6 +34,7 @@ _MACHINES = {"x86_64": 62, "aarch64": 183, "riscv64": 243, "loongarch64": 258}
 # From so many segments on the header says this, and the first section's sh_info has the number.
 _MANY = 0xFFFF
 _MOST_VIEWS = 1024  # to one call of readv or writev
+_RUNS = 1024  # laid out at a time
 
 
 class SnapshotError(ValueError):
@@ -65,7 +66,9 @@ def _write(
     mem: GuestMemory, path: str | os.PathLike[str], runs: Sequence[tuple[int, int, int]]
 ) -> int:
     segments = Segments(mem)
-    memory = segments.lay_out(runs)
+    memory: list[memoryview] = []
+    for first in range(0, len(runs), _RUNS):
+        memory += segments.lay_out(runs[first : first + _RUNS])
     with _replacing(path) as fd:
         _write_all(fd, [memoryview(_headers(segments)), *memory])
     return segments.size
@@ -142,12 +145,15 @@ def restore(mem: GuestMemory, path: str | os.PathLike[str]) -> int:
         fd, name = file.fileno(), os.fspath(path)
         segments = _read_segments(mem, fd, name)
         # All of it has a place before any of it is written.
-        for batch in segments.places(fd, _MOST_VIEWS):
+        batches: list[Batch] = []
+        for number in range(segments.parts):
+            batches += segments.places(fd, number)
+        for batch in batches:
             try:
                 _read_all(fd, batch.views, batch.offset, name)
             finally:
                 # Also what there is of it, should the rest fail.
-                segments.mark(batch)
+                batch.mark()
     return segments.size
 
 

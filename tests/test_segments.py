@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import pickle
 import struct
+import sysconfig
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from memslots import Backing, Flags, GuestMemory, Memslots, NotMappedError, ReadOnlyError
+from memslots.backing import address_of
 from memslots.segments import Batch, Segments
 
 PAGE = 4096
@@ -45,7 +48,7 @@ def test_none(mem: GuestMemory) -> None:
     assert segments.lay_out([]) == []
     assert (len(segments), segments.size, segments.table(PAGE)) == (0, 0, b"")
     segments.take(b"", 0)
-    assert segments.places(-1, 1) == []
+    assert segments.parts == 0
 
 
 def test_a_run_through_slots_is_a_segment_of_each(mem: GuestMemory) -> None:
@@ -76,12 +79,39 @@ def test_memory_of_another_space_is_there_once(mem: GuestMemory) -> None:
     assert segments.size == 7 * PAGE
 
 
-def batches(mem: GuestMemory, table: bytes, most: int = 1024) -> list[tuple[int, list[int]]]:
+def test_slots_whose_memory_goes_down() -> None:
+    """As Linux gives mmaps out: a later one is below the one before."""
+    host = Backing.anonymous(100 * PAGE)
+    mem = GuestMemory(Memslots())
+    for id in range(50):
+        mem.place(id, id * PAGE, host, (98 - 2 * id) * PAGE, PAGE)
+    # These find what of theirs is there, and what is not.
+    mem.place(50, 60 * PAGE, host, 0, 100 * PAGE)
+    segments = Segments(mem)
+    views = segments.lay_out([(0, n, n + 1) for n in range(50)])
+    assert [address_of(view) for view in views] == [
+        host.hva + (98 - 2 * n) * PAGE for n in range(50)
+    ]
+    views = segments.lay_out([(0, 60 + n, 61 + n) for n in range(100)])
+    assert [address_of(view) for view in views] == [host.hva + n * PAGE for n in range(1, 100, 2)]
+    assert segments.size == 100 * PAGE
+    table = segments.table(0)
+    offsets = [PHDR.unpack_from(table, at)[2] // PAGE for at in range(0, len(table), PHDR.size)]
+    assert offsets[:50] == list(range(50))
+    assert offsets[50::2] == list(range(49, -1, -1))
+    assert offsets[51::2] == list(range(50, 100))
+
+
+def batches_of(segments: Segments) -> list[Batch]:
+    return [batch for n in range(segments.parts) for batch in segments.places(-1, n)]
+
+
+def batches(mem: GuestMemory, table: bytes) -> list[tuple[int, list[int]]]:
     segments = Segments(mem)
     segments.take(table, 1 << 40)
     return [
         (batch.offset // PAGE, [len(view) // PAGE for view in batch.views])
-        for batch in segments.places(-1, most)
+        for batch in batches_of(segments)
     ]
 
 
@@ -92,33 +122,45 @@ def test_a_batch_is_side_by_side_in_the_file(mem: GuestMemory) -> None:
     assert batches(mem, headers((8, 1, 5), (1, 4, 5))) == [(5, [1]), (5, [2, 2])]
 
 
-@pytest.mark.parametrize("most", [1, 2, 3, 4])
-def test_a_batch_is_of_whole_segments(mem: GuestMemory, most: int) -> None:
-    table = headers((8, 1, 5), (1, 4, 6), (0, 1, 10), (9, 1, 11))
-    assert (
-        batches(mem, table, most)
-        == {
-            1: [(5, [1]), (6, [2, 2]), (10, [1]), (11, [1])],
-            2: [(5, [1, 2, 2]), (10, [1, 1])],
-            3: [(5, [1, 2, 2]), (10, [1, 1])],
-            4: [(5, [1, 2, 2, 1]), (11, [1])],
-        }[most]
-    )
+@pytest.mark.parametrize("count", [1, 1023, 1024, 1025, 2048, 2500])
+def test_a_part_is_of_1024_segments(mem: GuestMemory, count: int) -> None:
+    """More in a batch than one call can read would be marked for nothing, should it fail."""
+    found = batches(mem, headers(*((n % 7, 2, 2 * n) for n in range(count))))
+    assert [at for at, _ in found] == list(range(0, 2 * count, 2048))
+    views = [sizes for _, sizes in found]
+    assert sum(map(len, views)) == sum(2 if n % 7 == 2 else 1 for n in range(count))
+    assert sum(map(sum, views)) == 2 * count
 
 
 def test_marks_are_of_a_batch(mem: GuestMemory) -> None:
     segments = Segments(mem)
     segments.take(headers((8, 1, 5), (1, 4, 6), (0, 1, 20)), 1 << 40)
-    first, second = segments.places(-1, 1024)
+    first, second = batches_of(segments)
     mem.vm.take_dirty_runs()
-    segments.mark(first)
+    first.mark()
     assert mem.vm.take_dirty_runs() == [(0, 1, 5), (0, 8, 9)]
-    segments.mark(second)
+    del segments, first
+    second.mark()
     assert mem.vm.take_dirty_runs() == [(0, 0, 1)]
-    # One of nothing, and one of more than there is.
-    segments.mark(Batch())
-    Segments(mem).mark(first)
+    Batch().mark()  # of nothing
     assert mem.vm.take_dirty_runs() == []
+
+
+def test_marks_need_no_memory(mem: GuestMemory) -> None:
+    """So that none is lost."""
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+        pytest.skip("free-threaded CPython 3.13 breaks its heap when it cannot make a list")
+    testcapi = pytest.importorskip("_testcapi", reason="this CPython has no _testcapi")
+    segments = Segments(mem)
+    segments.take(headers(*((n % 10, 1, n) for n in range(1000))), 1 << 40)
+    (batch,) = batches_of(segments)
+    mem.vm.take_dirty_runs()
+    testcapi.set_nomemory(0, 0)
+    try:
+        batch.mark()
+    finally:
+        testcapi.remove_mem_hooks()
+    assert mem.vm.take_dirty_runs() == [(0, 0, 10)]
 
 
 def test_nothing_is_there(mem: GuestMemory) -> None:
@@ -127,7 +169,7 @@ def test_nothing_is_there(mem: GuestMemory) -> None:
     segments = Segments(mem)
     segments.take(headers((8, 3, 0)), 1 << 40)
     with pytest.raises(NotMappedError, match=f"{10 * PAGE:#x}"):
-        segments.places(-1, 1024)
+        segments.places(-1, 0)
 
 
 def test_wrong_arguments(mem: GuestMemory) -> None:
@@ -141,8 +183,12 @@ def test_wrong_arguments(mem: GuestMemory) -> None:
         (segments.take, (bytearray(56), 0), TypeError),
         (segments.take, (headers((0, 1, 0), spaces=2), 1 << 40), ValueError),
         (segments.take, (headers((0, 2, 0)), 2 * PAGE - 1), ValueError),
-        (segments.mark, (None,), TypeError),
+        (segments.lay_out, ([(0, 2, 1)],), ValueError),
+        (segments.lay_out, ([(0, 1 << 52, (1 << 52) + 1)],), ValueError),
+        (segments.places, (-1, 0), IndexError),
+        (segments.places, (-1, -1), IndexError),
         (Segments, (mem.vm,), AttributeError),
+        (Segments, (SimpleNamespace(vm=8),), TypeError),
         (Segments, (), TypeError),
     ]
     for call, arguments, error in wrong:
@@ -172,7 +218,7 @@ def test_a_rom_is_compared(mem: GuestMemory, tmp_path: Path) -> None:
         segments.take(headers((9, 2, 0)), 2 * PAGE)
         # The page before it would be from the file's only page; it is compared with what is beyond.
         with pytest.raises(ReadOnlyError, match=f"{10 * PAGE:#x}"):
-            segments.places(file.fileno(), 1024)
+            segments.places(file.fileno(), 0)
         segments = Segments(mem)
         segments.take(headers((10, 1, 0)), PAGE)
-        assert segments.places(file.fileno(), 1024) == []
+        assert segments.places(file.fileno(), 0) == []

@@ -23,10 +23,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from needs import need_kvm
 
-from memslots import Flags, Memslots, NotMappedError, ReadOnlyError
+from memslots import Flags, Memslots, NotMappedError, ReadOnlyError, snapshot
 from memslots.backing import Backing
 from memslots.guestmemory import GuestMemory
 from memslots.kvm import KvmVM
+from memslots.segments import Segments
 from memslots.snapshot import SnapshotError
 
 PAGE = 4096
@@ -906,6 +907,30 @@ def test_thousands_of_segments(path: Path) -> None:
         expected[gfn * PAGE : (gfn + 1) * PAGE] = mem.read(gfn * PAGE, PAGE)
     assert target.read(0, 7000 * PAGE) == expected
     assert target.vm.take_dirty_runs() == [(0, gfn, gfn + 1) for gfn in gfns]
+
+
+def test_a_diff_is_laid_out_a_part_at_a_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Signals are seen in between, and other threads run."""
+    parts: list[int] = []
+
+    class Counted:
+        def __init__(self, mem: GuestMemory) -> None:
+            self.segments = Segments(mem)
+
+        def lay_out(self, runs: list[Run]) -> list[memoryview]:
+            parts.append(len(runs))
+            if len(parts) == 3:
+                raise KeyboardInterrupt
+            return self.segments.lay_out(runs)
+
+    monkeypatch.setattr(snapshot, "Segments", Counted)
+    mem = Layout([6000], [Place(0, 0, 6000, 0, 0)]).make()
+    gfns = range(1, 6000, 2)
+    mem.vm.mark_dirty_many(array("Q", gfns))
+    with pytest.raises(KeyboardInterrupt):
+        mem.dump_dirty(path)
+    assert parts == [1024, 1024, 952]
+    assert mem.vm.take_dirty_runs() == [(0, gfn, gfn + 1) for gfn in gfns]
 
 
 def test_what_no_call_was_made_for_is_not_marked(
