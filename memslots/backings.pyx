@@ -74,20 +74,18 @@ cdef class Backings:
 
     cdef bint drop_unused(self, object backing) except -1:
         cdef tuple now, then
-        cdef bint used
         cdef bint dropped = False
         while not dropped:
+            if self.is_used(backing):
+                return False
             now = self.get()
             then = tuple([one for one in now if one is not backing])
             # At once, so that whoever puts a slot on it and then makes it known, as `place` does,
             # has known memory afterwards.
             with cython.critical_section(self):
-                used = self.is_used(backing)
-                dropped = not used and self.all is now
+                dropped = self.all is now and not self.is_used(backing)
                 if dropped:
                     self.all = then
-            if used:
-                return False
         # Others make slots without a word to this. Of those that are there by now it knows.
         if self.is_used(backing):
             self.add(backing)

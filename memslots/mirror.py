@@ -161,7 +161,7 @@ class Mirror:
         """Undo what is in the journal, after an error; should that be refused, it gets a note."""
         try:
             self._pay()
-        except OSError as refused:
+        except MemslotError as refused:
             error.add_note(
                 f"the backend does not undo what it did before: {refused};"
                 " the next change tries again, before anything else"
@@ -173,7 +173,7 @@ class Mirror:
             call = self.journal[-1]
             try:
                 self._put(call.slot, call.before)
-            except OSError as error:
+            except MemslotError as error:
                 # Deleting what is not there: it was never made.
                 if call.before is not None or error.errno not in (errno.EINVAL, errno.ENOENT):
                     raise

@@ -95,7 +95,7 @@ cdef class Window:
             self.move(as_id, gpa, size)
         return min(size, self.size - (gpa - self.gpa))
 
-    @cython.boundscheck(True)
+    @cython.boundscheck(True)  # as_id is whatever a caller gave
     cdef int move(self, uint32_t as_id, gpa_t gpa, uint64_t size) except -1:
         self.size = 0
         space = self.spaces[as_id]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _PAGE = 4096
 _EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
-_PHDR_SIZE = 56
+_PHDR_SIZE = 56  # of a program header, which segments.pyx makes and reads
 _SHDR = struct.Struct("<IIQQQQIIQQ")
 _IDENT = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")  # 64-bit, little-endian, version 1
 _CORE = 4

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from memslots import Backing, GuestMemory, Memslots
+from memslots import Backing, GuestMemory, Memslots, NotMappedError
 
 HVA = 0x7000_0000_0000
 PAGE = 0x1000
@@ -238,6 +238,42 @@ def guest_memory(vm: Memslots) -> None:
     assert len(views) == 8
 
 
+def snapshots(vm: Memslots) -> None:
+    """Of two parts of segments, and what cannot be written or read."""
+    global MEMORY
+    if MEMORY is None:
+        MEMORY = GuestMemory(vm)
+    mem = MEMORY
+    ram = Backing.anonymous(3000 * PAGE)
+    mem.place(0, 0, ram, flags=1)
+    mem.place(1, 3000 * PAGE, ram, size=PAGE, flags=1)
+    vm.mark_dirty_many(array("Q", range(0, 3001, 2)))
+    mem.dump_dirty("snapshot")
+    mem.restore("snapshot")
+    vm.mark_dirty(1)
+    vm.create(2, 4000, 1, HVA, 1)
+    vm.mark_dirty(4000)
+    refused: list[Callable[[], object]] = [
+        lambda: mem.dump("other"),
+        lambda: mem.dump_dirty("other"),
+        lambda: mem.dump_dirty("nowhere/other"),
+        lambda: mem.address_space(0).restore("nowhere/other"),
+        lambda: mem.restore(__file__),
+    ]
+    for call in refused:
+        try:
+            call()
+        except (OSError, ValueError):
+            continue
+        raise AssertionError("not refused")
+    vm.delete(1)
+    try:
+        mem.restore("snapshot")  # which has its page
+    except NotMappedError:
+        vm.delete(0)
+    vm.delete(2)
+
+
 def backings(vm: Memslots) -> None:
     """Memory of every kind, made and dropped: with its mappings and its descriptors."""
     path = Path(sys.argv[0])  # a file, as any is
@@ -303,11 +339,12 @@ CASES: dict[Callable[[Memslots], None], int] = {
     slots_that_are_kept: 1000,
     transactions: 500,
     guest_memory: 1000,
+    snapshots: 100,
     backings: 400,
     machines_with_memory: 300,
 }
 # What the array has not.
-TREES_ALONE = {transactions, guest_memory, backings, machines_with_memory}
+TREES_ALONE = {transactions, guest_memory, snapshots, backings, machines_with_memory}
 
 
 def resident() -> int:

@@ -110,6 +110,26 @@ def test_interrupts_of_what_undoes(pair: tuple[Memslots, Backend]) -> None:
     vm.create(3, 50, 1, 0)
 
 
+@pytest.mark.parametrize("code", [errno.ENOENT, errno.EINVAL, errno.ETIMEDOUT])
+def test_a_handlers_error_is_no_refusal_to_undo(pair: tuple[Memslots, Backend], code: int) -> None:
+    """Whatever errno it has: a backend says ENOENT or EINVAL for what was never made."""
+    vm, backend = pair
+    backend.refused, backend.how = {1}, "late"
+    set_region = backend.set_region
+
+    def interrupted(slot: int, flags: int, gpa: int, size: int, hva: int) -> None:
+        if backend.calls:
+            backend.set_region = set_region  # type: ignore[method-assign]
+            raise OSError(code, "a handler's")
+        set_region(slot, flags, gpa, size, hva)
+
+    backend.set_region = interrupted  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="a handler's"):
+        vm.create(0, 0, 4, 0)
+    assert len(backend.slots) == 1  # and it is known that it is there
+    vm.create(1, 0, 4, 0)
+
+
 @pytest.mark.parametrize("error", [Alarm, Interrupt, ValueError])
 def test_marks_that_a_backend_gave_up(
     pair: tuple[Memslots, Backend], error: type[BaseException]

@@ -216,9 +216,33 @@ def test_a_rom_is_compared(mem: GuestMemory, tmp_path: Path) -> None:
     with path.open("rb") as file:
         segments = Segments(mem)
         segments.take(headers((9, 2, 0)), 2 * PAGE)
-        # The page before it would be from the file's only page; it is compared with what is beyond.
+        # Page 9 is to have the file's page 0, and the rom its page 1, which it has not.
         with pytest.raises(ReadOnlyError, match=f"{10 * PAGE:#x}"):
             segments.places(file.fileno(), 0)
         segments = Segments(mem)
         segments.take(headers((10, 1, 0)), PAGE)
         assert segments.places(file.fileno(), 0) == []
+
+
+def test_a_slot_that_can_be_written_when_it_is_asked_again(
+    mem: GuestMemory, tmp_path: Path
+) -> None:
+    """As if another thread had changed it: what is no place and has other bytes is never passed."""
+    refusals = [ReadOnlyError(14, "cannot be written")]
+
+    class Changed:
+        views = mem.views
+
+        def _restore_views(self, gpa: int, n: int) -> list[memoryview]:
+            if refusals:
+                raise refusals.pop()
+            return mem._restore_views(gpa, n)
+
+    path = tmp_path / "other"
+    path.write_bytes(bytes(PAGE))
+    asked: Any = SimpleNamespace(vm=mem.vm, address_space=lambda as_id: Changed())
+    segments = Segments(asked)
+    segments.take(headers((1, 1, 0)), PAGE)
+    with path.open("rb") as file, pytest.raises(ReadOnlyError, match="cannot be written"):
+        segments.places(file.fileno(), 0)
+    assert refusals == []

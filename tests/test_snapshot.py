@@ -8,6 +8,7 @@ import random
 import re
 import resource
 import shutil
+import signal
 import stat
 import struct
 import subprocess
@@ -931,6 +932,30 @@ def test_a_diff_is_laid_out_a_part_at_a_time(path: Path, monkeypatch: pytest.Mon
         mem.dump_dirty(path)
     assert parts == [1024, 1024, 952]
     assert mem.vm.take_dirty_runs() == [(0, gfn, gfn + 1) for gfn in gfns]
+
+
+def test_signals_are_seen_while_roms_are_compared(tmp_path: Path, path: Path) -> None:
+    """A thousand segments that all name the same one: some seconds' work."""
+    size = 4 << 20
+    (tmp_path / "rom").write_bytes(bytes(size))
+    mem = GuestMemory(Memslots())
+    mem.place(0, 0, Backing.file(tmp_path / "rom", readonly=True), flags=READONLY)
+    count = 1024
+    at = EHDR.size + count * PHDR.size
+    path.write_bytes(core(*[Segment(1, 0, at, 0, 0, size, size, 0)] * count, tail=bytes(size)))
+
+    def interrupt(*_: object) -> None:
+        raise InterruptedError("seen")
+
+    before = signal.signal(signal.SIGPROF, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_PROF, 0.05)  # of the processor's time
+        with pytest.raises(InterruptedError, match="seen") as caught:
+            mem.restore(path)
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+    assert "compare" in {entry.name.rpartition(".")[2] for entry in caught.traceback}
 
 
 def test_what_no_call_was_made_for_is_not_marked(
