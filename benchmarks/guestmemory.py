@@ -20,9 +20,9 @@ import numpy as np
 from common import PAGE_SIZE, SEED, medians, seconds_of
 
 from memslots import Flags, Memslots
-from memslots.backing import Backing
-from memslots.guestmemory import GuestMemory
-from memslots.records import DirtyRun
+from memslots.memory.backing import Backing
+from memslots.memory.guestmemory import GuestMemory
+from memslots.values.records import DirtyRun
 
 Step = Callable[[], object]
 

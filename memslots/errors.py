@@ -11,7 +11,7 @@ import errno as _errno
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from memslots.records import Slot
+    from memslots.values.records import Slot
 
 __all__ = [
     "BusyError",

@@ -5,14 +5,14 @@ from _typeshed import ReadableBuffer
 from numpy.typing import NDArray
 from typing_extensions import disjoint_base
 
-from memslots.faces import AddressSpace, ReadFace, Vcpu
-from memslots.listeners import Subscription
-from memslots.mirror import Backend
-from memslots.records import Change, DirtyRun, Slot
-from memslots.transaction import Transaction
+from memslots.mirror.backend import Backend
+from memslots.read.reader import AddressSpace, Reader, Vcpu
+from memslots.values.records import Change, DirtyRun, Slot
+from memslots.write.listeners import Subscription
+from memslots.write.transaction import Transaction
 
 @disjoint_base
-class Memslots(ReadFace):
+class Memslots(Reader):
     """The memory slots of one virtual machine, kept as KVM keeps them since Linux 5.17.
 
     Looks up in address space 0. Changes may come from any thread and wait for one another. After

@@ -4,19 +4,17 @@ cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport uint32_t, uint64_t
 
-from memslots.arguments cimport u32, u64
-from memslots.batch cimport run_batch
-from memslots.copying cimport restore, state_of
-from memslots.core.invariants cimport HOLDS, check_space, report
 from memslots.core.dirtylog cimport dirty_mark
-from memslots.core.lookup cimport MARK_DIRTY, lookup_gfn
+from memslots.core.invariants cimport HOLDS, invariants_check_space, report
+from memslots.core.lookup cimport lookup_gfn
+from memslots.core.lookup_batch cimport MARK_DIRTY
 from memslots.core.machine cimport machine
 from memslots.core.region cimport limits
 from memslots.core.slot cimport slot as slot_t
 from memslots.core.space cimport space
 from memslots.core.srcu cimport srcu_reader
 from memslots.core.units cimport gfn_t
-from memslots.dirtylogs cimport (
+from memslots.dirty.logs cimport (
     check_log_of,
     clear_log,
     get_log,
@@ -24,27 +22,30 @@ from memslots.dirtylogs cimport (
     mark_range,
     merge_log,
 )
-from memslots.dirtyruns cimport return_logs, take_runs
-from memslots.faces cimport ReadFace
-from memslots.limits cimport take_limits
-from memslots.refusals cimport check_as_id
-from memslots.sections cimport reader_of, section, section_enter, section_leave
-from memslots.transaction cimport transaction_of
-from memslots.verbs cimport (
-    verb_create,
-    verb_delete,
-    verb_move,
-    verb_set_flags,
-    verb_set_region,
+from memslots.dirty.runs cimport return_logs, take_runs
+from memslots.read.batch cimport run_batch
+from memslots.read.ranges cimport extent, set_extent
+from memslots.read.reader cimport Reader
+from memslots.read.sections cimport reader_of, section, section_enter, section_leave
+from memslots.values.integers cimport u32, u64
+from memslots.values.limits cimport take_limits
+from memslots.values.rules cimport check_as_id
+from memslots.write.operations cimport (
+    operation_create,
+    operation_delete,
+    operation_move,
+    operation_set_flags,
+    operation_set_region,
 )
-from memslots.walks cimport extent, set_extent
-from memslots.writer cimport Writer
+from memslots.write.pickling cimport restore, state_of
+from memslots.write.transaction cimport transaction_of
+from memslots.write.writer cimport Writer
 
 from memslots.errors import InvariantError, MemslotError
-from memslots.faces import AddressSpace, Vcpu
-from memslots.listeners import Subscription
-from memslots.mirror import Mirror
-from memslots.mirror import take_limits as limits_with
+from memslots.mirror.backend import Mirror
+from memslots.mirror.backend import take_limits as limits_with
+from memslots.read.reader import AddressSpace, Vcpu
+from memslots.write.listeners import Subscription
 
 cdef enum:
     LAST_ID = 0x7FFFFFFF  # an id fits an int32, the output of lookup_many
@@ -58,10 +59,10 @@ cdef tuple PROPERTY_NAMES = (
 # no_gc_clear: the collector must not take the writer away while the pointers into its machine are
 # there. A cycle through a listener is broken where the Writer lets its subscriptions go.
 @cython.no_gc_clear
-cdef class Memslots(ReadFace):
+cdef class Memslots(Reader):
     """The memory slots of one virtual machine, kept as KVM keeps them since Linux 5.17.
 
-    All ways to look up (see ReadFace) read address space 0; `address_space` and `vcpu` give the
+    All ways to look up (see Reader) read address space 0; `address_space` and `vcpu` give the
     same for another.
 
     Parameters
@@ -77,7 +78,7 @@ cdef class Memslots(ReadFace):
     manual_dirty_log : {0, 1, 3}, default 0
         As KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 takes it: with bit 0 `get_dirty_log` leaves the log as
         it is, with bit 1 a new log starts with every page marked.
-    backend : memslots.mirror.Backend, optional
+    backend : memslots.mirror.backend.Backend, optional
         Every change is made in it too, or in neither: a memslots.kvm.KvmVM, say. The limits that it
         has are the defaults of those above, and none may be greater. Its dirty logs are read and
         cleared with those here. Nobody else is to change its slots.
@@ -172,7 +173,7 @@ cdef class Memslots(ReadFace):
         After an error nothing has changed; where a delete or a move was refused by a listener, by
         the backend or by rule 7, the generation has gone on. O(log n).
         """
-        return verb_set_region(
+        return operation_set_region(
             self.writer, slot, flags, guest_phys_addr, memory_size, userspace_addr
         )
 
@@ -203,7 +204,7 @@ cdef class Memslots(ReadFace):
         -----
         O(log n).
         """
-        return verb_create(
+        return operation_create(
             self.writer, slot, base_gfn, npages, userspace_addr, flags, as_id
         )
 
@@ -231,7 +232,7 @@ cdef class Memslots(ReadFace):
         -----
         O(log n). Readers find the slot INVALID before they find it in its new place.
         """
-        return verb_move(self.writer, slot, base_gfn, as_id)
+        return operation_move(self.writer, slot, base_gfn, as_id)
 
     def set_flags(self, slot, flags, as_id=0):
         """Change a slot's flags.
@@ -259,7 +260,7 @@ cdef class Memslots(ReadFace):
         -----
         O(1), and O(npages / 64) for a dirty log that starts with every page marked.
         """
-        return verb_set_flags(self.writer, slot, flags, as_id)
+        return operation_set_flags(self.writer, slot, flags, as_id)
 
     def delete(self, slot, as_id=0):
         """Delete a slot.
@@ -283,7 +284,7 @@ cdef class Memslots(ReadFace):
         -----
         O(log n). Readers find the slot INVALID before they find none.
         """
-        return verb_delete(self.writer, slot, as_id)
+        return operation_delete(self.writer, slot, as_id)
 
     def transaction(self):
         """Begin changes that readers see all at once, or not at all (Transaction).
@@ -576,7 +577,7 @@ cdef class Memslots(ReadFace):
         self.writer.enter("a check")
         try:
             for as_id in range(self.m.lim.nspaces):
-                check_space(self.m.spaces[as_id], &found)
+                invariants_check_space(self.m.spaces[as_id], &found)
                 if found.broken != HOLDS:
                     where = f"in set {found.k} of address space {as_id}"
                     if found.in_hva_tree:
@@ -673,10 +674,10 @@ def _restore(cls, limits_, spaces):
     return vm
 
 
-cdef ReadFace face_of(object face):
-    if not isinstance(face, ReadFace):
+cdef Reader face_of(object face):
+    if not isinstance(face, Reader):
         raise TypeError(f"not a Memslots, AddressSpace or Vcpu: {type(face).__name__!r}")
-    return <ReadFace>face
+    return <Reader>face
 
 
 cdef space *memslots_space(object face) except NULL:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 
 from model import Model, plain
+from strategies import MAX_GFN, MAX_HVA, MAX_SLOTS, SPACES
 
 from memslots import KvmError, Memslots
+
+LIMITS = {"address_spaces": SPACES, "max_gfn": MAX_GFN, "max_hva": MAX_HVA}
 
 
 class KernelSaysNo(KvmError):
@@ -69,3 +72,15 @@ class Backend(Logless):
         self, slot: int, first_page: int, num_pages: int, bitmap: bytes, as_id: int
     ) -> None:
         self.model.clear_dirty_log(slot, first_page, num_pages, bitmap, as_id)
+
+
+def mirrored(manual_dirty_log: int = 0) -> tuple[Memslots, Backend]:
+    limits = LIMITS | {"manual_dirty_log": manual_dirty_log}
+    backend = Backend(MAX_SLOTS, **limits)
+    vm = Memslots(MAX_SLOTS, backend=backend, **limits)
+    return vm, backend
+
+
+def agree(vm: Memslots, backend: Backend) -> None:
+    vm.check()
+    backend.agrees(vm)

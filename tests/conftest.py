@@ -5,12 +5,15 @@ could.
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import importlib
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,8 +21,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+import memslots
 from memslots import Memslots
-from memslots.baseline import ArrayMemslots
 
 # A Python that a test starts, in whatever directory, is to import what is installed too: not the
 # checkout's memslots folder, which holds no compiled module.
@@ -28,41 +31,9 @@ os.environ["PYTHONSAFEPATH"] = "1"
 # Their asserts say what was compared, as those of the tests themselves.
 pytest.register_assert_rewrite("compared", "fuzz")
 
-DRIVERS = Path(__file__).parent / "core" / "drivers"
-
-SETUP = """
-import os, sys
-import memslots
-from Cython.Build import cythonize
-from setuptools import Extension, setup
-
-sanitize = os.environ.get("MEMSLOTS_SANITIZE")
-flags = ["-fsanitize=" + sanitize, "-fno-sanitize-recover=all"] if sanitize else []
-macros = [("MEMSLOTS_DEBUG", "1")] if os.environ.get("MEMSLOTS_DEBUG", "0") not in ("", "0") else []
-extensions = [
-    Extension(
-        os.path.basename(path).removesuffix(".pyx"),
-        [path],
-        extra_compile_args=["-O1", "-g", "-Wno-unused-function", *flags],
-        extra_link_args=flags,
-        define_macros=macros,
-    )
-    for path in sys.argv[3:]
-]
-del sys.argv[3:]
-# An editable install is not on sys.path, where Cython would look for the .pxd files by itself. The
-# baseline's, which are not installed, are in the checkout.
-where = [os.path.dirname(os.path.dirname(memslots.__file__)), os.environ["MEMSLOTS_CHECKOUT"]]
-setup(
-    ext_modules=cythonize(
-        extensions,
-        build_dir="c",
-        include_path=where,
-        compiler_directives={"freethreading_compatible": True},
-        quiet=True,
-    )
-)
-"""
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
+DRIVERS = TESTS / "core" / "drivers"
 
 settings.register_profile(
     "ci",
@@ -72,6 +43,7 @@ settings.register_profile(
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
+settings.register_profile("short", settings.get_profile("ci"), max_examples=20)
 settings.register_profile("long", settings.get_profile("ci"), max_examples=10_000)
 # pytest's own --hypothesis-profile=long does the same.
 settings.load_profile(os.environ.get("MEMSLOTS_HYPOTHESIS_PROFILE", "ci"))
@@ -85,45 +57,92 @@ def gil_stays_off() -> Iterator[None]:
         assert not getattr(sys, "_is_gil_enabled")()  # noqa: B009 (unknown to older typesheds)
 
 
-@pytest.fixture(params=[Memslots, ArrayMemslots], ids=lambda cls: cls.__name__)
-def memslots_class(request: pytest.FixtureRequest) -> type[Memslots]:
-    """Every class with the face of Memslots; what holds for one holds for all."""
-    cls: type[Memslots] = request.param
-    return cls
-
-
 @pytest.fixture
-def vm(memslots_class: type[Memslots]) -> Iterator[Memslots]:
+def vm() -> Iterator[Memslots]:
     """64 slots, two address spaces, gfns up to 0xffff."""
-    vm = memslots_class(64, address_spaces=2, max_gfn=0xFFFF)
+    vm = Memslots(64, address_spaces=2, max_gfn=0xFFFF)
     yield vm
     vm.check()
 
 
+# The tests of each marker, by folder or file. pyproject.toml says what a marker means.
+MARKERS = {
+    "static": (
+        "test_typing.py",
+        "test_layers.py",
+        "test_distributions.py",
+        "core/test_prefixes.py",
+    ),
+    "pure": ("traces/", "cli/", "bench/", "replay/"),
+    "kvm": ("kvm/",),
+    "leaks": ("test_leaks.py", "kvm/test_leaks.py"),
+    "serial": ("test_leaks.py", "kvm/test_leaks.py", "test_stress.py", "core/test_threads.py"),
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks each test by where it stands."""
+    for item in items:
+        where = item.path.relative_to(TESTS).as_posix()
+        for marker, places in MARKERS.items():
+            if where.startswith(places):
+                item.add_marker(marker)
+
+
+def build_drivers(target: Path, sources: Sequence[Path]) -> None:
+    """Builds the drivers in `target`, unless what is there was built from the same files."""
+    core = Path(memslots.__file__).parent / "core"
+    stamp = hashlib.sha256()
+    for path in [*sources, *sorted((ROOT / "memslots").rglob("*.pxd"))]:
+        stamp.update(path.read_bytes())
+    # A build of the package is another one when it was written at another time.
+    stamp.update(repr([path.stat().st_mtime_ns for path in sorted(core.glob("*.so"))]).encode())
+    with (target.parent / f"{target.name}.lock").open("w") as lock:
+        # The workers of a parallel run come here at the same time, and one of them builds.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = target / "built"
+        if done.is_file() and done.read_text() == stamp.hexdigest():
+            return
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir()
+        for source in [DRIVERS / "setup.py", *sources]:
+            # Copied, so that nothing is written beside the tests.
+            shutil.copy(source, target)
+        names = [source.name for source in sources]
+        command = [sys.executable, "setup.py", str(ROOT), *names, "build_ext", "--inplace"]
+        result = subprocess.run(
+            command,
+            cwd=target,
+            env=dict(os.environ, PYTHONWARNINGS="ignore"),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+        done.write_text(stamp.hexdigest())
+
+
 @pytest.fixture(scope="session")
-def drivers(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A function that gives the driver module of a name."""
-    target = tmp_path_factory.mktemp("drivers")
-    (target / "setup.py").write_text(SETUP)
-    sources = []
-    for source in sorted(DRIVERS.glob("*.pyx")):
-        # Copied, so that nothing is written beside the tests.
-        (target / source.name).write_text(source.read_text())
-        sources.append(source.name)
-    command = [sys.executable, "setup.py", "build_ext", "--inplace", *sources]
-    checkout = str(Path(__file__).parent.parent)
-    environment = dict(os.environ, PYTHONWARNINGS="ignore", MEMSLOTS_CHECKOUT=checkout)
-    done = subprocess.run(
-        command, cwd=target, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+def drivers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A function that gives the driver module of a name.
+
+    They are built once for each interpreter and each set of switches, and kept in pytest's cache.
+    """
+    switches = [os.environ.get(f"MEMSLOTS_{name}", "") for name in ("DEBUG", "SANITIZE")]
+    name = "-".join([str(sysconfig.get_config_var("SOABI")), *filter(None, switches)])
+    if hasattr(request.config, "cache"):
+        target = request.config.cache.mkdir("drivers") / name
+    else:
+        target = tmp_path_factory.mktemp("drivers") / name
+    sources = sorted(DRIVERS.glob("*.pyx"))
+    build_drivers(target, sources)
     sys.path.insert(0, str(target))
     try:
-        modules = {name: importlib.import_module(name.removesuffix(".pyx")) for name in sources}
+        modules = {source.stem: importlib.import_module(source.stem) for source in sources}
     finally:
         sys.path.remove(str(target))
 
     def driver(name: str) -> ModuleType:
-        return modules[f"{name}_driver.pyx"]
+        return modules[f"{name}_driver"]
 
     return driver

@@ -23,7 +23,7 @@ import pytest
 from needs import need_kvm, need_unicorn
 
 ROOT = Path(__file__).parent.parent
-# docs/command.md is told from the command's side: tests/test_cli.py runs its examples.
+# docs/command.md is told from the command's side: tests/cli/test_cli.py runs its examples.
 ELSEWHERE = {"command.md"}
 PAGES = [
     ROOT / "README.md",
@@ -32,7 +32,7 @@ PAGES = [
 RUN = {"python", "pycon", "console"}
 NOT_RUN = {
     "text": "a drawing or a table",
-    "sh": "makes environments: .ci/run runs the README's two, and the examples in another",
+    "sh": "makes environments: sessions of noxfile.py run the README's two commands",
     "cython": "tests/test_packaging.py builds it against the installed package",
     "{toctree}": "Sphinx's",
 }

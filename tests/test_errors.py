@@ -268,7 +268,6 @@ def test_no_such_address_space(used: Memslots, call: Callable[[Memslots], object
     refuses_space_5(used, call)
 
 
-@pytest.mark.parametrize("memslots_class", [Memslots])
 @pytest.mark.parametrize(
     "step",
     [lambda tx: tx.lookup(0, 5), lambda tx: tx.get(0, as_id=5), lambda tx: tx.delete(0, 5)],

@@ -130,8 +130,8 @@ def test_the_model_itself(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_one_space(memslots_class: type[Memslots], name: str) -> None:
-    vm = memslots_class(manual_dirty_log=manual_dirty_log(name))
+def test_one_space(name: str) -> None:
+    vm = Memslots(manual_dirty_log=manual_dirty_log(name))
     for line in lines(name):
         replay(vm, line)
 
@@ -147,9 +147,9 @@ def test_one_space(memslots_class: type[Memslots], name: str) -> None:
         ("regions-1", "dirty-initset-2"),
     ],
 )
-def test_two_spaces_at_once(memslots_class: type[Memslots], name: str, other: str) -> None:
+def test_two_spaces_at_once(name: str, other: str) -> None:
     """One file through each address space, line by line in turn: neither sees the other."""
-    vm = memslots_class(address_spaces=2, manual_dirty_log=manual_dirty_log(other))
+    vm = Memslots(address_spaces=2, manual_dirty_log=manual_dirty_log(other))
     for pair in zip_longest(lines(name), lines(other)):
         for as_id, line in enumerate(pair):
             if line is not None:

@@ -343,8 +343,6 @@ CASES: dict[Callable[[Memslots], None], int] = {
     backings: 400,
     machines_with_memory: 300,
 }
-# What the array has not.
-TREES_ALONE = {transactions, guest_memory, snapshots, backings, machines_with_memory}
 
 
 def resident() -> int:
@@ -382,10 +380,10 @@ def measure(vm: Memslots, case: Callable[[Memslots], None]) -> dict[str, int]:
     return grown
 
 
-def main(module: str, name: str, chosen: str, drivers: str) -> None:
+def main(chosen: str, drivers: str) -> None:
     sys.path.append(drivers)
     live = importlib.import_module("alloc_driver").live
-    vm = getattr(importlib.import_module(module), name)()
+    vm = Memslots()
     grown = measure(vm, globals()[chosen])
     assert live() > 0
     global MEMORY
@@ -402,14 +400,9 @@ else:
 
     @pytest.mark.skipif(not STATM.exists(), reason="needs /proc/self/statm")
     @pytest.mark.parametrize("case", [case.__name__ for case in CASES])
-    def test_memory_is_flat(
-        memslots_class: type[Memslots], case: str, drivers: Any, tmp_path: Path
-    ) -> None:
-        if globals()[case] in TREES_ALONE and memslots_class.__name__ == "ArrayMemslots":
-            pytest.skip("the array has neither transactions nor memory")
-        names = [memslots_class.__module__, memslots_class.__qualname__, case]
+    def test_memory_is_flat(case: str, drivers: Any, tmp_path: Path) -> None:
         result = subprocess.run(
-            [sys.executable, __file__, *names, str(Path(drivers("alloc").__file__).parent)],
+            [sys.executable, __file__, case, str(Path(drivers("alloc").__file__).parent)],
             cwd=tmp_path,
             capture_output=True,
             text=True,

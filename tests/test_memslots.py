@@ -37,11 +37,11 @@ class Index:
 # Construction
 
 
-def test_the_limits_are_attributes(memslots_class: type[Memslots]) -> None:
-    vm = memslots_class()
+def test_the_limits_are_attributes() -> None:
+    vm = Memslots()
     assert (vm.max_slots, vm.address_spaces, vm.manual_dirty_log) == (32764, 1, 0)
     assert (vm.max_gfn, vm.max_hva) == ((1 << 40) - 1, MAX_HVA)
-    vm = memslots_class(5, address_spaces=3, max_gfn=99, max_hva=1 << 20, manual_dirty_log=3)
+    vm = Memslots(5, address_spaces=3, max_gfn=99, max_hva=1 << 20, manual_dirty_log=3)
     assert (vm.max_slots, vm.address_spaces, vm.manual_dirty_log) == (5, 3, 3)
     assert (vm.max_gfn, vm.max_hva) == (99, 1 << 20)
     for name in ("max_slots", "address_spaces", "max_gfn", "max_hva", "manual_dirty_log"):
@@ -60,27 +60,27 @@ def test_the_limits_are_attributes(memslots_class: type[Memslots]) -> None:
         {"manual_dirty_log": 4},
     ],
 )
-def test_bad_limits(memslots_class: type[Memslots], limits: dict[str, int]) -> None:
+def test_bad_limits(limits: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=next(iter(limits))):
-        memslots_class(**limits)
+        Memslots(**limits)
 
 
 @pytest.mark.parametrize(
     "name", ["max_slots", "address_spaces", "max_gfn", "max_hva", "manual_dirty_log"]
 )
-def test_limits_of_wrong_types(memslots_class: type[Memslots], name: str) -> None:
+def test_limits_of_wrong_types(name: str) -> None:
     for wrong in ("1", 1.0, None):
         limits: dict[str, Any] = {name: wrong}
         with pytest.raises(TypeError):
-            memslots_class(**limits)
+            Memslots(**limits)
     for low in (-1, 1 << 64):
         with pytest.raises((ValueError, OverflowError)):
-            memslots_class(**{name: low})
+            Memslots(**{name: low})
 
 
-def test_limits_after_the_first_are_by_keyword(memslots_class: type[Memslots]) -> None:
+def test_limits_after_the_first_are_by_keyword() -> None:
     with pytest.raises(TypeError):
-        memslots_class(5, 2)  # type: ignore[call-overload]
+        Memslots(5, 2)  # type: ignore[call-overload]
 
 
 # Changes
@@ -178,8 +178,8 @@ def test_anything_with_an_index_will_do(vm: Memslots) -> None:
     assert vm.gpa_to_hva(Index(0x10)) == HVA + 0x10
 
 
-def test_weak_references(memslots_class: type[Memslots]) -> None:
-    vm = memslots_class()
+def test_weak_references() -> None:
+    vm = Memslots()
     gone: list[object] = []
     reference = weakref.ref(vm, gone.append)
     assert reference() is vm
@@ -214,15 +214,15 @@ def test_the_last_id() -> None:
     assert sorted(slot.id for slot in vm) == [0, 0xFFFF, 0x10000, 1 << 24]
 
 
-def test_only_one_slot(memslots_class: type[Memslots]) -> None:
-    vm = memslots_class(1)
+def test_only_one_slot() -> None:
+    vm = Memslots(1)
     vm.create(0, 0, 1, HVA)
     with unchanged(vm), pytest.raises(InvalidRegionError):
         vm.create(1, 1, 1, HVA)
 
 
-def test_the_greatest_slot(memslots_class: type[Memslots]) -> None:
-    vm = memslots_class(4)
+def test_the_greatest_slot() -> None:
+    vm = Memslots(4)
     most = 2**31 - 1
     assert vm.create(0, 0, most, 0).memory_size == most << 12
     assert vm.create(1, most, most, 0).end_gfn == 2 * most
@@ -233,8 +233,8 @@ def test_the_greatest_slot(memslots_class: type[Memslots]) -> None:
     assert caught.value.rule == 4
 
 
-def test_the_top_of_guest_memory(memslots_class: type[Memslots]) -> None:
-    vm = memslots_class(4, max_gfn=(1 << 52) - 1)
+def test_the_top_of_guest_memory() -> None:
+    vm = Memslots(4, max_gfn=(1 << 52) - 1)
     top = vm.create(0, (1 << 52) - 3, 2, HVA)
     assert vm.lookup((1 << 52) - 2) is top
     assert vm.lookup((1 << 52) - 1) is None
@@ -255,8 +255,8 @@ def test_max_gfn(vm: Memslots) -> None:
 
 
 @pytest.mark.parametrize("max_hva", [MAX_HVA, 1 << 20, (1 << 64) - 4096])
-def test_max_hva(memslots_class: type[Memslots], max_hva: int) -> None:
-    vm = memslots_class(4, max_hva=max_hva)
+def test_max_hva(max_hva: int) -> None:
+    vm = Memslots(4, max_hva=max_hva)
     vm.create(0, 0, 1, max_hva - 4096)
     vm.create(1, 1, 2, max_hva - 8192)
     assert len(vm.in_hva_range(max_hva - 1, max_hva)) == 2
@@ -275,8 +275,8 @@ def test_lookup_has_no_name_for_its_gfn(vm: Memslots) -> None:
         vm.lookup(gfn=1)  # type: ignore[call-arg]
 
 
-def test_as_many_slots_as_kvm_has(memslots_class: type[Memslots]) -> None:
-    vm = memslots_class()
+def test_as_many_slots_as_kvm_has() -> None:
+    vm = Memslots()
     ids = list(range(32764))
     shuffled = random.Random(1)
     shuffled.shuffle(ids)

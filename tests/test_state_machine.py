@@ -41,13 +41,8 @@ from memslots import Memslots, Transaction
 
 
 class Machine(RuleBasedStateMachine):
-    memslots_class: type[Memslots]
     mirrored = False
     both: Compared
-
-    @property
-    def is_array(self) -> bool:
-        return not issubclass(self.memslots_class, Memslots)
 
     @initialize(
         manual_dirty_log=st.sampled_from([0, 1, 3]),
@@ -59,9 +54,9 @@ class Machine(RuleBasedStateMachine):
         if self.mirrored:
             # With room to put slots out of the way: so their logs are never lost.
             limits["max_gfn"] = (1 << 20) - 1
-            vm = self.memslots_class(MAX_SLOTS, backend=Backend(MAX_SLOTS, **limits), **limits)
+            vm = Memslots(MAX_SLOTS, backend=Backend(MAX_SLOTS, **limits), **limits)
         else:
-            vm = self.memslots_class(MAX_SLOTS, **limits)
+            vm = Memslots(MAX_SLOTS, **limits)
         self.both = Compared(vm, Model(MAX_SLOTS, **limits))
         for number, kind in enumerate(kinds):
             self.both.subscribe_or_close(number, kind)
@@ -134,7 +129,6 @@ class Machine(RuleBasedStateMachine):
 
     # Transactions
 
-    @precondition(lambda self: not self.is_array)
     @rule(steps=st.lists(steps, max_size=7), gives_up=st.sampled_from([False, False, False, True]))
     def transaction(self, steps: list[tuple[str, *tuple[int, ...]]], gives_up: bool) -> None:
         def body(tx: Transaction, told: ModelTransaction) -> None:
@@ -169,12 +163,10 @@ class Machine(RuleBasedStateMachine):
             vm.mark_dirty(gfn, as_id=as_id)
         vm.mark_dirty_many(array("Q", gfns[2:]), as_id=as_id)
 
-    @precondition(lambda self: not self.is_array)
     @rule(as_id=good_as_ids, start=st.integers(0, 90), end=st.integers(0, 90))
     def mark_dirty_range(self, as_id: int, start: int, end: int) -> None:
         self.both.mark_range(start, end, as_id)
 
-    @precondition(lambda self: not self.is_array)
     @rule()
     def take_dirty_runs(self) -> None:
         self.both.dirty_runs()
@@ -233,12 +225,14 @@ class Machine(RuleBasedStateMachine):
             self.both.same()
 
 
-def test_against_the_model(memslots_class: type[Memslots]) -> None:
-    machine = type("MachineOfClass", (Machine,), {"memslots_class": memslots_class})
-    run_state_machine_as_test(machine)
+class Mirrored(Machine):
+    mirrored = True
+
+
+def test_against_the_model() -> None:
+    run_state_machine_as_test(Machine)
 
 
 def test_mirrored_against_the_model() -> None:
     """And against the backend, which has the same slots after each step."""
-    machine = type("Mirrored", (Machine,), {"memslots_class": Memslots, "mirrored": True})
-    run_state_machine_as_test(machine)
+    run_state_machine_as_test(Mirrored)

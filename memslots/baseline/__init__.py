@@ -3,7 +3,7 @@
 Not for use: every change copies every slot. Nothing else imports it.
 """
 
-from memslots.baseline.arrayfaces import ArrayAddressSpace, ArrayVcpu
 from memslots.baseline.arraymemslots import ArrayMemslots
+from memslots.baseline.reader import ArrayAddressSpace, ArrayVcpu
 
 __all__ = ["ArrayAddressSpace", "ArrayMemslots", "ArrayVcpu"]

@@ -5,9 +5,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, Py_buffer, PyBuffer_Release, PyObject_
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize
 from libc.stdint cimport uint32_t, uint64_t
 
-from memslots.arguments cimport u32, u64
-from memslots.baseline.arrayfaces cimport ArrayReadFace, run_array_batch
-from memslots.baseline.arraywriter cimport ArrayWriter
+from memslots.baseline.reader cimport ArrayReadFace, run_array_batch
 from memslots.baseline.slotarray cimport (
     array_slot,
     arrayspace,
@@ -16,29 +14,28 @@ from memslots.baseline.slotarray cimport (
     slotarray_mark_dirty,
     slotarray_slots,
 )
-from memslots.copying cimport check_generation, check_spaces
-from memslots.core.dirtylog cimport dirty_clear, dirty_get, dirty_put, dirty_words
+from memslots.baseline.writer cimport ArrayWriter
+from memslots.core.dirtylog cimport dirty_clear, dirty_get, dirty_words
 from memslots.core.invariants cimport D1, HOLDS, S1, S2, S3, S4, property_id
-from memslots.core.lookup cimport MARK_DIRTY
+from memslots.core.lookup_batch cimport MARK_DIRTY
 from memslots.core.region cimport limits
 from memslots.core.slot cimport slot as slot_t
 from memslots.core.units cimport gfn_t
-from memslots.dirtylogs cimport cannot_clear, check_log, no_log, wrong_first, wrong_pages
-from memslots.limits cimport limits_of, take_limits
-from memslots.records cimport slot_record
-from memslots.refusals cimport check_as_id, check_id
-from memslots.verbs cimport (
-    verb_create,
-    verb_delete,
-    verb_move,
-    verb_set_flags,
-    verb_set_region,
+from memslots.dirty.logs cimport cannot_clear, no_log, wrong_first, wrong_pages
+from memslots.values.integers cimport u32, u64
+from memslots.values.limits cimport take_limits
+from memslots.values.records cimport slot_record
+from memslots.values.rules cimport check_as_id, check_id
+from memslots.write.operations cimport (
+    operation_create,
+    operation_delete,
+    operation_move,
+    operation_set_flags,
+    operation_set_region,
 )
 
-from memslots.baseline.arrayfaces import ArrayAddressSpace, ArrayVcpu
+from memslots.baseline.reader import ArrayAddressSpace, ArrayVcpu
 from memslots.errors import InvariantError
-from memslots.listeners import Subscription
-from memslots.records import Flags
 
 cdef enum:
     MOST_IDS = 1 << 20  # bounds the id table; Linux had 2**15
@@ -49,16 +46,17 @@ cdef dict PROPERTY_NAMES = {
 
 
 @cython.no_gc_clear
+@cython.auto_pickle(False)
 cdef class ArrayMemslots(ArrayReadFace):
     """The memory slots of one virtual machine, kept as KVM kept them until Linux 5.16.
 
-    What Memslots is to be measured against: the slots of an address space are one sorted array,
-    and every change copies all of it, a delete or a move with the slot marked INVALID first. The
-    calls, their results and their errors are those of Memslots, but that there are no transactions.
+    Memslots is measured against it: the slots of an address space are one sorted array, and every
+    change copies all of it, a delete or a move with the slot marked INVALID first. It has the calls
+    that are measured, with the results and errors of Memslots. It has no transactions and no
+    listeners, and cannot be pickled.
 
-    For one thread at a time. With the GIL that is so by itself, and a change while another thread's
-    is under way (in a listener, say) is a BusyError; without it (free-threaded CPython), whoever
-    uses it from several threads must lock.
+    For one thread at a time. With the GIL that is so by itself; without it (free-threaded CPython),
+    whoever uses it from several threads must lock.
 
     Parameters
     ----------
@@ -96,33 +94,27 @@ cdef class ArrayMemslots(ArrayReadFace):
 
     def set_region(self, slot, flags, guest_phys_addr, memory_size, userspace_addr):
         """The ioctl KVM_SET_USER_MEMORY_REGION, as Memslots.set_region. O(n)."""
-        return verb_set_region(
+        return operation_set_region(
             self.writer, slot, flags, guest_phys_addr, memory_size, userspace_addr
         )
 
     def create(self, slot, base_gfn, npages, userspace_addr, flags=0, as_id=0):
         """Create a slot, as Memslots.create. O(n)."""
-        return verb_create(
+        return operation_create(
             self.writer, slot, base_gfn, npages, userspace_addr, flags, as_id
         )
 
     def move(self, slot, base_gfn, as_id=0):
         """Move a slot, as Memslots.move. O(n)."""
-        return verb_move(self.writer, slot, base_gfn, as_id)
+        return operation_move(self.writer, slot, base_gfn, as_id)
 
     def set_flags(self, slot, flags, as_id=0):
         """Change a slot's flags, as Memslots.set_flags. O(n)."""
-        return verb_set_flags(self.writer, slot, flags, as_id)
+        return operation_set_flags(self.writer, slot, flags, as_id)
 
     def delete(self, slot, as_id=0):
         """Delete a slot; gives it as it was, as Memslots.delete. O(n)."""
-        return verb_delete(self.writer, slot, as_id)
-
-    def transaction(self):
-        """Not there: the array can take only one change at a time (NotImplementedError)."""
-        raise NotImplementedError(
-            "ArrayMemslots has no transactions: each change is a copy of the array of its own"
-        )
+        return operation_delete(self.writer, slot, as_id)
 
     def mark_dirty(self, gfn, as_id=0):
         """Mark a guest page as written, as Memslots.mark_dirty. O(log n)."""
@@ -165,27 +157,6 @@ cdef class ArrayMemslots(ArrayReadFace):
         InvalidRegionError as address_space.
         """
         return ArrayVcpu(self, as_id)
-
-    def subscribe(self, listener):
-        """Have a listener hear of every change from now on, as Memslots.subscribe."""
-        subscription = Subscription(self, listener)
-        cdef tuple now = None
-        cdef tuple then = None
-        # Making the tuple may run a finalizer that closes another subscription: then once more.
-        while now is not self.writer.subscriptions:
-            now = self.writer.subscriptions
-            then = (*now, subscription)
-        self.writer.subscriptions = then
-        return subscription
-
-    def _unsubscribe(self, subscription):
-        """Ends a subscription, for Subscription.close."""
-        cdef tuple now = None
-        cdef tuple then = None
-        while now is not self.writer.subscriptions:
-            now = self.writer.subscriptions
-            then = tuple([one for one in now if one is not subscription])
-        self.writer.subscriptions = then
 
     def check(self):
         """Walk everything, in every address space, as Memslots.check. O(n).
@@ -243,17 +214,6 @@ cdef class ArrayMemslots(ArrayReadFace):
             f"<ArrayMemslots: {len(self)} slots, {self.nr_pages} pages,"
             f" generation {self.generation}>"
         )
-
-    def __reduce__(self):
-        # Entered: what making a copy may run (a finalizer, say) cannot change anything.
-        self.writer.enter("a copy")
-        try:
-            spaces = [space_state(self.writer, k) for k in range(self.writer.lim.nspaces)]
-            limits_ = limits_of(self)
-        finally:
-            self.writer.leave()
-        # The last: what a subclass has of its own, by Python's own protocol.
-        return _restore, (type(self), limits_, spaces), object.__getstate__(self)
 
     cdef arrayspace *space_of(self, object as_id) except NULL:
         cdef uint32_t number = u32(as_id, "as_id")
@@ -315,54 +275,3 @@ cdef int clear_log(
     # Nothing was wrong, so no text was made: no Python code has been run.
     dirty_clear(&s, first, pages, <const unsigned char *>bitmap.buf)
     return 0
-
-
-cdef object space_state(ArrayWriter writer, uint32_t as_id):
-    """An address space: its generation, and its Slots with their dirty logs or None.
-
-    The caller has entered.
-    """
-    cdef const arrayspace *sp = &writer.spaces[as_id]
-    cdef uint32_t n
-    cdef list slots = []
-    for n in range(sp.active.count):
-        record = <object>slotarray_slots(sp.active)[n].record
-        log = None
-        if record.flags & Flags.LOG_DIRTY_PAGES:
-            log = bytes(get_log(writer, record.id, as_id, False))
-        slots.append((record, log))
-    return sp.active.generation, slots
-
-
-cdef int restore_space(ArrayWriter writer, uint32_t as_id, object state) except -1:
-    """Fills an empty address space. A state that breaks a rule is refused by that rule."""
-    cdef slot_t s
-    cdef uint64_t last
-    generation, slots = state
-    last = u64(generation, "generation")
-    for record, log in slots:
-        verb_create(
-            writer,
-            record.id,
-            record.base_gfn,
-            record.npages,
-            record.userspace_addr,
-            record.flags,
-            as_id,
-        )
-        if log is not None:
-            find_logging(writer, record.id, as_id, &s)
-            check_log(s.id, s.npages, log)
-            dirty_put(&s, <bytes>log)
-    check_generation(as_id, writer.lim.nspaces, last)
-    writer.spaces[as_id].active.generation = last
-    return 0
-
-
-def _restore(cls, limits_, spaces):
-    """Makes the ArrayMemslots of a pickle. No code of a subclass runs."""
-    cdef ArrayMemslots vm = ArrayMemslots.__new__(cls, **limits_)
-    check_spaces(vm.writer.lim.nspaces, spaces)
-    for as_id, state in enumerate(spaces):
-        restore_space(vm.writer, as_id, state)
-    return vm

@@ -9,8 +9,7 @@ from memslots.core.alloc cimport CACHE_LINE, alloc_free, alloc_lines
 from memslots.core.debug cimport debug_assert
 from memslots.core.dirtylog cimport dirty_mark
 from memslots.core.invariants cimport D1, HOLDS, S1, S2, S3, S4
-from memslots.core.lookup cimport slot_usable
-from memslots.core.slot cimport SLOT_LOG_DIRTY_PAGES
+from memslots.core.slot cimport SLOT_LOG_DIRTY_PAGES, slot_usable
 from memslots.core.units cimport BAD_HVA, PAGE_OFFSET_MASK, gpa_to_gfn
 
 cdef extern from *:

@@ -9,10 +9,10 @@ What the figures are not: there are no page tables, no TLB flushes and no guest.
 the data structure is done, one call at a time, from Python.
 """
 
-from memslots.bench.machine import Machine
+from memslots.bench.computer import Machine
 from memslots.bench.rivals import AGAINST_SLOTS, CASES, RivalResult, RivalsResult
-from memslots.bench.rows import QUICK_SLOTS, SERIES_SLOTS, TESTS, Row
 from memslots.bench.run import Plan, Report, plan, run
+from memslots.bench.series import QUICK_SLOTS, SERIES_SLOTS, TESTS, Row
 from memslots.bench.structures import STRUCTURES
 from memslots.bench.timing import FULL, QUICK, Effort, Timing, WrongAnswerError
 
@@ -37,3 +37,18 @@ __all__ = [
     "plan",
     "run",
 ]
+
+# Pickles name a value by this module. It stays when the value's own module is moved.
+for _value in (
+    Effort,
+    Machine,
+    Plan,
+    Report,
+    RivalResult,
+    RivalsResult,
+    Row,
+    Timing,
+    WrongAnswerError,
+):
+    _value.__module__ = __name__
+del _value

@@ -6,7 +6,7 @@ import random
 from bisect import bisect_right
 from collections.abc import Sequence
 
-from memslots import Slot
+from memslots import PAGE_SHIFT, Slot
 
 SEED = 20220113
 #: A local batch has runs of this many consecutive gfns.
@@ -26,7 +26,7 @@ def layout(slots: int) -> list[Slot]:
     gfn = FIRST_GFN
     for number, id in enumerate(ids):
         npages = dice.randint(*NPAGES)
-        made.append(Slot(id, 0, gfn, npages, RAM + (gfn << 12)))
+        made.append(Slot(id, 0, gfn, npages, RAM + (gfn << PAGE_SHIFT)))
         gfn += npages
         if number % 4 == 0:
             gfn += dice.randint(*HOLE)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from memslots import Slot
-from memslots.bench.machine import installed
+from memslots.bench.computer import installed
 from memslots.bench.questions import Questions, layout
 from memslots.bench.structures import STRUCTURES, Finder, Structure
 from memslots.bench.timing import Effort, Sampler, Timing, expect, in_turn, timed

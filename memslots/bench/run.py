@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 
 from memslots import Memslots
 from memslots.baseline import ArrayMemslots
-from memslots.bench import machine, rivals
+from memslots.bench import computer, rivals
+from memslots.bench.computer import Machine
 from memslots.bench.guest import AnyMemslots, Guest
-from memslots.bench.machine import Machine
 from memslots.bench.rivals import CASES, RivalsResult
-from memslots.bench.rows import TESTS, Row, Test
+from memslots.bench.series import TESTS, Row, Test
 from memslots.bench.timing import Effort, in_turn
 
 
@@ -76,7 +76,7 @@ def run(plan: Plan, effort: Effort, progress: Callable[[str], object] = lambda _
     order = [(case.test, case.name) for case in CASES]
     against.sort(key=lambda result: order.index((result.test, result.case)))
     return Report(
-        machine=machine.describe(),
+        machine=computer.describe(),
         date=date,
         effort=effort,
         seconds=time.perf_counter() - began,

@@ -23,13 +23,13 @@ from rich.progress import (
 )
 
 from memslots import __version__, bench
-from memslots.cli import documents, tables
+from memslots.cli import json_output, text_output
 from memslots.cli.plots import draw
 from memslots.errors import KvmError
-from memslots.live import LiveVM
 from memslots.replay import Report, replay
-from memslots.samples import SAMPLES
+from memslots.replay.live import LiveVM
 from memslots.traces import FORMATS, Trace, TraceError, open_trace
+from memslots.traces.samples import SAMPLES
 from memslots.traces.source import Source
 
 #: A bar is shown for inputs of more bytes than this (as they are stored).
@@ -174,7 +174,7 @@ def replay_command(
     one that differs.
     """
     if list_samples:
-        shown = documents.samples() if as_json else tables.samples()
+        shown = json_output.samples() if as_json else text_output.samples()
         _print(shown)
         return 0
     if bool(files) == (sample is not None):
@@ -199,9 +199,9 @@ def replay_command(
         reports.append(report)
         status = max(status, 0 if report.agree else 1)
         if not as_json:
-            _print(tables.replay(report))
+            _print(text_output.replay(report))
     if as_json:
-        _print(documents.replay(reports))
+        _print(json_output.replay(reports))
     return status
 
 
@@ -282,7 +282,7 @@ def bench_command(
     except bench.WrongAnswerError as wrong:
         click.echo(f"memslots: a wrong answer: {wrong}", err=True)
         return 1
-    _print(documents.bench(report) if as_json else tables.bench(report))
+    _print(json_output.bench(report) if as_json else text_output.bench(report))
     try:
         if draw is not None:
             draw(report)
@@ -344,9 +344,11 @@ def lookup_command(
     except TraceError as error:
         _complain(error)
         return 2
-    for warning in tables.warnings(report):
+    for warning in text_output.warnings(report):
         click.echo(f"memslots: {report.name}: {warning}", err=True)
-    _print(documents.lookup(report, addresses) if as_json else tables.lookup(report, addresses))
+    _print(
+        json_output.lookup(report, addresses) if as_json else text_output.lookup(report, addresses)
+    )
     return 0 if report.agree else 1
 
 

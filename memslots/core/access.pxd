@@ -1,6 +1,6 @@
-"""An access to guest memory: which parts of which slots a range of guest addresses goes through.
+"""An access to guest memory: the spans of host memory behind a range of guest addresses.
 
-It is worked out in full before a byte is copied, so that one that cannot be done does nothing.
+The whole access is worked out before a byte is copied. So an access that fails does nothing.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -10,11 +10,11 @@ from memslots.core.slotset cimport slotset
 from memslots.core.units cimport gpa_t, hva_t
 
 cdef enum:
-    FEW_PIECES = 4  # of so many an access holds the pieces itself
+    FEW_SPANS = 4  # so many spans fit in the access itself
 
-# The part of an access that is in one slot. It tells what the slot was, and not where it is: once
-# the readers' section is left the slot may be gone.
-cdef struct piece:
+# The part of an access that is in one slot. It says what the slot was, not where its struct is:
+# after the read-side section the slot may have been freed.
+cdef struct span:
     hva_t hva  # the first byte, in host memory
     uint64_t size  # in bytes, at least 1
     gpa_t gpa  # the first byte, in guest memory
@@ -29,42 +29,43 @@ cdef enum access_kind:
     ACCESS_RESTORE  # writes what the guest cannot: READONLY slots, too
 
 cdef struct access:
-    piece *pieces  # by gpa; `few`, or memory of its own
-    size_t count  # of them
-    gpa_t bad  # the first guest address that no slot lets through, where there is one
-    piece few[FEW_PIECES]
+    span *spans  # by gpa; `few`, or allocated
+    size_t count  # of spans
+    gpa_t bad  # after ACCESS_BAD: the first guest address that cannot be accessed
+    span few[FEW_SPANS]  # the spans, if they fit here
 
 cdef enum access_result:
     ACCESS_DONE
-    ACCESS_BAD  # not all of the range can be accessed: `bad` cannot
+    ACCESS_BAD  # the range cannot be accessed at the guest address `bad`
     ACCESS_NO_MEMORY
 
-# Works out an access of `size` bytes, at least 1, that do not go beyond the last address. Slots are
-# read as the set has them: the caller is in a section. Only after ACCESS_DONE there is something
-# for access_free. O(log n + k) for k pieces.
+# Works out an access of `size` bytes, at least 1, that do not go beyond the last address. The
+# caller must be in a read-side section. access_free is needed after ACCESS_DONE only.
+# O(log n + k) for k spans.
 cdef access_result access_init(
     access *a, slotset *set, gpa_t gpa, uint64_t size, access_kind kind
 ) noexcept nogil
 cdef void access_free(access *a) noexcept nogil
-# Marks what was accessed in the dirty logs of the slots as `set` has them now: wherever a slot is,
-# if it is still the same memory, else in every slot that has that memory. The caller is in a
-# section. O(k + p / 64) for k pieces, p pages; O(k log n + m) more where m slots took their place.
+# Marks the accessed pages in the dirty logs of the slots that `set` has now. If a span's slot still
+# has the same memory, it gets the marks, wherever it is; else every slot that has that memory gets
+# them. The caller must be in a read-side section. O(k + p / 64) for k spans, p pages;
+# O(k log n + m) more if m slots replaced the old ones.
 cdef void access_mark(const access *a, slotset *set) noexcept nogil
 
-# Moving bytes. Whoever calls these keeps the memory of all pieces: the core takes nobody's word for
-# what is there.
+# Copying. The caller must keep the host memory of all spans mapped.
 
-# Whether memory that is copied from or to, `size` bytes, may be overwritten by the copy of another
-# piece. That of a piece itself does no harm.
+# Returns whether the copy of one span may overwrite part of `memory`, `size` bytes, that another
+# span is copied from or to. An access of one span never does.
 cdef bint access_meets(const access *a, const void *memory, uint64_t size) noexcept nogil
-# Copies what is accessed, all of it, to `out`.
+# Copies the whole access to `out`.
 cdef void access_read(const access *a, void *out) noexcept nogil
-# Writes to what is accessed, all of it.
+# Copies `data` to the whole access.
 cdef void access_write(const access *a, const void *data) noexcept nogil
+# Sets every byte of the access.
 cdef void access_fill(const access *a, int byte) noexcept nogil
-# The little-endian number of 1, 2, 4 or 8 bytes that is accessed. Where it is aligned it is read at
-# once, so that nobody ever sees half of it, and in order with what is read after: as the rings of
-# virtio want it.
+# Returns the little-endian number of 1, 2, 4 or 8 bytes that is accessed. An aligned number is read
+# with one instruction, so the result is never half old and half new. Acquire: virtio's rings need
+# what is read after the number to be read after it.
 cdef uint64_t access_load(const access *a, int size) noexcept nogil
-# Writes it likewise, in order with what was written before.
+# Writes a number likewise. Release: what was written before the number is seen with it.
 cdef void access_store(const access *a, uint64_t value, int size) noexcept nogil

@@ -4,8 +4,9 @@ from libc.string cimport memmove, memset
 
 from memslots.core.alloc cimport alloc_free, alloc_zeroed
 from memslots.core.dirtylog cimport dirty_mark_range
-from memslots.core.lookup cimport lookup_in, slot_usable
-from memslots.core.slot cimport SLOT_READONLY
+from memslots.core.endian cimport endian_le
+from memslots.core.lookup cimport lookup_in
+from memslots.core.slot cimport SLOT_READONLY, slot_usable
 from memslots.core.slotset cimport (
     slotset_by_id,
     slotset_first_hva,
@@ -16,28 +17,19 @@ from memslots.core.units cimport PAGE_SHIFT, gpa_to_gfn, hva_t
 
 cdef extern from *:
     """
-    #if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-    #define memslots_le(value, size) (__builtin_bswap64(value) >> (64 - 8 * (size)))
-    #else
-    #define memslots_le(value, size) (value)
-    #endif
-
     /* Of 1, 2, 4 or 8 bytes, aligned to as many. */
     static inline uint64_t memslots_load_number(const void *at, int size)
     {
-        uint64_t value;
         switch (size) {
-        case 1: value = __atomic_load_n((const uint8_t *)at, __ATOMIC_ACQUIRE); break;
-        case 2: value = __atomic_load_n((const uint16_t *)at, __ATOMIC_ACQUIRE); break;
-        case 4: value = __atomic_load_n((const uint32_t *)at, __ATOMIC_ACQUIRE); break;
-        default: value = __atomic_load_n((const uint64_t *)at, __ATOMIC_ACQUIRE);
+        case 1: return __atomic_load_n((const uint8_t *)at, __ATOMIC_ACQUIRE);
+        case 2: return __atomic_load_n((const uint16_t *)at, __ATOMIC_ACQUIRE);
+        case 4: return __atomic_load_n((const uint32_t *)at, __ATOMIC_ACQUIRE);
+        default: return __atomic_load_n((const uint64_t *)at, __ATOMIC_ACQUIRE);
         }
-        return memslots_le(value, size);
     }
 
     static inline void memslots_store_number(void *at, uint64_t value, int size)
     {
-        value = memslots_le(value, size);
         switch (size) {
         case 1: __atomic_store_n((uint8_t *)at, (uint8_t)value, __ATOMIC_RELEASE); break;
         case 2: __atomic_store_n((uint16_t *)at, (uint16_t)value, __ATOMIC_RELEASE); break;
@@ -50,33 +42,35 @@ cdef extern from *:
     void store_number "memslots_store_number"(void *at, uint64_t value, int size) noexcept nogil
 
 
-cdef size_t walk(
+cdef size_t find_spans(
     slotset *set, slot *s, access *a, gpa_t gpa, uint64_t size, access_kind kind, size_t room
 ) noexcept nogil:
-    """Puts down up to `room` pieces, and gives how many there are; 0: `bad` is no part of any."""
+    """Records at most `room` spans. Returns the number of spans the access needs, or 0 if the
+    access fails at guest address `bad`.
+    """
     cdef size_t count = 0
-    cdef uint64_t offset, take
-    cdef piece *at
+    cdef uint64_t offset, length
+    cdef span *at
     while True:
         if not slot_usable(s, kind == ACCESS_WRITE):
             a.bad = gpa
             return 0
         offset = gpa - (s.base_gfn << PAGE_SHIFT)
-        take = min(size, (s.npages << PAGE_SHIFT) - offset)
+        length = min(size, (s.npages << PAGE_SHIFT) - offset)
         if count < room:
-            at = &a.pieces[count]
+            at = &a.spans[count]
             at.hva = s.userspace_addr + offset
-            at.size = take
+            at.size = length
             at.gpa = gpa
             at.id = s.id
             at.npages = s.npages
             at.slot_hva = s.userspace_addr
             at.readonly = s.flags & SLOT_READONLY
         count += 1
-        size -= take
+        size -= length
         if size == 0:
             return count
-        gpa += take
+        gpa += length
         s = slotset_step(set, s, 1)
         if s is not NULL and s.base_gfn != gpa_to_gfn(gpa):
             s = NULL
@@ -86,43 +80,43 @@ cdef access_result access_init(
     access *a, slotset *set, gpa_t gpa, uint64_t size, access_kind kind
 ) noexcept nogil:
     cdef slot *s = lookup_in(set, NULL, gpa_to_gfn(gpa))
-    a.pieces = a.few
-    a.count = walk(set, s, a, gpa, size, kind, FEW_PIECES)
+    a.spans = a.few
+    a.count = find_spans(set, s, a, gpa, size, kind, FEW_SPANS)
     if a.count == 0:
         return ACCESS_BAD
-    if a.count > FEW_PIECES:
-        a.pieces = <piece *>alloc_zeroed(a.count * sizeof(piece))
-        if a.pieces is NULL:
+    if a.count > FEW_SPANS:
+        a.spans = <span *>alloc_zeroed(a.count * sizeof(span))
+        if a.spans is NULL:
             return ACCESS_NO_MEMORY
-        walk(set, s, a, gpa, size, kind, a.count)
+        find_spans(set, s, a, gpa, size, kind, a.count)
     return ACCESS_DONE
 
 
 cdef void access_free(access *a) noexcept nogil:
-    if a.pieces is not a.few:
-        alloc_free(a.pieces)
+    if a.spans is not a.few:
+        alloc_free(a.spans)
 
 
 cdef void mark(slot *s, hva_t first, hva_t last) noexcept nogil:
-    """Marks what the slot has of the host bytes [first, last]: some."""
+    """Marks the pages of the slot that have a host byte in [first, last]. There must be one."""
     cdef hva_t begin = max(first, s.userspace_addr) - s.userspace_addr
     cdef hva_t end = min(last, s.last_hva) - s.userspace_addr
     dirty_mark_range(s, s.base_gfn + (begin >> PAGE_SHIFT), s.base_gfn + (end >> PAGE_SHIFT))
 
 
 cdef void access_mark(const access *a, slotset *set) noexcept nogil:
-    cdef const piece *at
+    cdef const span *at
     cdef hva_t last
     cdef slot *s
     cdef size_t n
     for n in range(a.count):
-        at = &a.pieces[n]
+        at = &a.spans[n]
         last = at.hva + at.size - 1
         s = slotset_by_id(set, at.id)
         if s is not NULL and s.userspace_addr == at.slot_hva and s.npages == at.npages:
             mark(s, at.hva, last)
             continue
-        # Split, or merged with others: what was written must be in some log.
+        # The slot was split, or merged with others. Every slot with the written memory gets marks.
         s = slotset_first_hva(set, at.hva, last)
         while s is not NULL:
             mark(s, at.hva, last)
@@ -133,9 +127,9 @@ cdef bint access_meets(const access *a, const void *memory, uint64_t size) noexc
     cdef hva_t hva = <hva_t>memory
     cdef size_t n
     if a.count == 1:
-        return False  # memmove knows what to do
+        return False  # memmove copies overlapping memory correctly
     for n in range(a.count):
-        if a.pieces[n].hva - hva < size or hva - a.pieces[n].hva < a.pieces[n].size:
+        if a.spans[n].hva - hva < size or hva - a.spans[n].hva < a.spans[n].size:
             return True
     return False
 
@@ -144,27 +138,27 @@ cdef void access_read(const access *a, void *out) noexcept nogil:
     cdef char *to = <char *>out
     cdef size_t n
     for n in range(a.count):
-        memmove(to, <const void *>a.pieces[n].hva, a.pieces[n].size)
-        to += a.pieces[n].size
+        memmove(to, <const void *>a.spans[n].hva, a.spans[n].size)
+        to += a.spans[n].size
 
 
 cdef void access_write(const access *a, const void *data) noexcept nogil:
     cdef const char *bytes_ = <const char *>data
     cdef size_t n
     for n in range(a.count):
-        memmove(<void *>a.pieces[n].hva, bytes_, a.pieces[n].size)
-        bytes_ += a.pieces[n].size
+        memmove(<void *>a.spans[n].hva, bytes_, a.spans[n].size)
+        bytes_ += a.spans[n].size
 
 
 cdef void access_fill(const access *a, int byte) noexcept nogil:
     cdef size_t n
     for n in range(a.count):
-        memset(<void *>a.pieces[n].hva, byte, a.pieces[n].size)
+        memset(<void *>a.spans[n].hva, byte, a.spans[n].size)
 
 
 cdef inline bint at_once(const access *a, int size) noexcept nogil:
-    """Whether a number is in one piece, and aligned to its size."""
-    return a.count == 1 and not a.pieces[0].hva & (size - 1)
+    """Returns whether a number lies in one span and is aligned to its size."""
+    return a.count == 1 and not a.spans[0].hva & (size - 1)
 
 
 cdef uint64_t access_load(const access *a, int size) noexcept nogil:
@@ -172,7 +166,7 @@ cdef uint64_t access_load(const access *a, int size) noexcept nogil:
     cdef uint64_t value = 0
     cdef int i
     if at_once(a, size):
-        return load_number(<const void *>a.pieces[0].hva, size)
+        return endian_le(load_number(<const void *>a.spans[0].hva, size), size)
     access_read(a, raw)
     for i in range(size):
         value |= <uint64_t>raw[i] << (8 * i)
@@ -183,7 +177,7 @@ cdef void access_store(const access *a, uint64_t value, int size) noexcept nogil
     cdef unsigned char raw[8]
     cdef int i
     if at_once(a, size):
-        store_number(<void *>a.pieces[0].hva, value, size)
+        store_number(<void *>a.spans[0].hva, endian_le(value, size), size)
         return
     for i in range(size):
         raw[i] = <unsigned char>(value >> (8 * i))

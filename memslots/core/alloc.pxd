@@ -5,7 +5,7 @@ from libc.stdint cimport int64_t
 cdef enum:
     CACHE_LINE = 64
 
-# `size` bytes of zeros, or NULL. Large pieces come zeroed from the system and cost nothing until
+# `size` bytes of zeros, or NULL. Large ones come zeroed from the system and cost nothing until
 # touched.
 cdef void *alloc_zeroed(size_t size) noexcept nogil
 # The same in whole cache lines of their own, for structs that are laid out by the line. O(size).
@@ -16,7 +16,7 @@ cdef bint alloc_refused() noexcept nogil
 # Gives back what either of them gave; NULL is allowed and does nothing.
 cdef void alloc_free(void *memory) noexcept nogil
 
-# How many pieces of memory are handed out and not given back, in this process.
+# Returns how many allocations of this process are not freed.
 cdef int64_t alloc_live() noexcept nogil
 # Makes the `nth` allocation from now (1 is the next) give NULL or be refused, once; 0 takes the
 # order back. For tests.

@@ -5,7 +5,12 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from posix.stdlib cimport posix_memalign
 
-from memslots.core.atomics cimport fetch_add, fetch_sub_release, load_relaxed, store_relaxed
+from memslots.core.atomics cimport (
+    atomic_fetch_add,
+    atomic_fetch_sub_release,
+    atomic_load_relaxed,
+    atomic_store_relaxed,
+)
 
 cdef uint64_t live = 0  # handed out and not given back
 cdef uint64_t asked = 0  # asked for, ever
@@ -13,15 +18,15 @@ cdef uint64_t fail_at = 0  # the value of `asked` at which to give NULL; 0: neve
 
 
 cdef bint alloc_refused() noexcept nogil:
-    cdef uint64_t number = load_relaxed(&asked) + 1
-    store_relaxed(&asked, number)
-    return number == load_relaxed(&fail_at)
+    cdef uint64_t number = atomic_load_relaxed(&asked) + 1
+    atomic_store_relaxed(&asked, number)
+    return number == atomic_load_relaxed(&fail_at)
 
 
 cdef void *alloc_zeroed(size_t size) noexcept nogil:
     cdef void *memory = NULL if alloc_refused() else calloc(1, size)
     if memory is not NULL:
-        fetch_add(&live, 1)
+        atomic_fetch_add(&live, 1)
     return memory
 
 
@@ -32,23 +37,23 @@ cdef void *alloc_lines(size_t size) noexcept nogil:
     if alloc_refused() or posix_memalign(&memory, CACHE_LINE, size) != 0:
         return NULL
     memset(memory, 0, size)
-    fetch_add(&live, 1)
+    atomic_fetch_add(&live, 1)
     return memory
 
 
 cdef void alloc_free(void *memory) noexcept nogil:
     if memory is not NULL:
         free(memory)
-        fetch_sub_release(&live, 1)
+        atomic_fetch_sub_release(&live, 1)
 
 
 cdef int64_t alloc_live() noexcept nogil:
-    return <int64_t>load_relaxed(&live)
+    return <int64_t>atomic_load_relaxed(&live)
 
 
 cdef int64_t alloc_asked() noexcept nogil:
-    return <int64_t>load_relaxed(&asked)
+    return <int64_t>atomic_load_relaxed(&asked)
 
 
 cdef void alloc_fail_nth(int64_t nth) noexcept nogil:
-    store_relaxed(&fail_at, load_relaxed(&asked) + <uint64_t>nth if nth > 0 else 0)
+    atomic_store_relaxed(&fail_at, atomic_load_relaxed(&asked) + <uint64_t>nth if nth > 0 else 0)

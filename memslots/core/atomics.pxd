@@ -1,4 +1,4 @@
-"""The little of C11's memory model that Cython has no words for.
+"""The part of C11's memory model that Cython has no words for (prefix: atomic_).
 
 GCC's and Clang's `__atomic` built-ins are used because they work on plain members; C11's own want
 `_Atomic` types, which Cython cannot declare.
@@ -37,29 +37,36 @@ cdef extern from *:
     #define memslots_exchange(p, v) __atomic_exchange_n((p), (v), __ATOMIC_ACQ_REL)
     """
     # One declaration for pointers and one for counts; the built-ins take either.
-    void *load_acquire_ptr "memslots_load_acquire"(void *const *) noexcept nogil
-    void *load_relaxed_ptr "memslots_load_relaxed"(void *const *) noexcept nogil
-    void store_release_ptr "memslots_store_release"(void **, void *) noexcept nogil
-    void store_relaxed_ptr "memslots_store_relaxed"(void **, void *) noexcept nogil
-    uint64_t load_acquire "memslots_load_acquire"(const uint64_t *) noexcept nogil
-    uint64_t load_relaxed "memslots_load_relaxed"(const uint64_t *) noexcept nogil
-    void store_relaxed "memslots_store_relaxed"(uint64_t *, uint64_t) noexcept nogil
-    void store_release "memslots_store_release"(uint64_t *, uint64_t) noexcept nogil
-    # Writes `wanted` where `*expected` is found; else writes what is found to `*expected`.
-    bint compare_exchange_ptr "memslots_compare_exchange"(
+    void *atomic_load_acquire_ptr "memslots_load_acquire"(void *const *) noexcept nogil
+    void *atomic_load_relaxed_ptr "memslots_load_relaxed"(void *const *) noexcept nogil
+    void atomic_store_release_ptr "memslots_store_release"(void **, void *) noexcept nogil
+    void atomic_store_relaxed_ptr "memslots_store_relaxed"(void **, void *) noexcept nogil
+    uint64_t atomic_load_acquire "memslots_load_acquire"(const uint64_t *) noexcept nogil
+    uint64_t atomic_load_relaxed "memslots_load_relaxed"(const uint64_t *) noexcept nogil
+    void atomic_store_relaxed "memslots_store_relaxed"(uint64_t *, uint64_t) noexcept nogil
+    void atomic_store_release "memslots_store_release"(uint64_t *, uint64_t) noexcept nogil
+    # Writes `wanted` and returns True if the value is `*expected`; else stores the value there.
+    bint atomic_compare_exchange_ptr "memslots_compare_exchange"(
         void **, void **expected, void *wanted
     ) noexcept nogil
-    bint compare_exchange "memslots_compare_exchange"(
+    bint atomic_compare_exchange "memslots_compare_exchange"(
         uint64_t *, uint64_t *expected, uint64_t wanted
     ) noexcept nogil
-    uint64_t fetch_add "memslots_fetch_add"(uint64_t *, uint64_t) noexcept nogil
-    uint64_t fetch_add_acq_rel "memslots_fetch_add_acq_rel"(uint64_t *, uint64_t) noexcept nogil
-    uint64_t fetch_sub_acq_rel "memslots_fetch_sub_acq_rel"(uint64_t *, uint64_t) noexcept nogil
-    uint64_t fetch_sub_release "memslots_fetch_sub_release"(uint64_t *, uint64_t) noexcept nogil
-    uint64_t fetch_or_release "memslots_fetch_or"(uint64_t *, uint64_t) noexcept nogil
-    uint64_t fetch_and_acq_rel "memslots_fetch_and"(uint64_t *, uint64_t) noexcept nogil
-    void *exchange_acq_rel_ptr "memslots_exchange"(void **, void *) noexcept nogil
-    uint64_t exchange_acq_rel "memslots_exchange"(uint64_t *, uint64_t) noexcept nogil
-    void fence "memslots_fence"() noexcept nogil
-    void fence_after_fetch "memslots_fence_after_fetch"() noexcept nogil  # right after a fetch_add
-    void cpu_relax "memslots_cpu_relax"() noexcept nogil
+    uint64_t atomic_fetch_add "memslots_fetch_add"(uint64_t *, uint64_t) noexcept nogil
+    uint64_t atomic_fetch_add_acq_rel "memslots_fetch_add_acq_rel"(
+        uint64_t *, uint64_t
+    ) noexcept nogil
+    uint64_t atomic_fetch_sub_acq_rel "memslots_fetch_sub_acq_rel"(
+        uint64_t *, uint64_t
+    ) noexcept nogil
+    uint64_t atomic_fetch_sub_release "memslots_fetch_sub_release"(
+        uint64_t *, uint64_t
+    ) noexcept nogil
+    uint64_t atomic_fetch_or_release "memslots_fetch_or"(uint64_t *, uint64_t) noexcept nogil
+    uint64_t atomic_fetch_and_acq_rel "memslots_fetch_and"(uint64_t *, uint64_t) noexcept nogil
+    void *atomic_exchange_acq_rel_ptr "memslots_exchange"(void **, void *) noexcept nogil
+    uint64_t atomic_exchange_acq_rel "memslots_exchange"(uint64_t *, uint64_t) noexcept nogil
+    void atomic_fence "memslots_fence"() noexcept nogil
+    # A fence that comes right after an atomic_fetch_add.
+    void atomic_fence_after_fetch "memslots_fence_after_fetch"() noexcept nogil
+    void atomic_cpu_relax "memslots_cpu_relax"() noexcept nogil

@@ -1,4 +1,4 @@
-"""The dirty log of a slot: a bit for every page, set when the page is written.
+"""The dirty log of a slot: a bit for every page, set when it is written (prefix: dirty_).
 
   D1  a slot has a bitmap exactly if it logs (LOG_DIRTY_PAGES); bits past its last page are clear
 
@@ -9,20 +9,9 @@ of them out of the sets.
 
 from libc.stdint cimport uint64_t
 
-from memslots.core.atomics cimport fence, fetch_or_release, load_relaxed
+from memslots.core.atomics cimport atomic_fence, atomic_fetch_or_release, atomic_load_relaxed
 from memslots.core.slot cimport SLOT_READONLY, slot
 from memslots.core.units cimport gfn_t
-
-
-cdef extern from *:
-    """
-    #if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-    #define memslots_le64(word) __builtin_bswap64(word)
-    #else
-    #define memslots_le64(word) (word)
-    #endif
-    """
-    uint64_t le64 "memslots_le64"(uint64_t word) noexcept nogil  # to and from little-endian
 
 
 cdef inline uint64_t dirty_words(uint64_t npages) noexcept nogil:
@@ -68,6 +57,6 @@ cdef inline void dirty_mark(slot *s, gfn_t gfn) noexcept nogil:
     # A page is written far more often than it is first written: look before taking the line for
     # writing. Pairs with the fences at the end of dirty_get and dirty_clear: whoever takes the bit
     # that is seen here reads what the caller wrote to the page before; else the bit is set again.
-    fence()
-    if not load_relaxed(&s.dirty[page >> 6]) & bit:
-        fetch_or_release(&s.dirty[page >> 6], bit)
+    atomic_fence()
+    if not atomic_load_relaxed(&s.dirty[page >> 6]) & bit:
+        atomic_fetch_or_release(&s.dirty[page >> 6], bit)

@@ -8,12 +8,13 @@ from libc.string cimport memcpy, memset
 
 from memslots.core.alloc cimport alloc_free, alloc_zeroed
 from memslots.core.atomics cimport (
-    exchange_acq_rel,
-    fence,
-    fetch_and_acq_rel,
-    fetch_or_release,
-    load_relaxed,
+    atomic_exchange_acq_rel,
+    atomic_fence,
+    atomic_fetch_and_acq_rel,
+    atomic_fetch_or_release,
+    atomic_load_relaxed,
 )
+from memslots.core.endian cimport endian_le64
 
 
 cdef uint64_t *dirty_new(uint64_t npages, bint all_set) noexcept nogil:
@@ -34,16 +35,16 @@ cdef void dirty_get(slot *s, unsigned char *out, bint take) noexcept nogil:
     cdef uint64_t word
     cdef uint64_t i
     for i in range(dirty_words(s.npages)):
-        word = load_relaxed(&s.dirty[i])
+        word = atomic_load_relaxed(&s.dirty[i])
         if take and word != 0:
             # Acquire: the caller reads the pages only after it has taken their marks.
-            word = exchange_acq_rel(&s.dirty[i], 0)
-        word = le64(word)
+            word = atomic_exchange_acq_rel(&s.dirty[i], 0)
+        word = endian_le64(word)
         memcpy(out + i * sizeof(word), &word, sizeof(word))
     if take:
         # Pairs with the fence of dirty_mark: a writer that still saw its page marked wrote to it
         # before the caller reads it.
-        fence()
+        atomic_fence()
 
 
 cdef void dirty_put(slot *s, const unsigned char *bitmap) noexcept nogil:
@@ -51,7 +52,7 @@ cdef void dirty_put(slot *s, const unsigned char *bitmap) noexcept nogil:
     cdef uint64_t i
     for i in range(dirty_words(s.npages)):
         memcpy(&word, bitmap + i * sizeof(word), sizeof(word))
-        exchange_acq_rel(&s.dirty[i], le64(word))
+        atomic_exchange_acq_rel(&s.dirty[i], endian_le64(word))
 
 
 cdef void dirty_mark_range(slot *s, gfn_t first, gfn_t last) noexcept nogil:
@@ -61,15 +62,15 @@ cdef void dirty_mark_range(slot *s, gfn_t first, gfn_t last) noexcept nogil:
     cdef uint64_t i
     if s.dirty is NULL or s.flags & SLOT_READONLY:
         return
-    fence()  # as in dirty_mark, once for all
+    atomic_fence()  # as in dirty_mark, once for all
     for i in range(start >> 6, (end >> 6) + 1):
         bits = ~<uint64_t>0
         if i == start >> 6:
             bits &= ~<uint64_t>0 << (start & 63)
         if i == end >> 6:
             bits &= ~<uint64_t>0 >> (63 - (end & 63))
-        if bits & ~load_relaxed(&s.dirty[i]):
-            fetch_or_release(&s.dirty[i], bits)
+        if bits & ~atomic_load_relaxed(&s.dirty[i]):
+            atomic_fetch_or_release(&s.dirty[i], bits)
 
 
 cdef void dirty_merge(slot *s, const unsigned char *bitmap) noexcept nogil:
@@ -80,7 +81,7 @@ cdef void dirty_merge(slot *s, const unsigned char *bitmap) noexcept nogil:
     for i in range(dirty_words(s.npages)):
         memcpy(&word, bitmap + i * sizeof(word), sizeof(word))
         if word != 0:
-            fetch_or_release(&s.dirty[i], le64(word))
+            atomic_fetch_or_release(&s.dirty[i], endian_le64(word))
 
 
 cdef void dirty_clear(
@@ -91,7 +92,7 @@ cdef void dirty_clear(
     cdef uint64_t i
     for i in range(dirty_words(num_pages)):
         memcpy(&word, bitmap + i * sizeof(word), sizeof(word))
-        word = le64(word)
+        word = endian_le64(word)
         if word != 0:
-            fetch_and_acq_rel(&dirty[i], ~word)
-    fence()  # as in dirty_get
+            atomic_fetch_and_acq_rel(&dirty[i], ~word)
+    atomic_fence()  # as in dirty_get

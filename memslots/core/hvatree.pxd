@@ -1,4 +1,4 @@
-"""An interval tree: which host ranges overlap this one?
+"""An interval tree: which host ranges overlap this one? (prefix: hva_)
 
 A red-black tree ordered by a range's first byte, whose nodes also keep
 

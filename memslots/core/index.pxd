@@ -34,7 +34,7 @@ cdef struct index:
     search_keys keys  # the rows' base gfns, once index_seal has been called
     index *next  # of a list of those that are to be freed; NULL: the last
 
-# Where an address space has its index. What to do with it is in indexing.pxd.
+# Where an address space has its index. What to do with it is in index_policy.pxd.
 cdef struct index_home:
     # The first line: read by every batch, seldom written.
     index *current  # the one published last, maybe of a generation that is past; NULL: none

@@ -38,10 +38,10 @@ cdef struct report:
 # R1 to R5 for one tree of at most `most` nodes. Gives the first that is broken, with the node where
 # it was seen in *where; how many nodes there are in *count, the depth in *depth. O(n), and it ends
 # whatever the links are.
-cdef property_id check_tree(
+cdef property_id invariants_check_tree(
     const rb_root *root, uint64_t most, uint64_t *count, uint64_t *depth, const void **where
 ) noexcept nogil
 # H1 for a tree that has R1 to R5. O(n).
-cdef property_id check_greatest(const rb_root *root, const void **where) noexcept nogil
+cdef property_id invariants_check_greatest(const rb_root *root, const void **where) noexcept nogil
 # Everything, for an address space that no change is under way in; batches may be. O(n).
-cdef void check_space(const space *sp, report *out) noexcept nogil
+cdef void invariants_check_space(const space *sp, report *out) noexcept nogil

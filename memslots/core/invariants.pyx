@@ -2,12 +2,12 @@
 
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 
-from memslots.core.atomics cimport load_relaxed_ptr
+from memslots.core.atomics cimport atomic_load_relaxed_ptr
 from memslots.core.dirtylog cimport dirty_words
 from memslots.core.hvatree cimport hva_last, hva_node
 from memslots.core.idtable cimport idtable
 from memslots.core.index cimport index, index_hva, index_row
-from memslots.core.indexing cimport indexing_current
+from memslots.core.index_policy cimport index_policy_current
 from memslots.core.rbtree cimport (
     RB_BLACK,
     RB_RED,
@@ -100,7 +100,7 @@ cdef property_id check_links(
     return HOLDS
 
 
-cdef property_id check_tree(
+cdef property_id invariants_check_tree(
     const rb_root *root, uint64_t most, uint64_t *count, uint64_t *depth, const void **where
 ) noexcept nogil:
     cdef property_id broken = check_links(root, most, count, depth, where)
@@ -118,7 +118,7 @@ cdef property_id check_tree(
     return HOLDS
 
 
-cdef property_id check_greatest(const rb_root *root, const void **where) noexcept nogil:
+cdef property_id invariants_check_greatest(const rb_root *root, const void **where) noexcept nogil:
     cdef const rb_node *node = rb_first(root)
     cdef const hva_node *child
     cdef uint64_t greatest
@@ -175,7 +175,7 @@ cdef property_id check_slots(const slotset *set, uint64_t *id) noexcept nogil:
     cdef slot *next
     cdef uint64_t npages = 0
     # Read once: a reader may be writing it.
-    cdef const slot *last_used = <const slot *>load_relaxed_ptr(<void *const *>&set.last_used)
+    cdef const void *last_used = atomic_load_relaxed_ptr(<void *const *>&set.last_used)
     cdef bint last_used_seen = last_used is NULL
     while s is not NULL:
         id[0] = s.id
@@ -204,7 +204,7 @@ cdef void check_set(const slotset *set, report *out) noexcept nogil:
     cdef const void *where = NULL
     out.k = set.k
     out.in_hva_tree = False
-    out.broken = check_tree(&set.gfn_tree, most, &count, &depth, &where)
+    out.broken = invariants_check_tree(&set.gfn_tree, most, &count, &depth, &where)
     out.depth = max(out.depth, depth)
     if out.broken != HOLDS:
         out.id = slot_of_gfn_node(<const rb_node *>where, set.k).id
@@ -213,10 +213,10 @@ cdef void check_set(const slotset *set, report *out) noexcept nogil:
         out.broken = S1
         return
     out.in_hva_tree = True
-    out.broken = check_tree(&set.hva_tree, most, &count, &depth, &where)
+    out.broken = invariants_check_tree(&set.hva_tree, most, &count, &depth, &where)
     out.depth = max(out.depth, depth)
     if out.broken == HOLDS:
-        out.broken = check_greatest(&set.hva_tree, &where)
+        out.broken = invariants_check_greatest(&set.hva_tree, &where)
     if out.broken != HOLDS:
         out.id = slot_of_hva_node(<const hva_node *>where, set.k).id
         return
@@ -245,7 +245,7 @@ cdef property_id check_index(const index *ix, const slotset *active, uint64_t *i
     return HOLDS
 
 
-cdef void check_space(const space *sp, report *out) noexcept nogil:
+cdef void invariants_check_space(const space *sp, report *out) noexcept nogil:
     cdef const slotset *active = space_active(sp)
     cdef const slotset *other = &sp.sets[1 - active.k]
     cdef slot *s
@@ -277,6 +277,6 @@ cdef void check_space(const space *sp, report *out) noexcept nogil:
     if active.generation & SWAPPING:
         out.broken = P2
         return
-    ix = indexing_current(sp, active)
+    ix = index_policy_current(sp, active)
     if ix is not NULL:
         out.broken = check_index(ix, active, &out.id)

@@ -1,4 +1,4 @@
-"""Pieces of one size. The contract of each function is in pool.pxd."""
+"""Blocks of one size. The contract of each function is in pool.pxd."""
 
 from libc.stdint cimport uint32_t
 
@@ -9,28 +9,28 @@ cdef extern from *:
     """
     #if defined(__SANITIZE_ADDRESS__)
     #include <sanitizer/asan_interface.h>
-    /* A piece that is not handed out is as if it were freed, but for the word that leads on. */
-    #define memslots_lend(piece, size) ASAN_UNPOISON_MEMORY_REGION(piece, size)
-    #define memslots_seal(piece, size) \\
-        ASAN_POISON_MEMORY_REGION((char *)(piece) + sizeof(void *), (size) - sizeof(void *))
+    /* A block that is not handed out is as if it were freed, but for the word that leads on. */
+    #define memslots_lend(block, size) ASAN_UNPOISON_MEMORY_REGION(block, size)
+    #define memslots_seal(block, size) \\
+        ASAN_POISON_MEMORY_REGION((char *)(block) + sizeof(void *), (size) - sizeof(void *))
     #else
-    #define memslots_lend(piece, size) ((void)(piece), (void)(size))
-    #define memslots_seal(piece, size) ((void)(piece), (void)(size))
+    #define memslots_lend(block, size) ((void)(block), (void)(size))
+    #define memslots_seal(block, size) ((void)(block), (void)(size))
     #endif
     """
-    void lend "memslots_lend"(void *piece, size_t size) noexcept nogil
-    void seal "memslots_seal"(void *piece, size_t size) noexcept nogil
+    void lend "memslots_lend"(void *block, size_t size) noexcept nogil
+    void seal "memslots_seal"(void *block, size_t size) noexcept nogil
 
 cdef enum:
-    PIECES = 32  # to a chunk
+    BLOCKS = 32  # to a chunk
 
 
-cdef inline void *piece_at(pool_chunk *chunk, uint32_t place) noexcept nogil:
+cdef inline void *block_at(pool_chunk *chunk, uint32_t place) noexcept nogil:
     return <char *>chunk + CACHE_LINE + place * chunk.home.size
 
 
 cdef inline bint has_room(const pool_chunk *chunk) noexcept nogil:
-    return chunk.used < PIECES
+    return chunk.used < BLOCKS
 
 
 cdef void enlist(pool_chunk *chunk) noexcept nogil:
@@ -51,24 +51,24 @@ cdef void delist(pool_chunk *chunk) noexcept nogil:
 
 
 cdef pool_chunk *new_chunk(pool *p) noexcept nogil:
-    cdef pool_chunk *chunk = <pool_chunk *>alloc_lines(CACHE_LINE + PIECES * p.size)
+    cdef pool_chunk *chunk = <pool_chunk *>alloc_lines(CACHE_LINE + BLOCKS * p.size)
     cdef uint32_t place
     if chunk is not NULL:
         chunk.home = p
-        for place in range(<uint32_t>PIECES):
-            seal(piece_at(chunk, place), p.size)
+        for place in range(<uint32_t>BLOCKS):
+            seal(block_at(chunk, place), p.size)
         enlist(chunk)
     return chunk
 
 
 cdef void free_chunk(pool_chunk *chunk) noexcept nogil:
     delist(chunk)
-    lend(piece_at(chunk, 0), PIECES * chunk.home.size)
+    lend(block_at(chunk, 0), BLOCKS * chunk.home.size)
     alloc_free(chunk)
 
 
 cdef void pool_init(pool *p, size_t size) noexcept nogil:
-    debug_assert(sizeof(pool_chunk) <= CACHE_LINE, b"pool_init: pieces begin a line after a chunk")
+    debug_assert(sizeof(pool_chunk) <= CACHE_LINE, b"pool_init: blocks begin a line after a chunk")
     p.size = size
     p.roomy = NULL
 
@@ -85,34 +85,34 @@ cdef void pool_clear(pool *p) noexcept nogil:
 
 cdef void *pool_get(pool *p, pool_chunk **chunk) noexcept nogil:
     cdef pool_chunk *from_chunk = p.roomy
-    cdef void *piece
+    cdef void *block
     if from_chunk is NULL:
         from_chunk = new_chunk(p)
         if from_chunk is NULL:
             return NULL
     elif alloc_refused():
         return NULL
-    piece = from_chunk.given_back
-    if piece is not NULL:
-        from_chunk.given_back = (<void **>piece)[0]
+    block = from_chunk.given_back
+    if block is not NULL:
+        from_chunk.given_back = (<void **>block)[0]
     else:
-        piece = piece_at(from_chunk, from_chunk.fresh)
+        block = block_at(from_chunk, from_chunk.fresh)
         from_chunk.fresh += 1
     from_chunk.used += 1
     if not has_room(from_chunk):
         delist(from_chunk)
-    lend(piece, p.size)
+    lend(block, p.size)
     chunk[0] = from_chunk
-    return piece
+    return block
 
 
-cdef void pool_put(pool_chunk *chunk, void *piece) noexcept nogil:
+cdef void pool_put(pool_chunk *chunk, void *block) noexcept nogil:
     if not has_room(chunk):
         enlist(chunk)
-    (<void **>piece)[0] = chunk.given_back
-    chunk.given_back = piece
+    (<void **>block)[0] = chunk.given_back
+    chunk.given_back = block
     chunk.used -= 1
-    seal(piece, chunk.home.size)
+    seal(block, chunk.home.size)
     # Of those that nothing is taken from one is kept, for whoever comes and goes.
     if chunk.used == 0 and (chunk.next is not NULL or chunk.prev is not NULL):
         free_chunk(chunk)

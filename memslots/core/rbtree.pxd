@@ -1,4 +1,4 @@
-"""An intrusive red-black tree.
+"""An intrusive red-black tree (prefix: rb_).
 
 The nodes lie inside whatever the tree orders, and it knows nothing of that.
 
@@ -25,7 +25,7 @@ from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport uint64_t
 
 cdef extern from *:
-    void prefetch "__builtin_prefetch"(const void *) noexcept nogil  # any address will do
+    void rb_prefetch "__builtin_prefetch"(const void *) noexcept nogil  # any address will do
 
 cdef struct rb_node:
     rb_node *child[2]  # [0] holds keys not above this one's, [1] keys not below; NULL: none
@@ -78,7 +78,7 @@ cdef inline rb_node *rb_floor(
     while node is not NULL:
         right = rb_key(root, node) <= key
         best = node if right else best
-        prefetch(<const char *>best + wanted)
+        rb_prefetch(<const char *>best + wanted)
         node = node.child[right]
     return best
 

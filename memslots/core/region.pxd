@@ -5,7 +5,7 @@ The numbers are those of docs/rules.md: in that order, the first rule that appli
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from memslots.core.slot cimport slot
+from memslots.core.slot cimport region, slot
 from memslots.core.slotset cimport slotset
 from memslots.core.units cimport gfn_t, gpa_t, hva_t
 
@@ -15,14 +15,6 @@ cdef struct limits:
     gfn_t max_gfn  # the highest gfn a slot may hold
     hva_t max_hva  # a slot's last host byte is below it
     uint32_t manual_dirty_log  # 0, 1 or 3, as KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 takes it
-
-cdef struct region:
-    uint32_t id
-    uint32_t as_id
-    uint32_t flags  # SLOT_*
-    gfn_t base_gfn
-    uint64_t npages  # 0: the slot is to go
-    hva_t userspace_addr
 
 cdef enum refusal:
     ALLOWED = 0
@@ -83,8 +75,8 @@ cdef refusal region_from_bytes(
 # Rules 1 and 2 for a region in pages.
 cdef refusal region_check(const limits *lim, const region *r) noexcept nogil
 # Rules 3 to 5, against the slot of the region's id, or NULL. O(1).
-cdef refusal region_plan(slot *old, const region *r, plan *out) noexcept nogil
-# Rule 6, for what region_plan allowed. (A transaction asks it at its end, with slotset_clash.)
+cdef refusal region_classify(slot *old, const region *r, plan *out) noexcept nogil
+# Rule 6, for what region_classify allowed. (A transaction asks it at its end, with slotset_clash.)
 # O(log n).
 cdef refusal region_place(const slotset *set, const region *r, plan *p) noexcept nogil
 

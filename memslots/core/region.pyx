@@ -1,13 +1,16 @@
 """The rules of set_region. The contract of each function is in region.pxd."""
 
-from memslots.core.slot cimport SLOT_CALLER_FLAGS, SLOT_READONLY
+from memslots.core.slot cimport (
+    SLOT_CALLER_FLAGS,
+    SLOT_READONLY,
+    slot_number_as_id,
+    slot_number_id,
+)
 from memslots.core.slotset cimport slotset_overlap
 from memslots.core.units cimport PAGE_SHIFT, gfn_range_fits, gpa_to_gfn, page_aligned
 
 cdef enum:
     MAX_NPAGES = 0x7FFFFFFF  # rule 4
-    AS_ID_SHIFT = 16  # where set_region's slot has the address space
-    ID_MASK = (1 << 16) - 1
 
 
 cdef refusal region_from_bytes(
@@ -19,8 +22,8 @@ cdef refusal region_from_bytes(
     hva_t userspace_addr,
     region *out,
 ) noexcept nogil:
-    out.id = slot_arg & ID_MASK
-    out.as_id = slot_arg >> AS_ID_SHIFT
+    out.id = slot_number_id(slot_arg)
+    out.as_id = slot_number_as_id(slot_arg)
     out.flags = flags
     out.base_gfn = gpa_to_gfn(guest_phys_addr)
     out.npages = gpa_to_gfn(memory_size)
@@ -50,7 +53,7 @@ cdef refusal region_check(const limits *lim, const region *r) noexcept nogil:
     return ALLOWED
 
 
-cdef refusal region_plan(slot *old, const region *r, plan *out) noexcept nogil:
+cdef refusal region_classify(slot *old, const region *r, plan *out) noexcept nogil:
     out.old = old
     out.existing = NULL
     out.before = NULL

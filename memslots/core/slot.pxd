@@ -20,6 +20,9 @@ cdef enum:
     SLOT_INVALID = 1 << 16  # about to go or to move; never given by a caller
     SLOT_CALLER_FLAGS = (1 << 0) | (1 << 1)  # what a caller may give
 
+cdef enum:
+    SLOT_AS_ID_SHIFT = 16  # a KVM slot number has the address space from this bit on
+
 cdef struct slot:
     # One cache line: all that a search by gfn reads of a slot, in either set (checked when this is
     # compiled).
@@ -42,21 +45,56 @@ cdef struct slot:
     pool_chunk *chunk  # what its memory is from
 
 
-# Memory for slots.
+# The data of a slot, without what the sets and the owner keep with it.
+cdef struct region:
+    uint32_t id  # as in slot, and so on
+    uint32_t as_id
+    uint32_t flags
+    gfn_t base_gfn
+    uint64_t npages  # of a request: 0 if the slot is to be deleted
+    hva_t userspace_addr
+
+
+# Prepares the pool that an address space allocates slots from.
 cdef void slot_pool_init(pool *p) noexcept nogil
-# A slot that no set holds, without dirty log and record, or NULL: no memory.
-cdef slot *slot_new(
-    pool *p,
-    uint32_t id,
-    uint32_t as_id,
-    uint32_t flags,
-    gfn_t base_gfn,
-    uint64_t npages,
-    hva_t userspace_addr,
-) noexcept nogil
-# Gives back the slot's own memory: not the dirty log, which copies share, nor the record. NULL does
+# Returns a slot that no set holds, without dirty log and record, or NULL: no memory.
+cdef slot *slot_new(pool *p, const region *r) noexcept nogil
+# Returns a copy of a slot with other flags, or NULL: no memory. It shares the dirty log and has no
+# record. No set holds it.
+cdef slot *slot_copy(pool *p, const slot *s, uint32_t flags) noexcept nogil
+# Frees the slot's own memory: not the dirty log, which copies share, nor the record. NULL does
 # nothing.
 cdef void slot_free(slot *s) noexcept nogil
+
+
+cdef inline region slot_region(const slot *s) noexcept nogil:
+    """Returns the data of a slot."""
+    cdef region r
+    r.id = s.id
+    r.as_id = s.as_id
+    r.flags = s.flags
+    r.base_gfn = s.base_gfn
+    r.npages = s.npages
+    r.userspace_addr = s.userspace_addr
+    return r
+
+
+cdef inline uint32_t slot_number(uint32_t id, uint32_t as_id) noexcept nogil:
+    """Returns the `slot` of the KVM calls: the id in bits 0 to 15, the address space above.
+
+    Both must be below 2**16.
+    """
+    return as_id << SLOT_AS_ID_SHIFT | id
+
+
+cdef inline uint32_t slot_number_id(uint32_t number) noexcept nogil:
+    """Returns the id in a KVM slot number."""
+    return number & ((1 << SLOT_AS_ID_SHIFT) - 1)
+
+
+cdef inline uint32_t slot_number_as_id(uint32_t number) noexcept nogil:
+    """Returns the address space in a KVM slot number."""
+    return number >> SLOT_AS_ID_SHIFT
 
 
 cdef inline gfn_t slot_end_gfn(const slot *s) noexcept nogil:
@@ -67,6 +105,14 @@ cdef inline gfn_t slot_end_gfn(const slot *s) noexcept nogil:
 cdef inline bint slot_has_gfn(const slot *s, gfn_t gfn) noexcept nogil:
     """One comparison for both ends: below base_gfn the difference wraps to a huge number."""
     return gfn - s.base_gfn < s.npages
+
+
+cdef inline bint slot_usable(const slot *s, bint write) noexcept nogil:
+    """Returns whether an access may go through a slot, or NULL.
+
+    The slot must not be INVALID, and for a write not READONLY.
+    """
+    return s is not NULL and not s.flags & (SLOT_INVALID | (SLOT_READONLY if write else 0))
 
 
 cdef inline hva_t slot_gfn_to_hva(const slot *s, gfn_t gfn) noexcept nogil:

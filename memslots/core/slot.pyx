@@ -31,31 +31,33 @@ cdef void slot_pool_init(pool *p) noexcept nogil:
     pool_init(p, SLOT_LINES * CACHE_LINE)
 
 
-cdef slot *slot_new(
-    pool *p,
-    uint32_t id,
-    uint32_t as_id,
-    uint32_t flags,
-    gfn_t base_gfn,
-    uint64_t npages,
-    hva_t userspace_addr,
-) noexcept nogil:
+cdef slot *slot_new(pool *p, const region *r) noexcept nogil:
     cdef pool_chunk *chunk
     cdef slot *s = <slot *>pool_get(p, &chunk)
     check_layout(s, CACHE_LINE)
-    # The nodes are written by the sets that take it.
+    # The sets that the slot is added to write its nodes.
     if s is not NULL:
         s.chunk = chunk
         s.dirty = NULL
         s.record = NULL
-        s.base_gfn = base_gfn
-        s.npages = npages
-        s.userspace_addr = userspace_addr
-        s.last_hva = userspace_addr + (npages << PAGE_SHIFT) - 1
-        s.id = id
-        s.as_id = as_id
-        s.flags = flags
+        s.base_gfn = r.base_gfn
+        s.npages = r.npages
+        s.userspace_addr = r.userspace_addr
+        s.last_hva = r.userspace_addr + (r.npages << PAGE_SHIFT) - 1
+        s.id = r.id
+        s.as_id = r.as_id
+        s.flags = r.flags
     return s
+
+
+cdef slot *slot_copy(pool *p, const slot *s, uint32_t flags) noexcept nogil:
+    cdef region r = slot_region(s)
+    cdef slot *copy
+    r.flags = flags
+    copy = slot_new(p, &r)
+    if copy is not NULL:
+        copy.dirty = s.dirty
+    return copy
 
 
 cdef void slot_free(slot *s) noexcept nogil:

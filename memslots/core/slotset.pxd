@@ -11,10 +11,9 @@ last-used alone.
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from memslots.core.atomics cimport load_relaxed_ptr, store_relaxed_ptr
 from memslots.core.hvatree cimport hva_first_overlap, hva_next_overlap
 from memslots.core.idtable cimport idtable, idtable_find, idtable_spare
-from memslots.core.rbtree cimport rb_first, rb_floor, rb_last, rb_node, rb_root, rb_step
+from memslots.core.rbtree cimport rb_first, rb_floor, rb_last, rb_root, rb_step
 from memslots.core.slot cimport (
     slot,
     slot_end_gfn,
@@ -83,23 +82,9 @@ cdef inline slot *slotset_floor(const slotset *set, gfn_t gfn) noexcept nogil:
 
 
 cdef inline slot *slotset_search(const slotset *set, gfn_t gfn) noexcept nogil:
-    """The slot that has the gfn, or NULL; last-used is neither asked nor told. O(log n)."""
+    """Returns the slot that has the gfn, or NULL, by a search of the tree. O(log n)."""
     cdef slot *s = slotset_floor(set, gfn)
     return s if s is not NULL and slot_has_gfn(s, gfn) else NULL
-
-
-cdef inline slot *slotset_find(slotset *set, gfn_t gfn) noexcept nogil:
-    """The slot that has the gfn, or NULL; asks last-used first and tells it.
-
-    O(log n), O(1) where last-used has it.
-    """
-    cdef slot *s = <slot *>load_relaxed_ptr(<void *const *>&set.last_used)
-    if s is not NULL and slot_has_gfn(s, gfn):
-        return s
-    s = slotset_search(set, gfn)
-    if s is not NULL:
-        store_relaxed_ptr(<void **>&set.last_used, s)
-    return s
 
 
 cdef inline slot *slotset_by_id(const slotset *set, uint32_t id) noexcept nogil:
@@ -122,17 +107,21 @@ cdef inline slot *slotset_step(const slotset *set, const slot *s, int side) noex
     return slot_of_gfn_node(rb_step(&s.gfn_node[set.k], side), set.k)
 
 
-cdef inline slot *slotset_first_from(const slotset *set, gfn_t gfn) noexcept nogil:
-    """The first slot that ends after `gfn`: the one that has it, else the next one; or NULL.
+cdef inline slot *slotset_first_after(
+    const slotset *set, slot *floor, gfn_t gfn
+) noexcept nogil:
+    """Returns the first slot that ends after `gfn`, or NULL.
 
-    O(log n).
+    `floor` is what slotset_floor returned for this gfn. The result is `floor` or its neighbour.
     """
-    cdef rb_node *node = rb_floor(&set.gfn_tree, gfn, slot_third_line(set.k))
-    if node is NULL:
+    if floor is NULL:
         return slotset_first(set)
-    if slot_end_gfn(slot_of_gfn_node(node, set.k)) <= gfn:
-        node = rb_step(node, 1)
-    return slot_of_gfn_node(node, set.k)
+    return floor if slot_end_gfn(floor) > gfn else slotset_step(set, floor, 1)
+
+
+cdef inline slot *slotset_first_from(const slotset *set, gfn_t gfn) noexcept nogil:
+    """Returns the first slot that ends after `gfn`, or NULL. O(log n)."""
+    return slotset_first_after(set, slotset_floor(set, gfn), gfn)
 
 
 cdef inline slot *slotset_first_hva(const slotset *set, hva_t first, hva_t last) noexcept nogil:

@@ -167,12 +167,9 @@ cdef slot *slotset_overlap(
     const slot *except_for,
     slot **before,
 ) noexcept nogil:
-    cdef slot *s = slotset_floor(set, base_gfn)
-    before[0] = s
-    if s is NULL:
-        s = slotset_first(set)
-    elif slot_end_gfn(s) <= base_gfn:
-        s = slotset_step(set, s, 1)
+    cdef slot *s
+    before[0] = slotset_floor(set, base_gfn)
+    s = slotset_first_after(set, before[0], base_gfn)
     if s is not NULL and s is except_for:
         s = slotset_step(set, s, 1)
     return s if s is not NULL and s.base_gfn < base_gfn + npages else NULL

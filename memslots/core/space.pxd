@@ -11,7 +11,7 @@ had. Space k of m uses k, k + m, k + 2m, and so on.
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from memslots.core.atomics cimport load_acquire_ptr, load_relaxed
+from memslots.core.atomics cimport atomic_load_acquire_ptr, atomic_load_relaxed
 from memslots.core.index cimport index_home
 from memslots.core.pool cimport pool
 from memslots.core.slotset cimport slotset
@@ -49,7 +49,7 @@ cdef inline slotset *space_active(const space *sp) noexcept nogil:
 
     Acquire: pairs with the release in space_swap_begin, so all that was put in before is seen.
     """
-    return <slotset *>load_acquire_ptr(<void *const *>&sp.active)
+    return <slotset *>atomic_load_acquire_ptr(<void *const *>&sp.active)
 
 
 cdef inline slotset *space_inactive(space *sp) noexcept nogil:
@@ -58,4 +58,4 @@ cdef inline slotset *space_inactive(space *sp) noexcept nogil:
 
 
 cdef inline uint64_t space_generation(const space *sp) noexcept nogil:
-    return load_relaxed(&space_active(sp).generation)
+    return atomic_load_relaxed(&space_active(sp).generation)

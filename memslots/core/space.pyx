@@ -1,7 +1,7 @@
 """An address space. The properties P1 to P3 and the contract of each function are in space.pxd."""
 
 from memslots.core.alloc cimport alloc_free, alloc_lines
-from memslots.core.atomics cimport store_relaxed, store_release_ptr
+from memslots.core.atomics cimport atomic_store_relaxed, atomic_store_release_ptr
 from memslots.core.debug cimport debug_assert
 from memslots.core.index cimport index_free
 from memslots.core.pool cimport pool_clear
@@ -37,11 +37,11 @@ cdef void space_swap_begin(space *sp) noexcept nogil:
     debug_assert(not sp.active.generation & SWAPPING, b"space_swap_begin: none is under way (P2)")
     # A set never shows a generation that a cache may hold for other slots: this one has not been
     # seen yet.
-    store_relaxed(&next.generation, sp.active.generation | SWAPPING)
+    atomic_store_relaxed(&next.generation, sp.active.generation | SWAPPING)
     # Release: pairs with the acquire in space_active.
-    store_release_ptr(<void **>&sp.active, next)
+    atomic_store_release_ptr(<void **>&sp.active, next)
 
 
 cdef void space_swap_end(space *sp) noexcept nogil:
     debug_assert(sp.active.generation & SWAPPING, b"space_swap_end: a swap has begun")
-    store_relaxed(&sp.active.generation, (sp.active.generation & ~SWAPPING) + sp.nspaces)
+    atomic_store_relaxed(&sp.active.generation, (sp.active.generation & ~SWAPPING) + sp.nspaces)

@@ -17,11 +17,11 @@ In a section nobody takes a lock, waits for readers or runs Python code: a write
 from libc.stdint cimport uint64_t
 
 from memslots.core.atomics cimport (
-    fence_after_fetch,
-    fetch_add,
-    fetch_sub_release,
-    load_acquire,
-    load_relaxed,
+    atomic_fence_after_fetch,
+    atomic_fetch_add,
+    atomic_fetch_sub_release,
+    atomic_load_acquire,
+    atomic_load_relaxed,
 )
 
 cdef extern from *:
@@ -75,11 +75,11 @@ cdef inline int srcu_enter(srcu_reader *reader) noexcept nogil:
 
     Any number of threads may enter on one reader.
     """
-    cdef int side = load_relaxed(&reader.domain.turn) & 1
-    fetch_add(&reader.inside[side], 1)
+    cdef int side = atomic_load_relaxed(&reader.domain.turn) & 1
+    atomic_fetch_add(&reader.inside[side], 1)
     # Pairs with the first fence of srcu_wait: either the writer sees this reader, or this reader
     # sees what it published.
-    fence_after_fetch()
+    atomic_fence_after_fetch()
     if COUNT_SECTIONS:
         srcu_depth()[0] += 1
     return side
@@ -90,7 +90,7 @@ cdef inline void srcu_leave(srcu_reader *reader, int side) noexcept nogil:
         srcu_depth()[0] -= 1
     # Release: pairs with the acquiring loads of srcu_wait, so that all that was read was read
     # before anything is freed.
-    fetch_sub_release(&reader.inside[side], 1)
+    atomic_fetch_sub_release(&reader.inside[side], 1)
 
 
 cdef inline bint srcu_alone(srcu_reader *reader) noexcept nogil:
@@ -100,7 +100,7 @@ cdef inline bint srcu_alone(srcu_reader *reader) noexcept nogil:
     either looked (srcu_enter's fence), so at most one was alone. Acquire: pairs with the release in
     srcu_leave, so whoever is alone sees what those before it wrote.
     """
-    return load_acquire(&reader.inside[0]) + load_acquire(&reader.inside[1]) == 1
+    return atomic_load_acquire(&reader.inside[0]) + atomic_load_acquire(&reader.inside[1]) == 1
 
 
 # Whether no reader is in who may have entered before: srcu_wait would not wait.

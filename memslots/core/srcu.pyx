@@ -8,13 +8,13 @@ from posix.time cimport nanosleep, timespec
 
 from memslots.core.alloc cimport alloc_free, alloc_lines
 from memslots.core.atomics cimport (
-    compare_exchange_ptr,
-    cpu_relax,
-    exchange_acq_rel,
-    fence,
-    load_acquire_ptr,
-    store_relaxed,
-    store_release,
+    atomic_compare_exchange_ptr,
+    atomic_cpu_relax,
+    atomic_exchange_acq_rel,
+    atomic_fence,
+    atomic_load_acquire_ptr,
+    atomic_store_relaxed,
+    atomic_store_release,
 )
 from memslots.core.debug cimport debug_assert
 
@@ -58,13 +58,13 @@ cdef void srcu_clear(srcu *domain) noexcept nogil:
 
 cdef inline srcu_reader *first(srcu *domain) noexcept nogil:
     """Acquire: pairs with the release of srcu_reader_get, so its domain and next are seen."""
-    return <srcu_reader *>load_acquire_ptr(<void *const *>&domain.readers)
+    return <srcu_reader *>atomic_load_acquire_ptr(<void *const *>&domain.readers)
 
 
 cdef srcu_reader *srcu_reader_get(srcu *domain) noexcept nogil:
     cdef srcu_reader *reader = first(domain)
     while reader is not NULL:
-        if load_relaxed(&reader.taken) == 0 and exchange_acq_rel(&reader.taken, 1) == 0:
+        if not atomic_load_relaxed(&reader.taken) and not atomic_exchange_acq_rel(&reader.taken, 1):
             return reader
         reader = reader.next
     reader = <srcu_reader *>alloc_lines(sizeof(srcu_reader))
@@ -73,32 +73,34 @@ cdef srcu_reader *srcu_reader_get(srcu *domain) noexcept nogil:
         reader.taken = 1
         reader.next = first(domain)
         # Nothing is ever taken out, so the list is as it was if its head is.
-        while not compare_exchange_ptr(<void **>&domain.readers, <void **>&reader.next, reader):
+        while not atomic_compare_exchange_ptr(
+            <void **>&domain.readers, <void **>&reader.next, reader
+        ):
             pass
     return reader
 
 
 cdef void srcu_reader_put(srcu_reader *reader) noexcept nogil:
     if reader is not NULL:
-        store_release(&reader.taken, 0)
+        atomic_store_release(&reader.taken, 0)
 
 
 cdef srcu_reader *srcu_shared(srcu *domain) noexcept nogil:
     global thread
     if thread == 0:
-        thread = fetch_add(&threads, 1) + 1
+        thread = atomic_fetch_add(&threads, 1) + 1
     return &domain.shared[thread % SHARED_READERS]
 
 
 cdef inline bint is_in(srcu_reader *reader, int side) noexcept nogil:
     # Acquire: pairs with the release of srcu_leave.
-    return load_acquire(&reader.inside[side]) != 0
+    return atomic_load_acquire(&reader.inside[side]) != 0
 
 
 cdef bint srcu_idle(srcu *domain) noexcept nogil:
     cdef srcu_reader *reader
     cdef int i
-    fence()  # as in srcu_wait
+    atomic_fence()  # as in srcu_wait
     for i in range(SHARED_READERS):
         if is_in(&domain.shared[i], 0) or is_in(&domain.shared[i], 1):
             return False
@@ -118,7 +120,7 @@ cdef void drain_line(srcu_reader *reader, int side) noexcept nogil:
     while is_in(reader, side):
         if spins < SPINS:
             spins += 1
-            cpu_relax()
+            atomic_cpu_relax()
         else:
             nanosleep(&pause, NULL)
 
@@ -143,14 +145,14 @@ cdef void srcu_wait(srcu *domain) noexcept nogil:
     debug_assert(depth == 0, b"srcu_wait: not from within a section")
     # Pairs with the fence of srcu_enter: what was published before is seen by all who are not seen
     # here. So is a reader that was added before.
-    fence()
+    atomic_fence()
     # Stragglers: they took the number of this counter before the last wait turned it out of use,
     # and counted after.
     drain(domain, (turn & 1) ^ 1)
-    store_relaxed(&domain.turn, turn + 1)
+    atomic_store_relaxed(&domain.turn, turn + 1)
     # Those who still count on the old counter from here on are the next wait's stragglers; they see
     # what was published.
-    fence()
+    atomic_fence()
     drain(domain, turn & 1)
 
 

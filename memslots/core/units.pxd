@@ -1,4 +1,4 @@
-"""The units of the core: page numbers, addresses, and the conversions between them.
+"""The units of the core, and what is asked of them (prefixes: gpa_, gfn_, page_).
 
 A name says its unit: gfn and npages count pages, gpa and hva are bytes. Nothing converts silently.
 """
@@ -10,8 +10,9 @@ ctypedef uint64_t gpa_t  # a guest physical address, in bytes
 ctypedef uint64_t hva_t  # a host virtual address, in bytes
 
 cdef enum:
-    PAGE_SHIFT = 12
-    PAGE_OFFSET_MASK = (1 << 12) - 1
+    PAGE_SHIFT = 12  # log2 of the page size
+    PAGE_SIZE = 1 << PAGE_SHIFT  # in bytes
+    PAGE_OFFSET_MASK = PAGE_SIZE - 1  # the bits of an address below its page
 
 cdef extern from *:
     """

@@ -47,8 +47,8 @@ cdef struct change:
     bint done  # whether it was applied: `old` is what is left over, not `new`
 
 
-# Gets all the memory of a change that region_plan allowed (not CHANGE_NONE). NO_MEMORY: nothing was
-# got.
+# Allocates all memory for a change that region_classify allowed (not CHANGE_NONE). NO_MEMORY:
+# nothing is left allocated.
 cdef refusal update_get(
     change *c, space *sp, const limits *lim, const region *r, const plan *p
 ) noexcept nogil

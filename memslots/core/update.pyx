@@ -11,7 +11,7 @@ from memslots.core.idtable cimport (
     idtable_trim,
 )
 from memslots.core.region cimport ALLOWED, CHANGE_CREATE, CHANGE_DELETE, CHANGE_MOVE, NO_MEMORY
-from memslots.core.slot cimport SLOT_INVALID, SLOT_LOG_DIRTY_PAGES, slot_free, slot_new
+from memslots.core.slot cimport SLOT_INVALID, SLOT_LOG_DIRTY_PAGES, slot_copy, slot_free, slot_new
 from memslots.core.slotset cimport (
     slotset,
     slotset_count,
@@ -54,9 +54,7 @@ cdef slot *make_slot(
 
     A log that stays on keeps the bitmap of `before`, the slot whose place it takes, if any.
     """
-    cdef slot *s = slot_new(
-        &sp.slots, r.id, r.as_id, r.flags, r.base_gfn, r.npages, r.userspace_addr
-    )
+    cdef slot *s = slot_new(&sp.slots, r)
     if s is NULL or not r.flags & SLOT_LOG_DIRTY_PAGES:
         return s
     if before is not NULL and before.dirty is not NULL:
@@ -67,27 +65,6 @@ cdef slot *make_slot(
             slot_free(s)
             return NULL
     return s
-
-
-cdef bint get_invalid(change *c) noexcept nogil:
-    """Makes the INVALID copy of the old slot.
-
-    It shares the bitmap: a mark made meanwhile is not lost.
-    """
-    cdef slot *old = c.old
-    c.invalid = slot_new(
-        &c.sp.slots,
-        old.id,
-        old.as_id,
-        old.flags | SLOT_INVALID,
-        old.base_gfn,
-        old.npages,
-        old.userspace_addr,
-    )
-    if c.invalid is NULL:
-        return False
-    c.invalid.dirty = old.dirty
-    return True
 
 
 cdef void update_init(change *c, space *sp, uint32_t id, slot *old) noexcept nogil:
@@ -117,7 +94,9 @@ cdef refusal update_get(
         c.new = make_slot(sp, lim, r, p.old)
         got = c.new is not NULL
     if got and (p.kind == CHANGE_DELETE or p.kind == CHANGE_MOVE):
-        got = get_invalid(c)
+        # The copy shares the bitmap, so a mark made meanwhile is not lost.
+        c.invalid = slot_copy(&sp.slots, c.old, c.old.flags | SLOT_INVALID)
+        got = c.invalid is not NULL
     if p.kind == CHANGE_CREATE:
         for k in range(2):
             got = got and idtable_get_spare(&sp.sets[k].ids, 1, &c.spare[k]) == 0
@@ -216,18 +195,9 @@ cdef refusal update_abandon_get(change *c, space *sp) noexcept nogil:
     c.new = NULL
     if s is not NULL:
         c.id = s.id
-        c.new = slot_new(
-            &sp.slots,
-            s.id,
-            s.as_id,
-            s.flags & ~<uint32_t>SLOT_INVALID,
-            s.base_gfn,
-            s.npages,
-            s.userspace_addr,
-        )
+        c.new = slot_copy(&sp.slots, s, s.flags & ~<uint32_t>SLOT_INVALID)
         if c.new is NULL:
             return NO_MEMORY
-        c.new.dirty = s.dirty
     idtable_init(&empty, 0)
     if idtable_get_spare(&empty, slotset_count(active), &c.spare[space_inactive(sp).k]) != 0:
         update_abandon_drop(c)

@@ -46,3 +46,20 @@ __all__ = [
     "ShutdownExit",
     "SystemEventExit",
 ]
+
+# Pickles name a value by this module. It stays when the value's own module is moved.
+for _value in (
+    Cap,
+    FailEntryExit,
+    HltExit,
+    InternalErrorExit,
+    InterruptedExit,
+    IoExit,
+    MemoryFaultExit,
+    MmioExit,
+    OtherExit,
+    ShutdownExit,
+    SystemEventExit,
+):
+    _value.__module__ = __name__
+del _value

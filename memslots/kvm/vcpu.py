@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from struct import Struct
 from typing import SupportsIndex
 
-from memslots.arguments import field
 from memslots.errors import KvmError
 from memslots.kvm import ioctls
 from memslots.kvm.exits import (
@@ -27,6 +26,7 @@ from memslots.kvm.exits import (
     SystemEventExit,
 )
 from memslots.kvm.fd import Answer, Fd
+from memslots.values.integers import field
 
 _IO, _HLT, _MMIO, _SHUTDOWN, _FAIL_ENTRY, _INTR = 2, 5, 6, 8, 9, 10
 _INTERNAL_ERROR, _SYSTEM_EVENT, _MEMORY_FAULT = 17, 24, 39

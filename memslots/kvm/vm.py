@@ -10,26 +10,25 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, SupportsIndex
 
-from memslots.arguments import field
 from memslots.errors import KvmClosedError, KvmError, MemslotError, OverlapError
 from memslots.kvm import ioctls
 from memslots.kvm.device import DEVICE, missing_capability, open_device
 from memslots.kvm.fd import Answer
 from memslots.kvm.ioctls import Cap
-from memslots.kvm.limits import ends, slots_and_spaces
+from memslots.kvm.probe import ends, slots_and_spaces
 from memslots.kvm.vcpu import KvmVcpu
 from memslots.memslots import Memslots
-from memslots.records import Change, Flags, Slot
+from memslots.values.integers import PAGE_SHIFT, PAGE_SIZE, field, slot_number
+from memslots.values.records import Change, Flags, Slot
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-_PAGE_SHIFT = 12
 # Where x86's local APIC is: KVM keeps a slot there if the processor lets guests use it directly.
 _APIC_PAGE = 0xFEE0_0000
 _MOST_PAGES = (1 << 31) - 1  # of a slot: rule 4
 _IDENTITY_MAP = 0xFFFB_C000  # where KVM's identity map is if nobody says otherwise
-_NOWHERE = (1 << 64) - 4096  # an address that no process has
+_NOWHERE = (1 << 64) - PAGE_SIZE  # an address that no process has
 # How many slots KVM may keep for itself, with ids from max_slots on.
 _APIC, _TSS, _IDENTITY = range(3)
 
@@ -73,8 +72,8 @@ class _Call(NamedTuple):
         return Slot(
             self.slot & 0xFFFF,
             self.slot >> 16,
-            self.guest_phys_addr >> _PAGE_SHIFT,
-            self.memory_size >> _PAGE_SHIFT,
+            self.guest_phys_addr >> PAGE_SHIFT,
+            self.memory_size >> PAGE_SHIFT,
             self.userspace_addr,
             self.flags & (Flags.LOG_DIRTY_PAGES | Flags.READONLY),
         )
@@ -332,7 +331,7 @@ class KvmVM:
             old = self._slots.get(call.slot)
             # Before the call, so that a log is never longer than the room for it, even if it is
             # not known any more what became of the call.
-            npages = min(call.memory_size >> _PAGE_SHIFT, _MOST_PAGES)
+            npages = min(call.memory_size >> PAGE_SHIFT, _MOST_PAGES)
             self._room[call.slot] = max(self._room.get(call.slot, 0), npages)
             try:
                 while not self._fd.ioctl_once(name, request, region, answer):
@@ -416,7 +415,7 @@ class KvmVM:
         what = "a slot that the kernel keeps for itself"
         existing = None
         for number, (name, gpa, npages) in kept.items():
-            private = Slot(self._max_slots + number, 0, gpa >> _PAGE_SHIFT, npages, 0)
+            private = Slot(self._max_slots + number, 0, gpa >> PAGE_SHIFT, npages, 0)
             if private.base_gfn < new.end_gfn and new.base_gfn < private.end_gfn:
                 existing = private
                 what += f": {name}, gfn [{private.base_gfn:#x}, {private.end_gfn:#x})"
@@ -528,7 +527,8 @@ class KvmVM:
 
 def _number(slot: SupportsIndex, as_id: SupportsIndex) -> int:
     """An id and its space as one number. 0xffff, which the kernel refuses, for what is greater."""
-    return min(field(as_id, "as_id", 32), 0xFFFF) << 16 | min(field(slot, "slot", 32), 0xFFFF)
+    most = 0xFFFF
+    return slot_number(min(field(slot, "slot", 32), most), min(field(as_id, "as_id", 32), most))
 
 
 def _address(memory: bytearray) -> int:

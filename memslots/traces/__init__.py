@@ -49,6 +49,21 @@ __all__ = [
     "open_trace",
 ]
 
+# Pickles name a value by this module. It stays when the value's own module is moved.
+for _value in (
+    Capability,
+    Counts,
+    FdClosed,
+    LostCall,
+    RegionCall,
+    TaskEnded,
+    TaskStarted,
+    TraceError,
+    VmCreated,
+):
+    _value.__module__ = __name__
+del _value
+
 Format = Literal["auto", "strace", "qemu"]
 FORMATS: tuple[Format, ...] = ("auto", "strace", "qemu")
 

@@ -25,6 +25,10 @@ class TraceError(Exception):
         self.line = line
         super().__init__(f"{name}: {'' if line is None else f'line {line}: '}{reason}")
 
+    def __reduce__(self) -> tuple[type[TraceError], tuple[str, str, int | None], dict[str, object]]:
+        # The default calls the class with the message alone.
+        return type(self), (self.name, self.reason, self.line), self.__dict__
+
 
 @dataclass(frozen=True, slots=True)
 class RegionCall:
@@ -125,7 +129,8 @@ class LostCall:
     errno: int | None = None
 
 
-@dataclass(slots=True)
+# Without slots: pickle's protocols 0 and 1 refuse a class that has them and is not frozen.
+@dataclass
 class Counts:
     """How the lines of one input divide.
 

@@ -14,8 +14,14 @@ from dataclasses import dataclass
 
 from memslots.traces.clock import EPOCH_FROM, Clock
 from memslots.traces.events import Counts, Event, FdClosed, TaskEnded, TaskStarted
-from memslots.traces.ioctls import IoctlReader, Result, UndecodedError, read_result, split_ioctl
 from memslots.traces.lines import Lines
+from memslots.traces.strace_ioctls import (
+    IoctlReader,
+    Result,
+    UndecodedError,
+    read_result,
+    split_ioctl,
+)
 
 #: What a line must contain to be looked at; see Lines.
 WORDS = (

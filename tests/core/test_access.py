@@ -1,4 +1,4 @@
-"""memslots.core.access alone: the pieces of an access, what is in its way, and where it marks."""
+"""memslots.core.access alone: the spans of an access, what is in its way, and where it marks."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ def dirty(vm: Memslots, id: int) -> set[int]:
 
 
 @pytest.mark.parametrize("kind", ["read", "write", "restore"])
-def test_one_piece(driver: Any, kind: str) -> None:
+def test_one_span(driver: Any, kind: str) -> None:
     vm = row(3)
     for offset, size in ((0, 1), (0, 2 * PAGE), (1, 2 * PAGE - 1), (2 * PAGE - 1, 1), (5, 8)):
         access = driver.Access(vm, 2 * PAGE + offset, size, kind)
-        assert access.pieces == [(2 * PAGE + offset, HVA - 2 * PAGE + offset, size, 1, False)]
+        assert access.spans == [(2 * PAGE + offset, HVA - 2 * PAGE + offset, size, 1, False)]
         assert access.is_few
 
 
 @pytest.mark.parametrize("count", range(1, 12))
-def test_many_pieces(driver: Any, count: int) -> None:
+def test_many_spans(driver: Any, count: int) -> None:
     vm = row(20)
     access = driver.Access(vm, 2 * PAGE - 3, 2 * PAGE * (count - 1) + 4, "read")
-    gpas, _, sizes, ids, _ = zip(*access.pieces, strict=True)
+    gpas, _, sizes, ids, _ = zip(*access.spans, strict=True)
     assert ids == tuple(range(count + 1))
     assert sizes == (3, *[2 * PAGE] * (count - 1), 1)
     assert gpas == (2 * PAGE - 3, *range(2 * PAGE, 2 * PAGE * (count + 1), 2 * PAGE))
-    for gpa, hva, _, _, _ in access.pieces:
+    for gpa, hva, _, _, _ in access.spans:
         assert hva == vm.gpa_to_hva(gpa)
     assert access.is_few == (count + 1 <= driver.FEW)
 
@@ -73,8 +73,8 @@ def test_readonly_is_in_the_way_of_writes_alone(driver: Any, before: int) -> Non
         driver.Access(vm, 1, size, "write")
     assert caught.value.args == (max(1, 2 * before * PAGE),)
     for kind in ("read", "restore"):
-        pieces = driver.Access(vm, 1, size, kind).pieces
-        assert [piece[4] for piece in pieces] == [False] * before + [True]
+        spans = driver.Access(vm, 1, size, kind).spans
+        assert [span[4] for span in spans] == [False] * before + [True]
 
 
 @pytest.mark.parametrize("kind", ["read", "write", "restore"])
@@ -98,13 +98,13 @@ def test_the_end_of_guest_memory(driver: Any) -> None:
     # The last page of all has no end that fits 64 bits: rule 2.
     vm.create(0, (1 << 52) - 3, 2, HVA)
     end = (1 << 64) - PAGE
-    assert driver.Access(vm, end - 1, 1, "read").pieces[0][:3] == (end - 1, HVA + 0x1FFF, 1)
+    assert driver.Access(vm, end - 1, 1, "read").spans[0][:3] == (end - 1, HVA + 0x1FFF, 1)
     with pytest.raises(driver.Bad) as caught:
         driver.Access(vm, end - 1, PAGE + 1, "read")
     assert caught.value.args == (end,)
 
 
-def test_no_memory_for_many_pieces(driver: Any, drivers: Any) -> None:
+def test_no_memory_for_many_spans(driver: Any, drivers: Any) -> None:
     alloc = drivers("alloc")
     vm = row(20)
     live, asked = alloc.live(), alloc.asked()

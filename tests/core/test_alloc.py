@@ -16,7 +16,7 @@ def alloc(drivers: Any) -> Any:
 @pytest.mark.parametrize("size", [1, 8, 63, 64, 65, 1000, 1 << 20])
 def test_memory_is_zeroed_and_counted(alloc: Any, lines: bool, size: int) -> None:
     live, asked = alloc.live(), alloc.asked()
-    address, content = alloc.piece(size, lines)
+    address, content = alloc.block(size, lines)
     assert content == bytes(size)
     assert not lines or address % 64 == 0
     assert (alloc.live(), alloc.asked()) == (live, asked + 1)
@@ -26,17 +26,17 @@ def test_memory_is_zeroed_and_counted(alloc: Any, lines: bool, size: int) -> Non
 def test_the_named_allocation_fails_once(alloc: Any, lines: bool) -> None:
     live = alloc.live()
     alloc.fail_nth(3)
-    assert [alloc.piece(8, lines) is None for _ in range(5)] == [False, False, True, False, False]
+    assert [alloc.block(8, lines) is None for _ in range(5)] == [False, False, True, False, False]
     alloc.fail_nth(1)
     alloc.fail_nth(0)  # taken back
-    assert alloc.piece(8, lines) is not None
+    assert alloc.block(8, lines) is not None
     assert alloc.live() == live
 
 
 def test_more_than_there_is_gives_nothing(alloc: Any) -> None:
     live = alloc.live()
-    assert alloc.piece(1 << 60, False) is None
-    assert alloc.piece(1 << 60, True) is None
+    assert alloc.block(1 << 60, False) is None
+    assert alloc.block(1 << 60, True) is None
     assert alloc.live() == live
 
 

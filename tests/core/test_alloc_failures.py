@@ -11,13 +11,13 @@ import sysconfig
 from array import array
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
+from allocations import each_failure
 from model import state_of
 
 from memslots import Backing, Flags, GuestMemory, Memslots, Slot
-from memslots.baseline import ArrayMemslots
 
 Call = Callable[[Memslots], object]
 
@@ -62,12 +62,12 @@ def state(vm: Memslots) -> object:
 
 
 @pytest.fixture
-def vm(memslots_class: type[Memslots]) -> Memslots:
+def vm() -> Memslots:
     """Six slots: one more, of a greater id, makes the id tables grow.
 
     get_dirty_log leaves the logs as they are.
     """
-    vm = memslots_class(manual_dirty_log=3)
+    vm = Memslots(manual_dirty_log=3)
     for id in range(6):
         vm.create(id, 0x100 * id, 70, 0x1000 * id, LOG if id == 4 else 0)
     return vm
@@ -82,31 +82,8 @@ def testcapi() -> Any:
     return pytest.importorskip("_testcapi", reason="this CPython has no _testcapi")
 
 
-def each_failure(alloc: Any, call: Callable[[], object], unharmed: Callable[[], None]) -> int:
-    """Fails the first allocation of the call, the second, … until it goes through; how many
-    there were.
-    """
-    failed = 0
-    while True:
-        live = alloc.live()
-        alloc.fail_nth(failed + 1)
-        try:
-            call()
-        except MemoryError:
-            failed += 1
-        else:
-            return failed
-        finally:
-            alloc.fail_nth(0)
-        # Not before: the error keeps what its frames have.
-        assert alloc.live() == live
-        unharmed()
-
-
 @pytest.mark.parametrize("name", CALLS)
-def test_a_change_without_memory_changes_nothing(
-    drivers: Any, memslots_class: type[Memslots], vm: Memslots, name: str
-) -> None:
+def test_a_change_without_memory_changes_nothing(drivers: Any, vm: Memslots, name: str) -> None:
     before = state(vm)
 
     def unharmed() -> None:
@@ -114,27 +91,26 @@ def test_a_change_without_memory_changes_nothing(
         assert state(vm) == before
 
     failed = each_failure(drivers("alloc"), lambda: CALLS[name](vm), unharmed)
-    # A slot; with a log its bitmap; a copy that is INVALID; two id tables that grow. With an array
-    # the bitmap alone, and one array that grows.
-    trees, array = {
-        "create": (3, 1),
-        "create logging": (4, 2),
-        "create by set_region": (4, 2),
-        "move": (2, 0),
-        "move and log": (3, 1),
-        "set_flags": (2, 1),
-        "delete": (1, 0),
-        "delete logging": (1, 0),
-    }[name]
-    assert failed == (trees if memslots_class is Memslots else array)
+    # A slot; with a log its bitmap; a copy that is INVALID; two id tables that grow.
+    assert (
+        failed
+        == {
+            "create": 3,
+            "create logging": 4,
+            "create by set_region": 4,
+            "move": 2,
+            "move and log": 3,
+            "set_flags": 2,
+            "delete": 1,
+            "delete logging": 1,
+        }[name]
+    )
     vm.check()
     assert state(vm) != before
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_what_cannot_be_made_leaves_nothing_behind(
-    drivers: Any, memslots_class: type[Memslots], vm: Memslots, name: str
-) -> None:
+def test_what_cannot_be_made_leaves_nothing_behind(drivers: Any, vm: Memslots, name: str) -> None:
     before = state(vm)
     made: list[object] = []
 
@@ -144,13 +120,9 @@ def test_what_cannot_be_made_leaves_nothing_behind(
 
     failed = each_failure(drivers("alloc"), lambda: made.append(MAKERS[name](vm)), unharmed)
     unharmed()
-    if isinstance(made[0], Memslots | ArrayMemslots):
+    if isinstance(made[0], Memslots):
         made[0].check()
-        assert state(cast("Memslots", made[0])) == before
-    if memslots_class is not Memslots:
-        # Both arrays, and the log.
-        assert failed == (3 if name in ("copy", "pickle") else 0)
-        return
+        assert state(made[0]) == before
     # The machine and its space; a slot each, a log, and the first id table of each set. A Vcpu's
     # cache, and its line among the readers.
     copies = dict.fromkeys(("copy", "pickle"), 2 + 6 + 1 + 2)
@@ -195,9 +167,9 @@ def test_what_cannot_be_made_for_want_of_python_objects(
             in_a_row += 1
         finally:
             testcapi.remove_mem_hooks()
-        if isinstance(made, Memslots | ArrayMemslots):
+        if isinstance(made, Memslots):
             made.check()
-            assert state(cast("Memslots", made)) == before
+            assert state(made) == before
         vm.check()
         assert state(vm) == before
         nth += 1
@@ -207,13 +179,9 @@ def test_what_cannot_be_made_for_want_of_python_objects(
 
 
 @pytest.mark.parametrize("spaces", [1, 2, 16])
-def test_no_memory_for_a_memslots(
-    drivers: Any, memslots_class: type[Memslots], spaces: int
-) -> None:
-    failed = each_failure(
-        drivers("alloc"), lambda: memslots_class(address_spaces=spaces), lambda: None
-    )
-    assert failed == (1 + spaces if memslots_class is Memslots else 2 * spaces)
+def test_no_memory_for_a_memslots(drivers: Any, spaces: int) -> None:
+    failed = each_failure(drivers("alloc"), lambda: Memslots(address_spaces=spaces), lambda: None)
+    assert failed == 1 + spaces
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -282,10 +250,10 @@ def test_dirty_runs_without_memory(testcapi: Any, mode: int) -> None:
     assert failed > 12  # a log of each slot and a run of each mark are but some of what is made
 
 
-def test_everything_is_given_back(drivers: Any, memslots_class: type[Memslots]) -> None:
+def test_everything_is_given_back(drivers: Any) -> None:
     alloc = drivers("alloc")
     live = alloc.live()
-    vm = memslots_class(address_spaces=2)
+    vm = Memslots(address_spaces=2)
     for id in range(100):
         vm.create(id, id, 1, 0, LOG, as_id=id % 2)
     vcpu = vm.vcpu()
@@ -308,7 +276,6 @@ def in_one_step(vm: Memslots) -> None:
             tx.create(id, 0x100 * id, 70, 0x1000 * id, LOG)
 
 
-@pytest.mark.parametrize("memslots_class", [Memslots])
 def test_a_transaction_without_memory_changes_nothing(drivers: Any, vm: Memslots) -> None:
     alloc = drivers("alloc")
     before = state(vm)
@@ -328,7 +295,6 @@ def test_a_transaction_without_memory_changes_nothing(drivers: Any, vm: Memslots
     assert alloc.live() < live
 
 
-@pytest.mark.parametrize("memslots_class", [Memslots])
 def test_a_transaction_without_memory_for_python_objects(
     drivers: Any, testcapi: Any, vm: Memslots
 ) -> None:
@@ -354,7 +320,6 @@ def test_a_transaction_without_memory_for_python_objects(
     vm.check()
 
 
-@pytest.mark.parametrize("memslots_class", [Memslots])
 def test_a_step_without_memory_can_be_made_again(drivers: Any, vm: Memslots) -> None:
     alloc = drivers("alloc")
     live = alloc.live()

@@ -1,4 +1,4 @@
-"""memslots.core.pool: pieces that nobody else has, and chunks that are given back."""
+"""memslots.core.pool: blocks that nobody else has, and chunks that are given back."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from memslots import Memslots
 
 
 @pytest.mark.parametrize("size", [64, 192])
-def test_pieces_are_apart_and_aligned(drivers: Any, size: int) -> None:
+def test_blocks_are_apart_and_aligned(drivers: Any, size: int) -> None:
     pool = drivers("pool").Pool(size)
     addresses = sorted(pool.address(pool.get()) for _ in range(500))
     assert all(address % 64 == 0 for address in addresses)
     assert all(b - a >= size for a, b in pairwise(addresses))
 
 
-def test_a_piece_given_back_is_the_next(drivers: Any) -> None:
+def test_a_block_given_back_is_the_next(drivers: Any) -> None:
     pool = drivers("pool").Pool()
     first, second = pool.get(), pool.get()
     address = pool.address(first)
@@ -29,7 +29,7 @@ def test_a_piece_given_back_is_the_next(drivers: Any) -> None:
 
 
 def test_at_random(drivers: Any) -> None:
-    """Each piece is as it was left, whatever the others do; all memory is given back."""
+    """Each block is as it was left, whatever the others do; all memory is given back."""
     dice = random.Random(0)
     live = drivers("alloc").live()
     pool = drivers("pool").Pool(128)
@@ -61,7 +61,7 @@ def test_comes_and_goes_without_an_allocation(drivers: Any) -> None:
 
 
 def test_no_memory(drivers: Any) -> None:
-    """Whether a chunk is to be had or a piece of one."""
+    """Whether a chunk is to be had or a block of one."""
     alloc = drivers("alloc")
     pool = drivers("pool").Pool()
     for _ in range(70):

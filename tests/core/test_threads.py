@@ -1,7 +1,7 @@
 """The core under threads, without Python: readers, dirty logs and a writer at one machine.
 
 MEMSLOTS_STRESS_SECONDS says for how long. What the compiler and the processor may not reorder is
-looked for by ThreadSanitizer, under which .ci/run has the same driver run.
+looked for by ThreadSanitizer, under which the session `tsan` runs the same driver.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from compared import Flusher, FullListener, Listener
 from fuzz.fuzz_calls import SORTS, STEPS, TABLE, Call, Steps, decode, encode
 from model import Model
 
-from memslots.traces import RegionCall, ioctls, open_trace, qemu, strace
+from memslots.traces import RegionCall, open_trace, qemu, strace, strace_ioctls
 
 DATA = Path(__file__).parent.parent / "data"
 KERNEL = sorted((DATA / "kernel").glob("*.jsonl.gz"))
@@ -166,7 +166,9 @@ def traces() -> Iterator[bytes]:
 def words() -> list[bytes]:
     """What the readers look for, for libFuzzer to put in anywhere."""
     found = {*strace.WORDS, *qemu.WORDS, *WORDS.split(b"|")}
-    found |= {name.encode() for name in (*ioctls.FLAG_NAMES, *ioctls.CAPABILITIES.values())}
+    found |= {
+        name.encode() for name in (*strace_ioctls.FLAG_NAMES, *strace_ioctls.CAPABILITIES.values())
+    }
     return sorted(found)
 
 

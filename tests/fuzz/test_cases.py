@@ -19,9 +19,9 @@ from fuzz.seeds import SEEDS, every_operation, words
 from model import Answer, Model, ModelSlot
 
 from memslots import AddressSpace, MemslotError, Memslots, Slot, Transaction, Vcpu
-from memslots.listeners import Subscription
 from memslots.replay import Report, replay
 from memslots.traces import Trace
+from memslots.write.listeners import Subscription
 
 CASES = Path(__file__).parent / "cases"
 CLASSES: list[type] = [Memslots, AddressSpace, Vcpu, Transaction, Slot, Subscription]

@@ -9,7 +9,7 @@ from memslots.core.access cimport (
     ACCESS_READ,
     ACCESS_RESTORE,
     ACCESS_WRITE,
-    FEW_PIECES,
+    FEW_SPANS,
     access,
     access_free,
     access_init,
@@ -22,7 +22,7 @@ from memslots.core.srcu cimport srcu_enter, srcu_leave, srcu_reader
 from memslots.core.units cimport gpa_t
 from memslots.memslots cimport memslots_reader, memslots_space
 
-FEW = FEW_PIECES
+FEW = FEW_SPANS
 
 cdef dict KINDS = {"read": ACCESS_READ, "write": ACCESS_WRITE, "restore": ACCESS_RESTORE}
 
@@ -60,26 +60,26 @@ cdef class Access:
             access_free(&self.a)
 
     @property
-    def pieces(self):
+    def spans(self):
         """(gpa, hva, size, id, readonly) of each."""
         cdef size_t n
         found = []
         for n in range(self.a.count):
             found.append(
                 (
-                    self.a.pieces[n].gpa,
-                    self.a.pieces[n].hva,
-                    self.a.pieces[n].size,
-                    self.a.pieces[n].id,
-                    bool(self.a.pieces[n].readonly),
+                    self.a.spans[n].gpa,
+                    self.a.spans[n].hva,
+                    self.a.spans[n].size,
+                    self.a.spans[n].id,
+                    bool(self.a.spans[n].readonly),
                 )
             )
         return found
 
     @property
     def is_few(self):
-        """Whether it holds the pieces itself."""
-        return self.a.pieces == self.a.few
+        """Whether it holds the spans itself."""
+        return self.a.spans == self.a.few
 
     def mark(self):
         cdef srcu_reader *reader = memslots_reader(self.face)

@@ -23,8 +23,8 @@ def fail_nth(n):
     alloc_fail_nth(n)
 
 
-def piece(size, lines):
-    """Gets a piece of memory; gives its address and its bytes, or None where there is none.
+def block(size, lines):
+    """Gets a block of memory; gives its address and its bytes, or None where there is none.
     Gives it back.
     """
     cdef size_t count = size

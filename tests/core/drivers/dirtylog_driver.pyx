@@ -16,6 +16,7 @@ from memslots.core.pool cimport pool, pool_clear
 from memslots.core.slot cimport (
     SLOT_LOG_DIRTY_PAGES,
     SLOT_READONLY,
+    region,
     slot,
     slot_free,
     slot_new,
@@ -32,7 +33,14 @@ cdef class Log:
     def __cinit__(self, base_gfn, npages, logs=True, readonly=False):
         slot_pool_init(&self.memory)
         flags = (SLOT_LOG_DIRTY_PAGES if logs else 0) | (SLOT_READONLY if readonly else 0)
-        self.s = slot_new(&self.memory, 0, 0, flags, base_gfn, npages, 0)
+        cdef region r
+        r.id = 0
+        r.as_id = 0
+        r.flags = flags
+        r.base_gfn = base_gfn
+        r.npages = npages
+        r.userspace_addr = 0
+        self.s = slot_new(&self.memory, &r)
         if self.s is NULL:
             raise MemoryError
         if logs:

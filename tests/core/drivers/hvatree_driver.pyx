@@ -5,7 +5,7 @@ from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
 
 from memslots.core.hvatree cimport hva_first_overlap, hva_init, hva_next_overlap, hva_node
-from memslots.core.invariants cimport HOLDS, check_greatest, check_tree
+from memslots.core.invariants cimport HOLDS, invariants_check_greatest, invariants_check_tree
 from memslots.core.rbtree cimport (
     RB_RED,
     rb_color,
@@ -110,9 +110,9 @@ cdef class Ranges:
         cdef uint64_t count
         cdef uint64_t depth
         cdef const void *where = NULL
-        broken = check_tree(&self.root, self.size, &count, &depth, &where)
+        broken = invariants_check_tree(&self.root, self.size, &count, &depth, &where)
         if broken == HOLDS:
-            broken = check_greatest(&self.root, &where)
+            broken = invariants_check_greatest(&self.root, &where)
         if broken != HOLDS:
             raise AssertionError(NAMES[broken])
         return count, depth

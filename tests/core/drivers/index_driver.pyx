@@ -4,7 +4,7 @@
 from libc.stdint cimport int32_t
 
 from memslots.core.index cimport index
-from memslots.core.indexing cimport indexing_current
+from memslots.core.index_policy cimport index_policy_current
 from memslots.core.search cimport SEARCH_AVX2, SEARCH_AVX512, SEARCH_PORTABLE
 from memslots.core.space cimport space, space_active
 from memslots.memslots cimport memslots_space
@@ -15,7 +15,7 @@ KINDS = {SEARCH_PORTABLE: "portable", SEARCH_AVX2: "avx2", SEARCH_AVX512: "avx51
 def current(face):
     """What searches the index of a face's slots: "portable" and so on; None: there is none."""
     cdef space *sp = memslots_space(face)
-    cdef const index *ix = indexing_current(sp, space_active(sp))
+    cdef const index *ix = index_policy_current(sp, space_active(sp))
     if ix is NULL:
         return None
     return "wide" if ix.keys.levels == 0 else KINDS[ix.keys.kind]

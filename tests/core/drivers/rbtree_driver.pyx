@@ -4,7 +4,7 @@
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
 
-from memslots.core.invariants cimport HOLDS, check_tree
+from memslots.core.invariants cimport HOLDS, invariants_check_tree
 from memslots.core.rbtree cimport (
     RB_RED,
     rb_color,
@@ -111,7 +111,7 @@ cdef class Tree:
         cdef uint64_t count
         cdef uint64_t depth
         cdef const void *where = NULL
-        broken = check_tree(&self.root, self.size, &count, &depth, &where)
+        broken = invariants_check_tree(&self.root, self.size, &count, &depth, &where)
         if broken != HOLDS:
             raise AssertionError(NAMES[broken])
         return count, depth

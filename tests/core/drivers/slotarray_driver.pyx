@@ -3,7 +3,7 @@
 
 from libc.stdint cimport uint64_t
 
-from memslots.baseline.arrayfaces cimport ArrayReadFace
+from memslots.baseline.reader cimport ArrayReadFace
 from memslots.baseline.slotarray cimport NO_INDEX, array_slot, slotarray, slotarray_slots
 from memslots.core.slot cimport SLOT_LOG_DIRTY_PAGES
 

@@ -13,21 +13,24 @@ from libc.string cimport memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, nanosleep, timespec
 
 from memslots.core.alloc cimport alloc_live
-from memslots.core.atomics cimport fetch_add, load_relaxed, store_relaxed
+from memslots.core.atomics cimport atomic_fetch_add, atomic_load_relaxed, atomic_store_relaxed
 from memslots.core.dirtylog cimport dirty_clear, dirty_free, dirty_get
 from memslots.core.idtable cimport idtable_drop_spare, idtable_get_spare, idtable_spare
-from memslots.core.invariants cimport HOLDS, check_space, report
 from memslots.core.index cimport index, index_free
-from memslots.core.indexing cimport indexing_current, indexing_make, indexing_take
-from memslots.core.lookup cimport (
+from memslots.core.index_policy cimport (
+    index_policy_build,
+    index_policy_collect,
+    index_policy_current,
+)
+from memslots.core.invariants cimport HOLDS, invariants_check_space, report
+from memslots.core.lookup cimport lookup_gfn, vcpu_cache
+from memslots.core.lookup_batch cimport (
     LOOKUP_IDS,
     MARK_DIRTY,
     TRANSLATE_WRITE,
-    lookup_gfn,
-    lookup_indexed,
+    lookup_batch_index,
+    lookup_batch_tree,
     lookup_kind,
-    lookup_many,
-    vcpu_cache,
 )
 from memslots.core.machine cimport machine, machine_free, machine_new
 from memslots.core.region cimport (
@@ -37,8 +40,8 @@ from memslots.core.region cimport (
     plan,
     region,
     region_check,
+    region_classify,
     region_place,
-    region_plan,
 )
 from memslots.core.slot cimport (
     SLOT_INVALID,
@@ -257,13 +260,13 @@ cdef void batch(
     cdef bint scattered = throw(j, 2)
     cdef int side = srcu_enter(reader)
     cdef slotset *set = space_active(sp)
-    cdef const index *ix = indexing_current(sp, set)
+    cdef const index *ix = index_policy_current(sp, set)
     if ix is NULL:
-        lookup_many(set, usable(reader, j.own), kind, given, out, TOP)
+        lookup_batch_tree(set, usable(reader, j.own), kind, given, out, TOP)
     else:
         memset(&cache, 0, sizeof(cache))
-        lookup_indexed(ix, &cache, kind, given, out, TOP, &scattered)
-        fetch_add(&j.at.indexed, 1)
+        lookup_batch_index(ix, &cache, kind, given, out, TOP, &scattered)
+        atomic_fetch_add(&j.at.indexed, 1)
     srcu_leave(reader, side)
 
 
@@ -274,7 +277,7 @@ cdef wrong many(job *j) noexcept nogil:
     cdef hva_t hvas[TOP]
     cdef int n
     if throw(j, 2):
-        indexing_make(sp, reader_of(j, j.own))
+        index_policy_build(sp, reader_of(j, j.own))
     batch(j, sp, LOOKUP_IDS, j.at.gfns, ids)
     batch(j, sp, TRANSLATE_WRITE, j.at.gpas, hvas)
     # All of one set: every page is held, and each slot's pages are in one run, from its first on.
@@ -372,7 +375,7 @@ cdef void wait(scene *at) noexcept nogil:
     cdef index *taken[NSPACES]
     cdef int n
     for n in range(NSPACES):
-        taken[n] = indexing_take(at.m.spaces[n])
+        taken[n] = index_policy_collect(at.m.spaces[n])
     if not srcu_idle(&at.m.readers):
         at.waits += 1
         srcu_wait(&at.m.readers)
@@ -400,7 +403,7 @@ cdef wrong change_one(scene *at, region r, bint refuse) noexcept nogil:
     cdef plan p
     if (
         region_check(&at.m.lim, &r) != ALLOWED
-        or region_plan(slotset_by_id(space_active(sp), r.id), &r, &p) != ALLOWED
+        or region_classify(slotset_by_id(space_active(sp), r.id), &r, &p) != ALLOWED
         or region_place(space_active(sp), &r, &p) != ALLOWED
     ):
         return REFUSED
@@ -458,7 +461,7 @@ cdef wrong stage(scene *at, transaction *tx, region r) noexcept nogil:
     cdef slot *next
     cdef change *c
     cdef plan p
-    if region_plan(slotset_by_id(set, r.id), &r, &p) != ALLOWED:
+    if region_classify(slotset_by_id(set, r.id), &r, &p) != ALLOWED:
         return REFUSED
     if p.kind == CHANGE_NONE:
         return NOTHING
@@ -595,10 +598,10 @@ cdef void *run(void *argument) noexcept nogil:
     pause.tv_nsec = 1000
     pthread_barrier_wait(&at.start)
     # Nothing here may order one thread after another: that is what the core has to do.
-    while now() < at.end and load_relaxed(&at.wrong) == NOTHING:
+    while now() < at.end and atomic_load_relaxed(&at.wrong) == NOTHING:
         seen = j.once(j)
         if seen != NOTHING:
-            store_relaxed(&at.wrong, seen)
+            atomic_store_relaxed(&at.wrong, seen)
         j.rounds += 1
         # A thread whose time is used up is stopped in a section, most likely, and the writer waits
         # until it is its turn again: so it makes way before. One that sleeps comes back wherever a
@@ -735,7 +738,7 @@ def stress(double seconds):
         seen = <wrong>at.wrong
     for n in range(NSPACES):
         if seen == NOTHING:
-            check_space(at.m.spaces[n], &found)
+            invariants_check_space(at.m.spaces[n], &found)
             assert found.broken == HOLDS, found.broken
             seen = check_tiles(space_active(at.m.spaces[n]))
     tear_down(&at)

@@ -3,7 +3,8 @@
 
 from memslots.core.alloc cimport CACHE_LINE
 from memslots.core.dirtylog cimport dirty_free
-from memslots.core.invariants cimport HOLDS, check_space, report
+from memslots.core.invariants cimport HOLDS, invariants_check_space, report
+from memslots.core.lookup cimport lookup_in
 from memslots.core.region cimport (
     ALLOWED,
     CHANGE_NONE,
@@ -12,11 +13,11 @@ from memslots.core.region cimport (
     plan,
     region,
     region_check,
+    region_classify,
     region_place,
-    region_plan,
 )
 from memslots.core.slot cimport SLOT_INVALID, slot, slot_free
-from memslots.core.slotset cimport slotset, slotset_by_id, slotset_find, slotset_first, slotset_put
+from memslots.core.slotset cimport slotset, slotset_by_id, slotset_first, slotset_put
 from memslots.core.space cimport (
     SWAPPING,
     space,
@@ -118,7 +119,7 @@ cdef class Space:
         r.npages = npages
         r.userspace_addr = hva
         assert region_check(&self.lim, &r) == ALLOWED
-        assert region_plan(slotset_by_id(space_active(self.sp), r.id), &r, &p) == ALLOWED
+        assert region_classify(slotset_by_id(space_active(self.sp), r.id), &r, &p) == ALLOWED
         assert region_place(space_active(self.sp), &r, &p) == ALLOWED
         self.steps = []
         if p.kind == CHANGE_NONE:
@@ -148,8 +149,8 @@ cdef class Space:
         """The id of the slot that a set has the gfn in ("active" or "inactive"), by way of its
         last-used slot.
         """
-        cdef slot *s = slotset_find(
-            space_active(self.sp) if which == "active" else space_inactive(self.sp), gfn
+        cdef slot *s = lookup_in(
+            space_active(self.sp) if which == "active" else space_inactive(self.sp), NULL, gfn
         )
         return None if s is NULL else s.id
 
@@ -172,7 +173,7 @@ cdef class Space:
     def check(self):
         """The depth of the deepest tree; AssertionError with the property that does not hold."""
         cdef report found
-        check_space(self.sp, &found)
+        invariants_check_space(self.sp, &found)
         if found.broken != HOLDS:
             raise AssertionError(NAMES[<int>found.broken])
         return found.depth

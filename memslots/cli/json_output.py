@@ -1,0 +1,252 @@
+"""The JSON documents of the `memslots` command; docs/command.md describes them.
+
+Addresses are strings in hexadecimal (a JSON number does not hold 64 bits everywhere); sizes,
+counts, ids and lines are numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from memslots import PAGE_SHIFT, Flags, Slot, __version__
+from memslots.bench import Report as BenchReport
+from memslots.bench import RivalsResult, Row, Timing
+from memslots.cli.lookup import Answer, look_up
+from memslots.replay import Disagreement, Report, VmReport, errno_name
+from memslots.replay.live import Live
+from memslots.traces import TraceError
+from memslots.traces.gaps import Gap
+from memslots.traces.samples import SAMPLES
+
+Document = dict[str, Any]
+
+
+def flag_names(flags: int) -> str:
+    """`LOG_DIRTY_PAGES|READONLY`; `-` for none."""
+    return "|".join(flag.name for flag in Flags if flag & flags and flag.name) or "-"
+
+
+def replay(reports: Sequence[Report | TraceError]) -> Document:
+    """One document for all inputs."""
+    usable = [report for report in reports if isinstance(report, Report)]
+    return {
+        "memslots": __version__,
+        "agree": len(usable) == len(reports) and all(report.agree for report in usable),
+        "files": [_file(report) for report in reports],
+    }
+
+
+def _file(report: Report | TraceError) -> Document:
+    if isinstance(report, TraceError):
+        return {"file": report.name, "error": {"line": report.line, "reason": report.reason}}
+    counts = report.counts
+    return {
+        "file": report.name,
+        "format": report.format,
+        "agree": report.agree,
+        "lines": {"all": counts.lines, "unrelated": counts.unrelated},
+        "calls": counts.calls,
+        "lost": {
+            "all": counts.lost_total,
+            "may_have_changed_the_map": counts.lost_unknown,
+            "by_reason": dict(counts.lost),
+            "first": [
+                {
+                    "line": lost.line,
+                    "reason": lost.reason,
+                    "result": None if lost.errno is None else errno_name(lost.errno),
+                    "text": lost.text,
+                }
+                for lost in counts.first_lost
+            ],
+        },
+        "notes": report.notes,
+        "vms": [_vm(vm) for vm in report.vms],
+    }
+
+
+def _vm(vm: VmReport) -> Document:
+    gaps = vm.gaps
+    times = [gap.duration_ns for gap in gaps if gap.duration_ns is not None]
+    return {
+        **_vm_name(vm),
+        "created_line": vm.born_line,
+        "address_spaces": vm.memslots.address_spaces,
+        "max_slots": vm.memslots.max_slots,
+        "calls": vm.calls,
+        "operations": dict(vm.operations),
+        "refused": dict(vm.refused),
+        "refused_outside_the_rules": vm.outside,
+        "most_slots": vm.most_slots,
+        "disagreements": [_disagreement(each) for each in vm.disagreements],
+        "gaps": {
+            "all": len(gaps),
+            "total_ns": sum(times) if times else None,
+            "longest_ns": max(times) if times else None,
+            "ranges": [_gap(gap) for gap in gaps],
+        },
+        "final_map": [_slot(slot) for slot in vm.final_map],
+        "differ": dict(vm.pairs),
+        "this_kernel": None if vm.live is None else _live(vm.live),
+    }
+
+
+def _live(live: Live) -> Document:
+    """The VM of this machine's kernel; its ends of guest and of user space are addresses."""
+    limits: Document = dict(live.limits)
+    for name in ("max_gfn", "max_hva"):
+        limits[name] = hex(limits[name])
+    return {
+        "limits": limits,
+        "slots": len(live.slots),
+        "missing": [_slot(slot) for slot in live.missing],
+        "others": [_slot(slot) for slot in live.others],
+    }
+
+
+def _vm_name(vm: VmReport) -> Document:
+    return {"vm": vm.name, "process": vm.process, "fd": vm.fd}
+
+
+def _disagreement(each: Disagreement) -> Document:
+    call = each.call
+    return {
+        "line": call.line,
+        "as_id": call.as_id,
+        "id": call.id,
+        "flags": call.flags,
+        "guest_phys_addr": hex(call.guest_phys_addr),
+        "memory_size": call.memory_size,
+        "userspace_addr": hex(call.userspace_addr),
+        "recorded": errno_name(each.recorded),
+        "ours": errno_name(each.ours),
+        "why": each.why,
+        "followed": each.followed,
+        "this_kernel": None if each.live is None else errno_name(each.live),
+        "this_kernel_why": each.live_why,
+        "this_kernel_followed": each.live_followed,
+    }
+
+
+def _gap(gap: Gap) -> Document:
+    return {
+        "as_id": gap.as_id,
+        "guest_phys_addr": hex(gap.base_gfn << PAGE_SHIFT),
+        "memory_size": gap.npages << PAGE_SHIFT,
+        "opened_line": gap.opened_line,
+        "closed_line": gap.closed_line,
+        "duration_ns": gap.duration_ns,
+    }
+
+
+def _slot(slot: Slot) -> Document:
+    return {
+        "as_id": slot.as_id,
+        "id": slot.id,
+        "flags": flag_names(slot.flags).replace("-", ""),
+        "guest_phys_addr": hex(slot.guest_phys_addr),
+        "memory_size": slot.memory_size,
+        "userspace_addr": hex(slot.userspace_addr),
+    }
+
+
+def lookup(report: Report, gpas: Sequence[int]) -> Document:
+    """The answers of all VMs and address spaces, address by address."""
+    return {
+        "memslots": __version__,
+        "file": report.name,
+        "agree": report.agree,
+        "lost": report.counts.lost_total,
+        "answers": [
+            _answer(vm, answer)
+            for vm in report.vms
+            for gpa in gpas
+            for answer in look_up(vm.memslots, gpa)
+        ],
+    }
+
+
+def _answer(vm: VmReport, answer: Answer) -> Document:
+    return {
+        **_vm_name(vm),
+        "as_id": answer.as_id,
+        "gpa": hex(answer.gpa),
+        "slot": None if answer.slot is None else answer.slot.id,
+        "hva": None if answer.hva is None else hex(answer.hva),
+        "writable": answer.writable,
+        "rule": answer.rule,
+    }
+
+
+def samples() -> Document:
+    """The traces that ship with the package."""
+    known = [
+        {"name": sample.name, "format": sample.format, "about": sample.about}
+        for sample in SAMPLES.values()
+    ]
+    return {"memslots": __version__, "samples": known}
+
+
+#: What the figures of `bench` are not.
+BENCH_LIMITS = (
+    "the work of the data structure alone, called from Python, the loop around the calls included: "
+    "no page tables, no TLB flushes, no guest"
+)
+
+
+def bench(report: BenchReport) -> Document:
+    """Everything that was measured; times in seconds."""
+    return {
+        "memslots": __version__,
+        "machine": asdict(report.machine),
+        "date": report.date,
+        "effort": report.effort.name,
+        "seconds": report.seconds,
+        "measured": BENCH_LIMITS,
+        "versions": report.versions,
+        "not_installed": report.absent,
+        "series": [_row(row) for row in report.rows],
+        "against": [_rivals(result) for result in report.against],
+    }
+
+
+def _row(row: Row) -> Document:
+    return {
+        "test": row.test,
+        "slots": row.slots,
+        "seconds_of": row.of,
+        "operations": row.operations,
+        "before": _timing(row.before, row.operations) | {"share": row.share_before},
+        "after": _timing(row.after, row.operations) | {"share": row.share_after},
+        "loop": _timing(row.loop, row.operations),
+        "improvement": row.improvement,
+        "reported": row.reported,
+        "above": row.above,
+    }
+
+
+def _timing(timing: Timing, operations: int = 1) -> Document:
+    return {
+        "median": timing.median,
+        "lower_quartile": timing.lower,
+        "upper_quartile": timing.upper,
+        "rounds": timing.rounds,
+        "samples": timing.samples,
+        "seconds_per_operation": timing.median / operations,
+    }
+
+
+def _rivals(result: RivalsResult) -> Document:
+    return {
+        "test": result.test,
+        "case": result.case,
+        "slots": result.slots,
+        "seconds_of": result.of,
+        "operations": result.operations,
+        "structures": [
+            {"structure": each.structure, **_timing(each.timing), "ratio": each.ratio}
+            for each in result.results
+        ],
+    }

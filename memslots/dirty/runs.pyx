@@ -1,0 +1,125 @@
+"""Dirty logs as runs of gfns. The contract of each function is in runs.pxd."""
+
+cimport cython
+from cpython.bytearray cimport PyByteArray_AS_STRING
+from libc.stdint cimport uint64_t
+from libc.string cimport memcpy
+
+from memslots.core.endian cimport endian_le64
+from memslots.core.units cimport gfn_t
+from memslots.dirty.logs cimport return_log
+
+from memslots.values.records import DirtyRun, Flags
+
+
+cdef extern from *:
+    int trailing_zeros "__builtin_ctzll"(unsigned long long word) nogil  # word is not 0
+
+
+@cython.final
+@cython.internal
+@cython.auto_pickle(False)
+cdef class TakenLog:
+    """The marks that were taken from a slot."""
+
+    cdef object slot
+    cdef bytearray log  # None until they are
+
+
+cdef struct open_run:  # one that the next slot may go on with
+    gfn_t start
+    gfn_t end  # as start: there is none
+
+
+cdef int close_run(open_run *run, list runs, object as_id) except -1:
+    if run.start != run.end:
+        # What DirtyRun(...) does, by way of a Python function.
+        runs.append(tuple.__new__(DirtyRun, (as_id, run.start, run.end)))
+    run.start = run.end = 0
+    return 0
+
+
+cdef int add_run(open_run *run, list runs, object as_id, gfn_t start, gfn_t end) except -1:
+    if start != run.end:
+        close_run(run, runs, as_id)
+        run.start = start
+    run.end = end
+    return 0
+
+
+cdef uint64_t word_of(const char *log, Py_ssize_t i) noexcept nogil:
+    cdef uint64_t word
+    memcpy(&word, log + i * sizeof(word), sizeof(word))
+    return endian_le64(word)
+
+
+cdef int add_runs(open_run *run, list runs, TakenLog taken) except -1:
+    """The runs of one slot. O(npages / 64 + runs)."""
+    cdef object as_id = taken.slot.as_id
+    cdef gfn_t base = taken.slot.base_gfn
+    cdef const char *words = PyByteArray_AS_STRING(taken.log)
+    cdef Py_ssize_t count = len(taken.log) // sizeof(uint64_t)
+    cdef Py_ssize_t i
+    cdef uint64_t word
+    cdef uint64_t rest
+    cdef int page
+    cdef bint inside = False
+    cdef gfn_t start = 0
+    for i in range(count):
+        word = word_of(words, i)
+        page = 0
+        while page < 64:
+            # From `page` on: outside of a run a bit that is set is looked for, inside one that is
+            # not.
+            rest = (~word if inside else word) >> page
+            if rest == 0:
+                break
+            page += trailing_zeros(rest)
+            if inside:
+                add_run(run, runs, as_id, start, base + 64 * i + page)
+            else:
+                start = base + 64 * i + page
+            inside = not inside
+    if inside:
+        add_run(run, runs, as_id, start, base + 64 * count)
+    return 0
+
+
+cdef list runs_of(list logs):
+    cdef list runs = []
+    cdef open_run run
+    cdef TakenLog taken
+    cdef object as_id = None
+    run.start = run.end = 0
+    for taken in logs:
+        if taken.slot.as_id != as_id:
+            close_run(&run, runs, as_id)
+            as_id = taken.slot.as_id
+        add_runs(&run, runs, taken)
+    close_run(&run, runs, as_id)
+    return runs
+
+
+cdef list take_runs(object vm, list logs):
+    cdef bint manual = vm.manual_dirty_log != 0
+    cdef TakenLog taken
+    for as_id in range(vm.address_spaces):
+        for slot in vm.address_space(as_id):
+            if not slot.flags & Flags.LOG_DIRTY_PAGES:
+                continue
+            # It has its place before there is anything that could be lost.
+            taken = TakenLog.__new__(TakenLog)
+            taken.slot = slot
+            logs.append(taken)
+            taken.log = vm.get_dirty_log(slot.id, as_id)
+            if manual:
+                vm.clear_dirty_log(slot.id, 0, slot.npages, taken.log, as_id)
+    return runs_of(logs)
+
+
+cdef int return_logs(machine *m, list logs) except -1:
+    cdef TakenLog taken
+    for taken in logs:
+        if taken.log is not None:
+            return_log(m, taken.slot, taken.log)
+    return 0

@@ -1,0 +1,1 @@
+"""Guest memory: the host memory behind the slots, access by guest address, snapshots."""

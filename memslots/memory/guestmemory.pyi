@@ -1,0 +1,102 @@
+import os
+from typing import Any, Self, SupportsIndex, final
+
+from _typeshed import ReadableBuffer, WriteableBuffer
+from numpy.typing import NDArray
+
+from memslots.memory.backing import Backing
+from memslots.memslots import Memslots
+from memslots.values.records import Slot
+
+@final
+class GuestMemory:
+    """The memory of a guest, by guest address in bytes: what its slots hold.
+
+    An access that cannot be done raises for the first address that is in the way, and has done
+    nothing. What is written is marked in the dirty logs.
+    """
+
+    def __new__(cls, vm: Memslots) -> Self: ...
+    def __reduce__(self) -> tuple[object, ...]: ...
+    @property
+    def vm(self) -> Memslots: ...
+    @property
+    def as_id(self) -> int: ...
+    @property
+    def backings(self) -> tuple[Backing, ...]:
+        """The host memory that is known, by host address."""
+    def address_space(self, as_id: SupportsIndex) -> GuestMemory:
+        """The same for another address space. InvalidRegionError where there is none."""
+    def place(
+        self,
+        slot: SupportsIndex,
+        gpa: SupportsIndex,
+        backing: Backing,
+        offset: SupportsIndex = 0,
+        size: SupportsIndex | None = None,
+        flags: SupportsIndex = 0,
+    ) -> Slot:
+        """Create a slot on host memory, or on the part [offset, offset + size) of it.
+
+        InvalidRegionError, OverlapError. O(log n).
+        """
+    def add(self, backing: Backing) -> None:
+        """Make host memory known, for slots that are made on the Memslots itself.
+
+        ValueError: it shares memory with other that is known.
+        """
+    def remove(self, backing: Backing) -> None:
+        """Let go of host memory. BusyError: a slot is on it."""
+    def read(self, gpa: SupportsIndex, n: SupportsIndex) -> bytes:
+        """`n` bytes. NotMappedError."""
+    def readinto(self, gpa: SupportsIndex, buffer: WriteableBuffer | NDArray[Any]) -> int:
+        """Fill a buffer; how many bytes. NotMappedError."""
+    def write(self, gpa: SupportsIndex, data: ReadableBuffer | NDArray[Any]) -> int:
+        """Write bytes; how many. NotMappedError, ReadOnlyError."""
+    def fill(self, gpa: SupportsIndex, n: SupportsIndex, value: SupportsIndex = 0) -> None:
+        """Write the same byte `n` times. NotMappedError, ReadOnlyError."""
+    def read_u8(self, gpa: SupportsIndex) -> int:
+        """A byte. NotMappedError."""
+    def read_u16(self, gpa: SupportsIndex) -> int:
+        """A little-endian number of 2 bytes; read at once where aligned. NotMappedError."""
+    def read_u32(self, gpa: SupportsIndex) -> int:
+        """Of 4 bytes. NotMappedError."""
+    def read_u64(self, gpa: SupportsIndex) -> int:
+        """Of 8 bytes. NotMappedError."""
+    def write_u8(self, gpa: SupportsIndex, value: SupportsIndex) -> None:
+        """A byte. NotMappedError, ReadOnlyError, OverflowError."""
+    def write_u16(self, gpa: SupportsIndex, value: SupportsIndex) -> None:
+        """A little-endian number of 2 bytes; written at once where aligned.
+
+        NotMappedError, ReadOnlyError, OverflowError.
+        """
+    def write_u32(self, gpa: SupportsIndex, value: SupportsIndex) -> None:
+        """Of 4 bytes. NotMappedError, ReadOnlyError, OverflowError."""
+    def write_u64(self, gpa: SupportsIndex, value: SupportsIndex) -> None:
+        """Of 8 bytes. NotMappedError, ReadOnlyError, OverflowError."""
+    def view(self, gpa: SupportsIndex, n: SupportsIndex) -> memoryview:
+        """Guest memory itself, where one slot holds all of it.
+
+        NotMappedError; InvalidRegionError: it is in more than one.
+        """
+    def views(
+        self, gpa: SupportsIndex, n: SupportsIndex, *, write: bool = False
+    ) -> list[memoryview]:
+        """Guest memory itself, slot by slot. NotMappedError, ReadOnlyError."""
+    def _restore_views(self, gpa: SupportsIndex, n: SupportsIndex) -> list[memoryview]: ...
+    def mark_dirty(self, gpa: SupportsIndex, n: SupportsIndex) -> None:
+        """Mark `n` bytes as written, after writing to a view."""
+    def load(self, path: str | os.PathLike[str], gpa: SupportsIndex) -> int:
+        """Write a file to guest memory; how many bytes. NotMappedError, ReadOnlyError, OSError."""
+    def dump(self, path: str | os.PathLike[str]) -> int:
+        """Write all memory to a snapshot file; how many bytes. NotMappedError, OSError."""
+    def dump_dirty(self, path: str | os.PathLike[str]) -> int:
+        """Write the memory of all dirty pages, and take their marks; how many bytes.
+
+        NotMappedError, OSError: then the marks are there again.
+        """
+    def restore(self, path: str | os.PathLike[str]) -> int:
+        """Write back what a snapshot file has; how many bytes.
+
+        NotMappedError, ReadOnlyError, SnapshotError: then nothing is written. OSError.
+        """

@@ -1,0 +1,142 @@
+"""The host memory of one machine's slots: found by host address, kept while slots are on it."""
+
+cimport cython
+from libc.stdint cimport uint32_t, uint64_t
+
+from memslots.core.machine cimport machine
+from memslots.core.slot cimport slot
+from memslots.core.slotset cimport slotset_first_hva
+from memslots.core.space cimport space_active
+from memslots.memory.backing cimport Backing
+from memslots.memslots cimport memslots_machine
+from memslots.read.sections cimport section, section_enter, section_leave
+
+from memslots.values.records import Change
+
+# Looked up once: to get a member of an enum may take memory, and every change comes by here.
+cdef object DELETE = Change.DELETE
+
+
+@cython.final
+cdef class Backings:
+    """Knows which host memory is there to be touched.
+
+    It listens to the changes of its Memslots: when the last slot on a Backing is gone it lets go of
+    it.
+    """
+
+    def __cinit__(self, vm):
+        self.vm = vm
+        self.all = ()
+        self.subscription = vm.subscribe(self)
+
+    def commit(self, change, old, new):
+        """Told by the Memslots of every change."""
+        if change is not DELETE:
+            return
+        cdef hva_t hva = old.userspace_addr
+        cdef uint64_t size = old.memory_size
+        cdef Backing backing
+        for backing in self.get():
+            if meet(backing.start(), backing.memory.len, hva, size):
+                self.drop_unused(backing)
+
+    def __reduce__(self):
+        raise TypeError("Backings cannot be pickled or copied: they are memory")
+
+    cdef tuple get(self):
+        with cython.critical_section(self):
+            now = self.all
+        return now
+
+    cdef bint replace(self, tuple now, tuple then):
+        cdef bint same
+        with cython.critical_section(self):
+            same = self.all is now
+            if same:
+                self.all = then
+        return same
+
+    cdef bint add(self, object backing) except -1:
+        cdef Backing added = backing
+        cdef Backing other
+        cdef tuple now, then
+        while True:
+            now = self.get()
+            for other in now:
+                if other is added:
+                    return False
+                if meet(other.start(), other.memory.len, added.start(), added.memory.len):
+                    raise ValueError(f"{added} shares memory with {other}; place slots on that one")
+            then = tuple(sorted((*now, added), key=_address))
+            if self.replace(now, then):
+                return True
+
+    cdef bint drop_unused(self, object backing) except -1:
+        cdef tuple now, then
+        cdef bint dropped = False
+        while not dropped:
+            if self.is_used(backing):
+                return False
+            now = self.get()
+            then = tuple([one for one in now if one is not backing])
+            # At once, so that whoever puts a slot on it and then makes it known, as `place` does,
+            # has known memory afterwards.
+            with cython.critical_section(self):
+                dropped = self.all is now and not self.is_used(backing)
+                if dropped:
+                    self.all = then
+        # Others make slots without a word to this. Of those that are there by now it knows.
+        if self.is_used(backing):
+            self.add(backing)
+            return False
+        return True
+
+    cdef bint is_used(self, object backing) except -1:
+        cdef Backing memory = backing
+        cdef machine *m = memslots_machine(self.vm)
+        cdef hva_t last = memory.start() + memory.memory.len - 1
+        cdef section at = section_enter(m, NULL)
+        cdef slot *s = NULL
+        cdef uint32_t as_id
+        for as_id in range(m.lim.nspaces):
+            s = slotset_first_hva(space_active(m.spaces[as_id]), memory.start(), last)
+            if s is not NULL:
+                break
+        section_leave(&at)
+        return s is not NULL
+
+
+cdef Backings backings_of(object vm):
+    cdef Backings found = vm._listener_of(Backings)
+    cdef Backings made
+    if found is None:
+        made = Backings(vm)
+        found = vm._listener_of(Backings)
+        if found is not made:  # another thread was first
+            made.subscription.close()
+    return found
+
+
+cdef inline bint meet(hva_t a, uint64_t a_size, hva_t b, uint64_t b_size) noexcept:
+    """Whether two runs of host memory have a byte in common."""
+    return a - b < b_size or b - a < a_size
+
+
+def _address(backing):
+    return backing.hva
+
+
+cdef void *backing_at(tuple all, hva_t hva) noexcept:
+    cdef Py_ssize_t low = 0
+    cdef Py_ssize_t high = len(all)
+    cdef Py_ssize_t middle
+    while low < high:  # before `low` all begin at or below hva, from `high` on all above
+        middle = (low + high) // 2
+        if (<Backing>all[middle]).start() <= hva:
+            low = middle + 1
+        else:
+            high = middle
+    if low == 0 or not (<Backing>all[low - 1]).holds(hva, 1):
+        return NULL
+    return <void *>all[low - 1]

@@ -1,0 +1,397 @@
+"""The segments of a snapshot: runs of guest memory, and where each of them is in the file.
+
+There may be one for every page, so that here is all that is done for each. What is done for many of
+them is done a part at a time: between two calls signals are seen, and other threads get the GIL.
+"""
+
+import os
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.exc cimport PyErr_CheckSignals
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from memslots.core.alloc cimport alloc_free, alloc_zeroed
+from memslots.core.endian cimport endian_le64
+from memslots.core.machine cimport machine
+from memslots.core.rbtree cimport (
+    rb_floor,
+    rb_init,
+    rb_insert_after,
+    rb_node,
+    rb_root,
+)
+from memslots.core.units cimport LAST_GFN, PAGE_SHIFT, gfn_t, gpa_t, gpa_to_gfn, hva_t
+from memslots.dirty.logs cimport mark_range
+from memslots.memslots cimport memslots_machine
+
+from memslots.errors import NotMappedError, ReadOnlyError
+from memslots.memory.backing import address_of
+
+cdef enum:
+    # Of an Elf64_Phdr. Its words: type and flags, offset in the file, virtual address, physical
+    # address, size in the file, size in memory, alignment.
+    HEADER_WORDS = 7
+    HEADER_SIZE = 8 * HEADER_WORDS
+    PT_LOAD = 1
+    PF_X = 1
+    PF_W = 2
+    PF_R = 4
+    # The first of the flags that ELF leaves to operating systems: the number of an address space.
+    SPACE_SHIFT = 20
+    SPACE_MASK = 0xFF
+    ALIGNMENT = 1 << PAGE_SHIFT
+    PART = 1024  # segments: what one call of preadv can read if each is one span
+    COMPARED = 1 << 20  # bytes at a time
+
+cdef struct segment:  # a cache line
+    rb_node node  # in `held`, if it is in that
+    hva_t hva  # the key there: its first byte in host memory; of one that was read, 0
+    gpa_t gpa
+    uint64_t size  # in bytes, at least 1
+    uint64_t offset  # in the file; while it is laid out, from the file's first byte of memory on
+    uint32_t flags  # p_flags
+
+cdef struct segment_part:
+    segment_part *next  # those after these; NULL: none
+    size_t count  # of these
+    segment all[PART]
+
+cdef enum:
+    HVA_OFFSET = sizeof(rb_node)  # from a node to its key
+
+
+cdef inline uint32_t space_of(const segment *at) noexcept nogil:
+    return at.flags >> SPACE_SHIFT & SPACE_MASK
+
+
+@cython.final
+@cython.internal
+@cython.auto_pickle(False)
+cdef class Window:
+    """The slot that was used last: many segments may be in the same."""
+
+    cdef list spaces  # a GuestMemory for each address space
+    cdef list faces  # their read faces
+    cdef bint restoring  # whether it is written to, in READONLY slots too
+    cdef uint32_t as_id
+    cdef gpa_t gpa  # its first byte
+    cdef uint64_t size  # in bytes; 0: there is none
+    cdef bint whole  # it is all of the slot
+    cdef hva_t hva  # where it is
+    cdef object view  # its memory
+    cdef bint readonly  # the view
+    cdef object refusal  # why it cannot be restored, or None
+
+    cdef uint64_t reach(self, uint32_t as_id, gpa_t gpa, uint64_t size) except 0:
+        """How many of `size` bytes from `gpa` on are in the slot that holds the first.
+
+        It is the window's then. Raises what `GuestMemory.views` raises where there is none.
+        """
+        if not self.whole:
+            self.size = 0
+        while as_id != self.as_id or gpa - self.gpa >= self.size:
+            self.move(as_id, gpa, size)
+        return min(size, self.size - (gpa - self.gpa))
+
+    @cython.boundscheck(True)  # as_id is whatever a caller gave
+    cdef int move(self, uint32_t as_id, gpa_t gpa, uint64_t size) except -1:
+        self.size = 0
+        space = self.spaces[as_id]
+        slot = self.faces[as_id].lookup(gpa_to_gfn(gpa))
+        view = None
+        if slot is not None:
+            begin = slot.guest_phys_addr
+            try:
+                view = space.views(begin, slot.memory_size)[0]
+            except NotMappedError:
+                pass  # not all of its memory is known
+        self.whole = view is not None
+        if view is None:
+            begin = gpa
+            view = space.views(begin, size)[0]
+        self.refusal = None
+        if self.restoring:
+            try:
+                view = space._restore_views(begin, len(view))[0]
+            except ReadOnlyError as error:
+                self.refusal = error
+        self.view = view
+        self.readonly = view.readonly
+        self.hva = address_of(view)
+        self.as_id = as_id
+        self.gpa = begin
+        self.size = len(view)
+        return 0
+
+    cdef object part(self, gpa_t gpa, uint64_t size):
+        """Memory that is in it."""
+        cdef uint64_t begin = gpa - self.gpa
+        return self.view[begin : begin + size]
+
+    cdef int compare(self, gpa_t gpa, uint64_t size, int fd, uint64_t offset) except -1:
+        """ReadOnlyError unless what is in it has the bytes of the file at `offset`."""
+        view = self.part(gpa, size)
+        cdef uint64_t begin
+        for begin in range(0, size, COMPARED):
+            PyErr_CheckSignals()
+            part = view[begin : begin + COMPARED]
+            if os.pread(fd, len(part), offset + begin) != part:
+                self.spaces[self.as_id]._restore_views(gpa, size)  # raises for `gpa`
+                raise self.refusal
+        return 0
+
+
+# no_gc_clear, here and below: the collector must not take away what pointers lead into.
+@cython.final
+@cython.no_gc_clear
+@cython.auto_pickle(False)
+cdef class Batch:
+    """Memory of segments that is side by side in the file: for one call of preadv, if it can be."""
+
+    cdef readonly uint64_t offset
+    cdef readonly list views
+    cdef Segments home  # whose they are
+    cdef const segment *first  # of the segments
+    cdef size_t count  # of these
+
+    def __cinit__(self):
+        self.views = []
+
+    def mark(self):
+        """Mark all of it as written. Cannot fail."""
+        cdef const segment *at
+        cdef size_t i
+        for i in range(self.count):
+            at = &self.first[i]
+            mark_range(
+                self.home.m,
+                space_of(at),
+                gpa_to_gfn(at.gpa),
+                gpa_to_gfn(at.gpa + at.size - 1),
+            )
+
+
+@cython.final
+@cython.no_gc_clear
+@cython.auto_pickle(False)
+cdef class Segments:
+    """Runs of guest memory, in the order of a file. For one thread.
+
+    Either `lay_out` makes them, each in one slot, or `take` has them from a file.
+    """
+
+    cdef object vm  # keeps the machine
+    cdef machine *m
+    cdef Window window
+    cdef segment_part *head  # the parts, all but the last full; NULL: there are none
+    cdef segment_part *tail
+    cdef readonly Py_ssize_t parts  # how many
+    cdef readonly uint64_t size  # of the memory in the file, in bytes
+    cdef rb_root held  # those whose memory is in the file for them first, by hva
+
+    def __cinit__(self, mem):
+        rb_init(&self.held, HVA_OFFSET, NULL)
+        self.window = Window.__new__(Window)
+        self.vm = mem.vm
+        self.m = memslots_machine(self.vm)
+        spaces = range(self.m.lim.nspaces)
+        self.window.spaces = [mem.address_space(as_id) for as_id in spaces]
+        self.window.faces = [self.vm.address_space(as_id) for as_id in spaces]
+
+    def __dealloc__(self):
+        cdef segment_part *part = self.head
+        cdef segment_part *next
+        while part is not NULL:
+            next = part.next
+            alloc_free(part)
+            part = next
+
+    def __reduce__(self):
+        raise TypeError("Segments cannot be pickled or copied: they are of memory")
+
+    def __len__(self):
+        return 0 if self.tail is NULL else (self.parts - 1) * PART + self.tail.count
+
+    cdef segment *append(self) except NULL:
+        """One more, of zeros."""
+        cdef segment_part *new
+        cdef segment *at
+        if self.tail is NULL or self.tail.count == PART:
+            new = <segment_part *>alloc_zeroed(sizeof(segment_part))
+            if new is NULL:
+                raise MemoryError(f"no memory for more than {len(self)} segments")
+            if self.tail is NULL:
+                self.head = new
+            else:
+                self.tail.next = new
+            self.tail = new
+            self.parts += 1
+        at = &self.tail.all[self.tail.count]
+        self.tail.count += 1
+        return at
+
+    # To a file
+
+    def lay_out(self, runs):
+        """Add the segments of runs of guest pages: (as_id, start_gfn, end_gfn).
+
+        Returns a list of memoryviews: the memory that is in the file for them, in order. Host
+        memory that several slots are on is there once, if one that comes before holds all of it.
+        (Of several that begin before it, the last one counts.)
+
+        NotMappedError. O(log s) for each of s segments.
+        """
+        cdef list views = []
+        cdef uint32_t as_id
+        cdef gfn_t start, end
+        cdef gpa_t gpa
+        cdef uint64_t left, size
+        for as_id, start, end in runs:
+            if not start <= end <= LAST_GFN:
+                raise ValueError(f"[{start:#x}, {end:#x}) is no run of guest pages")
+            gpa = start << PAGE_SHIFT
+            left = (end - start) << PAGE_SHIFT
+            while left:
+                size = self.window.reach(as_id, gpa, left)
+                if self.put(gpa, size):
+                    views.append(self.window.part(gpa, size))
+                gpa += size
+                left -= size
+        return views
+
+    cdef bint put(self, gpa_t gpa, uint64_t size) except -1:
+        """A segment of what is in the window; whether its memory is in the file for it first."""
+        cdef segment *new = self.append()
+        cdef rb_node *before
+        cdef const segment *found
+        new.hva = self.window.hva + (gpa - self.window.gpa)
+        new.gpa = gpa
+        new.size = size
+        new.flags = PF_R | PF_X | self.window.as_id << SPACE_SHIFT
+        if not self.window.readonly:
+            new.flags |= PF_W
+        before = rb_floor(&self.held, new.hva, HVA_OFFSET)
+        if before is not NULL:
+            found = <const segment *>before  # of which it is the first member
+            if new.hva - found.hva < found.size and size <= found.size - (new.hva - found.hva):
+                new.offset = found.offset + (new.hva - found.hva)
+                return False
+        rb_insert_after(&self.held, before, &new.node)
+        new.offset = self.size
+        self.size += size
+        return True
+
+    def table(self, uint64_t begin):
+        """Their program headers, for a file whose memory begins at `begin`: bytes."""
+        cdef bytes table = PyBytes_FromStringAndSize(NULL, HEADER_SIZE * len(self))
+        cdef char *out = PyBytes_AS_STRING(table)
+        cdef uint64_t words[HEADER_WORDS]
+        cdef const segment_part *part = self.head
+        cdef const segment *at
+        cdef size_t i
+        words[6] = endian_le64(ALIGNMENT)
+        while part is not NULL:
+            for i in range(part.count):
+                at = &part.all[i]
+                words[0] = endian_le64(PT_LOAD | <uint64_t>at.flags << 32)
+                words[1] = endian_le64(begin + at.offset)
+                words[2] = words[3] = endian_le64(at.gpa)
+                words[4] = words[5] = endian_le64(at.size)
+                memcpy(out, words, HEADER_SIZE)
+                out += HEADER_SIZE
+            part = part.next
+        return table
+
+    # From a file
+
+    def take(self, bytes table not None, uint64_t length):
+        """Add the segments that a file of `length` bytes has, of its program headers.
+
+        ValueError: something is wrong with one of them.
+        """
+        cdef const char *headers = PyBytes_AS_STRING(table)
+        cdef uint32_t spaces = len(self.window.spaces)
+        cdef uint64_t words[HEADER_WORDS]
+        cdef segment found
+        cdef segment *new
+        cdef Py_ssize_t i
+        cdef int n
+        for i in range(len(table) // HEADER_SIZE):
+            memcpy(words, headers + HEADER_SIZE * i, HEADER_SIZE)
+            for n in range(HEADER_WORDS):
+                words[n] = endian_le64(words[n])
+            if <uint32_t>words[0] != PT_LOAD or words[5] == 0:
+                continue
+            found.flags = words[0] >> 32
+            found.offset = words[1]
+            found.gpa = words[3]
+            found.size = words[5]
+            if words[4] != found.size:
+                raise ValueError(
+                    f"gpa {found.gpa:#x}: {words[4]:#x} of {found.size:#x} bytes are there"
+                )
+            if found.offset > length or found.size > length - found.offset:
+                raise ValueError(
+                    f"cut off: gpa {found.gpa:#x} ends at {int(found.offset) + found.size}, of"
+                    f" {length} bytes"
+                )
+            if found.gpa + found.size - 1 < found.gpa:
+                raise ValueError(
+                    f"{found.size:#x} bytes from gpa {found.gpa:#x} go beyond the last guest"
+                    " address"
+                )
+            if space_of(&found) >= spaces:
+                raise ValueError(
+                    f"gpa {found.gpa:#x} is of address space {space_of(&found)}; here are {spaces}"
+                )
+            new = self.append()
+            new.flags = found.flags
+            new.offset = found.offset
+            new.gpa = found.gpa
+            new.size = found.size
+            self.size += found.size
+
+    def places(self, int fd, Py_ssize_t number):
+        """Where the segments of a part, below `parts`, are to be read to: a list of Batches.
+
+        What cannot be written is in none: it must have the bytes of the file `fd`, as a firmware's
+        memory may.
+
+        NotMappedError; ReadOnlyError where it has others; OSError.
+        """
+        cdef list batches = []
+        cdef Batch batch = None
+        cdef uint64_t upto = 0  # where in the file the batch ends
+        cdef const segment_part *part = self.head
+        cdef const segment *at
+        cdef uint64_t done, size
+        cdef size_t i
+        if not 0 <= number < self.parts:
+            raise IndexError(f"there are {self.parts} parts, and no number {number}")
+        for _ in range(number):
+            part = part.next
+        if not self.window.restoring:
+            self.window.restoring = True
+            self.window.size = 0
+        for i in range(part.count):
+            at = &part.all[i]
+            done = 0
+            while done < at.size:
+                size = self.window.reach(space_of(at), at.gpa + done, at.size - done)
+                if self.window.refusal is not None:
+                    self.window.compare(at.gpa + done, size, fd, at.offset + done)
+                    done += size
+                    continue
+                if batch is None or upto != at.offset + done:
+                    batch = Batch.__new__(Batch)
+                    batch.offset = at.offset + done
+                    batch.home = self
+                    batch.first = at
+                    batches.append(batch)
+                batch.views.append(self.window.part(at.gpa + done, size))
+                batch.count = at + 1 - batch.first
+                done += size
+                upto = at.offset + done
+        return batches

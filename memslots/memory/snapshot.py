@@ -1,0 +1,207 @@
+"""Snapshots: guest memory, or what of it is dirty, in a file, and back.
+
+The file is an ELF core, 64-bit and little-endian, as dumps of guest memory are: readelf, gdb and
+others read it. Each PT_LOAD segment is a run of guest memory in one slot, at the guest address
+`p_paddr`; bits 20 to 27 of its `p_flags` (the first eight that ELF leaves to operating systems)
+are the number of its address space. Host memory that several slots are on is in the file once, if
+one of the segments before holds all of it.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import secrets
+import stat
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from memslots.memory.segments import Batch, Segments
+from memslots.values.integers import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from memslots.memory.guestmemory import GuestMemory
+
+_EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
+_PHDR_SIZE = 56  # of a program header, which segments.pyx makes and reads
+_SHDR = struct.Struct("<IIQQQQIIQQ")
+_IDENT = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")  # 64-bit, little-endian, version 1
+_CORE = 4
+_MACHINES = {"x86_64": 62, "aarch64": 183, "riscv64": 243, "loongarch64": 258}
+# From so many segments on the header says this, and the first section's sh_info has the number.
+_MANY = 0xFFFF
+_MOST_VIEWS = 1024  # to one call of readv or writev
+_RUNS = 1024  # laid out at a time
+
+
+class SnapshotError(ValueError):
+    """A file is no snapshot, or not all of one; the message says what is wrong."""
+
+
+def dump(mem: GuestMemory, path: str | os.PathLike[str]) -> int:
+    """All memory; what `GuestMemory.dump` does."""
+    vm = mem.vm
+    runs = [
+        (as_id, slot.base_gfn, slot.base_gfn + slot.npages)
+        for as_id in range(vm.address_spaces)
+        for slot in vm.address_space(as_id)
+    ]
+    return _write(mem, path, runs)
+
+
+def dump_dirty(mem: GuestMemory, path: str | os.PathLike[str]) -> int:
+    """What is dirty; what `GuestMemory.dump_dirty` does."""
+    logs: list[object] = []
+    try:
+        return _write(mem, path, mem.vm._take_dirty_runs(logs))
+    except BaseException:
+        mem.vm._return_dirty_logs(logs)
+        raise
+
+
+def _write(
+    mem: GuestMemory, path: str | os.PathLike[str], runs: Sequence[tuple[int, int, int]]
+) -> int:
+    segments = Segments(mem)
+    memory: list[memoryview] = []
+    for first in range(0, len(runs), _RUNS):
+        memory += segments.lay_out(runs[first : first + _RUNS])
+    with _replacing(path) as fd:
+        _write_all(fd, [memoryview(_headers(segments)), *memory])
+    return segments.size
+
+
+def _headers(segments: Segments) -> bytes:
+    """All that comes before the memory, which begins at a page."""
+    count = len(segments)
+    many = count >= _MANY
+    after = _EHDR.size + _PHDR_SIZE * count
+    begin = -(-(after + _SHDR.size * many) // PAGE_SIZE) * PAGE_SIZE
+    header = _EHDR.pack(
+        _IDENT, _CORE, _MACHINES.get(platform.machine(), 0), 1, 0,
+        _EHDR.size if count else 0, after if many else 0, 0,
+        _EHDR.size, _PHDR_SIZE, min(count, _MANY), _SHDR.size, int(many), 0,
+    )  # fmt: skip
+    section = _SHDR.pack(0, 0, 0, 0, 0, 0, 0, count, 0, 0) if many else b""
+    return b"".join([header, segments.table(begin), section]).ljust(begin, b"\0")
+
+
+@contextmanager
+def _replacing(path: str | os.PathLike[str]) -> Iterator[int]:
+    """A descriptor to write a file with that takes the place of `path` when all is written.
+
+    What is no file (a pipe, a device) is written to as it is.
+    """
+    target = Path(path)
+    try:
+        mode = target.stat().st_mode
+    except FileNotFoundError:
+        mode = None
+    if mode is not None and not stat.S_ISREG(mode):
+        fd = os.open(target, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+        return
+    # Through links, so that these stay.
+    target = target.resolve()
+    # Some of its name: all of it may leave no room for more.
+    partial = target.with_name(f".{target.name[:32]}.{secrets.token_hex(4)}.part")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    fd = os.open(partial, flags, 0o666 if mode is None else 0o600)
+    try:
+        try:
+            if mode is not None:
+                # What nobody else could read stays so.
+                os.fchmod(fd, stat.S_IMODE(mode))
+            yield fd
+        finally:
+            os.close(fd)
+        partial.replace(target)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _write_all(fd: int, views: list[memoryview]) -> None:
+    """All of them, one after the other, however much a call takes."""
+    first = 0
+    while first < len(views):
+        written = os.writev(fd, views[first : first + _MOST_VIEWS])
+        while first < len(views) and written >= len(views[first]):
+            written -= len(views[first])
+            first += 1
+        if written:
+            views[first] = views[first][written:]
+
+
+def restore(mem: GuestMemory, path: str | os.PathLike[str]) -> int:
+    """Write it back; what `GuestMemory.restore` does."""
+    with Path(path).open("rb") as file:
+        fd, name = file.fileno(), os.fspath(path)
+        segments = _read_segments(mem, fd, name)
+        # All of it has a place before any of it is written.
+        batches: list[Batch] = []
+        for number in range(segments.parts):
+            batches += segments.places(fd, number)
+        for batch in batches:
+            try:
+                _read_all(fd, batch.views, batch.offset, name)
+            finally:
+                # Also what there is of it, should the rest fail.
+                batch.mark()
+    return segments.size
+
+
+def _read_segments(mem: GuestMemory, fd: int, name: str) -> Segments:
+    """The segments of a snapshot. SnapshotError if it is none, or not complete."""
+    length = os.fstat(fd).st_size
+
+    def part(offset: int, size: int, what: str) -> bytes:
+        if offset + size > length:
+            raise SnapshotError(
+                f"{name}: cut off: {what} ends at {offset + size}, of {length} bytes"
+            )
+        got = os.pread(fd, size, offset)
+        if len(got) != size:
+            raise SnapshotError(f"{name}: it was made shorter while it was read")
+        return got
+
+    header = part(0, _EHDR.size, "its header")
+    ident, kind, _, _, _, phoff, shoff, _, _, phentsize, count, shentsize, _, _ = _EHDR.unpack(
+        header
+    )
+    if ident[:6] != _IDENT[:6] or kind != _CORE or phentsize != _PHDR_SIZE:
+        raise SnapshotError(f"{name}: not a snapshot: a 64-bit little-endian ELF core is one")
+    if count == _MANY:
+        if not shoff:
+            raise SnapshotError(f"{name}: no section says how many segments it has")
+        if shentsize != _SHDR.size:
+            raise SnapshotError(f"{name}: sections of {shentsize} bytes, not {_SHDR.size}")
+        count = _SHDR.unpack(part(shoff, _SHDR.size, "its first section"))[7]
+    segments = Segments(mem)
+    table = part(phoff, count * _PHDR_SIZE, "its list of segments")
+    try:
+        segments.take(table, length)
+    except ValueError as wrong:
+        raise SnapshotError(f"{name}: {wrong}") from None
+    return segments
+
+
+def _read_all(fd: int, views: list[memoryview], offset: int, name: str) -> None:
+    """Fill all of them from the file."""
+    first = 0
+    while first < len(views):
+        got = os.preadv(fd, views[first : first + _MOST_VIEWS], offset)
+        if not got:
+            raise SnapshotError(f"{name}: it was made shorter while it was read")
+        offset += got
+        while first < len(views) and got >= len(views[first]):
+            got -= len(views[first])
+            first += 1
+        if got:
+            views[first] = views[first][got:]

@@ -1,0 +1,204 @@
+"""Mirroring: every change of a Memslots is made in a backend too, or in neither.
+
+A backend is whatever has KVM's call, `set_region`, and does what it says or refuses: then it has
+done nothing, and raises a MemslotError. A `memslots.kvm.KvmVM` is one. What else it may have is in
+`Backend`.
+
+One change of a Memslots is one call, made when everybody has agreed to the change and nothing else
+can fail. A transaction is several calls, since a backend cannot change several slots at once:
+plan.py puts them in order. Where one of them is refused, those before it are undone.
+"""
+
+from __future__ import annotations
+
+import errno
+import weakref
+from collections.abc import Iterable, Mapping, Sized
+from types import EllipsisType
+from typing import TYPE_CHECKING, Protocol, SupportsIndex
+
+from memslots.errors import MemslotError
+from memslots.mirror.plan import Call
+from memslots.values.integers import field
+from memslots.values.records import Slot
+
+if TYPE_CHECKING:
+    from memslots.memslots import Memslots
+
+#: What a Memslots allows if neither its maker nor its backend says otherwise.
+DEFAULT_LIMITS = {
+    "max_slots": 32764,
+    "address_spaces": 1,
+    "max_gfn": (1 << 40) - 1,
+    "max_hva": (1 << 47) - 4096,
+    "manual_dirty_log": 0,
+}
+_MOST_IDS = 1 << 16
+
+
+class Backend(Protocol):
+    """What a Memslots can be mirrored in.
+
+    It may also have
+
+    - ``limits``, a mapping with the arguments of Memslots: no change is made that is beyond them;
+    - ``slots``, which must be empty when it is given to a Memslots;
+    - ``keep(vm)``, which is called with the Memslots: it has to last as long as the backend's
+      slots, since it is what keeps the memory that they are on;
+    - ``get_dirty_log(slot, as_id)``, ``clear_dirty_log(slot, first_page, num_pages, bitmap,
+      as_id)``, as in Memslots: then the dirty logs of the Memslots have its marks as well.
+    """
+
+    def set_region(
+        self,
+        slot: int,
+        flags: int,
+        guest_phys_addr: int,
+        memory_size: int,
+        userspace_addr: int,
+        /,
+    ) -> object:
+        """Do what Memslots.set_region would do; or refuse: raise a MemslotError, and do nothing.
+
+        After any other exception, a signal's handler's, say, it is not known what was done: then it
+        is asked for what there was before.
+        """
+
+
+def take_limits(
+    backend: object, given: Mapping[str, SupportsIndex | EllipsisType]
+) -> dict[str, int]:
+    """The limits of a Memslots: its backend's or the usual ones where `given` has ..."""
+    offered: dict[str, int] = dict(getattr(backend, "limits", {}))
+    limits = DEFAULT_LIMITS | offered
+    for name, value in given.items():
+        if value is ...:
+            continue
+        limits[name] = number = field(value, name, 64)
+        most = offered.get(name, number)
+        if name == "manual_dirty_log" and number != most:
+            raise ValueError(f"manual_dirty_log {number} is not the backend's, {most}")
+        if number > most:
+            raise ValueError(f"{name} {number:#x} is above the backend's, {most:#x}")
+    if backend is not None and limits["max_slots"] > _MOST_IDS:
+        raise ValueError(f"max_slots must be at most {_MOST_IDS} with a backend: ids have 16 bits")
+    return limits
+
+
+#: By backend the Memslots that is mirrored in it.
+_mirrored: weakref.WeakKeyDictionary[object, weakref.ref[Memslots]] = weakref.WeakKeyDictionary()
+
+
+def _take(backend: object, vm: Memslots) -> None:
+    """Make it this Memslots' backend. ValueError if it is another's."""
+    try:
+        other = _mirrored.get(backend)
+        if other is not None and other() is not None:
+            raise ValueError(
+                "the backend is another Memslots' already: one cannot know of the other"
+            )
+        _mirrored[backend] = weakref.ref(vm)
+    except TypeError:
+        pass  # it takes no weak references, so nobody can tell
+
+
+class Mirror:
+    """A backend, and what it could not be made to undo. Used by the writer of one Memslots."""
+
+    def __init__(self, backend: Backend, vm: Memslots) -> None:
+        if not callable(getattr(backend, "set_region", None)):
+            raise TypeError(f"a backend has set_region; {type(backend).__name__!r} has not")
+        slots: Sized = getattr(backend, "slots", ())
+        if len(slots):
+            raise ValueError(f"the backend has {len(slots)} slots already; a Memslots begins empty")
+        _take(backend, vm)
+        self.backend = backend
+        self._vm = weakref.ref(vm)  # whoever makes a change has it
+        # Calls that were begun, and do not stay: to be undone, the last first. The writer has it.
+        self.journal: list[Call] = []
+        keep = getattr(backend, "keep", None)
+        if keep is not None:
+            keep(vm)
+
+    @property
+    def vm(self) -> Memslots:
+        """The Memslots that is mirrored."""
+        vm = self._vm()
+        assert vm is not None
+        return vm
+
+    def get_dirty_log(self, id: int, as_id: int) -> bytes | None:
+        """The backend's own dirty log of a slot, or None where it keeps none."""
+        get = getattr(self.backend, "get_dirty_log", None)
+        return None if get is None else bytes(get(id, as_id))
+
+    def clear_dirty_log(
+        self, id: int, first_page: int, num_pages: int, bitmap: object, as_id: int
+    ) -> None:
+        """Clear part of it, where it keeps one."""
+        clear = getattr(self.backend, "clear_dirty_log", None)
+        if clear is not None:
+            clear(id, first_page, num_pages, bitmap, as_id)
+
+    def make(self, calls: Iterable[Call]) -> None:
+        """Make these calls, each noted in the journal before.
+
+        When all of them stay, whoever calls this empties the journal; else it calls `undo`. It does
+        so in C: in Python there is no place where a signal's handler might not raise.
+        """
+        self._pay()
+        for call in calls:
+            self.journal.append(call)
+            try:
+                self._put(call.slot, call.after)
+            except MemslotError:
+                self.journal.pop()  # nothing was done; of anything else that is not known
+                raise
+            if call.keeps_log:
+                self._mark_all(call)
+
+    def undo(self, error: BaseException) -> None:
+        """Undo what is in the journal, after an error; should that be refused, it gets a note."""
+        try:
+            self._pay()
+        except MemslotError as refused:
+            error.add_note(
+                f"the backend does not undo what it did before: {refused};"
+                " the next change tries again, before anything else"
+            )
+
+    def _pay(self) -> None:
+        """Undo what is in the journal, the last first; it may be undone already."""
+        while self.journal:
+            call = self.journal[-1]
+            try:
+                self._put(call.slot, call.before)
+            except MemslotError as error:
+                # Deleting what is not there: it was never made.
+                if call.before is not None or error.errno not in (errno.EINVAL, errno.ENOENT):
+                    raise
+            if call.loses_log():
+                self._mark_all(call)
+            self.journal.pop()
+
+    def _mark_all(self, call: Call) -> None:
+        """Mark all pages of a slot whose dirty log the backend lost and the Memslots keeps.
+
+        What the guest wrote since it was last read is not known any more, and must not be missed.
+        After the loss: whoever takes the marks before it reads the pages before it, too.
+        """
+        if not hasattr(self.backend, "get_dirty_log"):
+            return  # it had none
+        slot = self.vm.address_space(call.slot.as_id).get(call.slot.id)
+        if slot is not None:
+            self.vm.mark_dirty_range(slot.base_gfn, slot.end_gfn, slot.as_id)
+
+    def _put(self, slot: Slot, to: Slot | None) -> None:
+        """Have the backend hold `to`, or nothing, where it has `slot`'s id."""
+        number = slot.as_id << 16 | slot.id
+        if to is None:
+            self.backend.set_region(number, 0, 0, 0, 0)
+        else:
+            self.backend.set_region(
+                number, int(to.flags), to.guest_phys_addr, to.memory_size, to.userspace_addr
+            )

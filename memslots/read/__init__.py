@@ -1,0 +1,1 @@
+"""The read side: the readers' methods, batches, ranges, and the sections that protect them."""

@@ -1,0 +1,114 @@
+from array import array
+from collections.abc import Iterator
+from typing import Self, SupportsIndex, TypeAlias, TypeVar, final, overload
+
+import numpy as np
+from _typeshed import ReadableBuffer, WriteableBuffer
+from numpy.typing import NDArray
+from typing_extensions import disjoint_base
+
+from memslots.values.records import Slot, VcpuStats
+
+# numpy says that its arrays are buffers only from Python 3.12 on.
+_Input: TypeAlias = ReadableBuffer | NDArray[np.uint64]
+_Out = TypeVar("_Out", bound=WriteableBuffer | NDArray[np.int32] | NDArray[np.uint64])
+_Default = TypeVar("_Default")
+
+@disjoint_base
+class Reader:
+    """What Memslots, AddressSpace and Vcpu have in common: every way to look up, in one address
+    space.
+
+    n is the number of slots. Look-ups may come from any thread and wait for nobody.
+    """
+
+    def __reduce__(self) -> tuple[object, ...]: ...
+    def lookup(self, gfn: SupportsIndex, /) -> Slot | None:
+        """The slot that holds a guest page.
+
+        O(log n), O(1) where the last-used slot holds it; allocates nothing.
+        """
+    @overload
+    def lookup_many(self, gfns: _Input, out: _Out) -> _Out: ...
+    @overload
+    def lookup_many(  # type: ignore[overload-overlap, unused-ignore]
+        self, gfns: NDArray[np.uint64], out: None = None
+    ) -> NDArray[np.int32]: ...
+    @overload
+    def lookup_many(self, gfns: ReadableBuffer, out: None = None) -> array[int]:
+        """The ids of the slots that hold many guest pages: uint64 in, int32 out, -1 where there
+        is none.
+
+        TypeError, ValueError: a buffer of another element type, not contiguous, not writable, of
+        another length. O(m log n) for m pages, without the GIL.
+        """
+    def gpa_to_hva(self, gpa: SupportsIndex, write: bool = False) -> int:
+        """The host address of a guest address, both in bytes.
+
+        NotMappedError, ReadOnlyError. O(log n).
+        """
+    @overload
+    def translate(self, gpas: _Input, out: _Out, write: bool = False) -> _Out: ...
+    @overload
+    def translate(  # type: ignore[overload-overlap, unused-ignore]
+        self, gpas: NDArray[np.uint64], out: None = None, write: bool = False
+    ) -> NDArray[np.uint64]: ...
+    @overload
+    def translate(self, gpas: ReadableBuffer, out: None = None, write: bool = False) -> array[int]:
+        """The host addresses of many guest addresses, uint64 bytes both; BAD_HVA where
+        gpa_to_hva would raise.
+
+        TypeError, ValueError: as lookup_many. O(m log n) for m addresses, without the GIL.
+        """
+    def in_gfn_range(self, start: SupportsIndex, end: SupportsIndex) -> list[Slot]:
+        """The slots that overlap the guest pages [start, end), in gfn order.
+
+        ValueError: start > end. O(log n + k).
+        """
+    def in_hva_range(self, start: SupportsIndex, end: SupportsIndex) -> list[tuple[Slot, int, int]]:
+        """(slot, start_gfn, end_gfn) of every overlap with the host bytes [start, end), by
+        userspace_addr.
+
+        ValueError: start > end. O(log n + k) for slots that do not overlap in host memory, at most
+        O(k log n).
+        """
+    @overload
+    def get(self, id: SupportsIndex, default: None = None) -> Slot | None: ...
+    @overload
+    def get(self, id: SupportsIndex, default: _Default) -> Slot | _Default:
+        """The slot of an id, or `default`. O(1)."""
+    def __getitem__(self, id: SupportsIndex, /) -> Slot: ...
+    def __contains__(self, slot: Slot, /) -> bool: ...
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Slot]: ...
+    def __reversed__(self) -> Iterator[Slot]: ...
+    @property
+    def generation(self) -> int:
+        """A number that no earlier state of the address space had.
+
+        Bit 63 is set while a swap waits for readers.
+        """
+    @property
+    def nr_pages(self) -> int:
+        """How many guest pages the slots hold."""
+    @property
+    def as_id(self) -> int:
+        """The number of the address space."""
+
+@final
+class AddressSpace(Reader):
+    """The read face of one address space. InvalidRegionError where there is none of that number."""
+
+    def __new__(cls, vm: Reader, as_id: SupportsIndex) -> Self: ...
+
+@final
+class Vcpu(Reader):
+    """The read face of one address space with a last-used slot of its own.
+
+    For one thread at a time.
+    """
+
+    def __new__(cls, vm: Reader, as_id: SupportsIndex = 0) -> Self: ...
+    @property
+    def stats(self) -> VcpuStats:
+        """Hits and misses of the last-used slot."""

@@ -1,0 +1,420 @@
+"""The read face: looking up, and those that have it: every Memslots, AddressSpace and Vcpu.
+
+What protects a single look-up from a writer is in sections.pxd. Batch calls let the GIL go, and are
+in a section stretch by stretch.
+"""
+
+import errno
+
+cimport cython
+from libc.stdint cimport uint32_t, uint64_t
+
+from memslots.core.alloc cimport alloc_free, alloc_lines
+from memslots.core.atomics cimport atomic_load_relaxed
+from memslots.core.lookup cimport lookup_gfn, lookup_in, vcpu_cache
+from memslots.core.lookup_batch cimport LOOKUP_IDS, TRANSLATE_READ, TRANSLATE_WRITE, lookup_kind
+from memslots.core.machine cimport machine
+from memslots.core.slot cimport slot, slot_gfn_to_hva, slot_usable
+from memslots.core.slotset cimport (
+    slotset,
+    slotset_by_id,
+    slotset_count,
+    slotset_first_from,
+    slotset_init,
+    slotset_last,
+    slotset_step,
+)
+from memslots.core.space cimport space, space_active, space_generation
+from memslots.core.srcu cimport srcu_init, srcu_reader_get, srcu_reader_put
+from memslots.core.units cimport (
+    BAD_HVA,
+    PAGE_OFFSET_MASK,
+    gfn_t,
+    gpa_t,
+    gpa_to_gfn,
+    hva_t,
+)
+from memslots.read.batch cimport run_batch
+from memslots.read.ranges cimport extent, overlaps, records, set_extent
+from memslots.read.sections cimport section, section_enter, section_leave
+from memslots.values.integers cimport u32, u64
+from memslots.values.rules cimport access_error, check_as_id
+
+from memslots.errors import NoSuchSlotError
+from memslots.values.records import Slot, VcpuStats
+
+# What a face reads that was never tied to a machine (made by a bare __new__): nothing.
+cdef machine NO_MACHINE
+cdef space NOWHERE
+srcu_init(&NO_MACHINE.readers)
+slotset_init(&NOWHERE.sets[0], 0)
+slotset_init(&NOWHERE.sets[1], 1)
+NOWHERE.active = &NOWHERE.sets[0]
+
+
+cdef slot *before_hole(const slotset *set, const slot *after) noexcept nogil:
+    """The last slot before a hole that `after` (NULL: none) comes after, or NULL."""
+    return slotset_last(set) if after is NULL else slotset_step(set, after, 0)
+
+
+cdef class Reader:
+    """What Memslots, AddressSpace and Vcpu have in common: every way to look up.
+
+    All of it reads one address space.
+
+    Memslots reads address space 0, an AddressSpace or a Vcpu the one it was made for. Safe to use
+    from any thread, with changes being made by others; each call sees the slots as they were at one
+    moment (a batch: each few dozen or hundred look-ups do).
+    """
+
+    def __cinit__(self):
+        self.m = &NO_MACHINE
+        self.sp = &NOWHERE
+
+    def __reduce__(self):
+        name = type(self).__name__
+        raise TypeError(f"{name!r} cannot be pickled or copied: it belongs to its Memslots")
+
+    # One argument and no name for it: CPython then hands it over as it is. That takes a nanosecond
+    # and a half of the 22 that a look-up of the last-used slot takes.
+    @cython.always_allow_keywords(False)
+    def lookup(self, gfn, /):
+        """The slot that holds a guest page.
+
+        Parameters
+        ----------
+        gfn : int
+            The page's number, 0 to 2**64 - 1.
+
+        Returns
+        -------
+        Slot or None
+            The same object at each call while the slot does not change. Inside a listener's
+            ``invalidate`` or ``prepare`` the slot that is to go or to move has ``Flags.INVALID``.
+
+        Notes
+        -----
+        O(log n), O(1) where the last-used slot holds the page. Allocates nothing.
+        """
+        cdef gfn_t page = u64(gfn, "gfn")
+        cdef section at = section_enter(self.m, self.own)
+        cdef slot *s = lookup_gfn(self.sp, at.own, page)
+        found = None if s is NULL else <object>s.record
+        section_leave(&at)
+        return found
+
+    def lookup_many(self, gfns, out=None):
+        """The ids of the slots that hold many guest pages.
+
+        Parameters
+        ----------
+        gfns : C-contiguous buffer of uint64
+            A numpy array, an array.array("Q") or a memoryview. Not copied.
+        out : C-contiguous writable buffer of int32, optional
+            With as many elements.
+
+        Returns
+        -------
+        numpy.ndarray or array.array or type of `out`
+            int32 ids, -1 where no slot holds the page; `out` if given, else an array of the shape
+            of `gfns` for a numpy array, an array.array("i") otherwise.
+
+        Raises
+        ------
+        TypeError, ValueError
+            A buffer of another element type; one that is not contiguous, not writable or of another
+            length.
+
+        Notes
+        -----
+        O(m log n) for m pages; runs without the GIL.
+        """
+        return run_batch(self.m, self.sp, self.own, LOOKUP_IDS, gfns, "gfns", out)
+
+    def gpa_to_hva(self, gpa, write=False):
+        """The host address of a guest address.
+
+        Parameters
+        ----------
+        gpa : int
+            In bytes; need not be aligned.
+        write : bool
+            Whether it is to be written: then a READONLY slot refuses.
+
+        Returns
+        -------
+        int
+
+        Raises
+        ------
+        NotMappedError
+            No slot holds it, or the slot is INVALID.
+        ReadOnlyError
+            `write`, and the slot is READONLY.
+
+        Notes
+        -----
+        O(log n), O(1) where the last-used slot holds the page.
+        """
+        cdef gpa_t address = u64(gpa, "gpa")
+        cdef bint writing = write
+        cdef gfn_t gfn = gpa_to_gfn(address)
+        cdef hva_t hva = BAD_HVA
+        cdef section at = section_enter(self.m, self.own)
+        cdef slotset *set = space_active(self.sp)
+        cdef slot *s = lookup_in(set, at.own, gfn)
+        if slot_usable(s, writing):
+            hva = slot_gfn_to_hva(s, gfn) + (address & PAGE_OFFSET_MASK)
+            section_leave(&at)
+            return hva
+        cdef slot *after = slotset_first_from(set, gfn)
+        cdef slot *before = before_hole(set, after)
+        cdef bint readable = slot_usable(s, False)
+        next_record = None if after is NULL else <object>after.record
+        last_record = None if before is NULL else <object>before.record
+        section_leave(&at)
+        raise access_error(address, s is not NULL, readable, last_record, next_record)
+
+    def translate(self, gpas, out=None, write=False):
+        """The host addresses of many guest addresses.
+
+        Parameters
+        ----------
+        gpas : C-contiguous buffer of uint64
+            In bytes; need not be aligned. Not copied.
+        out : C-contiguous writable buffer of uint64, optional
+            With as many elements. May be `gpas` itself, but must not overlap it otherwise.
+        write : bool
+            As in gpa_to_hva.
+
+        Returns
+        -------
+        numpy.ndarray or array.array or type of `out`
+            uint64 addresses, BAD_HVA where gpa_to_hva would raise; the kind of array as with
+            lookup_many, array.array("Q").
+
+        Raises
+        ------
+        TypeError, ValueError
+            As with lookup_many.
+
+        Notes
+        -----
+        O(m log n) for m addresses; runs without the GIL.
+        """
+        cdef lookup_kind kind = TRANSLATE_WRITE if write else TRANSLATE_READ
+        return run_batch(self.m, self.sp, self.own, kind, gpas, "gpas", out)
+
+    def in_gfn_range(self, start, end):
+        """The slots that overlap a range of guest pages.
+
+        Parameters
+        ----------
+        start, end : int
+            The range [start, end), in pages.
+
+        Returns
+        -------
+        list of Slot
+            In gfn order, all of one generation.
+
+        Raises
+        ------
+        ValueError
+            start is above end.
+
+        Notes
+        -----
+        O(log n + k) for k slots.
+        """
+        cdef extent e
+        if not set_extent(&e, False, start, end):
+            return []
+        return records(self.m, self.sp, self.own, &e)
+
+    def in_hva_range(self, start, end):
+        """The guest pages whose host memory overlaps a range of host addresses.
+
+        Parameters
+        ----------
+        start, end : int
+            The range [start, end), in bytes; need not be aligned.
+
+        Returns
+        -------
+        list of (Slot, int, int)
+            The slot and the pages [start_gfn, end_gfn) of it that the range touches, if only in
+            part; in order of userspace_addr, all of one generation. Slots may overlap in host
+            memory: then a byte is in several.
+
+        Raises
+        ------
+        ValueError
+            start is above end.
+
+        Notes
+        -----
+        O(log n + k) for k slots that do not overlap in host memory, never more than O(k log n).
+        """
+        cdef extent e
+        if not set_extent(&e, True, start, end):
+            return []
+        return overlaps(self.m, self.sp, self.own, &e)
+
+    def get(self, id, default=None):
+        """The slot of an id, or `default`. O(1)."""
+        found = self.slot_of(u32(id, "id"))
+        return default if found is None else found
+
+    def __getitem__(self, id):
+        cdef uint32_t number = u32(id, "id")
+        found = self.slot_of(number)
+        if found is None:
+            raise NoSuchSlotError(
+                errno.ENOENT, f"there is no slot {number} in address space {self.sp.as_id}"
+            )
+        return found
+
+    def __contains__(self, slot_):
+        if not isinstance(slot_, Slot):
+            raise TypeError(
+                f"`in` asks whether a Slot is the current one, not {type(slot_).__name__!r};"
+                " for an id, ask whether get(id) is None"
+            )
+        return slot_.as_id == self.sp.as_id and self.slot_of(slot_.id) == slot_
+
+    def __len__(self):
+        cdef section at = section_enter(self.m, self.own)
+        cdef uint32_t count = slotset_count(space_active(self.sp))
+        section_leave(&at)
+        return count
+
+    def __iter__(self):
+        cdef extent e
+        e.by_hva = False
+        e.first = 0
+        e.last = ~<uint64_t>0
+        return iter(records(self.m, self.sp, self.own, &e))
+
+    def __reversed__(self):
+        return reversed(list(self))
+
+    @property
+    def generation(self):
+        """A number that no earlier state of the address space had.
+
+        Space k of m uses k, k + m, k + 2m, and so on; a create or a change of flags goes one on, a
+        delete or a move two. While a swap waits for readers, bit 63 is set.
+        """
+        return space_generation(self.sp)
+
+    @property
+    def nr_pages(self):
+        """How many guest pages the slots of the address space hold."""
+        cdef section at = section_enter(self.m, self.own)
+        cdef uint64_t npages = space_active(self.sp).npages
+        section_leave(&at)
+        return npages
+
+    @property
+    def as_id(self):
+        """The number of the address space."""
+        return self.sp.as_id
+
+    cdef object slot_of(self, uint32_t id):
+        """The Slot of an id, or None."""
+        cdef section at = section_enter(self.m, self.own)
+        cdef slot *s = slotset_by_id(space_active(self.sp), id)
+        found = None if s is NULL else <object>s.record
+        section_leave(&at)
+        return found
+
+
+cdef int tie(Reader face, object owner, object as_id) except -1:
+    """Makes a face read an address space of the machine that `owner` reads."""
+    if not isinstance(owner, Reader):
+        raise TypeError(f"vm must be a Memslots, not {type(owner).__name__!r}")
+    cdef Reader from_face = <Reader>owner
+    cdef uint32_t number = u32(as_id, "as_id")
+    check_as_id(&from_face.m.lim, number)
+    face.m = from_face.m
+    face.sp = from_face.m.spaces[number]
+    face.owner = owner
+    return 0
+
+
+# no_gc_clear: the collector must not take the owner away while the pointers into it are there.
+@cython.final
+@cython.no_gc_clear
+cdef class AddressSpace(Reader):
+    """The read face of one address space.
+
+    Parameters
+    ----------
+    vm : Memslots
+    as_id : int
+
+    Raises
+    ------
+    InvalidRegionError
+        There is no such address space.
+    """
+
+    def __cinit__(self, vm, as_id):
+        tie(self, vm, as_id)
+
+    def __repr__(self):
+        return f"<AddressSpace {self.as_id}: {len(self)} slots, generation {self.generation}>"
+
+
+@cython.final
+@cython.no_gc_clear
+cdef class Vcpu(Reader):
+    """The read face of one address space, with a last-used slot of its own.
+
+    Its cache holds for one generation of the slots; its misses search the tree and do not touch the
+    address space's own last-used slot. For one thread at a time; any number of Vcpus may be used at
+    once, and their look-ups write to no cache line in common but that of the Slot they give, which
+    counts who has it. (Should two threads use one after all, their answers are right; not all of
+    their look-ups have the cache, or are counted.)
+
+    Parameters
+    ----------
+    vm : Memslots
+    as_id : int
+
+    Raises
+    ------
+    InvalidRegionError
+        There is no such address space.
+    """
+
+    def __cinit__(self, vm, as_id=0):
+        tie(self, vm, as_id)
+        # On lines of its own, away from the object: its counts are written with every look-up.
+        self.own = <vcpu_cache *>alloc_lines(sizeof(vcpu_cache))
+        if self.own is not NULL:
+            self.own.reader = srcu_reader_get(&self.m.readers)
+        if self.own is NULL or self.own.reader is NULL:
+            raise MemoryError("no memory for a Vcpu")
+
+    def __dealloc__(self):
+        if self.own is not NULL:
+            srcu_reader_put(self.own.reader)
+            alloc_free(self.own)
+
+    @property
+    def stats(self):
+        """How many look-ups the last-used slot answered, and how many had to search (VcpuStats).
+
+        A look-up that finds no slot had to search. In a batch that has an index, the last-used slot
+        is one of the few used last, and holes count as slots do; pages that are found in groups,
+        because few are near the ones before, had to search.
+        """
+        return VcpuStats(atomic_load_relaxed(&self.own.hits), atomic_load_relaxed(&self.own.misses))
+
+    def __repr__(self):
+        return (
+            f"<Vcpu of address space {self.as_id}:"
+            f" {self.stats.hits} hits, {self.stats.misses} misses>"
+        )

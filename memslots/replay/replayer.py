@@ -1,0 +1,419 @@
+"""Replaying a trace: every call is made on a Memslots, and its result compared with the kernel's.
+
+The rules that a Memslots knows give EINVAL and EEXIST. A call that the kernel refused for a reason
+outside of them (ENOMEM, EINTR, a foreign process's EIO, ...; see OUTSIDE) is counted, not made.
+
+Where the two disagree, the map goes on as the kernel said it is. A call that only the kernel
+refused is undone. A call that only we refused is made after dropping the slots that cannot be there
+if it succeeded: those it overlaps, or the one of its id; where even that does not help, it is left
+out.
+
+On request every call is made on this machine's kernel as well (live.py), and all three answers are
+compared. The map goes by the recorded one all the same; this kernel's VM is then made what the map
+is, so that the answers to what comes later can be compared too.
+"""
+
+from __future__ import annotations
+
+import errno as errno_module
+from collections import Counter
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import combinations
+
+from memslots import PAGE_SHIFT, Change, MemslotError, Memslots, Slot
+from memslots.replay.live import Live, LiveVM, number_of, slot_name
+from memslots.traces import Counts, Event, RegionCall, Trace, TraceError
+from memslots.traces.events import GUEST_MEMFD_FLAG, Capability
+from memslots.traces.gaps import Gap, Gaps
+from memslots.traces.processes import Machines, births_first
+
+#: Errors that have nothing to do with the map: resources, signals, fds, permissions.
+OUTSIDE = frozenset(
+    (
+        errno_module.ENOMEM,
+        errno_module.EINTR,
+        errno_module.EAGAIN,
+        errno_module.EIO,
+        errno_module.EBADF,
+        errno_module.ENOTTY,
+        errno_module.EFAULT,
+        errno_module.EPERM,
+        errno_module.EACCES,
+        errno_module.ENODEV,
+        errno_module.ENOSPC,
+    )
+)
+#: Ends of user space, smallest first: x86 and arm64 with 4 and 5 levels of page tables.
+_MAX_HVA = ((1 << 47) - 4096, 1 << 48, 1 << 52, (1 << 56) - 4096, (1 << 64) - 4096)
+_DEFAULT_MAX_SLOTS = 32764
+_MOST_SPACES = 16
+
+
+def errno_name(number: int) -> str:
+    """`EINVAL` for 22; `success` for 0."""
+    return errno_module.errorcode.get(number, f"errno {number}") if number else "success"
+
+
+@dataclass(frozen=True, slots=True)
+class Disagreement:
+    """A call to which the kernel and the rules, or this machine's kernel, gave different answers.
+
+    `recorded` and `ours` are errnos (0: success). `why` explains ours, `followed` tells what was
+    done to keep the map as the recorded kernel has it. `live` is the errno of this machine's kernel
+    (None: it was not asked), `live_why` explains it, and `live_followed` tells what was done to
+    keep its VM as the map.
+    """
+
+    call: RegionCall
+    recorded: int
+    ours: int
+    why: str
+    followed: str
+    live: int | None = None
+    live_why: str = ""
+    live_followed: str = ""
+
+    @property
+    def pairs(self) -> list[str]:
+        """Which answers differ: `recorded and memslots`, `recorded and this kernel`, ..."""
+        answers = {"recorded": self.recorded, "memslots": self.ours}
+        if self.live is not None:
+            answers["this kernel"] = self.live
+        return [f"{a} and {b}" for a, b in combinations(answers, 2) if answers[a] != answers[b]]
+
+
+# Without slots: pickle's protocols 0 and 1 refuse a class that has them and is not frozen.
+@dataclass
+class VmReport:
+    """One VM of a trace, after its last call; `live` is None where this kernel was not asked."""
+
+    process: int | None
+    fd: int | None
+    born_line: int | None
+    memslots: Memslots
+    calls: int = 0
+    operations: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
+    outside: int = 0
+    guest_memfds: int = 0
+    most_slots: int = 0
+    disagreements: list[Disagreement] = field(default_factory=list)
+    gap_finders: list[Gaps] = field(default_factory=list)
+    live: Live | None = None
+
+    @property
+    def agree(self) -> bool:
+        """Whether all answers agree, and this kernel's VM ended with the map's slots."""
+        return not self.disagreements and (self.live is None or self.live.same)
+
+    @property
+    def pairs(self) -> Counter[str]:
+        """In how many disagreements each pair of answers differs."""
+        return Counter(pair for each in self.disagreements for pair in each.pairs)
+
+    @property
+    def name(self) -> str:
+        """`process 8379, fd 8`, as far as the trace tells; else `the VM`."""
+        parts = []
+        if self.process is not None:
+            parts.append(f"process {self.process}")
+        if self.fd is not None:
+            parts.append(f"fd {self.fd}")
+        return ", ".join(parts) or "the VM"
+
+    @property
+    def gaps(self) -> list[Gap]:
+        """All gaps, in the order in which they were closed."""
+        found = [gap for finder in self.gap_finders for gap in finder.closed]
+        return sorted(found, key=lambda gap: (gap.closed_line, gap.as_id, gap.base_gfn))
+
+    @property
+    def final_map(self) -> list[Slot]:
+        """The slots at the end, by address space, in gfn order."""
+        spaces = range(self.memslots.address_spaces)
+        return [slot for as_id in spaces for slot in self.memslots.address_space(as_id)]
+
+
+@dataclass
+class Report:
+    """What replaying one trace gave."""
+
+    name: str
+    format: str
+    counts: Counts
+    notes: list[str]
+    vms: list[VmReport]
+
+    @property
+    def agree(self) -> bool:
+        """Whether every replayed call gave the recorded result, on this kernel too if asked."""
+        return all(vm.agree for vm in self.vms)
+
+
+def replay(
+    trace: Trace,
+    watch: Callable[[int, int], None] | None = None,
+    live: Callable[[], LiveVM] | None = None,
+) -> Report:
+    """Replay an opened trace to its end.
+
+    Takes O(log n) for each call on a map of n slots, and memory in proportion to the calls (not to
+    the lines) of the trace.
+
+    Parameters
+    ----------
+    trace : Trace
+    watch : callable, optional
+        `watch(done, all)` is called now and then.
+    live : callable, optional
+        Makes a VM of this machine's kernel, such as `memslots.kvm.KvmVM`. It is called for each VM
+        of the trace, at its first memslot call; every VM is closed in the end, however that comes.
+
+    Raises
+    ------
+    TraceError
+        The trace cannot be used, or `live` raised an OSError.
+    """
+    events = births_first(trace)
+    if not trace.counts.calls:
+        lost = trace.counts.first_lost[0]
+        reason = f"none of its {trace.counts.lost_total} memslot calls can be read; {lost.reason}"
+        raise TraceError(trace.name, reason, lost.line)
+    with ExitStack() as open_vms:
+        replayer = Replayer(events, _opener(trace.name, live, open_vms))
+        for done, event in enumerate(events):
+            if watch is not None and not done % 4096:
+                watch(done, len(events))
+            replayer.feed(event)
+        vms = [vm for vm in replayer.vms if vm.calls]
+        for vm in vms:
+            if vm.live is not None:
+                vm.live.finish(vm.final_map)
+    return Report(trace.name, trace.format, trace.counts, trace.notes + replayer.notes, vms)
+
+
+#: Makes a VM of this machine's kernel for a map; the line is that of the first call.
+_Opener = Callable[[Memslots, int], Live]
+
+
+def _opener(name: str, make: Callable[[], LiveVM] | None, open_vms: ExitStack) -> _Opener | None:
+    if make is None:
+        return None
+
+    def opened(memslots: Memslots, line: int) -> Live:
+        try:
+            vm = make()
+            open_vms.callback(vm.close)
+            return Live(vm, memslots)
+        except OSError as error:
+            reason = f"no VM of this machine's kernel for it: {error.strerror or error}"
+            raise TraceError(name, reason, line) from error
+
+    return opened
+
+
+class Replayer:
+    """Feeds events to one Memslots per VM.
+
+    `events` are looked through beforehand for what a VM must know from its first call on: the
+    number of address spaces and of slots, and where user space ends. `opener` makes a VM of this
+    machine's kernel for each.
+    """
+
+    def __init__(self, events: Iterable[Event] = (), opener: _Opener | None = None) -> None:
+        self.vms: list[VmReport] = []
+        self._opener = opener
+        self._machines = Machines(self._make, self._fits)
+        self._max_slots = _DEFAULT_MAX_SLOTS
+        self._spaces = 1
+        self._max_hva = _MAX_HVA[0]
+        self._look_through(events)
+
+    @property
+    def notes(self) -> list[str]:
+        """What was inferred or left aside."""
+        notes = list(self._machines.notes)
+        if memfds := sum(vm.guest_memfds for vm in self.vms):
+            plural = "call names" if memfds == 1 else "calls name"
+            notes.append(
+                f"{memfds} {plural} a guest_memfd; memslots has no such thing and replays them "
+                "without their KVM_MEM_GUEST_MEMFD flag"
+                + (", on this kernel too" if self._opener is not None else "")
+            )
+        return notes
+
+    def feed(self, event: Event) -> None:
+        """The next event of the trace."""
+        if isinstance(event, RegionCall):
+            vm = self._machines.of(event)
+            vm.calls += 1
+            if self._opener is not None and vm.live is None:
+                vm.live = self._opener(vm.memslots, event.line)
+            _Step(vm, event).run()
+        elif not isinstance(event, Capability):
+            self._machines.see(event)
+
+    def _look_through(self, events: Iterable[Event]) -> None:
+        spaces_told = 0
+        for event in events:
+            if isinstance(event, Capability):
+                if event.name == "KVM_CAP_MULTI_ADDRESS_SPACE":
+                    spaces_told = max(spaces_told, event.value, 1)
+                elif 0 < event.value <= 1 << 16:
+                    self._max_slots = event.value
+            elif isinstance(event, RegionCall) and not event.errno:
+                self._spaces = max(self._spaces, event.as_id + 1)
+                end = event.userspace_addr + event.memory_size
+                while end > self._max_hva and self._max_hva != _MAX_HVA[-1]:
+                    self._max_hva = _MAX_HVA[_MAX_HVA.index(self._max_hva) + 1]
+        self._spaces = min(spaces_told or self._spaces, _MOST_SPACES)
+
+    def _make(self, process: int | None, fd: int | None, line: int | None) -> VmReport:
+        memslots = Memslots(self._max_slots, address_spaces=self._spaces, max_hva=self._max_hva)
+        vm = VmReport(process, fd, line, memslots)
+        vm.gap_finders = [Gaps(as_id) for as_id in range(self._spaces)]
+        self.vms.append(vm)
+        return vm
+
+    @staticmethod
+    def _fits(vm: VmReport, call: RegionCall) -> bool:
+        """Whether `vm` would give `call` the recorded result, for the same host memory."""
+        old = _current(vm, call)
+        if old is not None and call.userspace_addr not in (0, old.userspace_addr):
+            return False
+        trial = _Step(vm, call)
+        answer, _ = trial.attempt()
+        if not answer:
+            trial.undo()
+        return answer == call.errno
+
+
+def _current(vm: VmReport, call: RegionCall) -> Slot | None:
+    if call.as_id >= vm.memslots.address_spaces:
+        return None
+    return vm.memslots.address_space(call.as_id).get(call.id)
+
+
+class _Step:
+    """One call on one VM."""
+
+    def __init__(self, vm: VmReport, call: RegionCall) -> None:
+        self.vm = vm
+        self.call = call
+        self.old = _current(vm, call)
+        self.change = Change.NONE
+        self.dropped: list[Slot] = []  # to follow the kernel
+        self.guest_memfd = call.guest_memfd is not None and bool(call.flags & GUEST_MEMFD_FLAG)
+        self.flags = call.flags & ~GUEST_MEMFD_FLAG if self.guest_memfd else call.flags
+
+    def run(self) -> None:
+        """Make the call, compare, and keep the books."""
+        vm, call = self.vm, self.call
+        vm.guest_memfds += self.guest_memfd
+        if call.errno:
+            vm.refused[errno_name(call.errno)] += 1
+        if call.errno in OUTSIDE:
+            vm.outside += 1
+            return
+        answer, why = self.attempt()
+        live, live_why = None, ""
+        if vm.live is not None:
+            live, live_why = vm.live.ask(call, self.flags, answer)
+        if answer == call.errno:
+            followed = "as recorded"
+            if not answer:
+                self._count()
+            if live is None or live == answer:
+                return
+        elif answer == 0:
+            followed = f"the {self.change.name} was undone"
+            self.undo()
+        elif call.errno == 0:
+            followed = self._follow()
+        else:
+            followed = "both refuse it: nothing changed"
+        if not answer:
+            why = f"no rule refuses it: {self.change.name} of {slot_name(call.slot)}"
+        live_followed = ""
+        if vm.live is not None:
+            numbers = (number_of(slot) for slot in self.dropped)
+            live_followed = vm.live.follow((call.slot, *numbers), call.line)
+        vm.disagreements.append(
+            Disagreement(call, call.errno, answer, why, followed, live, live_why, live_followed)
+        )
+
+    def attempt(self) -> tuple[int, str]:
+        """Make the call on the Memslots: its errno and message."""
+        call = self.call
+        try:
+            self.change = self.vm.memslots.set_region(
+                call.slot, self.flags, call.guest_phys_addr, call.memory_size, call.userspace_addr
+            )
+        except MemslotError as error:
+            return error.errno or errno_module.EINVAL, error.strerror or str(error)
+        return 0, ""
+
+    def undo(self) -> None:
+        """Bring back the slot as it was before a call that succeeded here."""
+        memslots, slot, old = self.vm.memslots, self.call.slot, self.old
+        if self.change is Change.CREATE:
+            memslots.set_region(slot, 0, 0, 0, 0)
+        elif self.change is not Change.NONE and old is not None:
+            memslots.set_region(
+                slot, int(old.flags), old.guest_phys_addr, old.memory_size, old.userspace_addr
+            )
+
+    def _follow(self) -> str:
+        """Do what the kernel did although the rules refuse it; tells what was done."""
+        call = self.call
+        if not call.memory_size:
+            return "there was nothing to delete"
+        if call.as_id >= self.vm.memslots.address_spaces:
+            return "the call was left out"
+        space = self.vm.memslots.address_space(call.as_id)
+        base = call.guest_phys_addr >> PAGE_SHIFT
+        end = base + (call.memory_size >> PAGE_SHIFT)
+        if base < end < 1 << 52:
+            self.dropped = [slot for slot in space.in_gfn_range(base, end) if slot.id != call.id]
+        if self.old is not None:
+            self.dropped.append(self.old)
+        for slot in self.dropped:
+            self.vm.memslots.set_region(number_of(slot), 0, 0, 0, 0)
+        old, self.old = self.old, None
+        answer, _ = self.attempt()
+        if answer:  # it was something else: put them back
+            for slot in self.dropped:
+                self.vm.memslots.set_region(
+                    number_of(slot), int(slot.flags),
+                    slot.guest_phys_addr, slot.memory_size, slot.userspace_addr,
+                )  # fmt: skip
+            self.old = old
+            return "the call was left out"
+        self._count()
+        names = ", ".join(f"slot {slot.id}" for slot in self.dropped)
+        return f"{names} dropped, then {self.change.name}" if names else f"{self.change.name}"
+
+    def _count(self) -> None:
+        """The map changed as the kernel's did: count the change, and tell the gaps.
+
+        A gfn that is in a slot before and after has had no gap, whichever slots those are.
+        """
+        vm, call = self.vm, self.call
+        vm.operations[self.change.name] += 1
+        if self.change is Change.NONE or self.change is Change.FLAGS_ONLY:
+            return
+        new = _current(vm, call)
+        start, end = (new.base_gfn, new.end_gfn) if new is not None else (0, 0)
+        gaps = vm.gap_finders[call.as_id]
+        for gone in (*self.dropped, self.old):
+            if gone is not None:
+                below, above = min(gone.end_gfn, start), max(gone.base_gfn, end)
+                gaps.removed(gone.base_gfn, below, call.line, call.time_ns)
+                gaps.removed(above, gone.end_gfn, call.line, call.time_ns)
+        if new is not None:
+            gaps.added(start, end, call.line, call.time_ns)
+        spaces = range(vm.memslots.address_spaces)
+        in_use = sum(len(vm.memslots.address_space(as_id)) for as_id in spaces)
+        vm.most_slots = max(vm.most_slots, in_use)

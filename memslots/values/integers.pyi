@@ -1,0 +1,20 @@
+from typing import SupportsIndex
+
+PAGE_SHIFT: int
+"""log2 of the page size."""
+PAGE_SIZE: int
+"""The page size in bytes."""
+BAD_HVA: int
+"""The answer of ``translate`` for an address that no slot holds."""
+
+def field(value: SupportsIndex, name: str, bits: int) -> int:
+    """`value` as an integer of `bits` bits, at most 64.
+
+    TypeError for what is no integer, OverflowError for one that does not fit; both say `name`.
+    """
+
+def slot_number(id: SupportsIndex, as_id: SupportsIndex) -> int:
+    """Returns the `slot` of the KVM calls: `as_id` in bits 16 to 31, `id` below.
+
+    OverflowError unless both are below 2**16.
+    """

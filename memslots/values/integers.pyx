@@ -1,0 +1,40 @@
+"""Integers at the border to Python: fields of a given width, the page size, KVM's slot numbers."""
+
+from cpython.number cimport PyNumber_Index
+from libc.stdint cimport uint64_t
+
+from memslots.core cimport slot as core_slot, units
+
+# The constants of the core for Python code. integers.pyi says what each one is.
+PAGE_SHIFT = units.PAGE_SHIFT
+PAGE_SIZE = units.PAGE_SIZE
+BAD_HVA = units.BAD_HVA
+
+
+cdef uint64_t field_of(object value, str name, int bits) except? ERROR64:
+    cdef object number
+    try:
+        number = PyNumber_Index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, not {type(value).__name__!r}") from None
+    if number < 0:
+        raise OverflowError(f"{name} must not be negative: {number:#x}")
+    if number.bit_length() > bits:
+        raise OverflowError(f"{name} does not fit its {bits} bits: {number:#x}")
+    return number
+
+
+def field(value, name, bits):
+    """`value` as an integer of `bits` bits, at most 64: for the parts of the package in Python.
+
+    TypeError for what is no integer, OverflowError for one that does not fit; both say `name`.
+    """
+    return field_of(value, name, bits)
+
+
+def slot_number(id, as_id):
+    """Returns the `slot` of the KVM calls: `as_id` in bits 16 to 31, `id` below.
+
+    OverflowError unless both are below 2**16.
+    """
+    return core_slot.slot_number(field_of(id, "slot", 16), field_of(as_id, "as_id", 16))

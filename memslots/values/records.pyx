@@ -1,0 +1,256 @@
+"""What Python code is given: Flags, Change, Slot, VcpuStats and DirtyRun."""
+
+import enum
+from collections import namedtuple
+
+cimport cython
+from cpython.object cimport PyTypeObject
+from libc.stdint cimport uint32_t, uint64_t
+
+from memslots.core.slot cimport SLOT_CALLER_FLAGS, SLOT_INVALID, slot_region
+from memslots.core.units cimport PAGE_SHIFT, gfn_range_fits, gfn_t, hva_t
+from memslots.values.integers cimport u32, u64
+
+import errno
+
+from memslots.errors import InvalidRegionError, NotMappedError
+
+
+# Pickles name each class by this module. It stays when the classes' own module is moved.
+cdef str PUBLIC = "memslots"
+
+
+class Flags(enum.IntFlag):
+    """A slot's flags, with KVM's numbers."""
+
+    __module__ = PUBLIC
+
+    LOG_DIRTY_PAGES = 1 << 0
+    """The slot has a dirty log."""
+    READONLY = 1 << 1
+    """The guest may read the slot's pages, not write them."""
+    INVALID = 1 << 16
+    """The slot is about to be deleted or moved. Seen by listeners, never given by a caller."""
+
+
+class Change(enum.Enum):
+    """What a call changed."""
+
+    __module__ = PUBLIC
+
+    CREATE = "create"
+    DELETE = "delete"
+    MOVE = "move"
+    FLAGS_ONLY = "flags_only"
+    NONE = "none"
+
+
+VcpuStats = namedtuple("VcpuStats", ["hits", "misses"], module=PUBLIC)
+VcpuStats.__doc__ = """How many look-ups a Vcpu's last-used slot answered, and how many went to
+the tree."""
+
+DirtyRun = namedtuple("DirtyRun", ["as_id", "start_gfn", "end_gfn"], module=PUBLIC)
+DirtyRun.__doc__ = """Guest pages [start_gfn, end_gfn) of an address space that were written."""
+
+# Making an IntFlag takes a microsecond; there are few.
+cdef dict FLAGS = {
+    bits: Flags(bits)
+    for known in range(SLOT_CALLER_FLAGS + 1)
+    for bits in (known, known | SLOT_INVALID)
+}
+
+
+cdef str size_text(uint64_t size):
+    """A number of bytes in the largest unit that divides it."""
+    cdef str unit = "KiB"
+    size >>= 10
+    for larger in ("MiB", "GiB", "TiB"):
+        if size == 0 or size & 1023:
+            break
+        size >>= 10
+        unit = larger
+    return f"{size} {unit}"
+
+
+@cython.final
+@cython.freelist(64)
+cdef class Slot:
+    """A run of guest pages and where the host keeps them.
+
+    Immutable, and valid for ever, whatever becomes of the slot.
+
+    Compares and hashes by value. ``gfn in slot`` asks whether it holds a page.
+
+    Parameters
+    ----------
+    id, as_id : int
+        The slot's number and its address space (32 bits each).
+    base_gfn : int
+        The first guest page.
+    npages : int
+        How many pages, at least 1.
+    userspace_addr : int
+        The host address of the first byte.
+    flags : int or Flags
+
+    Raises
+    ------
+    TypeError, OverflowError
+        For what is no integer, or does not fit its field.
+    InvalidRegionError
+        For no pages, pages beyond the last gfn that has an address, or unknown flags.
+    """
+
+    cdef readonly uint32_t id
+    cdef readonly uint32_t as_id
+    cdef readonly gfn_t base_gfn
+    cdef readonly uint64_t npages
+    cdef readonly hva_t userspace_addr
+    cdef uint32_t bits
+
+    def __init__(self, id, as_id, base_gfn, npages, userspace_addr, flags=0):
+        if self.npages != 0:
+            raise TypeError("a Slot is immutable")
+        cdef uint32_t bits = u32(flags, "flags")
+        cdef gfn_t base = u64(base_gfn, "base_gfn")
+        cdef uint64_t pages = u64(npages, "npages")
+        cdef hva_t hva = u64(userspace_addr, "userspace_addr")
+        if bits & ~<uint32_t>(SLOT_CALLER_FLAGS | SLOT_INVALID):
+            raise InvalidRegionError(errno.EINVAL, f"unknown flags {bits:#x}")
+        if pages == 0 or not gfn_range_fits(base, pages):
+            raise InvalidRegionError(
+                errno.EINVAL, f"{pages} pages from gfn {base:#x}: not a run of guest pages"
+            )
+        if hva + (pages << PAGE_SHIFT) - 1 < hva:
+            raise InvalidRegionError(
+                errno.EINVAL, f"{pages} pages from host address {hva:#x}: beyond the last address"
+            )
+        self.id = u32(id, "id")
+        self.as_id = u32(as_id, "as_id")
+        self.base_gfn = base
+        self.userspace_addr = hva
+        self.bits = bits
+        self.npages = pages
+
+    @property
+    def flags(self):
+        """The slot's Flags."""
+        return FLAGS[self.bits]
+
+    @property
+    def guest_phys_addr(self):
+        """The guest address of the first byte."""
+        return self.base_gfn << PAGE_SHIFT
+
+    @property
+    def memory_size(self):
+        """The size in bytes."""
+        return self.npages << PAGE_SHIFT
+
+    @property
+    def end_gfn(self):
+        """The gfn after the last."""
+        return self.base_gfn + self.npages
+
+    def gfn_to_hva(self, gfn):
+        """The host address of a page.
+
+        Parameters
+        ----------
+        gfn : int
+
+        Returns
+        -------
+        int
+            The host address of the page's first byte.
+
+        Raises
+        ------
+        NotMappedError
+            The slot does not hold the page.
+        """
+        cdef gfn_t page = u64(gfn, "gfn")
+        if page - self.base_gfn >= self.npages:
+            raise NotMappedError(errno.EFAULT, f"gfn {page:#x} is not in {self}")
+        return self.userspace_addr + ((page - self.base_gfn) << PAGE_SHIFT)
+
+    def __contains__(self, gfn):
+        return u64(gfn, "gfn") - self.base_gfn < self.npages
+
+    def __eq__(self, other):
+        if not isinstance(other, Slot):
+            return NotImplemented
+        cdef Slot that = <Slot>other
+        return (
+            self.base_gfn == that.base_gfn
+            and self.npages == that.npages
+            and self.userspace_addr == that.userspace_addr
+            and self.id == that.id
+            and self.as_id == that.as_id
+            and self.bits == that.bits
+        )
+
+    def __hash__(self):
+        return hash(
+            (self.id, self.as_id, self.base_gfn, self.npages, self.userspace_addr, self.bits)
+        )
+
+    def __repr__(self):
+        return (
+            f"Slot(id={self.id}, as_id={self.as_id}, base_gfn={self.base_gfn:#x},"
+            f" npages={self.npages:#x}, userspace_addr={self.userspace_addr:#x},"
+            f" flags={self.flags!r})"
+        )
+
+    def __str__(self):
+        names = "".join(f" {flag.name}" for flag in self.flags)
+        return (
+            f"slot {self.id} (gfn [{self.base_gfn:#x}, {self.base_gfn + self.npages:#x}),"
+            f" {size_text(self.npages << PAGE_SHIFT)}, hva {self.userspace_addr:#x}{names})"
+        )
+
+    def __reduce__(self):
+        return Slot, (
+            self.id,
+            self.as_id,
+            self.base_gfn,
+            self.npages,
+            self.userspace_addr,
+            self.bits,
+        )
+
+    def __copy__(self):
+        return self
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+# Cython does not let a cdef class choose its __module__, which Python reads from this name.
+(<PyTypeObject *>Slot).tp_name = "memslots.Slot"
+
+
+cdef object region_record(const region *r):
+    cdef Slot record = Slot.__new__(Slot)
+    record.id = r.id
+    record.as_id = r.as_id
+    record.base_gfn = r.base_gfn
+    record.npages = r.npages
+    record.userspace_addr = r.userspace_addr
+    record.bits = r.flags
+    return record
+
+
+cdef object slot_record(const slot *s):
+    cdef region r = slot_region(s)
+    return region_record(&r)
+
+
+cdef void record_region(object record, region *r) noexcept:
+    cdef Slot s = <Slot>record
+    r.id = s.id
+    r.as_id = s.as_id
+    r.flags = s.bits
+    r.base_gfn = s.base_gfn
+    r.npages = s.npages
+    r.userspace_addr = s.userspace_addr

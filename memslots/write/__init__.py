@@ -1,0 +1,1 @@
+"""The write side: the lock, listeners, operations, the writer, transactions, pickling."""

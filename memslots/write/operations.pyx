@@ -1,0 +1,136 @@
+"""The five changes a caller can ask for, on whatever carries them out."""
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from memslots.core.region cimport (
+    ALLOWED,
+    NO_PAGES,
+    NO_SUCH_SLOT,
+    SIZE_NOT_ALIGNED,
+    refusal,
+    region_from_bytes,
+)
+from memslots.core.units cimport gfn_t, hva_t
+from memslots.values.integers cimport u32, u64
+from memslots.values.rules cimport check_id, check_region, refusal_error
+
+from memslots.values.records import Change
+
+# By change_kind.
+cdef tuple CHANGES = (Change.NONE, Change.CREATE, Change.DELETE, Change.MOVE, Change.FLAGS_ONLY)
+
+
+cdef object change_record(change_kind kind):
+    return CHANGES[<int>kind]
+
+
+cdef class Target:
+    cdef int enter(self, str what) except -1:
+        raise TypeError("not to be made")
+
+    cdef void leave(self) noexcept:
+        pass
+
+    cdef object find(self, region *r):
+        raise TypeError("not to be made")
+
+    cdef change_kind make(self, const region *r, demand wants) except? CHANGE_NONE:
+        raise TypeError("not to be made")
+
+
+cdef object region_of(Target to, region *r, uint32_t id, uint32_t as_id):
+    """The Slot of an id, and the region that it is, for a change of it."""
+    check_id(to.lim, id, as_id)
+    r.id = id
+    r.as_id = as_id
+    record = to.find(r)
+    if record is None:
+        raise refusal_error(NO_SUCH_SLOT, to.lim, r, NULL, "")
+    return record
+
+
+cdef object operation_set_region(
+    Target to, object slot, object flags, object gpa, object size, object hva
+):
+    cdef region r
+    cdef uint32_t slot_arg = u32(slot, "slot")
+    cdef uint32_t bits = u32(flags, "flags")
+    cdef uint64_t address = u64(gpa, "guest_phys_addr")
+    cdef uint64_t length = u64(size, "memory_size")
+    cdef hva_t host = u64(hva, "userspace_addr")
+    cdef refusal why
+    to.enter("a change")
+    try:
+        why = region_from_bytes(to.lim, slot_arg, bits, address, length, host, &r)
+        if why != ALLOWED:
+            given = f"{length if why == SIZE_NOT_ALIGNED else address:#x}"
+            raise refusal_error(why, to.lim, &r, NULL, given)
+        return change_record(to.make(&r, ANY))
+    finally:
+        to.leave()
+
+
+cdef object operation_create(
+    Target to, object slot, object base_gfn, object npages, object hva, object flags, object as_id
+):
+    cdef region r
+    r.id = u32(slot, "slot")
+    r.base_gfn = u64(base_gfn, "base_gfn")
+    r.npages = u64(npages, "npages")
+    r.userspace_addr = u64(hva, "userspace_addr")
+    r.flags = u32(flags, "flags")
+    r.as_id = u32(as_id, "as_id")
+    to.enter("a change")
+    try:
+        check_region(to.lim, &r)
+        if r.npages == 0:
+            raise refusal_error(NO_PAGES, to.lim, &r, NULL, "")
+        to.make(&r, NO_SLOT)
+        return to.find(&r)
+    finally:
+        to.leave()
+
+
+cdef object remake(
+    Target to, object slot, object as_id, const gfn_t *base_gfn, const uint32_t *flags
+):
+    """Changes a slot to what it is but for one field: the one that is not NULL."""
+    cdef region r
+    cdef uint32_t id = u32(slot, "slot")
+    cdef uint32_t space_id = u32(as_id, "as_id")
+    to.enter("a change")
+    try:
+        region_of(to, &r, id, space_id)
+        if base_gfn is not NULL:
+            r.base_gfn = base_gfn[0]
+        if flags is not NULL:
+            r.flags = flags[0]
+        check_region(to.lim, &r)
+        to.make(&r, ANY)
+        return to.find(&r)
+    finally:
+        to.leave()
+
+
+cdef object operation_move(Target to, object slot, object base_gfn, object as_id):
+    cdef gfn_t base = u64(base_gfn, "base_gfn")
+    return remake(to, slot, as_id, &base, NULL)
+
+
+cdef object operation_set_flags(Target to, object slot, object flags, object as_id):
+    cdef uint32_t bits = u32(flags, "flags")
+    return remake(to, slot, as_id, NULL, &bits)
+
+
+cdef object operation_delete(Target to, object slot, object as_id):
+    cdef region r
+    cdef uint32_t id = u32(slot, "slot")
+    cdef uint32_t space_id = u32(as_id, "as_id")
+    to.enter("a change")
+    try:
+        was = region_of(to, &r, id, space_id)
+        r.npages = 0
+        to.make(&r, ANY)
+        return was
+    finally:
+        to.leave()

@@ -1,0 +1,62 @@
+from types import TracebackType
+from typing import NoReturn, Self, SupportsIndex, TypeVar, final, overload
+
+from memslots.values.records import Change, Slot
+
+_Default = TypeVar("_Default")
+
+@final
+class Transaction:
+    """Any number of changes that readers see all at once, or not at all.
+
+    Made by Memslots.transaction, used in a with statement, once, in one thread. The rules hold step
+    by step, but for overlaps: there must be none at the end. O(k log n) for k changes of n slots.
+    """
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> bool: ...
+    def __reduce__(self) -> NoReturn: ...
+    def set_region(
+        self,
+        slot: SupportsIndex,
+        flags: SupportsIndex,
+        guest_phys_addr: SupportsIndex,
+        memory_size: SupportsIndex,
+        userspace_addr: SupportsIndex,
+    ) -> Change:
+        """As Memslots.set_region, in this transaction."""
+    def create(
+        self,
+        slot: SupportsIndex,
+        base_gfn: SupportsIndex,
+        npages: SupportsIndex,
+        userspace_addr: SupportsIndex,
+        flags: SupportsIndex = 0,
+        as_id: SupportsIndex = 0,
+    ) -> Slot:
+        """As Memslots.create, in this transaction."""
+    def move(self, slot: SupportsIndex, base_gfn: SupportsIndex, as_id: SupportsIndex = 0) -> Slot:
+        """As Memslots.move, in this transaction."""
+    def set_flags(
+        self, slot: SupportsIndex, flags: SupportsIndex, as_id: SupportsIndex = 0
+    ) -> Slot:
+        """As Memslots.set_flags, in this transaction."""
+    def delete(self, slot: SupportsIndex, as_id: SupportsIndex = 0) -> Slot:
+        """As Memslots.delete, in this transaction."""
+    def lookup(self, gfn: SupportsIndex, as_id: SupportsIndex = 0) -> Slot | None:
+        """The slot that will hold a guest page if the transaction ends now. O(k + log n)."""
+    @overload
+    def get(
+        self, id: SupportsIndex, default: None = None, as_id: SupportsIndex = 0
+    ) -> Slot | None: ...
+    @overload
+    def get(
+        self, id: SupportsIndex, default: _Default, as_id: SupportsIndex = 0
+    ) -> Slot | _Default:
+        """The slot that will have an id if the transaction ends now, or `default`. O(1)."""

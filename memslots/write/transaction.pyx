@@ -1,0 +1,494 @@
+"""Several changes in one step: staged in the inactive set, seen by readers with one swap."""
+
+cimport cython
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from memslots.core.alloc cimport alloc_free, alloc_zeroed
+from memslots.core.idtable cimport (
+    idtable,
+    idtable_drop_spare,
+    idtable_fits,
+    idtable_get_spare,
+    idtable_spare,
+)
+from memslots.core.machine cimport MAX_SPACES, machine
+from memslots.core.region cimport (
+    ALLOWED,
+    BEYOND_MAX_GFN,
+    CHANGE_CREATE,
+    CHANGE_MOVE,
+    CHANGE_NONE,
+    ID_IN_USE,
+    NO_MEMORY,
+    OVERLAPS,
+    TOO_MANY_PAGES,
+    change_kind,
+    plan,
+    refusal,
+    region,
+    region_beyond_max_gfn,
+    region_classify,
+)
+from memslots.core.slot cimport slot_has_gfn, slot_region
+from memslots.core.slot cimport slot as slot_t
+from memslots.core.slotset cimport (
+    slotset,
+    slotset_by_id,
+    slotset_clash,
+    slotset_floor,
+    slotset_step,
+)
+from memslots.core.space cimport (
+    space,
+    space_active,
+    space_inactive,
+    space_swap_begin,
+    space_swap_end,
+)
+from memslots.core.units cimport gfn_t
+from memslots.core.update cimport (
+    change,
+    update_carry,
+    update_discard,
+    update_displaces,
+    update_init,
+    update_stage,
+    update_stage_get,
+    update_unstage,
+)
+from memslots.values.integers cimport u32, u64
+from memslots.values.rules cimport check_as_id, refusal_error
+from memslots.write.listeners cimport ask_prepare, tell_commit, tell_invalidate
+from memslots.write.operations cimport (
+    NO_SLOT,
+    Target,
+    change_record,
+    demand,
+    operation_create,
+    operation_delete,
+    operation_move,
+    operation_set_flags,
+    operation_set_region,
+)
+from memslots.write.writer cimport Writer, finish, keep_record, release_record
+
+from memslots.errors import busy
+from memslots.mirror.plan import plan as plan_calls
+
+cdef enum progress:
+    NEW  # made, not begun
+    OPEN  # in the body of the with statement
+    ENDING  # asking and telling listeners
+    ENDED
+
+cdef enum:
+    # Changes that there is room for in the transaction itself, and that are found one after the
+    # other. More of them get memory of their own, doubled as they need it, and a dict.
+    FEW = 4
+
+
+cdef inline uint64_t key_of(uint32_t as_id, uint32_t id) noexcept nogil:
+    return <uint64_t>as_id << 32 | id
+
+
+cdef inline bint stays(const change *c) noexcept nogil:
+    """Whether the slot has the pages that readers find it with."""
+    return (
+        c.old is not NULL
+        and c.old.base_gfn == c.new.base_gfn
+        and c.old.npages == c.new.npages
+    )
+
+
+# no_gc_clear: an open transaction must find its writer to give the lock back.
+@cython.final
+@cython.no_gc_clear
+cdef class Transaction(Target):
+    """Any number of changes that readers see all at once, or not at all.
+
+    Made by Memslots.transaction.
+
+    Within ``with vm.transaction() as tx:`` the methods of `tx` make changes as those of Memslots of
+    the same names do, each on what the ones before it left. The rules hold step by step, but for
+    rule 6: slots may overlap meanwhile, and must not at the end. At the end of the body all changes
+    are there for readers, with one swap for each address space; if it is left by an exception, a
+    listener refuses, or slots still overlap, nothing has changed.
+
+    At the end the listeners are told ``invalidate`` of each slot that readers find and that goes or
+    moves, once and as readers find it; then asked every ``prepare``, and after the swap told every
+    ``commit``, in the order of the steps. A listener that subscribes in the body hears of the next
+    change; one that closes there hears of nothing any more.
+
+    A transaction is used once, in one thread. Other threads' changes wait until it has ended;
+    another change from the same thread is a BusyError.
+    """
+
+    cdef object owner  # the Memslots, which keeps the machine
+    cdef Writer writer
+    cdef machine *m  # whose slots are changed
+    cdef uint64_t tenure  # the writer's, from when the transaction was begun
+    cdef progress state
+    # a method is at work: what it runs in between (a finalizer, say) may not begin another
+    cdef bint in_step
+    cdef tuple subscriptions  # who hears of it: those of when it was begun that are there still
+    cdef change first[FEW]
+    # one for each id that is changed, in the order they came up; `first`, or what more of them got
+    cdef change *changes
+    cdef size_t count  # of them
+    cdef size_t room  # for so many
+    cdef dict numbers  # as_id << 32 | id: which of them; None: they are FEW
+    # (Change, old, new, the Slot that it takes from where readers find it, or None), as made; None:
+    # nobody wants to hear of them, and there is no backend
+    cdef list steps
+    cdef uint32_t additions[MAX_SPACES]  # ids of each space that the active set does not hold
+    cdef idtable_spare spare[MAX_SPACES]  # memory for these to go into the set that is active now
+
+    def __cinit__(self):
+        self.state = NEW
+        self.changes = self.first
+        self.room = FEW
+
+    def __dealloc__(self):
+        if self.state == OPEN:
+            self.roll_back()
+
+    def __reduce__(self):
+        raise TypeError("a Transaction cannot be pickled or copied: it belongs to its Memslots")
+
+    def __enter__(self):
+        if self.writer is None:
+            raise TypeError("a transaction is made by Memslots.transaction()")
+        self.writer.enter("a transaction")
+        # Only now can no other thread begin it.
+        if self.state != NEW:
+            self.writer.leave()
+            raise RuntimeError("a transaction can be begun only once")
+        self.state = OPEN
+        self.tenure = self.writer.tenure
+        self.subscriptions = self.writer.get_subscriptions()
+        return self
+
+    def __exit__(self, exc_type, exc, traceback):
+        self.enter("the end of a transaction")
+        if exc_type is not None:
+            self.roll_back()
+        else:
+            self.commit()
+        return False
+
+    def set_region(self, slot, flags, guest_phys_addr, memory_size, userspace_addr):
+        """As Memslots.set_region, in this transaction."""
+        return operation_set_region(self, slot, flags, guest_phys_addr, memory_size, userspace_addr)
+
+    def create(self, slot, base_gfn, npages, userspace_addr, flags=0, as_id=0):
+        """As Memslots.create, in this transaction."""
+        return operation_create(self, slot, base_gfn, npages, userspace_addr, flags, as_id)
+
+    def move(self, slot, base_gfn, as_id=0):
+        """As Memslots.move, in this transaction."""
+        return operation_move(self, slot, base_gfn, as_id)
+
+    def set_flags(self, slot, flags, as_id=0):
+        """As Memslots.set_flags, in this transaction."""
+        return operation_set_flags(self, slot, flags, as_id)
+
+    def delete(self, slot, as_id=0):
+        """As Memslots.delete, in this transaction."""
+        return operation_delete(self, slot, as_id)
+
+    def lookup(self, gfn, as_id=0):
+        """The slot that will hold a guest page if the transaction ends now, or None.
+
+        Where slots overlap for the moment, the one of them that begins last. O(k + log n) after k
+        changes.
+        """
+        cdef gfn_t page = u64(gfn, "gfn")
+        cdef uint32_t number = u32(as_id, "as_id")
+        cdef slotset *set
+        cdef slot_t *s
+        cdef slot_t *staged
+        cdef size_t n
+        self.enter("a look-up in a transaction")
+        self.leave()
+        check_as_id(&self.m.lim, number)
+        set = self.slots(number)
+        s = slotset_floor(set, page)
+        # The slots that are not of this transaction do not overlap: the first of them is the last
+        # that can hold the page. Before it come no more than there are changes.
+        for _ in range(self.count):
+            if s is NULL or slot_has_gfn(s, page):
+                break
+            s = slotset_step(set, s, 0)
+        if s is not NULL and not slot_has_gfn(s, page):
+            s = NULL
+        # Those that are may begin before it, and reach far.
+        for n in range(self.count):
+            staged = self.changes[n].new
+            if staged is NULL or self.changes[n].sp.as_id != number:
+                continue
+            if slot_has_gfn(staged, page) and (s is NULL or staged.base_gfn > s.base_gfn):
+                s = staged
+        return None if s is NULL else <object>s.record
+
+    def get(self, id, default=None, as_id=0):
+        """The slot that will have an id if the transaction ends now, or `default`. O(1)."""
+        cdef uint32_t wanted = u32(id, "id")
+        cdef uint32_t number = u32(as_id, "as_id")
+        cdef slot_t *s
+        self.enter("a look-up in a transaction")
+        self.leave()
+        check_as_id(&self.m.lim, number)
+        s = slotset_by_id(self.slots(number), wanted)
+        return default if s is NULL else <object>s.record
+
+    cdef int enter(self, str what) except -1:
+        if self.state == ENDING:
+            raise busy(what)
+        if self.state != OPEN:
+            raise RuntimeError(f"{what}: it is not open; use it in a with statement, once")
+        if not self.is_held() or not self.writer.is_mine():
+            raise RuntimeError(f"{what}: another thread has begun it")
+        if self.in_step:
+            raise busy(what)
+        self.in_step = True
+        return 0
+
+    cdef void leave(self) noexcept:
+        self.in_step = False
+
+    cdef bint is_held(self) noexcept:
+        """Whether the lock is still held for this transaction.
+
+        Not so in the child of a fork if another thread had begun it: there the changes are
+        abandoned. The writer's thread does not tell: in the child a new one may have its ident.
+        """
+        return self.tenure == self.writer.tenure
+
+    cdef object find(self, region *r):
+        cdef slot_t *s = slotset_by_id(self.slots(r.as_id), r.id)
+        if s is NULL:
+            return None
+        r[0] = slot_region(s)
+        return <object>s.record
+
+    cdef slotset *slots(self, uint32_t as_id) noexcept:
+        return space_inactive(self.m.spaces[as_id])
+
+    cdef change_kind make(self, const region *r, demand wants) except? CHANGE_NONE:
+        cdef slotset *set = self.slots(r.as_id)
+        cdef slot_t *next = NULL
+        cdef slot_t *before
+        cdef change *c
+        cdef plan p
+        cdef refusal why = region_classify(slotset_by_id(set, r.id), r, &p)
+        if wants == NO_SLOT and p.old is not NULL and why != TOO_MANY_PAGES:
+            why = ID_IN_USE
+        if why == ALLOWED and (p.kind == CHANGE_CREATE or p.kind == CHANGE_MOVE):
+            if region_beyond_max_gfn(&self.m.lim, r):
+                why = BEYOND_MAX_GFN
+        if why != ALLOWED:
+            raise refusal_error(why, &self.m.lim, r, &p, "")
+        if p.kind == CHANGE_NONE:
+            return p.kind
+        c = self.change_of(r.as_id, r.id, p.old)
+        before = c.held[set.k]
+        if update_stage_get(c, &self.m.lim, r, &next) != ALLOWED:
+            raise refusal_error(NO_MEMORY, &self.m.lim, r, &p, "")
+        try:
+            keep_record(next)
+            old = None if before is NULL else <object>before.record
+            new = None if next is NULL else <object>next.record
+            if self.subscriptions or self.writer.mirror is not None:
+                displaced = None
+                if update_displaces(c, p.kind):
+                    # As readers find it, whatever steps changed of it before.
+                    displaced = <object>c.old.record
+                if self.steps is None:
+                    self.steps = []
+                self.steps.append((change_record(p.kind), old, new, displaced))
+        except BaseException:
+            release_record(next)
+            update_discard(next, before, c.old)
+            raise
+        c.displaced |= update_displaces(c, p.kind)
+        update_stage(c, next)
+        if before is not c.old:
+            release_record(before)
+            update_discard(before, next, c.old)
+        return p.kind
+
+    cdef change *change_of(self, uint32_t as_id, uint32_t id, slot_t *old) except NULL:
+        """The change of an id: the one there is, or a new one, with what it may need later."""
+        cdef change *more
+        cdef size_t room
+        cdef space *sp = self.m.spaces[as_id]
+        cdef idtable_spare larger
+        cdef idtable *ids
+        cdef size_t n
+        if self.numbers is None:
+            for n in range(self.count):
+                if self.changes[n].id == id and self.changes[n].sp is sp:
+                    return &self.changes[n]
+        else:
+            number = self.numbers.get(key_of(as_id, id))
+            if number is not None:
+                return &self.changes[<size_t>number]
+        if self.count == self.room:
+            room = 2 * self.room
+            more = <change *>alloc_zeroed(room * sizeof(change))
+            if more is NULL:
+                raise MemoryError("no memory for another change")
+            memcpy(more, self.changes, self.count * sizeof(change))
+            if self.changes is not self.first:
+                alloc_free(self.changes)
+            self.changes = more
+            self.room = room
+        if self.count == FEW and self.numbers is None:
+            self.numbers = {
+                key_of(self.changes[n].sp.as_id, self.changes[n].id): n for n in range(<size_t>FEW)
+            }
+        # The active set will have to take it in after the swap, when nothing may fail any more.
+        ids = &space_active(sp).ids
+        if old is NULL and not idtable_fits(ids, self.additions[as_id] + 1, &self.spare[as_id]):
+            if idtable_get_spare(ids, self.additions[as_id] + 1, &larger) != 0:
+                raise MemoryError("no memory for another slot")
+            idtable_drop_spare(&self.spare[as_id])
+            self.spare[as_id] = larger
+        if self.numbers is not None:
+            self.numbers[key_of(as_id, id)] = self.count
+        self.additions[as_id] += old is NULL
+        update_init(&self.changes[self.count], sp, id, old)
+        self.count += 1
+        return &self.changes[self.count - 1]
+
+    cdef int commit(self) except -1:
+        """Asks everybody, then swaps. The lock is given back, whatever happens."""
+        cdef size_t n
+        self.state = ENDING
+        try:
+            self.check_overlaps()
+            if self.steps is not None:
+                still = self.writer.get_subscriptions()
+                if still is not self.subscriptions:
+                    self.subscriptions = tuple([one for one in self.subscriptions if one in still])
+                for _, _, _, displaced in self.steps:
+                    if displaced is not None:
+                        tell_invalidate(self.subscriptions, displaced)
+                for kind, old, new, _ in self.steps:
+                    ask_prepare(self.subscriptions, kind, old, new)
+                # Last: what it does is done, and nothing after it can fail.
+                if self.writer.mirror is not None:
+                    self.writer.make_calls(plan_calls(self.owner, self.steps))
+        except BaseException as error:
+            try:
+                self.writer.undo_calls(error)
+            finally:
+                self.roll_back()
+            raise
+        self.swap()
+        for n in range(self.count):
+            finish(&self.changes[n])
+        self.count = 0
+        try:
+            if self.steps is not None:
+                self.tell_all()
+        finally:
+            self.end()
+        return 0
+
+    cdef int check_overlaps(self) except -1:
+        """S2, for every slot that was put in."""
+        cdef size_t n
+        cdef change *c
+        cdef plan p
+        cdef region r
+        for n in range(self.count):
+            c = &self.changes[n]
+            if c.new is NULL or stays(c):
+                continue
+            p.existing = slotset_clash(space_inactive(c.sp), c.new)
+            if p.existing is not NULL:
+                p.old = NULL
+                r = slot_region(c.new)
+                raise refusal_error(OVERLAPS, &self.m.lim, &r, &p, "")
+        return 0
+
+    cdef void swap(self) noexcept:
+        """Makes what is staged what readers find, and carries it over. Cannot fail."""
+        cdef bint touched[MAX_SPACES]
+        cdef size_t n
+        cdef change *c
+        cdef uint32_t as_id
+        cdef uint32_t nspaces = self.m.lim.nspaces
+        for as_id in range(nspaces):
+            touched[as_id] = False
+        for n in range(self.count):
+            c = &self.changes[n]
+            touched[c.sp.as_id] |= c.new is not c.old
+        for as_id in range(nspaces):
+            if touched[as_id]:
+                space_swap_begin(self.m.spaces[as_id])
+        self.writer.wait_for_readers()
+        for as_id in range(nspaces):
+            if touched[as_id]:
+                space_swap_end(self.m.spaces[as_id])
+        for n in range(self.count):
+            c = &self.changes[n]
+            if touched[c.sp.as_id]:
+                update_carry(c, &self.spare[c.sp.as_id])
+
+    cdef int tell_all(self) except -1:
+        leaving = None
+        for kind, old, new, _ in self.steps:
+            try:
+                tell_commit(self.subscriptions, kind, old, new)
+            except BaseException as exception:
+                leaving = exception
+        if leaving is not None:
+            raise leaving
+        return 0
+
+    cdef void roll_back(self) noexcept:
+        """Makes the inactive set what it was, and gives the lock back."""
+        cdef size_t n
+        cdef int adds
+        if not self.is_held():
+            # The sets are not what they were, and the slots may be gone: what is staged is left.
+            self.end()
+            return
+        # What was put in goes first, so that what was taken out finds its place in the id table
+        # again.
+        for adds in range(2):
+            for n in range(self.count):
+                if (self.changes[n].new is NULL) == (adds == 1):
+                    update_unstage(&self.changes[n])
+        for n in range(self.count):
+            finish(&self.changes[n])
+        self.end()
+
+    cdef void end(self) noexcept:
+        self.forget()
+        self.state = ENDED
+        if self.is_held():
+            self.writer.leave()
+
+    cdef void forget(self) noexcept:
+        """Gives back the transaction's own memory."""
+        cdef uint32_t as_id
+        if self.changes is not self.first:
+            alloc_free(self.changes)
+        self.changes = self.first
+        self.count = 0
+        self.room = FEW
+        for as_id in range(self.m.lim.nspaces):
+            idtable_drop_spare(&self.spare[as_id])
+
+
+cdef object transaction_of(object owner, Writer writer):
+    cdef Transaction tx = Transaction.__new__(Transaction)
+    tx.owner = owner
+    tx.writer = writer
+    tx.m = writer.m
+    tx.lim = writer.lim
+    return tx

@@ -1,0 +1,340 @@
+"""Making a change: the lock, the steps of the core, and what the listeners are told in between."""
+
+import os
+import weakref
+
+cimport cython
+from cpython.pythread cimport PyThread_get_thread_ident
+from cpython.ref cimport Py_INCREF, Py_XDECREF, PyObject
+from libc.stdint cimport uint32_t, uint64_t
+
+from memslots.core.atomics cimport atomic_load_relaxed, atomic_store_relaxed
+from memslots.core.debug cimport debug_assert
+from memslots.core.dirtylog cimport dirty_free
+from memslots.core.index cimport index, index_free
+from memslots.core.index_policy cimport index_policy_collect
+from memslots.core.machine cimport MAX_SPACES, machine, machine_free, machine_new
+from memslots.core.region cimport (
+    ALLOWED,
+    BEYOND_MAX_GFN,
+    CHANGE_NONE,
+    ID_IN_USE,
+    TOO_MANY_PAGES,
+    change_kind,
+    limits,
+    plan,
+    refusal,
+    region,
+    region_beyond_max_gfn,
+    region_classify,
+    region_place,
+)
+from memslots.core.slot cimport slot, slot_free, slot_region
+from memslots.core.slotset cimport slotset_by_id, slotset_first, slotset_step
+from memslots.core.space cimport space, space_active
+from memslots.core.srcu cimport srcu_depth, srcu_forget, srcu_idle, srcu_wait
+from memslots.core.update cimport (
+    change,
+    update_abandon_begin,
+    update_abandon_drop,
+    update_abandon_end,
+    update_abandon_get,
+    update_apply_begin,
+    update_apply_end,
+    update_end,
+    update_get,
+    update_invalidate_begin,
+    update_invalidate_end,
+    update_leftover,
+    update_must_invalidate,
+    update_revert_begin,
+    update_revert_end,
+)
+from memslots.values.records cimport slot_record
+from memslots.values.rules cimport refusal_error
+from memslots.write.listeners cimport ask_prepare, tell_commit, tell_invalidate
+from memslots.write.lock cimport (
+    lock_after_fork,
+    lock_clear,
+    lock_init,
+    lock_is_held,
+    lock_release,
+    lock_try,
+    lock_wait,
+)
+from memslots.write.operations cimport NO_SLOT, change_record, demand
+
+from memslots.errors import busy
+from memslots.mirror.plan import Call
+
+
+# How often this process is the child of a fork: whoever is told of a fork before this is, and makes
+# a change, is told apart by it.
+cdef uint64_t forks = 0
+# Every Writer there is.
+cdef object WRITERS = weakref.WeakSet()
+
+
+cdef extern from "pthread.h":
+    int pthread_atfork(
+        void (*before)() noexcept nogil,
+        void (*in_parent)() noexcept nogil,
+        void (*in_child)() noexcept nogil,
+    ) nogil
+
+
+cdef void release_record(slot *s) noexcept:
+    if s is not NULL:
+        Py_XDECREF(<PyObject *>s.record)
+        s.record = NULL
+
+
+cdef int keep_record(slot *s) except -1:
+    cdef object record
+    if s is not NULL:
+        record = slot_record(s)
+        Py_INCREF(record)
+        s.record = <void *>record
+    return 0
+
+
+cdef void finish(change *c) noexcept:
+    release_record(update_leftover(c))
+    release_record(c.invalid)
+    update_end(c)
+
+
+cdef void free_slots(machine *m) noexcept:
+    """Frees every slot that the sets hold; the sets are not to be used any more."""
+    cdef uint32_t as_id
+    cdef slot *s
+    cdef slot *next
+    cdef slot *chain = NULL
+    # A walk steps on slots it has passed, so none is freed before its end: they are chained, by the
+    # member that has just lost its use.
+    for as_id in range(m.lim.nspaces):
+        s = slotset_first(&m.spaces[as_id].sets[0])
+        while s is not NULL:
+            next = slotset_step(&m.spaces[as_id].sets[0], s, 1)
+            release_record(s)
+            s.record = chain
+            chain = s
+            s = next
+    while chain is not NULL:
+        s = chain
+        chain = <slot *>s.record
+        dirty_free(s.dirty)
+        slot_free(s)
+
+
+cdef class Writer(Target):
+    """Owns a machine and makes its changes. One thread at a time is the writer."""
+
+    cdef int own_machine(self, const limits *lim) except -1:
+        self.subscriptions = ()
+        cdef machine *m = machine_new(lim) if lock_init(&self.lock) == 0 else NULL
+        if m is NULL:
+            raise MemoryError("no memory for the address spaces")
+        self.m = m
+        self.lim = &m.lim
+        self.forks = forks
+        try:
+            WRITERS.add(self)
+            return 0
+        except MemoryError:
+            pass  # raised anew, since its traceback would keep this from being freed
+        raise MemoryError("no memory for the list of writers")
+
+    def __dealloc__(self):
+        if self.m is not NULL:
+            free_slots(self.m)
+            machine_free(self.m)
+        lock_clear(&self.lock)
+
+    cdef bint is_mine(self) noexcept:
+        # Another thread may be writing this; but nobody else writes this thread's ident.
+        return atomic_load_relaxed(&self.writer) == <uint64_t>PyThread_get_thread_ident()
+
+    cdef int enter(self, str what) except -1:
+        """Becomes the writer. BusyError for the thread that is it already."""
+        debug_assert(srcu_depth()[0] == 0, b"a writer's lock is not taken within a section")
+        self.after_fork()
+        if self.is_mine():
+            raise busy(what)
+        if not lock_try(&self.lock):
+            # Nothing is begun yet: a signal may end the wait.
+            lock_wait(&self.lock)
+        atomic_store_relaxed(&self.writer, <uint64_t>PyThread_get_thread_ident())
+        self.tenure += 1
+        if self.torn:
+            try:
+                self.abandon()
+            except BaseException:
+                self.leave()
+                raise
+        return 0
+
+    cdef bint enter_again(self, str what) except -1:
+        if self.is_mine():
+            return False
+        self.enter(what)
+        return True
+
+    cdef void leave(self) noexcept:
+        atomic_store_relaxed(&self.writer, 0)
+        lock_release(&self.lock)
+
+    cdef int abandon(self) except -1:
+        """Abandons the change of a thread that is not in this process."""
+        cdef uint32_t as_id
+        cdef change c
+        for as_id in range(self.m.lim.nspaces):
+            if update_abandon_get(&c, self.m.spaces[as_id]) != ALLOWED:
+                raise MemoryError("no memory to abandon a change that was under way at a fork")
+            try:
+                keep_record(c.new)
+            except BaseException:
+                update_abandon_drop(&c)
+                raise
+            update_abandon_begin(&c)
+            self.wait_for_readers()
+            update_abandon_end(&c)
+            finish(&c)
+        self.torn = False
+        return 0
+
+    cdef void after_fork(self) noexcept:
+        """In the child of a fork: a thread that is not here holds nothing any more."""
+        if self.forks == forks:
+            return
+        self.forks = forks
+        srcu_forget(&self.m.readers)
+        # The thread that forked goes on with its change, here as well.
+        cdef bint mine = self.is_mine()
+        cdef bint torn = lock_is_held(&self.lock) and not mine
+        lock_after_fork(&self.lock, mine)
+        if not torn:
+            return
+        atomic_store_relaxed(&self.writer, 0)
+        self.torn = True
+        try:
+            self.enter("a fork")
+            self.leave()
+        except MemoryError:
+            pass  # the next change tries again, and says so if there still is none
+
+    cdef void wait_for_readers(self) noexcept:
+        """Lets the readers that may be in the old set, or in its index, come out.
+
+        With the GIL these are batch calls only (sections.pxd).
+        """
+        cdef index *taken[MAX_SPACES]
+        cdef uint32_t as_id
+        for as_id in range(self.m.lim.nspaces):
+            taken[as_id] = index_policy_collect(self.m.spaces[as_id])
+        if not srcu_idle(&self.m.readers):
+            with nogil:
+                srcu_wait(&self.m.readers)
+        for as_id in range(self.m.lim.nspaces):
+            index_free(taken[as_id])
+
+    cdef int make_calls(self, object calls) except -1:
+        self.mirror.make(calls)
+        # No Python code runs from here to the swap: no handler can raise in between.
+        self.journal.clear()
+        return 0
+
+    cdef int undo_calls(self, object error) except -1:
+        if self.journal:
+            self.mirror.undo(error)
+        return 0
+
+    cdef tuple get_subscriptions(self):
+        with cython.critical_section(self):
+            now = self.subscriptions
+        return now
+
+    cdef bint replace_subscriptions(self, tuple now, tuple then):
+        cdef bint same
+        with cython.critical_section(self):
+            same = self.subscriptions is now
+            if same:
+                self.subscriptions = then
+        return same
+
+    cdef object find(self, region *r):
+        cdef slot *s = slotset_by_id(space_active(self.m.spaces[r.as_id]), r.id)
+        if s is NULL:
+            return None
+        r[0] = slot_region(s)
+        return <object>s.record
+
+    cdef change_kind make(self, const region *r, demand wants) except? CHANGE_NONE:
+        """Rules 3 to 7, and the change that the region asks for. The caller is the writer."""
+        cdef const limits *lim = &self.m.lim
+        cdef space *sp = self.m.spaces[r.as_id]
+        cdef tuple subscriptions = self.get_subscriptions()
+        cdef bint invalidated = False
+        cdef plan p
+        cdef change c
+        cdef refusal why = region_classify(slotset_by_id(space_active(sp), r.id), r, &p)
+        if wants == NO_SLOT and p.old is not NULL and why != TOO_MANY_PAGES:
+            why = ID_IN_USE
+        if why == ALLOWED:
+            if p.kind == CHANGE_NONE:
+                return p.kind
+            why = region_place(space_active(sp), r, &p)
+        if why == ALLOWED:
+            why = update_get(&c, sp, lim, r, &p)
+        if why != ALLOWED:
+            raise refusal_error(why, lim, r, &p, "")
+        try:
+            keep_record(c.new)
+            keep_record(c.invalid)
+            kind = change_record(c.kind)
+            old = None if c.old is NULL else <object>c.old.record
+            new = None if c.new is NULL else <object>c.new.record
+            if update_must_invalidate(&c):
+                update_invalidate_begin(&c)
+                invalidated = True
+                self.wait_for_readers()
+                update_invalidate_end(&c)
+                tell_invalidate(subscriptions, old)
+            if c.new is not NULL and region_beyond_max_gfn(lim, r):
+                raise refusal_error(BEYOND_MAX_GFN, lim, r, &p, "")
+            ask_prepare(subscriptions, kind, old, new)
+            # Last: what it does is done, and nothing after it can fail.
+            if self.mirror is not None:
+                self.make_calls((Call(old, new),))
+        except BaseException as error:
+            try:
+                self.undo_calls(error)
+            finally:
+                if invalidated:
+                    update_revert_begin(&c)
+                    self.wait_for_readers()
+                    update_revert_end(&c)
+                finish(&c)
+            raise
+        update_apply_begin(&c)
+        self.wait_for_readers()
+        update_apply_end(&c)
+        finish(&c)
+        tell_commit(subscriptions, kind, old, new)
+        return c.kind
+
+
+cdef void count_fork() noexcept nogil:
+    global forks
+    forks += 1
+
+
+def _after_fork_in_child():
+    cdef Writer writer
+    for writer in list(WRITERS):
+        writer.after_fork()
+
+
+if pthread_atfork(NULL, NULL, count_fork) != 0:
+    raise MemoryError("no memory for what a fork must do")
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,54 @@
+"""Builds the drivers that are named as arguments, in the current directory.
+
+    python setup.py CHECKOUT NAME_driver.pyx ... build_ext --inplace
+
+The .pxd files are those of the checkout: the drivers drive parts of the core that are not installed
+for others. The switches are those with which the package itself was built: MEMSLOTS_DEBUG,
+MEMSLOTS_SANITIZE.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+CPUS = len(os.sched_getaffinity(0))
+
+
+def main() -> None:
+    """Takes its own arguments from the command line and leaves the rest to setuptools."""
+    checkout = sys.argv[1]
+    sources = [argument for argument in sys.argv if argument.endswith(".pyx")]
+    sys.argv[1:] = [argument for argument in sys.argv[2:] if argument not in sources]
+    sanitize = os.environ.get("MEMSLOTS_SANITIZE", "")
+    debug = os.environ.get("MEMSLOTS_DEBUG", "") not in ("", "0")
+    flags = [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all"] if sanitize else []
+    extensions = [
+        Extension(
+            Path(source).stem,
+            [source],
+            extra_compile_args=["-O1", "-g" if debug or sanitize else "-g0", *flags],
+            extra_link_args=flags,
+            define_macros=[("MEMSLOTS_DEBUG", "1")] if debug else [],
+        )
+        for source in sources
+    ]
+    setup(
+        ext_modules=cythonize(
+            extensions,
+            build_dir="c",
+            nthreads=CPUS,
+            include_path=[checkout],
+            compiler_directives={"freethreading_compatible": True, "language_level": "3"},
+            quiet=True,
+        ),
+        options={"build_ext": {"parallel": CPUS}},
+    )
+
+
+if __name__ == "__main__":
+    main()

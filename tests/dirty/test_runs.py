@@ -1,0 +1,542 @@
+"""Ranges marked at once, and the logs of all slots taken at once, as runs of pages."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from array import array
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from model import Model, unchanged
+from strategies import MAX_GFN, MAX_HVA, MAX_SLOTS, SPACES, good_as_ids, steps
+
+from memslots import Flags, InvalidRegionError, KvmError, MemslotError, Memslots
+from memslots.values.records import DirtyRun
+
+HVA = 0x7000_0000_0000
+LOG, READONLY = Flags.LOG_DIRTY_PAGES, Flags.READONLY
+MODES = [0, 1, 3]
+LIMITS = {"address_spaces": SPACES, "max_gfn": MAX_GFN, "max_hva": MAX_HVA}
+
+
+def machine(mode: int = 0, **limits: Any) -> Memslots:
+    return Memslots(64, address_spaces=2, max_gfn=0xFFFF, manual_dirty_log=mode, **limits)
+
+
+def fresh(mode: int, *sizes: int) -> Memslots:
+    """Logging slots side by side from gfn 0 on, with no marks."""
+    vm = machine(mode)
+    base = 0
+    for id, npages in enumerate(sizes):
+        vm.create(id, base, npages, HVA + (base << 12), LOG)
+        base += npages
+    vm.take_dirty_runs()
+    return vm
+
+
+def check(vm: Memslots, *runs: tuple[int, int, int]) -> None:
+    """These are marked, and once only."""
+    assert vm.take_dirty_runs() == list(runs)
+    assert vm.take_dirty_runs() == []
+    vm.check()
+
+
+# What a run is
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_nothing(mode: int) -> None:
+    vm = machine(mode)
+    check(vm)
+    vm.create(0, 0, 70, HVA)  # does not log
+    vm.mark_dirty_range(0, 70)
+    check(vm)
+    vm.set_flags(0, LOG)
+    check(vm, *[(0, 0, 70)] * (mode == 3))
+
+
+def test_what_a_run_is() -> None:
+    vm = fresh(0, 70)
+    vm.mark_dirty_range(3, 5)
+    (run,) = vm.take_dirty_runs()
+    assert isinstance(run, DirtyRun)
+    assert (run.as_id, run.start_gfn, run.end_gfn) == (0, 3, 5)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("npages", [1, 2, 63, 64, 65, 127, 128, 129, 130])
+def test_ends_of_a_slot(npages: int, mode: int) -> None:
+    vm = fresh(mode, npages)
+    vm.mark_dirty_range(0, npages)
+    check(vm, (0, 0, npages))
+    vm.mark_dirty(npages - 1)
+    check(vm, (0, npages - 1, npages))
+    vm.mark_dirty_range(0, npages - 1)  # the last is clean
+    check(vm, *[(0, 0, npages - 1)] * (npages > 1))
+    vm.mark_dirty_range(0, 1 << 60)
+    check(vm, (0, 0, npages))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_word_borders(mode: int) -> None:
+    """Every run of a slot of 130 pages, alone."""
+    vm = fresh(mode, 130)
+    for start in range(130):
+        for end in range(start + 1, 131):
+            vm.mark_dirty_range(start, end)
+            assert vm.take_dirty_runs() == [(0, start, end)]
+    check(vm)
+
+
+def test_every_second_page() -> None:
+    vm = fresh(0, 130)
+    for odd in (0, 1):
+        vm.mark_dirty_many(array("Q", range(odd, 130, 2)))
+        check(vm, *[(0, gfn, gfn + 1) for gfn in range(odd, 130, 2)])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_adjacent_slots_join_and_holes_do_not(mode: int) -> None:
+    vm = machine(mode)
+    for id, (base, npages) in enumerate([(0, 64), (64, 1), (65, 70), (136, 5), (200, 64)]):
+        # By no order of host memory or ids.
+        vm.create(40 - id, base, npages, HVA - (id << 30), LOG)
+    vm.take_dirty_runs()
+    vm.mark_dirty_range(0, 300)
+    check(vm, (0, 0, 135), (0, 136, 141), (0, 200, 264))
+    vm.mark_dirty_range(63, 66)
+    check(vm, (0, 63, 66))
+    vm.mark_dirty_range(130, 137)
+    check(vm, (0, 130, 135), (0, 136, 137))
+    vm.mark_dirty(64)
+    vm.mark_dirty(134)
+    vm.mark_dirty(136)
+    check(vm, (0, 64, 65), (0, 134, 135), (0, 136, 137))
+
+
+def test_what_does_not_log_is_a_hole() -> None:
+    vm = machine()
+    for id, flags in enumerate([LOG, 0, LOG, LOG | READONLY, LOG]):
+        vm.create(id, 10 * id, 10, HVA, flags)
+    vm.mark_dirty_range(0, 50)
+    check(vm, (0, 0, 10), (0, 20, 30), (0, 40, 50))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_address_spaces(mode: int) -> None:
+    """The last of one and the first of the next do not join, wherever they are."""
+    vm = machine(mode)
+    vm.create(0, 0, 10, HVA, LOG)
+    vm.create(0, 10, 10, HVA, LOG, as_id=1)
+    vm.create(1, 0, 5, HVA, LOG, as_id=1)
+    vm.take_dirty_runs()
+    vm.mark_dirty_range(0, 30)
+    check(vm, (0, 0, 10))
+    vm.mark_dirty_range(0, 30)
+    vm.mark_dirty_range(0, 30, as_id=1)
+    check(vm, (0, 0, 10), (1, 0, 5), (1, 10, 20))
+    vm.mark_dirty_range(4, 11, 1)
+    check(vm, (1, 4, 5), (1, 10, 11))
+
+
+def test_aliases_have_marks_of_their_own() -> None:
+    vm = machine()
+    vm.create(0, 0, 10, HVA, LOG)
+    vm.create(1, 100, 10, HVA, LOG)
+    vm.mark_dirty_range(2, 4)
+    vm.mark_dirty_range(107, 120)
+    check(vm, (0, 2, 4), (0, 107, 110))
+
+
+def test_readonly_slots_that_begin_marked() -> None:
+    """By mode 3; no write marks them."""
+    vm = machine(3)
+    vm.create(0, 0, 70, HVA, LOG | READONLY)
+    vm.mark_dirty_range(0, 70)
+    check(vm, (0, 0, 70))
+    vm.mark_dirty_range(0, 70)
+    check(vm)
+
+
+def test_the_end_of_guest_memory() -> None:
+    """The last page that rule 2 allows, of a slot that has many."""
+    vm = Memslots(max_gfn=(1 << 52) - 1)
+    end = (1 << 52) - 1
+    base = end - (1 << 24)
+    vm.create(0, base, end - base, HVA, LOG)
+    vm.mark_dirty_range(end - 1, (1 << 64) - 1)
+    check(vm, (0, end - 1, end))
+    vm.mark_dirty_range(0, (1 << 64) - 1)
+    check(vm, (0, base, end))
+
+
+# Arguments of mark_dirty_range
+
+
+@pytest.mark.parametrize(
+    ("args", "error"),
+    [
+        ((5, 4), ValueError),
+        ((1 << 63, 0), ValueError),
+        (("0", 4), TypeError),
+        ((0, 4.0), TypeError),
+        ((None, 4), TypeError),
+        ((0, None), TypeError),
+        ((0, 4, "0"), TypeError),
+        ((-1, 4), OverflowError),
+        ((0, 1 << 64), OverflowError),
+        ((0, 4, -1), OverflowError),
+        ((0, 4, 1 << 32), OverflowError),
+        ((0, 4, 2), InvalidRegionError),
+        ((0,), TypeError),
+        ((), TypeError),
+    ],
+)
+def test_wrong_ranges(args: tuple[Any, ...], error: type[Exception]) -> None:
+    vm = fresh(0, 70)
+    with unchanged(vm), pytest.raises(error):
+        vm.mark_dirty_range(*args)
+
+
+def test_ranges_without_pages() -> None:
+    vm = fresh(0, 70)
+    with unchanged(vm):
+        for gfn in (0, 3, 69, 70, 1 << 52, (1 << 64) - 1):
+            vm.mark_dirty_range(gfn, gfn)
+        vm.mark_dirty_range(70, 1 << 52)
+    vm.mark_dirty_range(start=True, end=2, as_id=False)
+    check(vm, (0, 1, 2))
+
+
+# Any layout, against the dull model
+
+
+@given(
+    body=st.lists(
+        st.one_of(
+            steps,
+            st.tuples(
+                st.just("mark_dirty_range"),
+                st.integers(0, MAX_GFN + 1),
+                st.integers(0, 130),
+                good_as_ids,
+            ),
+            st.tuples(st.just("take_dirty_runs")),
+        ),
+        max_size=40,
+    ),
+    mode=st.sampled_from(MODES),
+)
+def test_any_changes_and_marks(body: list[tuple[str, *tuple[int, ...]]], mode: int) -> None:
+    vm = Memslots(MAX_SLOTS, manual_dirty_log=mode, **LIMITS)
+    model = Model(MAX_SLOTS, manual_dirty_log=mode, **LIMITS)
+    for verb, *args in [*body, ("take_dirty_runs",)]:
+        if verb == "mark_dirty_range":
+            args[1] += args[0]
+        expected = getattr(model, verb)(*args)
+        if verb == "take_dirty_runs":
+            check(vm, *expected)
+        else:
+            with suppress(MemslotError):
+                getattr(vm, verb)(*args)
+
+
+@given(
+    slots=st.lists(
+        st.tuples(
+            st.integers(0, 3),  # pages of a hole before it
+            st.one_of(st.integers(1, 130), st.sampled_from([63, 64, 65, 127, 128, 129])),
+            st.sampled_from([LOG, LOG, LOG, 0, LOG | READONLY]),
+            st.integers(0, 1),
+        ),
+        max_size=8,
+    ),
+    ranges=st.lists(
+        st.tuples(st.integers(0, 900), st.integers(0, 200), st.integers(0, 1)), max_size=12
+    ),
+    mode=st.sampled_from(MODES),
+)
+def test_any_layout(
+    slots: list[tuple[int, int, int, int]], ranges: list[tuple[int, int, int]], mode: int
+) -> None:
+    vm = machine(mode)
+    model = Model(64, address_spaces=2, max_gfn=0xFFFF, manual_dirty_log=mode)
+    ends = [0, 0]
+    for id, (hole, npages, flags, as_id) in enumerate(slots):
+        base = ends[as_id] + hole
+        ends[as_id] = base + npages
+        for either in (vm, model):
+            either.create(id, base, npages, HVA, flags, as_id)
+    check(vm, *model.take_dirty_runs())
+    for start, length, as_id in ranges:
+        for either in (vm, model):
+            either.mark_dirty_range(start, start + length, as_id)
+    check(vm, *model.take_dirty_runs())
+
+
+# Threads
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_each_mark_is_taken_once(mode: int) -> None:
+    """However it is made, while the marks are taken."""
+    sizes = 5000, 3001, 1999
+    vm = fresh(mode, *sizes)
+    total = sum(sizes)
+    start = threading.Barrier(4)
+
+    def one_by_one() -> None:
+        start.wait()
+        for gfn in range(0, total, 3):
+            vm.mark_dirty(gfn)
+
+    def many() -> None:
+        start.wait()
+        gfns = range(1, total, 3)
+        for at in range(0, len(gfns), 10):
+            vm.mark_dirty_many(array("Q", gfns[at : at + 10]))
+
+    def ranges() -> None:
+        start.wait()
+        for gfn in range(2, total, 3):
+            vm.mark_dirty_range(gfn, gfn + 1)
+
+    threads = [threading.Thread(target=body) for body in (one_by_one, many, ranges)]
+    for thread in threads:
+        thread.start()
+    start.wait()
+    taken: list[int] = []
+    going = True
+    while going:
+        going = any(thread.is_alive() for thread in threads)  # before the last take
+        for _, first, end in vm.take_dirty_runs():
+            taken.extend(range(first, end))
+    for thread in threads:
+        thread.join()
+    assert sorted(taken) == list(range(total))
+    check(vm)
+
+
+def test_another_thread_waits_for_a_transaction() -> None:
+    vm = fresh(0, 10)
+    vm.mark_dirty(3)
+    taken: list[list[DirtyRun]] = []
+    begun = threading.Event()
+
+    def take() -> None:
+        begun.set()
+        taken.append(vm.take_dirty_runs())
+
+    thread = threading.Thread(target=take)
+    with vm.transaction() as tx:
+        thread.start()
+        begun.wait()
+        tx.move(0, 100)
+        thread.join(0.05)
+        assert not taken
+    thread.join()
+    assert taken == [[(0, 103, 104)]]
+
+
+# From inside a change
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("method", ["prepare", "invalidate", "commit"])
+def test_from_inside_a_listener(method: str, mode: int) -> None:
+    """A slot that is about to move is where it was; its marks are taken, and go nowhere else."""
+    vm = fresh(mode, 70, 10)
+    heard: list[list[DirtyRun]] = []
+
+    class Listener:
+        def take(self, *_: object) -> None:
+            heard.append(vm.take_dirty_runs())
+
+    setattr(Listener, method, Listener.take)
+    vm.mark_dirty_range(68, 72)
+    with vm.subscribe(Listener()):
+        vm.move(0, 0x1000)
+    there = [(0, 70, 72), (0, 0x1000 + 68, 0x1000 + 70)]
+    assert heard == [there if method == "commit" else [(0, 68, 72)]]
+    check(vm)
+
+
+def test_from_inside_a_transaction() -> None:
+    """Of the slots as they are: what the transaction does is not done yet."""
+    vm = fresh(0, 70)
+    vm.mark_dirty(69)
+    with vm.transaction() as tx:
+        tx.delete(0)
+        assert vm.take_dirty_runs() == [(0, 69, 70)]
+        vm.mark_dirty(1)
+    check(vm)
+
+
+# A backend that keeps logs
+
+
+class Kernel:
+    """A backend by the dull model, that keeps dirty logs.
+
+    `fails` is asked before and after each call of a dirty log, and may raise.
+    """
+
+    def __init__(self, mode: int) -> None:
+        self.limits = LIMITS | {"max_slots": MAX_SLOTS, "manual_dirty_log": mode}
+        self.model = Model(**self.limits)
+        self.fails: Callable[[str, int, bool], None] = lambda name, slot, done: None
+
+    def set_region(self, slot: int, flags: int, gpa: int, size: int, hva: int) -> None:
+        answer = self.model.set_region(slot, flags, gpa, size, hva)
+        if answer.errno:
+            raise KvmError(answer.errno, str(answer))
+
+    def get_dirty_log(self, slot: int, as_id: int) -> bytes:
+        self.fails("get", slot, False)
+        log = bytes(self.model.get_dirty_log(slot, as_id))
+        self.fails("get", slot, True)
+        return log
+
+    def clear_dirty_log(
+        self, slot: int, first_page: int, num_pages: int, bitmap: bytes, as_id: int
+    ) -> None:
+        self.fails("clear", slot, False)
+        self.model.clear_dirty_log(slot, first_page, num_pages, bitmap, as_id)
+        self.fails("clear", slot, True)
+
+
+def mirrored(mode: int) -> tuple[Memslots, Kernel]:
+    """Five slots: some marked here, some there, some in both; two join; the last is READONLY."""
+    kernel = Kernel(mode)
+    vm = Memslots(backend=kernel)
+    vm.create(0, 0, 70, HVA, LOG)
+    vm.create(1, 70, 10, HVA, LOG)
+    vm.create(2, 90, 10, HVA)
+    vm.create(3, 0, 65, HVA, LOG, as_id=1)
+    vm.create(4, 100, 3, HVA, LOG | READONLY, as_id=1)
+    vm.take_dirty_runs()
+    vm.mark_dirty_range(60, 65)
+    vm.mark_dirty_range(78, 80)
+    vm.mark_dirty_range(0, 1, 1)
+    for gfn, as_id in [(64, 0), (65, 0), (69, 0), (70, 0), (95, 0), (64, 1)]:
+        kernel.model.mark_dirty(gfn, as_id)
+    return vm, kernel
+
+
+MIRRORED = [(0, 60, 66), (0, 69, 71), (0, 78, 80), (1, 0, 1), (1, 64, 65)]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_marks_of_a_backend(mode: int) -> None:
+    vm, kernel = mirrored(mode)
+    check(vm, *MIRRORED)
+    assert kernel.model.take_dirty_runs() == []
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("call", ["get", "clear"])
+@pytest.mark.parametrize("slot", [0, 1, 3, 4])
+def test_a_backend_that_refuses(slot: int, call: str, mode: int) -> None:
+    """The log of some slot: then those that were taken before it are there again."""
+    vm, kernel = mirrored(mode)
+    refused: list[int] = []
+
+    def fails(name: str, number: int, done: bool) -> None:
+        if (name, number, done) == (call, slot, False):
+            refused.append(number)
+            raise KvmError(errno.ENOMEM, "no")
+
+    kernel.fails = fails
+    if call == "clear" and mode == 0:
+        check(vm, *MIRRORED)  # it is not asked to clear
+        assert not refused
+        return
+    for _ in range(2):
+        with pytest.raises(OSError, match="no"):
+            vm.take_dirty_runs()
+    assert refused == [slot] * 2
+    kernel.fails = lambda name, slot, done: None
+    check(vm, *MIRRORED)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+@pytest.mark.parametrize("done", [False, True])
+@pytest.mark.parametrize("call", ["get", "clear"])
+def test_a_signal_within_a_backend(
+    call: str, done: bool, error: type[BaseException], mode: int
+) -> None:
+    """In mode 0 it may have given up its marks, and nobody has them: all pages are marked."""
+    vm, kernel = mirrored(mode)
+    calls: list[str] = []
+
+    def fails(name: str, number: int, is_done: bool) -> None:
+        calls.append(name)
+        if (name, number, is_done) == (call, 1, done):
+            raise error
+
+    kernel.fails = fails
+    if call == "clear" and mode == 0:
+        check(vm, *MIRRORED)
+        assert call not in calls
+        return
+    with pytest.raises(error):
+        vm.take_dirty_runs()
+    kernel.fails = lambda name, slot, done: None
+    if mode == 0:
+        check(vm, (0, 60, 66), (0, 69, 80), *MIRRORED[3:])
+    else:
+        check(vm, *MIRRORED)
+
+
+# Marks that are returned: for a caller who fails after they were taken
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_marks_are_returned(mode: int) -> None:
+    vm = machine(mode)
+    for id, flags in enumerate([LOG, 0, LOG, LOG | READONLY]):
+        vm.create(id, 100 * id, 70, HVA + (id << 20), flags)
+    vm.create(0, 0, 70, HVA, LOG, as_id=1)
+    for gfn in (1, 69, 201, 202):
+        vm.mark_dirty(gfn)
+    logs: list[object] = []
+    taken = vm._take_dirty_runs(logs)
+    # READONLY slots are marked by mode 3 alone.
+    assert [run for run in taken if run.start_gfn == 300] == [(0, 300, 370)] * (mode == 3)
+    vm.mark_dirty(1)  # meanwhile
+    vm._return_dirty_logs(logs)
+    check(vm, *taken)
+    vm._return_dirty_logs([])
+    check(vm)
+
+
+def test_marks_go_with_their_slots() -> None:
+    vm = machine()
+    for id in range(5):
+        vm.create(id, 100 * id, 70, HVA + (id << 20), LOG)
+        vm.mark_dirty(100 * id + 69)
+    logs: list[object] = []
+    assert len(vm._take_dirty_runs(logs)) == 5
+    vm.move(0, 0x1000)
+    vm.set_flags(1, 0)  # has no log any more
+    vm.delete(2)
+    vm.delete(3)
+    vm.create(3, 300, 70, HVA, LOG)  # other memory
+    vm.delete(4)
+    vm.create(4, 400, 69, HVA + (4 << 20), LOG)  # not as long
+    vm._return_dirty_logs(logs)
+    check(vm, (0, 0x1000 + 69, 0x1000 + 70))
+
+
+def test_only_logs_are_returned() -> None:
+    vm = fresh(0, 70)
+    with unchanged(vm):
+        for wrong in (None, (), "log", [bytearray(8)], [(0, 0, 4)]):
+            with pytest.raises(TypeError):
+                vm._return_dirty_logs(wrong)  # type: ignore[arg-type]

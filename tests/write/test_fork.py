@@ -1,0 +1,396 @@
+"""The child of a fork has a Memslots that works, whatever other threads of the parent were at."""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+import warnings
+from array import array
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fresh import run_fresh
+
+from memslots import BusyError, Flags, Memslots, Slot, Transaction
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+
+HVA = 0x7000_0000_0000
+# What is called in a child before memslots is: see test_told_of_a_fork_before_memslots.
+EARLY: list[Callable[[], None]] = []
+PROGRAMS = Path(__file__).parent.parent / "programs"
+
+
+def in_child(work: Callable[[], None]) -> None:
+    """Forks; does the work in the child, within a minute."""
+    with warnings.catch_warnings():
+        # From 3.12 on: forking beside threads may deadlock. That it does not is the point here.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if pid == 0:
+        signal.alarm(60)
+        status = 1
+        try:
+            work()
+            status = 0
+        except BaseException:  # noqa: BLE001 (whatever it is, the parent is told)
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    _, status = os.waitpid(pid, 0)
+    assert status == 0
+
+
+def use(vm: Memslots) -> None:
+    """Changes and looks up, in every way that needs the lock or waits for readers."""
+    vm.check()
+    slots = list(vm)
+    assert not any(slot.flags & Flags.INVALID for slot in slots)
+    assert vm.generation < 1 << 63
+    id, gfn = vm.max_slots - 1, vm.max_gfn - 7
+    vm.create(id, gfn, 8, HVA)
+    vm.set_flags(id, Flags.LOG_DIRTY_PAGES)
+    vm.mark_dirty_many(array("Q", [gfn]))
+    assert vm.get_dirty_log(id)[0] == 1
+    assert vm.vcpu().lookup_many(array("Q", [gfn])) == array("i", [id])
+    with vm.transaction() as tx:
+        tx.delete(id)
+        for slot in slots:
+            tx.delete(slot.id)
+    vm.check()
+    assert len(vm) == 0
+
+
+def fork_beside(work: Callable[[Memslots], object], times: int) -> None:
+    """Forks again and again while a thread works on a Memslots."""
+    vm = Memslots(1000)
+    for id in range(20):
+        vm.create(id, 16 * id, 8, HVA)
+    stop = False
+
+    def run() -> None:
+        while not stop:
+            work(vm)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        for _ in range(times):
+            time.sleep(random.uniform(0, 0.003))
+            in_child(lambda: use(vm))
+    finally:
+        stop = True
+        thread.join()
+    use(vm)
+
+
+def batches() -> None:
+    gfns = array("Q", range(320)) * 1000
+    fork_beside(lambda vm: vm.vcpu().translate(gfns), 20)
+
+
+def changes() -> None:
+    def work(vm: Memslots) -> None:
+        vm.move(3, 0x1000)
+        vm.set_flags(3, Flags.LOG_DIRTY_PAGES)
+        vm.delete(3)
+        vm.create(3, 48, 8, HVA)
+
+    fork_beside(work, 50)
+
+
+def transactions() -> None:
+    def work(vm: Memslots) -> None:
+        with vm.transaction() as tx:
+            tx.move(3, 64)
+            tx.move(4, 48)
+            tx.create(100, 0x1000, 1, HVA)
+        with vm.transaction() as tx:
+            tx.move(3, 48)
+            tx.move(4, 64)
+            tx.delete(100)
+
+    fork_beside(work, 50)
+
+
+@pytest.mark.parametrize("work", [batches, changes, transactions])
+def test_a_fork_beside_a_thread(work: Callable[[], None]) -> None:
+    run_fresh(work)
+
+
+class Stopped:
+    """A thread that stands still in the middle of a change: inside one of its listener's calls, or
+    in the body of a transaction.
+    """
+
+    def __init__(self, vm: Memslots, change: Callable[[Memslots], object]) -> None:
+        self.there = threading.Event()
+        self.go_on = threading.Event()
+        self.thread = threading.Thread(target=change, args=(vm,))
+
+    def __enter__(self) -> None:
+        self.thread.start()
+        assert self.there.wait(30)
+
+    def __exit__(self, *_: object) -> None:
+        self.go_on.set()
+        self.thread.join()
+
+    def stop(self) -> None:
+        self.there.set()
+        assert self.go_on.wait(60)
+
+
+class Listener:
+    """Stops at a method's call."""
+
+    def __init__(self, method: str) -> None:
+        self.method = method
+        self.stopped: Stopped | None = None
+
+    def call(self, method: str) -> None:
+        # Once, in the parent's thread: what the child does goes through.
+        if self.method == method and self.stopped is not None:
+            stopped, self.stopped = self.stopped, None
+            stopped.stop()
+
+    def invalidate(self, slot: Slot) -> None:
+        self.call("invalidate")
+
+    def prepare(self, change: object, old: object, new: object) -> None:
+        self.call("prepare")
+
+    def commit(self, change: object, old: object, new: object) -> None:
+        self.call("commit")
+
+
+def three() -> Memslots:
+    vm = Memslots(address_spaces=2)
+    for id in range(3):
+        vm.create(id, 16 * id, 8, HVA + (id << 20), Flags.LOG_DIRTY_PAGES)
+    return vm
+
+
+@pytest.mark.parametrize(
+    ("change", "method"),
+    [
+        (change, method)
+        for change in ("create", "delete", "move", "set_flags")
+        for method in ("invalidate", "prepare", "commit")
+        if method != "invalidate" or change in ("delete", "move")
+    ],
+)
+def test_a_fork_in_the_middle_of_a_change(change: str, method: str) -> None:
+    vm = three()
+    before = list(vm)
+    listener = Listener(method)
+    vm.subscribe(listener)
+    calls: dict[str, Callable[[Memslots], object]] = {
+        "create": lambda vm: vm.create(3, 0x100, 8, HVA),
+        "delete": lambda vm: vm.delete(1),
+        "move": lambda vm: vm.move(1, 0x100),
+        "set_flags": lambda vm: vm.set_flags(1, 0),
+    }
+    vm.mark_dirty(17)
+    vcpu = vm.vcpu()
+    vcpu.lookup(17)
+
+    def work() -> None:
+        # What had not come about has not, in the child.
+        if method != "commit":
+            assert list(vm) == before
+            # A generation never stands for other slots than it did: INVALID is gone.
+            assert (vm.generation > at_fork) is (change in ("delete", "move"))
+            assert vm.get_dirty_log(1)[0] == 2
+            assert vcpu.lookup(17) == before[1]
+            assert vm.gpa_to_hva(17 << 12) == HVA + (1 << 20) + 0x1000
+        use(vm)
+
+    stopped = Stopped(vm, calls[change])
+    listener.stopped = stopped
+    with stopped:
+        at_fork = vm.generation
+        vcpu.lookup(17)
+        in_child(work)
+    vm.check()
+    assert list(vm) != before
+
+
+def test_a_fork_in_the_middle_of_a_transaction() -> None:
+    vm = three()
+    before = list(vm)
+    kept: list[Transaction] = []
+
+    def change(vm: Memslots) -> None:
+        kept[0].__enter__()
+        kept[0].delete(0)
+        kept[0].move(1, 0)
+        kept[0].create(7, 0x100, 8, HVA, Flags.LOG_DIRTY_PAGES)
+        kept[0].set_flags(2, 0)
+        stopped.stop()
+        kept[0].__exit__(None, None, None)
+
+    def work() -> None:
+        assert list(vm) == before
+        with pytest.raises(RuntimeError, match="another thread has begun it"):
+            kept[0].delete(2)
+        # The slots that it was about go, and others take their memory.
+        for id in range(3):
+            vm.delete(id)
+        vm.create(8, 0x200, 64, HVA, Flags.LOG_DIRTY_PAGES)
+        vm.create(9, 0x300, 64, HVA, Flags.LOG_DIRTY_PAGES)
+        vm.mark_dirty(0x200)
+        # Only the list has it: the other thread's frame does not. Letting go of it takes back
+        # nothing that is not its own.
+        assert sys.getrefcount(kept[0]) <= 3
+        kept.clear()
+        gc.collect()
+        vm.check()
+        assert [slot.id for slot in vm] == [8, 9]
+        assert vm.get_dirty_log(8)[0] == 1
+        use(vm)
+
+    kept.append(vm.transaction())
+    stopped = Stopped(vm, change)
+    with stopped:
+        in_child(work)
+    vm.check()
+    assert [slot.id for slot in vm] == [1, 2, 7]
+
+
+def a_transaction_is_dropped_in_a_child() -> None:
+    """In a process of its own, since what may go wrong is the heap."""
+    vm = three()
+    kept = [vm.transaction()]
+
+    def change(vm: Memslots) -> None:
+        kept[0].__enter__()
+        for id in range(3):
+            kept[0].move(id, 0x1000 + 16 * id)
+        stopped.stop()
+        kept[0].__exit__(None, None, None)
+
+    def work() -> None:
+        for id in range(3):
+            vm.delete(id)
+        memory = [bytearray(b"x" * 192) for _ in range(1000)]
+        kept.clear()
+        gc.collect()
+        for id in range(3):
+            vm.create(id, 16 * id, 64 * 16 if id == 2 else 8, HVA, Flags.LOG_DIRTY_PAGES)
+            vm.mark_dirty(16 * id)
+        assert all(piece == b"x" * 192 for piece in memory)
+        assert all(vm.get_dirty_log(id)[0] == 1 for id in range(3))
+        use(vm)
+
+    stopped = Stopped(vm, change)
+    with stopped:
+        in_child(work)
+    vm.check()
+
+
+def test_a_transaction_is_dropped_in_a_child() -> None:
+    run_fresh(a_transaction_is_dropped_in_a_child)
+
+
+def told_of_a_fork_before_memslots() -> None:
+    """Whoever registers first is told first, and may make a change there and then."""
+    vms = [three(), three()]
+    changed = False
+
+    def change_at_once() -> None:
+        nonlocal changed
+        vms[0].set_flags(0, 0)
+        changed = True
+
+    EARLY.append(change_at_once)
+
+    def work() -> None:
+        assert changed
+        for vm in vms:
+            use(vm)
+
+    listeners = [Listener("prepare"), Listener("prepare")]
+    stops = []
+    for vm, listener in zip(vms, listeners, strict=True):
+        vm.subscribe(listener)
+        stopped = Stopped(vm, lambda vm: vm.delete(1))
+        listener.stopped = stopped
+        stops.append(stopped)
+    with stops[0], stops[1]:
+        in_child(work)
+    for vm in vms:
+        vm.check()
+
+
+def test_told_of_a_fork_before_memslots() -> None:
+    program = PROGRAMS / "told_before_memslots.py"
+    command = [sys.executable, "-P", str(program)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, f"{done.returncode}: {done.stdout}{done.stderr}"
+
+
+def test_the_thread_that_makes_a_change_forks() -> None:
+    """It goes on with its change in both processes."""
+    vm = three()
+    parent = os.getpid()
+
+    def work() -> None:
+        with pytest.raises(BusyError):
+            vm.delete(2)
+
+    with vm.transaction() as tx:
+        tx.delete(0)
+        in_child(work)
+        pid = 0
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
+        tx.create(5, 0, 4, HVA)
+    ok = [slot.id for slot in vm] == [5, 1, 2]
+    if os.getpid() != parent:
+        try:
+            vm.check()
+            use(vm)
+        except BaseException:  # noqa: BLE001
+            ok = False
+        os._exit(not ok)
+    assert ok
+    assert os.waitpid(pid, 0)[1] == 0
+    vm.check()
+
+
+def test_a_child_without_memory_says_so(drivers: Any) -> None:
+    alloc = drivers("alloc")
+    vm = three()
+    listener = Listener("prepare")
+    vm.subscribe(listener)
+
+    def work() -> None:
+        alloc.fail_nth(0)
+        # It could not be mended at once: the next change tries, and the one after that.
+        alloc.fail_nth(1)
+        with pytest.raises(MemoryError, match="at a fork"):
+            vm.delete(2)
+        alloc.fail_nth(0)
+        assert [slot.id for slot in vm] == [0, 1, 2]
+        use(vm)
+
+    stopped = Stopped(vm, lambda vm: vm.delete(1))
+    listener.stopped = stopped
+    with stopped:
+        alloc.fail_nth(1)
+        try:
+            in_child(work)
+        finally:
+            alloc.fail_nth(0)
+    vm.check()
