@@ -94,3 +94,14 @@ def imports_of(root: Path) -> list[Import]:
     files = files_of(root)
     modules = {module_name(root, path) for path in files}
     return [each for path in files for each in imports_of_file(root, path, modules)]
+
+
+def door(root: Path) -> dict[str, tuple[set[str], set[str]]]:
+    """Returns for each module of core what its door names: for code outside, and for us alone."""
+    text = (root / "core" / "__init__.pxd").read_text(encoding="utf-8")
+    _, _, lists = text.partition("\nOpen to Cython code outside")
+    named: dict[str, tuple[set[str], set[str]]] = {}
+    for number, part in enumerate(lists.split("\nFor memslots alone:\n")):
+        for module, names in re.findall(r"^  (\w+) ((?:.*\n {14,})*.*)$", part, re.MULTILINE):
+            named.setdefault(module, (set(), set()))[number].update(names.split())
+    return named

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from test_c_face import c_face
 
 ROOT = Path(__file__).parent.parent
 MOST_BYTES = 1_100_000
@@ -71,8 +72,7 @@ def test_the_wheel_has_every_module(wheel: zipfile.ZipFile) -> None:
 
 def test_the_wheel_has_the_c_face_and_no_other_source(wheel: zipfile.ZipFile) -> None:
     names = wheel.namelist()
-    face = {"memslots/__init__.pxd", "memslots/memslots.pxd"} | tree("memslots/core/*.pxd")
-    assert set(matching(names, r"\.pxd$")) == face
+    assert set(matching(names, r"\.pxd$")) == c_face()
     assert matching(names, r"\.(c|pyx|o|pyc)$|^(tests|docs|benchmarks|examples|build)/") == []
 
 

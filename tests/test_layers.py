@@ -1,7 +1,8 @@
 """Imports go one way: a module needs only what stands above it in the list of docs/design.md.
 
 Judged are `import` and `cimport` at the top of a file and inside functions. What only a type
-checker reads (stubs, TYPE_CHECKING) may go either way, but not to a module that is not listed.
+checker reads (stubs, TYPE_CHECKING) may go either way, but not to a module that is not listed. Of
+core only what its door names (memslots/core/__init__.pxd) may be cimported from outside it.
 
 `python tests/test_layers.py` draws the table of groups in docs/design.md anew.
 """
@@ -12,7 +13,7 @@ import re
 from pathlib import Path
 
 import pytest
-from imports import Import, files_of, imports_of, module_name
+from imports import Import, door, files_of, imports_of, module_name
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "design.md"
@@ -112,6 +113,76 @@ def test_every_file_that_the_page_names_is_there() -> None:
     for name in named:
         path = ROOT / name if name.startswith(("memslots/", "tests/")) else ROOT / "memslots" / name
         assert path.is_file(), f"docs/design.md names {name}"
+
+
+def declared(path: Path) -> set[str]:
+    """Returns the names that a .pxd file declares itself."""
+    text = re.sub(r'""".*?"""', "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    text = re.sub(r"#.*", "", text)
+    text = re.sub(r"^from .*? cimport (\([^)]*\)|.*)$", "", text, flags=re.MULTILINE)
+    return set(re.findall(r"\w+", text))
+
+
+def door_problems(root: Path) -> list[str]:
+    """Returns what goes past the door of core, and what the door names in vain."""
+    named = door(root)
+    wrong = []
+    used: set[tuple[str, str]] = set()
+    for each in imports_of(root):
+        folder, _, module = each.needs.partition(".")
+        if folder == "core" and module and not each.module.startswith("core"):
+            used.add((module, each.name))
+            if each.name not in set().union(*named.get(module, ())):
+                wrong.append(f"{each.where}: core's door does not name {module}'s {each.name}")
+    whole = re.compile(r"^from \w+\.core c?import ", re.MULTILINE)
+    wrong += [
+        f"{path.relative_to(root.parent)}: a module of core as a whole"
+        for path in files_of(root)
+        if whole.search(path.read_text(encoding="utf-8"))
+    ]
+    for module, (public, own) in named.items():
+        known = declared(root / "core" / f"{module}.pxd")
+        wrong += [f"{module} has no {name}" for name in sorted((public | own) - known)]
+        wrong += [f"{module}'s {name} stands twice" for name in sorted(public & own)]
+        unused = {name for name in own & known if (module, name) not in used}
+        wrong += [f"nobody needs {module}'s {name}" for name in sorted(unused)]
+    return wrong
+
+
+def test_core_has_one_door() -> None:
+    named = door(ROOT / "memslots")
+    assert len(named) > 15
+    assert sum(len(public) + len(own) for public, own in named.values()) > 100
+    assert door_problems(ROOT / "memslots") == []
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ("slot_first slot_last", []),
+        ("slot_first", ["small/top.pyx:1: core's door does not name slot's slot_last"]),
+        ("slot_first slot_last gfn_t", ["slot has no gfn_t"]),
+        ("slot_first slot_last slot_next", ["nobody needs slot's slot_next"]),
+    ],
+)
+def test_what_the_door_lets_through(names: str, expected: list[str], tmp_path: Path) -> None:
+    files = {
+        "core/__init__.pxd": (
+            '"""The door.\n\nOpen to Cython code outside:\n\n  units        gfn_t\n\n'
+            f'For memslots alone:\n\n  slot         {names.replace(" ", chr(10) + " " * 15)}\n"""\n'
+        ),
+        "core/units.pxd": "ctypedef int gfn_t\n",
+        "core/slot.pxd": (
+            "from small.core.units cimport gfn_t\n"
+            "cdef int slot_first()\ncdef int slot_last()\ncdef int slot_next()\n"
+        ),
+        "top.pyx": "from small.core.slot cimport slot_first, slot_last\n",
+    }
+    for name, content in files.items():
+        path = tmp_path / "small" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    assert door_problems(tmp_path / "small") == expected
 
 
 SMALL = {

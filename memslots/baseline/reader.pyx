@@ -31,8 +31,7 @@ from memslots.core.lookup_batch cimport (
     TRANSLATE_WRITE,
     lookup_kind,
 )
-from memslots.core.region cimport region
-from memslots.core.slot cimport slot, slot_usable
+from memslots.core.slot cimport region, slot, slot_usable
 from memslots.core.units cimport BAD_HVA, gfn_t, gpa_t, gpa_to_gfn, hva_t
 from memslots.read.batch cimport kind_element
 from memslots.read.ranges cimport extent, extent_end, extent_start, set_extent

@@ -34,11 +34,10 @@ from memslots.core.region cimport (
     limits,
     plan,
     refusal,
-    region,
     region_beyond_max_gfn,
     region_classify,
 )
-from memslots.core.slot cimport SLOT_INVALID, SLOT_LOG_DIRTY_PAGES, slot, slot_region
+from memslots.core.slot cimport SLOT_INVALID, SLOT_LOG_DIRTY_PAGES, region, slot, slot_region
 from memslots.values.records cimport region_record
 from memslots.values.rules cimport refusal_error
 from memslots.write.operations cimport NO_SLOT, demand

@@ -1,1 +1,65 @@
-# Makes memslots.core a package that other Cython code can cimport from.
+"""The door between memslots.core and all others: what they may use, by module.
+
+What is declared in core's .pxd files and not named here is core's own. tests/test_layers.py holds
+every cimport to this list. What core owes to those who call it:
+
+- No function needs the GIL, runs Python code or makes a Python object; none raises. A pointer to a
+  Python object that is left with a slot (slot.record) is only kept.
+- Memory that there is not is told by NULL or -1, and then nothing has changed. All that can fail in
+  a change comes before its first step. All memory comes from core.alloc.
+- Who reads is in a section (core.srcu) or holds what keeps writers out; who writes holds the lock
+  of the writer. Core takes neither by itself, and trusts what its .pxd files say of arguments: only
+  a debug build looks.
+
+Open to Cython code outside the package, which comes in by way of memslots.memslots. The .pxd files
+of these modules and of those that they need are installed; the others are not:
+
+  units        gfn_t PAGE_SHIFT gpa_t hva_t PAGE_SIZE PAGE_OFFSET_MASK BAD_HVA LAST_GFN gpa_to_gfn
+               page_aligned gfn_range_fits
+  srcu         srcu_reader srcu_enter srcu_leave
+  slot         SLOT_LOG_DIRTY_PAGES SLOT_READONLY SLOT_INVALID slot region slot_region slot_end_gfn
+               slot_has_gfn slot_usable slot_gfn_to_hva
+  dirtylog     dirty_mark dirty_mark_range
+  slotset      slotset slotset_count slotset_floor slotset_search slotset_by_id slotset_first
+               slotset_last slotset_step slotset_first_from slotset_first_hva slotset_next_hva
+  space        space space_active space_generation
+  region       limits
+  machine      MAX_SPACES machine
+  lookup       vcpu_cache lookup_in lookup_gfn lookup_hva
+
+For memslots alone:
+
+  endian       endian_le64
+  atomics      atomic_load_relaxed atomic_store_relaxed atomic_compare_exchange
+               atomic_fetch_add_acq_rel atomic_fetch_sub_acq_rel
+  debug        debug_assert
+  alloc        CACHE_LINE alloc_zeroed alloc_lines alloc_free
+  rbtree       rb_node rb_root rb_init rb_floor rb_insert_after
+  idtable      idtable idtable_spare idtable_drop_spare idtable_fits idtable_get_spare
+  srcu         srcu_reader_get srcu_init srcu_reader_put srcu_shared srcu_depth srcu_wait srcu_alone
+               srcu_idle srcu_forget
+  slot         SLOT_CALLER_FLAGS slot_number slot_free
+  dirtylog     dirty_words dirty_new dirty_free dirty_get dirty_put dirty_clear dirty_merge
+  index        index index_free
+  slotset      slotset_init slotset_clash
+  space        SWAPPING space_swap_end space_swap_begin space_inactive
+  region       refusal ALLOWED UNKNOWN_FLAGS SIZE_NOT_ALIGNED GPA_NOT_ALIGNED HVA_NOT_ALIGNED
+               HVA_BEYOND_MAX NO_SUCH_SPACE ID_BEYOND_MAX GPA_WRAPS NO_SUCH_SLOT TOO_MANY_PAGES
+               HVA_DIFFERS NPAGES_DIFFER READONLY_TOGGLES OVERLAPS BEYOND_MAX_GFN NO_PAGES ID_IN_USE
+               NO_MEMORY change_kind CHANGE_NONE CHANGE_CREATE CHANGE_DELETE CHANGE_MOVE plan
+               region_from_bytes region_check region_classify region_place region_beyond_max_gfn
+  machine      machine_new machine_free
+  index_policy index_policy_current index_policy_pays index_policy_build index_policy_collect
+  layout       layout_number
+  lookup_batch lookup_kind LOOKUP_IDS TRANSLATE_READ TRANSLATE_WRITE MARK_DIRTY lookup_batch_tree
+               lookup_batch_index
+  update       change update_get update_invalidate_begin update_invalidate_end update_apply_begin
+               update_apply_end update_revert_begin update_revert_end update_end update_init
+               update_stage_get update_stage update_carry update_unstage update_displaces
+               update_abandon_get update_abandon_begin update_abandon_end update_abandon_drop
+               update_discard update_must_invalidate update_leftover
+  access       access span access_kind ACCESS_READ ACCESS_WRITE ACCESS_RESTORE ACCESS_BAD
+               access_result ACCESS_NO_MEMORY access_free access_init access_mark access_meets
+               access_read access_write access_fill access_load access_store
+  invariants   property_id HOLDS S1 S2 S3 S4 D1 report invariants_check_space
+"""

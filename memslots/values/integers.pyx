@@ -3,12 +3,15 @@
 from cpython.number cimport PyNumber_Index
 from libc.stdint cimport uint64_t
 
-from memslots.core cimport slot as core_slot, units
+from memslots.core.slot cimport slot_number as number_of
+from memslots.core.units cimport BAD_HVA as NO_HVA
+from memslots.core.units cimport PAGE_SHIFT as SHIFT
+from memslots.core.units cimport PAGE_SIZE as SIZE
 
 # The constants of the core for Python code. integers.pyi says what each one is.
-PAGE_SHIFT = units.PAGE_SHIFT
-PAGE_SIZE = units.PAGE_SIZE
-BAD_HVA = units.BAD_HVA
+PAGE_SHIFT = SHIFT
+PAGE_SIZE = SIZE
+BAD_HVA = NO_HVA
 
 
 cdef uint64_t field_of(object value, str name, int bits) except? ERROR64:
@@ -37,4 +40,4 @@ def slot_number(id, as_id):
 
     OverflowError unless both are below 2**16.
     """
-    return core_slot.slot_number(field_of(id, "slot", 16), field_of(as_id, "as_id", 16))
+    return number_of(field_of(id, "slot", 16), field_of(as_id, "as_id", 16))

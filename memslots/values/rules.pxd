@@ -2,7 +2,8 @@
 
 from libc.stdint cimport uint32_t
 
-from memslots.core.region cimport limits, plan, refusal, region
+from memslots.core.region cimport limits, plan, refusal
+from memslots.core.slot cimport region
 from memslots.core.units cimport gpa_t
 
 # The error for a region that was refused. `p` is what region_classify gave, or NULL where it was

@@ -26,11 +26,10 @@ from memslots.core.region cimport (
     change_kind,
     plan,
     refusal,
-    region,
     region_beyond_max_gfn,
     region_classify,
 )
-from memslots.core.slot cimport slot_has_gfn, slot_region
+from memslots.core.slot cimport region, slot_has_gfn, slot_region
 from memslots.core.slot cimport slot as slot_t
 from memslots.core.slotset cimport (
     slotset,

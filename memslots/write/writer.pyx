@@ -24,12 +24,11 @@ from memslots.core.region cimport (
     limits,
     plan,
     refusal,
-    region,
     region_beyond_max_gfn,
     region_classify,
     region_place,
 )
-from memslots.core.slot cimport slot, slot_free, slot_region
+from memslots.core.slot cimport region, slot, slot_free, slot_region
 from memslots.core.slotset cimport slotset_by_id, slotset_first, slotset_step
 from memslots.core.space cimport space, space_active
 from memslots.core.srcu cimport srcu_depth, srcu_forget, srcu_idle, srcu_wait

@@ -1,0 +1,66 @@
+# cython: preliminary_late_includes_cy28=True
+# So that the C below comes after the structs' declarations.
+"""The layouts of the structs that code outside is compiled with, as one number (prefix: layout_).
+
+Code that was built against another release's .pxd files would read members where they are not. So
+two numbers are compared when it is imported: the C compiler works this one out, from all sizes and
+offsets, in every module that cimports this file, and memslots.core.layout has that of the package.
+"""
+
+from libc.stdint cimport uint64_t
+
+# Where all the structs are declared, directly or by way of what these cimport.
+from memslots.core.lookup cimport vcpu_cache
+from memslots.core.machine cimport machine
+
+cdef extern from *:
+    """
+    #include <stddef.h>
+    static uint64_t memslots_layout_number(void) {
+        uint64_t number = 0xcbf29ce484222325u;  /* FNV-1a, by numbers in place of bytes */
+        #define LAYOUT_MIX(value) number = (number ^ (value)) * 0x100000001b3u;
+        /* Cython's name for a struct of memslots.core; the list of its members follows. */
+        #define LAYOUT_OF(name) \\
+        } { typedef struct __pyx_t_8memslots_4core_##name current; LAYOUT_MIX(sizeof(current))
+        #define AT(member) \\
+        LAYOUT_MIX(offsetof(current, member)) LAYOUT_MIX(sizeof(((current *)0)->member))
+        {
+        LAYOUT_OF(6rbtree_rb_node) AT(child) AT(parent_and_color)
+        LAYOUT_OF(6rbtree_rb_root) AT(node) AT(key_offset) AT(refresh)
+        LAYOUT_OF(7hvatree_hva_node) AT(rb) AT(greatest)
+        LAYOUT_OF(4pool_pool_chunk) AT(home) AT(next) AT(prev) AT(given_back) AT(fresh) AT(used)
+        LAYOUT_OF(4pool_pool) AT(size) AT(roomy)
+        LAYOUT_OF(7idtable_idtable) AT(places) AT(order) AT(count) AT(id_offset)
+        LAYOUT_OF(7idtable_idtable_spare) AT(places) AT(order)
+        LAYOUT_OF(6search_search_keys) AT(origin) AT(shift) AT(count) AT(kind) AT(levels)
+            AT(wide) AT(level)
+        LAYOUT_OF(5index_index_row) AT(base_gfn) AT(npages) AT(id) AT(hva) AT(slot)
+        LAYOUT_OF(5index_index) AT(generation) AT(room) AT(count) AT(rows) AT(keys_memory)
+            AT(keys) AT(next)
+        LAYOUT_OF(5index_index_home) AT(current) AT(first_line) AT(retired) AT(generation)
+            AT(searches) AT(second_line)
+        LAYOUT_OF(4slot_slot) AT(gfn_node) AT(base_gfn) AT(npages) AT(hva_node)
+            AT(userspace_addr) AT(last_hva) AT(id) AT(as_id) AT(flags) AT(dirty) AT(record)
+            AT(chunk)
+        LAYOUT_OF(4slot_region) AT(id) AT(as_id) AT(flags) AT(base_gfn) AT(npages)
+            AT(userspace_addr)
+        LAYOUT_OF(7slotset_slotset) AT(gfn_tree) AT(generation) AT(k) AT(first_line)
+            AT(last_used) AT(second_line) AT(hva_tree) AT(ids) AT(npages) AT(third_line)
+        LAYOUT_OF(4srcu_srcu_reader) AT(inside) AT(domain) AT(next) AT(taken) AT(line)
+        LAYOUT_OF(4srcu_srcu) AT(turn) AT(readers) AT(turn_line) AT(shared)
+        LAYOUT_OF(5space_space) AT(sets) AT(index) AT(active) AT(slots) AT(as_id) AT(nspaces)
+        LAYOUT_OF(6region_limits) AT(max_slots) AT(nspaces) AT(max_gfn) AT(max_hva)
+            AT(manual_dirty_log)
+        LAYOUT_OF(6region_plan) AT(kind) AT(old) AT(existing) AT(before)
+        LAYOUT_OF(7machine_machine) AT(readers) AT(lim) AT(spaces)
+        LAYOUT_OF(6lookup_vcpu_cache) AT(last_used) AT(generation) AT(hits) AT(misses)
+            AT(reader)
+        }
+        #undef LAYOUT_MIX
+        #undef LAYOUT_OF
+        #undef AT
+        return number;
+    }
+    """
+    # Works the number out for the module that asks.
+    uint64_t layout_number "memslots_layout_number"() noexcept nogil

@@ -1,0 +1,166 @@
+"""The C face: what Cython code outside the package is compiled with.
+
+Its list is in memslots/core/__init__.pxd, its gate memslots/memslots.pxd.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from imports import door, imports_of
+from installed import DISTRIBUTION, ROOT, is_editable, python
+
+PACKAGE = ROOT / "memslots"
+
+
+def c_face() -> set[str]:
+    """Returns the .pxd files that outside code needs: the gate, the door, and what both lead to."""
+    needs: dict[str, set[str]] = {}
+    for each in imports_of(PACKAGE):
+        if each.where.partition(":")[0].endswith(".pxd"):
+            needs.setdefault(each.module, set()).add(each.needs)
+    found: set[str] = set()
+    todo = ["memslots", *(f"core.{name}" for name, (public, _) in door(PACKAGE).items() if public)]
+    while todo:
+        module = todo.pop()
+        if module not in found:
+            found.add(module)
+            todo += needs.get(module, ())
+    files = {f"memslots/{module.replace('.', '/')}.pxd" for module in found}
+    return files | {"memslots/__init__.pxd", "memslots/core/__init__.pxd"}
+
+
+def structs(path: Path) -> dict[str, list[str]]:
+    """Returns the structs of a .pxd file, each with its members in order."""
+    text = re.sub(r'""".*?"""', "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    text = re.sub(r"\n *#.*|  #.*", "", text)
+    declared = re.findall(r"^cdef struct (\w+):\n((?:    .*\n|\n(?=    ))+)", text, re.MULTILINE)
+    member = re.compile(r"(?:\(\*)?(\w+)(?:\)\(.*|\[\w+\])?$", re.MULTILINE)
+    return {name: member.findall(body) for name, body in declared}
+
+
+@pytest.mark.static
+def test_every_member_is_in_the_layout_number() -> None:
+    expected = {}
+    for file in c_face():
+        module = Path(file).stem
+        for name, members in structs(ROOT / file).items():
+            expected[f"{len(module)}{module}_{name}"] = members
+    text = (PACKAGE / "core" / "layout.pxd").read_text(encoding="utf-8")
+    body = text.partition("        {\n")[2]
+    mixed = {
+        name: re.findall(r"AT\((\w+)\)", members)
+        for name, members in re.findall(r"LAYOUT_OF\((\w+)\)((?:\s+AT\(\w+\))*)", body)
+    }
+    assert len(mixed) > 20
+    assert mixed == expected
+
+
+@pytest.mark.skipif(is_editable(), reason="an editable install has its files elsewhere")
+def test_the_c_face_is_installed_and_no_other_declarations() -> None:
+    assert {str(file) for file in DISTRIBUTION.files or [] if file.suffix == ".pxd"} == c_face()
+
+
+def cython_example() -> str:
+    page = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```cython\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    return str(example)
+
+
+OUTSIDE_SETUP = """
+from Cython.Build import cythonize
+from setuptools import setup
+
+setup(name="outside", ext_modules=cythonize("outside.pyx"))
+"""
+
+OUTSIDE_MAIN = """
+from array import array
+
+import memslots
+import outside
+
+
+def walk(face):
+    bases = array("Q", [0] * 10)
+    return list(bases[: outside.walk(face, bases)])
+
+
+vm = memslots.Memslots(address_spaces=2)
+vm.create(7, base_gfn=0x100, npages=64, userspace_addr=0x7F00_0000_0000)
+vm.create(3, base_gfn=0x10, npages=8, userspace_addr=0x7F00_0000_0000)
+vm.create(1, base_gfn=0x100, npages=1, userspace_addr=0x7E00_0000_0000, as_id=1)
+
+for face in (vm, vm.address_space(0), vm.vcpu()):
+    assert walk(face) == [0x10, 0x100]
+    for gfn in (0xF, 0x10, 0x17, 0x18, 0xFF, 0x100, 0x13F, 0x140, 2**64 - 1):
+        slot = face.lookup(gfn)
+        assert outside.page_hva(face, gfn) == (slot.gfn_to_hva(gfn) if slot else memslots.BAD_HVA)
+assert walk(vm.address_space(1)) == walk(vm.vcpu(as_id=1)) == [0x100]
+
+vm.move(7, base_gfn=0x200)
+vm.delete(3)
+assert walk(vm) == [0x200]
+assert outside.page_hva(vm, 0x201) == 0x7F00_0000_1000
+
+try:
+    walk("a machine")
+except TypeError:
+    print("done")
+"""
+
+
+def build(where: Path, path: str) -> None:
+    """Builds the example of docs/reference.md in `where`; .pxd files there go before others."""
+    (where / "outside.pyx").write_text(cython_example(), encoding="utf-8")
+    (where / "setup.py").write_text(OUTSIDE_SETUP, encoding="utf-8")
+    python("setup.py", "-q", "build_ext", "--inplace", cwd=where, path=path)
+
+
+def test_outside_cython_code_builds_and_runs(tmp_path: Path) -> None:
+    """The example of docs/reference.md, built against what is installed."""
+    (tmp_path / "main.py").write_text(OUTSIDE_MAIN, encoding="utf-8")
+    # An editable install is found by an import hook, which Cython does not run.
+    path = str(ROOT) if is_editable() else ""
+    build(tmp_path, path)
+    assert python("main.py", cwd=tmp_path).splitlines()[-1] == "done"
+
+
+IMPORT = """
+try:
+    import outside
+except ImportError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        # A member more, in the middle and at the end; a wider one, where the size stays.
+        ("slot", "    void *record\n", "    void *more\n    void *record\n"),
+        ("lookup", "    srcu_reader *reader  #", "    void *more\n    srcu_reader *reader  #"),
+        ("slotset", "    int k  #", "    uint64_t k  #"),
+    ],
+)
+def test_code_built_against_other_layouts_is_refused(
+    file: str, old: str, new: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in c_face():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    changed = tmp_path / "memslots" / "core" / f"{file}.pxd"
+    text = changed.read_text(encoding="utf-8")
+    assert text.count(old) == 1
+    changed.write_text(text.replace(old, new), encoding="utf-8")
+    monkeypatch.setenv("CFLAGS", "-O0")  # it is not to run
+    build(tmp_path, path="")
+    shutil.rmtree(tmp_path / "memslots")
+    (tmp_path / "main.py").write_text(IMPORT, encoding="utf-8")
+    said = python("main.py", cwd=tmp_path)
+    assert said.startswith(
+        "outside was built against a memslots whose structs are laid out in anot"
+    )
