@@ -8,12 +8,14 @@ from libc.stdint cimport uint32_t
 from memslots.baseline.slotarray cimport array_slot, arrayspace
 from memslots.core.machine cimport MAX_SPACES
 from memslots.core.region cimport limits
+from memslots.core.slot cimport slot
 from memslots.write.operations cimport Target
 
 cdef class ArrayWriter(Target):
     cdef limits own_lim  # what lim points to
     cdef arrayspace spaces[MAX_SPACES]  # own_lim.nspaces of them, the rest zeros
     cdef bint busy  # somebody has entered
+    cdef slot found  # what find returns a pointer to
 
     # Makes the address spaces, with nothing in them; once, before anything else.
     cdef int own_spaces(self, const limits *lim) except -1

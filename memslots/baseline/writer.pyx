@@ -26,10 +26,8 @@ from memslots.core.region cimport (
     CHANGE_DELETE,
     CHANGE_MOVE,
     CHANGE_NONE,
-    ID_IN_USE,
     NO_MEMORY,
     OVERLAPS,
-    TOO_MANY_PAGES,
     change_kind,
     limits,
     plan,
@@ -40,7 +38,6 @@ from memslots.core.region cimport (
 from memslots.core.slot cimport SLOT_INVALID, SLOT_LOG_DIRTY_PAGES, region, slot, slot_region
 from memslots.values.records cimport region_record
 from memslots.values.rules cimport refusal_error
-from memslots.write.operations cimport NO_SLOT, demand
 
 from memslots.errors import busy
 
@@ -58,13 +55,11 @@ cdef void free_slots(const slotarray *a) noexcept:
 
 
 cdef refusal judge(
-    const slotarray *a, const region *r, demand wants, const array_slot *old, slot *other, plan *p
+    const slotarray *a, const region *r, bint creates, const array_slot *old, slot *other, plan *p
 ) noexcept nogil:
     """Rules 3 to 6. With OVERLAPS `other` is the slot in the way."""
     cdef array_slot *existing
-    cdef refusal why = region_classify(p.old, r, p)
-    if wants == NO_SLOT and p.old is not NULL and why != TOO_MANY_PAGES:
-        why = ID_IN_USE
+    cdef refusal why = region_classify(p.old, r, creates, p)
     if why == ALLOWED and (p.kind == CHANGE_CREATE or p.kind == CHANGE_MOVE):
         existing = slotarray_overlap(a, r.base_gfn, r.npages, old)
         if existing is not NULL:
@@ -170,39 +165,35 @@ cdef class ArrayWriter(Target):
     cdef array_slot *slot_of(self, uint32_t as_id, uint32_t id) noexcept:
         return slotarray_by_id(self.spaces[as_id].active, id)
 
-    cdef object find(self, region *r):
-        cdef array_slot *found = slotarray_by_id(self.spaces[r.as_id].active, r.id)
-        cdef slot s
+    cdef slot *find(self, uint32_t id, uint32_t as_id) noexcept:
+        cdef array_slot *found = self.slot_of(as_id, id)
         if found is NULL:
-            return None
-        slot_from_array(found, r.as_id, &s)
-        r[0] = slot_region(&s)
-        return <object>s.record
+            return NULL
+        slot_from_array(found, as_id, &self.found)
+        return &self.found
 
-    cdef change_kind make(self, const region *r, demand wants) except? CHANGE_NONE:
+    cdef object make(self, const region *r, slot *old, bint creates, change_kind *done):
         cdef arrayspace *sp = &self.spaces[r.as_id]
-        cdef array_slot *found = slotarray_by_id(sp.active, r.id)
+        cdef array_slot *found = self.slot_of(r.as_id, r.id)
         cdef bint displaces
         cdef int32_t gone = NO_INDEX
         cdef array_slot was
         cdef array_slot item
-        cdef slot old_slot
         cdef slot other
         cdef plan p
         cdef refusal why
         was.dirty = NULL
         was.record = NULL
-        p.old = NULL
+        p.old = old
         if found is not NULL:
             was = found[0]
             gone = <int32_t>slotarray_index(sp.active, found)
-            slot_from_array(found, r.as_id, &old_slot)
-            p.old = &old_slot
-        why = judge(sp.active, r, wants, found, &other, &p)
+        why = judge(sp.active, r, creates, found, &other, &p)
         if why != ALLOWED:
             raise refusal_error(why, self.lim, r, &p, "")
+        done[0] = p.kind
         if p.kind == CHANGE_NONE:
-            return p.kind
+            return <object>old.record
         # As KVM: a slot that is to go from its place is INVALID first.
         displaces = p.kind == CHANGE_DELETE or p.kind == CHANGE_MOVE
         new = None if p.kind == CHANGE_DELETE else region_record(r)
@@ -225,4 +216,4 @@ cdef class ArrayWriter(Target):
             arrayspace_copy(sp, gone, &item)
         arrayspace_publish(sp)
         hand_over(&was, &item)
-        return p.kind
+        return new

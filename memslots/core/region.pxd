@@ -28,7 +28,7 @@ cdef enum refusal:
     NO_SUCH_SPACE
     ID_BEYOND_MAX
     GPA_WRAPS
-    # rule 3, and the verbs that need a slot
+    # rule 3, and the operations that need a slot
     NO_SUCH_SLOT
     # rule 4
     TOO_MANY_PAGES
@@ -74,8 +74,11 @@ cdef refusal region_from_bytes(
 ) noexcept nogil
 # Rules 1 and 2 for a region in pages.
 cdef refusal region_check(const limits *lim, const region *r) noexcept nogil
-# Rules 3 to 5, against the slot of the region's id, or NULL. O(1).
-cdef refusal region_classify(slot *old, const region *r, plan *out) noexcept nogil
+# Rules 3 to 5, against the slot of the region's id, or NULL. With `creates`, as the method create
+# asks: there must be pages, and the id must be in no use. O(1).
+cdef refusal region_classify(
+    slot *old, const region *r, bint creates, plan *out
+) noexcept nogil
 # Rule 6, for what region_classify allowed. (A transaction asks it at its end, with slotset_clash.)
 # O(log n).
 cdef refusal region_place(const slotset *set, const region *r, plan *p) noexcept nogil

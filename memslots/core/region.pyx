@@ -53,12 +53,16 @@ cdef refusal region_check(const limits *lim, const region *r) noexcept nogil:
     return ALLOWED
 
 
-cdef refusal region_classify(slot *old, const region *r, plan *out) noexcept nogil:
+cdef refusal region_classify(
+    slot *old, const region *r, bint creates, plan *out
+) noexcept nogil:
     out.old = old
     out.existing = NULL
     out.before = NULL
     out.kind = CHANGE_NONE
     if r.npages == 0:
+        if creates:
+            return NO_PAGES
         out.kind = CHANGE_DELETE
         return ALLOWED if old is not NULL else NO_SUCH_SLOT
     if r.npages > MAX_NPAGES:
@@ -66,6 +70,8 @@ cdef refusal region_classify(slot *old, const region *r, plan *out) noexcept nog
     if old is NULL:
         out.kind = CHANGE_CREATE
     else:
+        if creates:
+            return ID_IN_USE
         if r.userspace_addr != old.userspace_addr:
             return HVA_DIFFERS
         if r.npages != old.npages:

@@ -4,13 +4,10 @@ A Target is a Writer, which makes each change at once, a Transaction, which stag
 baseline's ArrayWriter. Not installed: Cython code outside goes through memslots.pxd.
 """
 
-from memslots.core.region cimport CHANGE_NONE, change_kind, limits
-from memslots.core.slot cimport region
+from libc.stdint cimport uint32_t
 
-# What a verb wants of the slot it names.
-cdef enum demand:
-    ANY
-    NO_SLOT
+from memslots.core.region cimport change_kind, limits
+from memslots.core.slot cimport region, slot
 
 # The Change of a kind.
 cdef object change_record(change_kind kind)
@@ -22,11 +19,13 @@ cdef class Target:
     # caller's turn.
     cdef int enter(self, str what) except -1
     cdef void leave(self) noexcept
-    # The Slot of the region's id and address space as the next change finds it, or None. Where one
-    # is, the rest of the region becomes what it is. For whoever has entered.
-    cdef object find(self, region *r)
-    # Carries out what a region that keeps rules 1 and 2 asks for, by rules 3 to 7.
-    cdef change_kind make(self, const region *r, demand wants) except? CHANGE_NONE
+    # The slot of an id as the next change finds it, or NULL; good until then. For whoever has
+    # entered, and an id and an address space that can be.
+    cdef slot *find(self, uint32_t id, uint32_t as_id) noexcept
+    # Carries out what a region that keeps rules 1 and 2 asks for, by rules 3 to 7; `creates` is
+    # region_classify's. `old` is what find returned for its id. Returns the Slot that there is
+    # then, or None, and in *kind what was changed.
+    cdef object make(self, const region *r, slot *old, bint creates, change_kind *kind)
 
 # Each as the method of Memslots of that name; all integers are still Python's.
 cdef object operation_set_region(

@@ -4,12 +4,13 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from memslots.core.region cimport (
     ALLOWED,
-    NO_PAGES,
     NO_SUCH_SLOT,
     SIZE_NOT_ALIGNED,
     refusal,
     region_from_bytes,
 )
+from memslots.core.slot cimport slot as slot_t
+from memslots.core.slot cimport slot_region
 from memslots.core.units cimport gfn_t, hva_t
 from memslots.values.integers cimport u32, u64
 from memslots.values.rules cimport check_id, check_region, refusal_error
@@ -31,28 +32,31 @@ cdef class Target:
     cdef void leave(self) noexcept:
         pass
 
-    cdef object find(self, region *r):
+    cdef slot_t *find(self, uint32_t id, uint32_t as_id) noexcept:
+        return NULL
+
+    cdef object make(self, const region *r, slot_t *old, bint creates, change_kind *kind):
         raise TypeError("not to be made")
 
-    cdef change_kind make(self, const region *r, demand wants) except? CHANGE_NONE:
-        raise TypeError("not to be made")
 
-
-cdef object region_of(Target to, region *r, uint32_t id, uint32_t as_id):
-    """The Slot of an id, and the region that it is, for a change of it."""
+cdef slot_t *slot_of(Target to, region *r, uint32_t id, uint32_t as_id) except NULL:
+    """The slot of an id, and the region that it is, for a change of it."""
+    cdef slot_t *found
     check_id(to.lim, id, as_id)
-    r.id = id
-    r.as_id = as_id
-    record = to.find(r)
-    if record is None:
+    found = to.find(id, as_id)
+    if found is NULL:
+        r.id = id
+        r.as_id = as_id
         raise refusal_error(NO_SUCH_SLOT, to.lim, r, NULL, "")
-    return record
+    r[0] = slot_region(found)
+    return found
 
 
 cdef object operation_set_region(
     Target to, object slot, object flags, object gpa, object size, object hva
 ):
     cdef region r
+    cdef change_kind kind
     cdef uint32_t slot_arg = u32(slot, "slot")
     cdef uint32_t bits = u32(flags, "flags")
     cdef uint64_t address = u64(gpa, "guest_phys_addr")
@@ -65,7 +69,8 @@ cdef object operation_set_region(
         if why != ALLOWED:
             given = f"{length if why == SIZE_NOT_ALIGNED else address:#x}"
             raise refusal_error(why, to.lim, &r, NULL, given)
-        return change_record(to.make(&r, ANY))
+        to.make(&r, to.find(r.id, r.as_id), False, &kind)
+        return change_record(kind)
     finally:
         to.leave()
 
@@ -74,6 +79,7 @@ cdef object operation_create(
     Target to, object slot, object base_gfn, object npages, object hva, object flags, object as_id
 ):
     cdef region r
+    cdef change_kind kind
     r.id = u32(slot, "slot")
     r.base_gfn = u64(base_gfn, "base_gfn")
     r.npages = u64(npages, "npages")
@@ -83,10 +89,7 @@ cdef object operation_create(
     to.enter("a change")
     try:
         check_region(to.lim, &r)
-        if r.npages == 0:
-            raise refusal_error(NO_PAGES, to.lim, &r, NULL, "")
-        to.make(&r, NO_SLOT)
-        return to.find(&r)
+        return to.make(&r, to.find(r.id, r.as_id), True, &kind)
     finally:
         to.leave()
 
@@ -96,18 +99,19 @@ cdef object remake(
 ):
     """Changes a slot to what it is but for one field: the one that is not NULL."""
     cdef region r
+    cdef slot_t *old
+    cdef change_kind kind
     cdef uint32_t id = u32(slot, "slot")
     cdef uint32_t space_id = u32(as_id, "as_id")
     to.enter("a change")
     try:
-        region_of(to, &r, id, space_id)
+        old = slot_of(to, &r, id, space_id)
         if base_gfn is not NULL:
             r.base_gfn = base_gfn[0]
         if flags is not NULL:
             r.flags = flags[0]
         check_region(to.lim, &r)
-        to.make(&r, ANY)
-        return to.find(&r)
+        return to.make(&r, old, False, &kind)
     finally:
         to.leave()
 
@@ -124,13 +128,16 @@ cdef object operation_set_flags(Target to, object slot, object flags, object as_
 
 cdef object operation_delete(Target to, object slot, object as_id):
     cdef region r
+    cdef slot_t *old
+    cdef change_kind kind
     cdef uint32_t id = u32(slot, "slot")
     cdef uint32_t space_id = u32(as_id, "as_id")
     to.enter("a change")
     try:
-        was = region_of(to, &r, id, space_id)
+        old = slot_of(to, &r, id, space_id)
+        was = <object>old.record
         r.npages = 0
-        to.make(&r, ANY)
+        to.make(&r, old, False, &kind)
         return was
     finally:
         to.leave()

@@ -19,10 +19,8 @@ from memslots.core.region cimport (
     CHANGE_CREATE,
     CHANGE_MOVE,
     CHANGE_NONE,
-    ID_IN_USE,
     NO_MEMORY,
     OVERLAPS,
-    TOO_MANY_PAGES,
     change_kind,
     plan,
     refusal,
@@ -60,10 +58,8 @@ from memslots.values.integers cimport u32, u64
 from memslots.values.rules cimport check_as_id, refusal_error
 from memslots.write.listeners cimport ask_prepare, tell_commit, tell_invalidate
 from memslots.write.operations cimport (
-    NO_SLOT,
     Target,
     change_record,
-    demand,
     operation_create,
     operation_delete,
     operation_move,
@@ -264,32 +260,27 @@ cdef class Transaction(Target):
         """
         return self.tenure == self.writer.tenure
 
-    cdef object find(self, region *r):
-        cdef slot_t *s = slotset_by_id(self.slots(r.as_id), r.id)
-        if s is NULL:
-            return None
-        r[0] = slot_region(s)
-        return <object>s.record
+    cdef slot_t *find(self, uint32_t id, uint32_t as_id) noexcept:
+        return slotset_by_id(self.slots(as_id), id)
 
     cdef slotset *slots(self, uint32_t as_id) noexcept:
         return space_inactive(self.m.spaces[as_id])
 
-    cdef change_kind make(self, const region *r, demand wants) except? CHANGE_NONE:
+    cdef object make(self, const region *r, slot_t *found, bint creates, change_kind *done):
         cdef slotset *set = self.slots(r.as_id)
         cdef slot_t *next = NULL
         cdef slot_t *before
         cdef change *c
         cdef plan p
-        cdef refusal why = region_classify(slotset_by_id(set, r.id), r, &p)
-        if wants == NO_SLOT and p.old is not NULL and why != TOO_MANY_PAGES:
-            why = ID_IN_USE
+        cdef refusal why = region_classify(found, r, creates, &p)
+        done[0] = p.kind
         if why == ALLOWED and (p.kind == CHANGE_CREATE or p.kind == CHANGE_MOVE):
             if region_beyond_max_gfn(&self.m.lim, r):
                 why = BEYOND_MAX_GFN
         if why != ALLOWED:
             raise refusal_error(why, &self.m.lim, r, &p, "")
         if p.kind == CHANGE_NONE:
-            return p.kind
+            return <object>found.record
         c = self.change_of(r.as_id, r.id, p.old)
         before = c.held[set.k]
         if update_stage_get(c, &self.m.lim, r, &next) != ALLOWED:
@@ -315,7 +306,7 @@ cdef class Transaction(Target):
         if before is not c.old:
             release_record(before)
             update_discard(before, next, c.old)
-        return p.kind
+        return new
 
     cdef change *change_of(self, uint32_t as_id, uint32_t id, slot_t *old) except NULL:
         """The change of an id: the one there is, or a new one, with what it may need later."""

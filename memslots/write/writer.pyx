@@ -18,8 +18,6 @@ from memslots.core.region cimport (
     ALLOWED,
     BEYOND_MAX_GFN,
     CHANGE_NONE,
-    ID_IN_USE,
-    TOO_MANY_PAGES,
     change_kind,
     limits,
     plan,
@@ -28,7 +26,7 @@ from memslots.core.region cimport (
     region_classify,
     region_place,
 )
-from memslots.core.slot cimport region, slot, slot_free, slot_region
+from memslots.core.slot cimport region, slot, slot_free
 from memslots.core.slotset cimport slotset_by_id, slotset_first, slotset_step
 from memslots.core.space cimport space, space_active
 from memslots.core.srcu cimport srcu_depth, srcu_forget, srcu_idle, srcu_wait
@@ -61,7 +59,7 @@ from memslots.write.lock cimport (
     lock_try,
     lock_wait,
 )
-from memslots.write.operations cimport NO_SLOT, change_record, demand
+from memslots.write.operations cimport change_record
 
 from memslots.errors import busy
 from memslots.mirror.plan import Call
@@ -261,14 +259,10 @@ cdef class Writer(Target):
                 self.subscriptions = then
         return same
 
-    cdef object find(self, region *r):
-        cdef slot *s = slotset_by_id(space_active(self.m.spaces[r.as_id]), r.id)
-        if s is NULL:
-            return None
-        r[0] = slot_region(s)
-        return <object>s.record
+    cdef slot *find(self, uint32_t id, uint32_t as_id) noexcept:
+        return slotset_by_id(space_active(self.m.spaces[as_id]), id)
 
-    cdef change_kind make(self, const region *r, demand wants) except? CHANGE_NONE:
+    cdef object make(self, const region *r, slot *found, bint creates, change_kind *done):
         """Rules 3 to 7, and the change that the region asks for. The caller is the writer."""
         cdef const limits *lim = &self.m.lim
         cdef space *sp = self.m.spaces[r.as_id]
@@ -276,12 +270,11 @@ cdef class Writer(Target):
         cdef bint invalidated = False
         cdef plan p
         cdef change c
-        cdef refusal why = region_classify(slotset_by_id(space_active(sp), r.id), r, &p)
-        if wants == NO_SLOT and p.old is not NULL and why != TOO_MANY_PAGES:
-            why = ID_IN_USE
+        cdef refusal why = region_classify(found, r, creates, &p)
+        done[0] = p.kind
         if why == ALLOWED:
             if p.kind == CHANGE_NONE:
-                return p.kind
+                return <object>found.record
             why = region_place(space_active(sp), r, &p)
         if why == ALLOWED:
             why = update_get(&c, sp, lim, r, &p)
@@ -320,7 +313,7 @@ cdef class Writer(Target):
         update_apply_end(&c)
         finish(&c)
         tell_commit(subscriptions, kind, old, new)
-        return c.kind
+        return new
 
 
 cdef void count_fork() noexcept nogil:

@@ -403,7 +403,7 @@ cdef wrong change_one(scene *at, region r, bint refuse) noexcept nogil:
     cdef plan p
     if (
         region_check(&at.m.lim, &r) != ALLOWED
-        or region_classify(slotset_by_id(space_active(sp), r.id), &r, &p) != ALLOWED
+        or region_classify(slotset_by_id(space_active(sp), r.id), &r, False, &p) != ALLOWED
         or region_place(space_active(sp), &r, &p) != ALLOWED
     ):
         return REFUSED
@@ -461,7 +461,7 @@ cdef wrong stage(scene *at, transaction *tx, region r) noexcept nogil:
     cdef slot *next
     cdef change *c
     cdef plan p
-    if region_classify(slotset_by_id(set, r.id), &r, &p) != ALLOWED:
+    if region_classify(slotset_by_id(set, r.id), &r, False, &p) != ALLOWED:
         return REFUSED
     if p.kind == CHANGE_NONE:
         return NOTHING

@@ -119,7 +119,7 @@ cdef class Space:
         r.npages = npages
         r.userspace_addr = hva
         assert region_check(&self.lim, &r) == ALLOWED
-        assert region_classify(slotset_by_id(space_active(self.sp), r.id), &r, &p) == ALLOWED
+        assert region_classify(slotset_by_id(space_active(self.sp), r.id), &r, False, &p) == ALLOWED
         assert region_place(space_active(self.sp), &r, &p) == ALLOWED
         self.steps = []
         if p.kind == CHANGE_NONE:
