@@ -38,7 +38,7 @@ For memslots alone:
   idtable      idtable idtable_spare idtable_drop_spare idtable_fits idtable_get_spare
   srcu         srcu_reader_get srcu_init srcu_reader_put srcu_shared srcu_depth srcu_wait srcu_alone
                srcu_idle srcu_forget
-  slot         SLOT_CALLER_FLAGS slot_number slot_free
+  slot         SLOT_CALLER_FLAGS slot_number slot_number_id slot_number_as_id slot_free
   dirtylog     dirty_words dirty_new dirty_free dirty_get dirty_put dirty_clear dirty_merge
   index        index index_free
   slotset      slotset_init slotset_clash

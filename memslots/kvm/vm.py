@@ -18,8 +18,14 @@ from memslots.kvm.ioctls import Cap
 from memslots.kvm.probe import ends, slots_and_spaces
 from memslots.kvm.vcpu import KvmVcpu
 from memslots.memslots import Memslots
-from memslots.values.integers import PAGE_SHIFT, PAGE_SIZE, field, slot_number
-from memslots.values.records import Change, Flags, Slot
+from memslots.values.integers import PAGE_SHIFT, PAGE_SIZE, field, slot_number, split_number
+from memslots.values.records import (
+    Change,
+    Flags,
+    Slot,
+    deletion_arguments,
+    region_arguments,
+)
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -63,15 +69,14 @@ class _Call(NamedTuple):
         """Whether it is to have pages of that slot."""
         end = self.guest_phys_addr + self.memory_size
         return (
-            held.as_id == self.slot >> 16
+            held.as_id == split_number(self.slot)[1]
             and held.guest_phys_addr < end
             and self.guest_phys_addr < held.guest_phys_addr + held.memory_size
         )
 
     def record(self) -> Slot:
         return Slot(
-            self.slot & 0xFFFF,
-            self.slot >> 16,
+            *split_number(self.slot),
             self.guest_phys_addr >> PAGE_SHIFT,
             self.memory_size >> PAGE_SHIFT,
             self.userspace_addr,
@@ -261,6 +266,27 @@ class KvmVM:
         name, request = "KVM_SET_USER_MEMORY_REGION", ioctls.SET_USER_MEMORY_REGION
         return self._set(call, name, request, ioctls.REGION.pack(*call), memfd=False)
 
+    def set_slot(self, before: Slot | None, after: Slot | None) -> Change:
+        """The same for Slots: make of `before`, or of nothing, `after`, or nothing.
+
+        A Memslots that is mirrored here calls this.
+
+        Raises
+        ------
+        ValueError
+            Both are None.
+        InvalidRegionError, OverlapError, NoSuchSlotError, KvmError
+            As `set_region`.
+        """
+        if after is not None:
+            call = _Call(*region_arguments(after))
+        elif before is not None:
+            call = _Call(*deletion_arguments(before))
+        else:
+            raise ValueError("there is no slot before, and none after")
+        name, request = "KVM_SET_USER_MEMORY_REGION", ioctls.SET_USER_MEMORY_REGION
+        return self._set(call, name, request, ioctls.REGION.pack(*call), memfd=False, new=after)
+
     def set_region2(
         self,
         slot: SupportsIndex,
@@ -324,8 +350,16 @@ class KvmVM:
             since = "Linux 6.8 or later built with CONFIG_KVM_GUEST_MEMFD, for some types of VM,"
             raise missing_capability("GUEST_MEMFD", "a guest_memfd", since)
 
-    def _set(self, call: _Call, name: str, request: int, region: bytes, memfd: bool) -> Change:
-        new = None
+    def _set(
+        self,
+        call: _Call,
+        name: str,
+        request: int,
+        region: bytes,
+        memfd: bool,
+        new: Slot | None = None,
+    ) -> Change:
+        """Make a call; `new` is what the slot is then, if somebody knows it already."""
         answer = Answer()
         with self._lock:
             old = self._slots.get(call.slot)
@@ -343,7 +377,8 @@ class KvmVM:
                 raise self._explain(call, refused, memfd) from None
             finally:  # a signal's handler may raise when the kernel is done
                 if answer.done:
-                    new = call.record() if call.memory_size else None
+                    if new is None and call.memory_size:
+                        new = call.record()
                     self._keep(call.slot, new)
                     if new is not None and memfd:
                         self._with_memfd.add(call.slot)
@@ -537,5 +572,6 @@ def _address(memory: bytearray) -> int:
 
 
 def _outside_of_rules(refused: KvmError, number: int) -> KvmError:
-    slot = f"slot {number & 0xFFFF} of address space {number >> 16}"
+    id, as_id = split_number(number)
+    slot = f"slot {id} of address space {as_id}"
     return KvmError(refused.errno or 0, f"{refused.strerror}: {slot}; no rule refuses it")

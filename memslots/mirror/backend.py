@@ -20,19 +20,12 @@ from typing import TYPE_CHECKING, Protocol, SupportsIndex
 from memslots.errors import MemslotError
 from memslots.mirror.plan import Call
 from memslots.values.integers import field
-from memslots.values.records import Slot
+from memslots.values.limits import DEFAULT_LIMITS
+from memslots.values.records import Slot, deletion_arguments, region_arguments
 
 if TYPE_CHECKING:
     from memslots.memslots import Memslots
 
-#: What a Memslots allows if neither its maker nor its backend says otherwise.
-DEFAULT_LIMITS = {
-    "max_slots": 32764,
-    "address_spaces": 1,
-    "max_gfn": (1 << 40) - 1,
-    "max_hva": (1 << 47) - 4096,
-    "manual_dirty_log": 0,
-}
 _MOST_IDS = 1 << 16
 
 
@@ -43,6 +36,8 @@ class Backend(Protocol):
 
     - ``limits``, a mapping with the arguments of Memslots: no change is made that is beyond them;
     - ``slots``, which must be empty when it is given to a Memslots;
+    - ``set_slot(before, after)``, called in place of set_region, with Slots: make of `before`
+      (None: no slot is there) `after` (None: it is to go);
     - ``keep(vm)``, which is called with the Memslots: it has to last as long as the backend's
       slots, since it is what keeps the memory that they are on;
     - ``get_dirty_log(slot, as_id)``, ``clear_dirty_log(slot, first_page, num_pages, bitmap,
@@ -113,6 +108,7 @@ class Mirror:
             raise ValueError(f"the backend has {len(slots)} slots already; a Memslots begins empty")
         _take(backend, vm)
         self.backend = backend
+        self._set_slot = getattr(backend, "set_slot", self._set_region)
         self._vm = weakref.ref(vm)  # whoever makes a change has it
         # Calls that were begun, and do not stay: to be undone, the last first. The writer has it.
         self.journal: list[Call] = []
@@ -150,7 +146,7 @@ class Mirror:
         for call in calls:
             self.journal.append(call)
             try:
-                self._put(call.slot, call.after)
+                self._set_slot(call.before, call.after)
             except MemslotError:
                 self.journal.pop()  # nothing was done; of anything else that is not known
                 raise
@@ -172,7 +168,7 @@ class Mirror:
         while self.journal:
             call = self.journal[-1]
             try:
-                self._put(call.slot, call.before)
+                self._set_slot(call.after, call.before)
             except MemslotError as error:
                 # Deleting what is not there: it was never made.
                 if call.before is not None or error.errno not in (errno.EINVAL, errno.ENOENT):
@@ -193,12 +189,9 @@ class Mirror:
         if slot is not None:
             self.vm.mark_dirty_range(slot.base_gfn, slot.end_gfn, slot.as_id)
 
-    def _put(self, slot: Slot, to: Slot | None) -> None:
-        """Have the backend hold `to`, or nothing, where it has `slot`'s id."""
-        number = slot.as_id << 16 | slot.id
-        if to is None:
-            self.backend.set_region(number, 0, 0, 0, 0)
-        else:
-            self.backend.set_region(
-                number, int(to.flags), to.guest_phys_addr, to.memory_size, to.userspace_addr
-            )
+    def _set_region(self, before: Slot | None, after: Slot | None) -> None:
+        """What `set_slot` does, for a backend that has none. One of the two is there."""
+        if after is not None:
+            self.backend.set_region(*region_arguments(after))
+        elif before is not None:
+            self.backend.set_region(*deletion_arguments(before))

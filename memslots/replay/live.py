@@ -12,6 +12,8 @@ from typing import NamedTuple, Protocol
 from memslots import PAGE_SHIFT, Change, MemslotError, Memslots, Slot
 from memslots.mirror.plan import same_memory
 from memslots.traces import RegionCall
+from memslots.values.integers import slot_number, split_number
+from memslots.values.records import region_arguments
 
 
 class LiveVM(Protocol):
@@ -142,13 +144,7 @@ class Live:
 
     def _make(self, number: int, slot: Slot, old: Slot | None, line: int) -> str:
         try:
-            change = self._vm.set_region(
-                number,
-                int(slot.flags),
-                slot.guest_phys_addr,
-                slot.memory_size,
-                slot.userspace_addr,
-            )
+            change = self._vm.set_region(*region_arguments(slot))
         except MemslotError as error:
             self._lacks.setdefault(number, line)
             refused = f"{slot_name(number)} cannot be as in the map: {error.strerror}"
@@ -179,17 +175,17 @@ class Live:
 
 def number_of(slot: Slot) -> int:
     """The slot's id and address space in one, as set_region takes it."""
-    return slot.id | slot.as_id << 16
+    return slot_number(slot.id, slot.as_id)
 
 
 def slot_name(number: int) -> str:
     """`slot 3`, or `slot 3 in space 1` where it is not space 0."""
-    as_id = number >> 16
-    return f"slot {number & 0xFFFF}" + (f" in space {as_id}" if as_id else "")
+    id, as_id = split_number(number)
+    return f"slot {id}" + (f" in space {as_id}" if as_id else "")
 
 
 def _slot_of(memslots: Memslots, number: int) -> Slot | None:
-    as_id = number >> 16
+    id, as_id = split_number(number)
     if as_id >= memslots.address_spaces:
         return None
-    return memslots.address_space(as_id).get(number & 0xFFFF)
+    return memslots.address_space(as_id).get(id)

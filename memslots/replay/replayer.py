@@ -22,12 +22,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import combinations
 
-from memslots import PAGE_SHIFT, Change, MemslotError, Memslots, Slot
+from memslots import PAGE_SHIFT, PAGE_SIZE, Change, MemslotError, Memslots, Slot
 from memslots.replay.live import Live, LiveVM, number_of, slot_name
 from memslots.traces import Counts, Event, RegionCall, Trace, TraceError
 from memslots.traces.events import GUEST_MEMFD_FLAG, Capability
 from memslots.traces.gaps import Gap, Gaps
 from memslots.traces.processes import Machines, births_first
+from memslots.values.limits import DEFAULT_LIMITS
+from memslots.values.records import deletion_arguments, region_arguments
 
 #: Errors that have nothing to do with the map: resources, signals, fds, permissions.
 OUTSIDE = frozenset(
@@ -46,8 +48,13 @@ OUTSIDE = frozenset(
     )
 )
 #: Ends of user space, smallest first: x86 and arm64 with 4 and 5 levels of page tables.
-_MAX_HVA = ((1 << 47) - 4096, 1 << 48, 1 << 52, (1 << 56) - 4096, (1 << 64) - 4096)
-_DEFAULT_MAX_SLOTS = 32764
+_MAX_HVA = (
+    DEFAULT_LIMITS["max_hva"],
+    1 << 48,
+    1 << 52,
+    (1 << 56) - PAGE_SIZE,
+    (1 << 64) - PAGE_SIZE,
+)
 _MOST_SPACES = 16
 
 
@@ -226,7 +233,7 @@ class Replayer:
         self.vms: list[VmReport] = []
         self._opener = opener
         self._machines = Machines(self._make, self._fits)
-        self._max_slots = _DEFAULT_MAX_SLOTS
+        self._max_slots = DEFAULT_LIMITS["max_slots"]
         self._spaces = 1
         self._max_hva = _MAX_HVA[0]
         self._look_through(events)
@@ -361,9 +368,7 @@ class _Step:
         if self.change is Change.CREATE:
             memslots.set_region(slot, 0, 0, 0, 0)
         elif self.change is not Change.NONE and old is not None:
-            memslots.set_region(
-                slot, int(old.flags), old.guest_phys_addr, old.memory_size, old.userspace_addr
-            )
+            memslots.set_region(*region_arguments(old))
 
     def _follow(self) -> str:
         """Do what the kernel did although the rules refuse it; tells what was done."""
@@ -380,15 +385,12 @@ class _Step:
         if self.old is not None:
             self.dropped.append(self.old)
         for slot in self.dropped:
-            self.vm.memslots.set_region(number_of(slot), 0, 0, 0, 0)
+            self.vm.memslots.set_region(*deletion_arguments(slot))
         old, self.old = self.old, None
         answer, _ = self.attempt()
         if answer:  # it was something else: put them back
             for slot in self.dropped:
-                self.vm.memslots.set_region(
-                    number_of(slot), int(slot.flags),
-                    slot.guest_phys_addr, slot.memory_size, slot.userspace_addr,
-                )  # fmt: skip
+                self.vm.memslots.set_region(*region_arguments(slot))
             self.old = old
             return "the call was left out"
         self._count()

@@ -18,3 +18,9 @@ def slot_number(id: SupportsIndex, as_id: SupportsIndex) -> int:
 
     OverflowError unless both are below 2**16.
     """
+
+def split_number(number: SupportsIndex) -> tuple[int, int]:
+    """Returns the id and the address space that a `slot` of the KVM calls names.
+
+    OverflowError unless it is below 2**32.
+    """

@@ -4,6 +4,7 @@ from cpython.number cimport PyNumber_Index
 from libc.stdint cimport uint64_t
 
 from memslots.core.slot cimport slot_number as number_of
+from memslots.core.slot cimport slot_number_as_id, slot_number_id
 from memslots.core.units cimport BAD_HVA as NO_HVA
 from memslots.core.units cimport PAGE_SHIFT as SHIFT
 from memslots.core.units cimport PAGE_SIZE as SIZE
@@ -41,3 +42,9 @@ def slot_number(id, as_id):
     OverflowError unless both are below 2**16.
     """
     return number_of(field_of(id, "slot", 16), field_of(as_id, "as_id", 16))
+
+
+def split_number(number):
+    """Returns the id and the address space that a `slot` of the KVM calls names."""
+    cdef uint64_t whole = field_of(number, "slot", 32)
+    return slot_number_id(whole), slot_number_as_id(whole)

@@ -3,8 +3,17 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from memslots.core.machine cimport MAX_SPACES
-from memslots.core.units cimport LAST_GFN
+from memslots.core.units cimport LAST_GFN, PAGE_SIZE
 from memslots.values.integers cimport u32, u64
+
+# What a Memslots allows if neither its maker nor its backend says otherwise.
+DEFAULT_LIMITS = {
+    "max_slots": 32764,
+    "address_spaces": 1,
+    "max_gfn": (1 << 40) - 1,
+    "max_hva": (1 << 47) - PAGE_SIZE,
+    "manual_dirty_log": 0,
+}
 
 
 cdef int take_limits(

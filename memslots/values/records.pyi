@@ -81,3 +81,9 @@ class Slot:
     def __copy__(self) -> Slot: ...
     def __deepcopy__(self, memo: object) -> Slot: ...
     def __reduce__(self) -> tuple[type[Slot], tuple[int, int, int, int, int, int]]: ...
+
+def region_arguments(slot: Slot) -> tuple[int, int, int, int, int]:
+    """Returns the arguments of the set_region that makes a slot what this Slot is."""
+
+def deletion_arguments(slot: Slot) -> tuple[int, int, int, int, int]:
+    """Returns the arguments of the set_region that deletes a slot."""

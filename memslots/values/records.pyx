@@ -14,6 +14,7 @@ from memslots.values.integers cimport u32, u64
 import errno
 
 from memslots.errors import InvalidRegionError, NotMappedError
+from memslots.values.integers import slot_number
 
 
 # Pickles name each class by this module. It stays when the classes' own module is moved.
@@ -239,6 +240,22 @@ cdef object region_record(const region *r):
     record.userspace_addr = r.userspace_addr
     record.bits = r.flags
     return record
+
+
+def region_arguments(Slot slot not None):
+    """Returns the arguments of the set_region that makes a slot what this Slot is."""
+    return (
+        slot_number(slot.id, slot.as_id),
+        slot.bits,
+        slot.base_gfn << PAGE_SHIFT,
+        slot.npages << PAGE_SHIFT,
+        slot.userspace_addr,
+    )
+
+
+def deletion_arguments(Slot slot not None):
+    """Returns the arguments of the set_region that deletes a slot."""
+    return slot_number(slot.id, slot.as_id), 0, 0, 0, 0
 
 
 cdef object slot_record(const slot *s):
