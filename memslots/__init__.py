@@ -14,6 +14,7 @@ from memslots.errors import (
     NotMappedError,
     OverlapError,
     ReadOnlyError,
+    SnapshotError,
 )
 from memslots.memory.backing import Backing
 from memslots.memory.guestmemory import GuestMemory
@@ -47,6 +48,7 @@ __all__ = [
     "OverlapError",
     "ReadOnlyError",
     "Slot",
+    "SnapshotError",
     "Transaction",
     "Vcpu",
     "VcpuStats",

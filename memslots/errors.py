@@ -25,6 +25,7 @@ __all__ = [
     "NotMappedError",
     "OverlapError",
     "ReadOnlyError",
+    "SnapshotError",
 ]
 
 
@@ -104,6 +105,10 @@ class BusyError(MemslotError):
     """
 
 
+class SnapshotError(MemslotError, ValueError):
+    """A file is no snapshot, or not all of one; the message says what is wrong (EINVAL)."""
+
+
 class KvmError(MemslotError):
     """The kernel's KVM refused a call for a reason outside of the rules; its errno says which."""
 
@@ -155,6 +160,11 @@ class InvariantError(AssertionError):
 
     def __reduce__(self) -> tuple[type[InvariantError], tuple[str], dict[str, object]]:
         return type(self), (self.property,), {"args": self.args}
+
+
+def no_snapshot(wrong: str) -> SnapshotError:
+    """The error for a file of which `wrong` says what is wrong."""
+    return SnapshotError(_errno.EINVAL, wrong)
 
 
 def busy(what: str) -> BusyError:

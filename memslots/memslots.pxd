@@ -45,5 +45,8 @@ cdef extern from *:
 cdef space *memslots_space(object face) except NULL
 # Where to enter and leave while reading it: a Vcpu's own reader, otherwise the calling thread's.
 cdef srcu_reader *memslots_reader(object face) except NULL
+# The write side of a Memslots, a write.writer.Writer: for guest memory. Its declarations are not
+# installed, so code outside has no use of it.
+cdef object memslots_writer(object vm)
 # What the address spaces of its virtual machine share.
 cdef machine *memslots_machine(object face) except NULL

@@ -22,7 +22,7 @@ from memslots.dirty.logs cimport (
     mark_range,
     merge_log,
 )
-from memslots.dirty.runs cimport return_logs, take_runs
+from memslots.dirty.runs cimport return_logs
 from memslots.read.batch cimport run_batch
 from memslots.read.ranges cimport extent, set_extent
 from memslots.read.reader cimport Reader
@@ -45,7 +45,6 @@ from memslots.errors import InvariantError, MemslotError
 from memslots.mirror.backend import Mirror
 from memslots.mirror.backend import take_limits as limits_with
 from memslots.read.reader import AddressSpace, Vcpu
-from memslots.write.listeners import Subscription
 
 cdef enum:
     LAST_ID = 0x7FFFFFFF  # an id fits an int32, the output of lookup_many
@@ -57,7 +56,7 @@ cdef tuple PROPERTY_NAMES = (
 
 
 # no_gc_clear: the collector must not take the writer away while the pointers into its machine are
-# there. A cycle through a listener is broken where the Writer lets its subscriptions go.
+# there. A cycle through a listener is broken where the Subscriptions let theirs go.
 @cython.no_gc_clear
 cdef class Memslots(Reader):
     """The memory slots of one virtual machine, kept as KVM keeps them since Linux 5.17.
@@ -465,27 +464,10 @@ cdef class Memslots(Reader):
         """
         cdef list logs = []
         try:
-            return self._take_dirty_runs(logs)
+            return self.writer.take_dirty_runs(self, logs)
         except BaseException:
             return_logs(self.m, logs)
             raise
-
-    def _take_dirty_runs(self, list logs):
-        """What take_dirty_runs does; what was taken is in `logs`, for _return_dirty_logs.
-
-        For a caller who may fail afterwards. Should this raise, `logs` has what was taken until
-        then: a signal's handler may raise between the end of this call and the caller's next step.
-        """
-        cdef bint entered = self.writer.enter_again("dirty runs")
-        try:
-            return take_runs(self, logs)
-        finally:
-            if entered:
-                self.writer.leave()
-
-    def _return_dirty_logs(self, list logs):
-        """Mark again what _take_dirty_runs took, in the slots that it was taken from."""
-        return_logs(self.m, logs)
 
     def address_space(self, as_id):
         """The read face of an address space (AddressSpace).
@@ -530,33 +512,7 @@ cdef class Memslots(Reader):
         TypeError
             The listener has none of the methods.
         """
-        subscription = Subscription(self, listener)
-        cdef tuple now = None
-        cdef tuple then = None
-        # Making the tuple may run a finalizer that closes another subscription: then once more.
-        while now is None or not self.writer.replace_subscriptions(now, then):
-            now = self.writer.get_subscriptions()
-            then = (*now, subscription)
-        return subscription
-
-    def _owes(self):
-        """Whether the backend has something that is still to be undone."""
-        return bool(self.writer.journal)
-
-    def _listener_of(self, cls):
-        """The first listener of a class, or None."""
-        for subscription in self.writer.get_subscriptions():
-            if isinstance(subscription.listener, cls):
-                return subscription.listener
-        return None
-
-    def _unsubscribe(self, subscription):
-        """Ends a subscription, for Subscription.close."""
-        cdef tuple now = None
-        cdef tuple then = None
-        while now is None or not self.writer.replace_subscriptions(now, then):
-            now = self.writer.get_subscriptions()
-            then = tuple([one for one in now if one is not subscription])
+        return self.writer.subscriptions.add(listener)
 
     def check(self):
         """Walk everything, in every address space.
@@ -686,6 +642,10 @@ cdef space *memslots_space(object face) except NULL:
 
 cdef srcu_reader *memslots_reader(object face) except NULL:
     return reader_of(face_of(face).m, face_of(face).own)
+
+
+cdef object memslots_writer(object vm):
+    return (<Memslots?>vm).writer
 
 
 cdef machine *memslots_machine(object face) except NULL:

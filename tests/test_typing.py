@@ -48,6 +48,7 @@ from memslots import (
     OverlapError,
     ReadOnlyError,
     Slot,
+    SnapshotError,
     Transaction,
     Vcpu,
     VcpuStats,
@@ -274,7 +275,7 @@ def errors(vm: Memslots) -> None:
         as_value_error: ValueError = error
     except KvmUnavailableError as error:
         as_kvm_error: KvmError = error
-    except (NotMappedError, ReadOnlyError, BusyError, KvmError) as error:
+    except (NotMappedError, ReadOnlyError, BusyError, KvmError, SnapshotError) as error:
         as_memslot_error: MemslotError = error
     except MemslotError as error:
         assert_type(error.rule, int | None)

@@ -39,9 +39,10 @@ from memslots.core.space cimport space, space_active
 from memslots.core.units cimport PAGE_SHIFT, gpa_t, page_aligned
 from memslots.memory.backing cimport Backing
 from memslots.memory.known cimport Backings, backing_at, backings_of
-from memslots.memslots cimport memslots_machine, memslots_space
+from memslots.memslots cimport memslots_machine, memslots_space, memslots_writer
 from memslots.read.sections cimport section, section_enter, section_leave
 from memslots.values.integers cimport field_of, u32, u64
+from memslots.write.writer cimport Writer
 
 from memslots.errors import (
     BusyError,
@@ -211,7 +212,7 @@ cdef class GuestMemory:
             )
         except BaseException:
             # A backend may have the slot still, to be undone with the next change.
-            if new and not self.vm_of._owes():
+            if new and not (<Writer>memslots_writer(self.vm_of)).owes():
                 self.known.drop_unused(memory)
             raise
         # It was dropped if another thread has deleted the last slot on it meanwhile. It may be this
@@ -556,7 +557,7 @@ cdef class GuestMemory:
             Something of it has no place here; nothing is written.
         ReadOnlyError
             Host memory that cannot be written is to become something else; nothing is written.
-        memslots.memory.snapshot.SnapshotError
+        SnapshotError
             It is no such file, or is not complete; nothing is written, unless it is made shorter
             meanwhile.
         OSError

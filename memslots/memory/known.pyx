@@ -8,8 +8,9 @@ from memslots.core.slot cimport slot
 from memslots.core.slotset cimport slotset_first_hva
 from memslots.core.space cimport space_active
 from memslots.memory.backing cimport Backing
-from memslots.memslots cimport memslots_machine
+from memslots.memslots cimport memslots_machine, memslots_writer
 from memslots.read.sections cimport section, section_enter, section_leave
+from memslots.write.writer cimport Writer
 
 from memslots.values.records import Change
 
@@ -108,11 +109,12 @@ cdef class Backings:
 
 
 cdef Backings backings_of(object vm):
-    cdef Backings found = vm._listener_of(Backings)
+    cdef Writer writer = memslots_writer(vm)
+    cdef Backings found = writer.subscriptions.first_of(Backings)
     cdef Backings made
     if found is None:
         made = Backings(vm)
-        found = vm._listener_of(Backings)
+        found = writer.subscriptions.first_of(Backings)
         if found is not made:  # another thread was first
             made.subscription.close()
     return found

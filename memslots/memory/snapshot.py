@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from memslots.errors import no_snapshot
+from memslots.memory.marks import return_marks, take_runs
 from memslots.memory.segments import Batch, Segments
 from memslots.values.integers import PAGE_SIZE
 
@@ -37,10 +39,6 @@ _MOST_VIEWS = 1024  # to one call of readv or writev
 _RUNS = 1024  # laid out at a time
 
 
-class SnapshotError(ValueError):
-    """A file is no snapshot, or not all of one; the message says what is wrong."""
-
-
 def dump(mem: GuestMemory, path: str | os.PathLike[str]) -> int:
     """All memory; what `GuestMemory.dump` does."""
     vm = mem.vm
@@ -56,9 +54,9 @@ def dump_dirty(mem: GuestMemory, path: str | os.PathLike[str]) -> int:
     """What is dirty; what `GuestMemory.dump_dirty` does."""
     logs: list[object] = []
     try:
-        return _write(mem, path, mem.vm._take_dirty_runs(logs))
+        return _write(mem, path, take_runs(mem.vm, logs))
     except BaseException:
-        mem.vm._return_dirty_logs(logs)
+        return_marks(mem.vm, logs)
         raise
 
 
@@ -163,12 +161,10 @@ def _read_segments(mem: GuestMemory, fd: int, name: str) -> Segments:
 
     def part(offset: int, size: int, what: str) -> bytes:
         if offset + size > length:
-            raise SnapshotError(
-                f"{name}: cut off: {what} ends at {offset + size}, of {length} bytes"
-            )
+            raise no_snapshot(f"{name}: cut off: {what} ends at {offset + size}, of {length} bytes")
         got = os.pread(fd, size, offset)
         if len(got) != size:
-            raise SnapshotError(f"{name}: it was made shorter while it was read")
+            raise no_snapshot(f"{name}: it was made shorter while it was read")
         return got
 
     header = part(0, _EHDR.size, "its header")
@@ -176,19 +172,19 @@ def _read_segments(mem: GuestMemory, fd: int, name: str) -> Segments:
         header
     )
     if ident[:6] != _IDENT[:6] or kind != _CORE or phentsize != _PHDR_SIZE:
-        raise SnapshotError(f"{name}: not a snapshot: a 64-bit little-endian ELF core is one")
+        raise no_snapshot(f"{name}: not a snapshot: a 64-bit little-endian ELF core is one")
     if count == _MANY:
         if not shoff:
-            raise SnapshotError(f"{name}: no section says how many segments it has")
+            raise no_snapshot(f"{name}: no section says how many segments it has")
         if shentsize != _SHDR.size:
-            raise SnapshotError(f"{name}: sections of {shentsize} bytes, not {_SHDR.size}")
+            raise no_snapshot(f"{name}: sections of {shentsize} bytes, not {_SHDR.size}")
         count = _SHDR.unpack(part(shoff, _SHDR.size, "its first section"))[7]
     segments = Segments(mem)
     table = part(phoff, count * _PHDR_SIZE, "its list of segments")
     try:
         segments.take(table, length)
     except ValueError as wrong:
-        raise SnapshotError(f"{name}: {wrong}") from None
+        raise no_snapshot(f"{name}: {wrong}") from None
     return segments
 
 
@@ -198,7 +194,7 @@ def _read_all(fd: int, views: list[memoryview], offset: int, name: str) -> None:
     while first < len(views):
         got = os.preadv(fd, views[first : first + _MOST_VIEWS], offset)
         if not got:
-            raise SnapshotError(f"{name}: it was made shorter while it was read")
+            raise no_snapshot(f"{name}: it was made shorter while it was read")
         offset += got
         while first < len(views) and got >= len(views[first]):
             got -= len(views[first])

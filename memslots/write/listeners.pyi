@@ -8,7 +8,7 @@ class Subscription:
     A context manager that closes at its end.
     """
 
-    def __new__(cls, owner: object, listener: object) -> Self: ...
+    def __new__(cls, owner: Subscriptions, listener: object) -> Self: ...
     @property
     def listener(self) -> object:
         """Who hears of the changes."""
@@ -23,3 +23,10 @@ class Subscription:
         traceback: TracebackType | None,
         /,
     ) -> None: ...
+
+@final
+class Subscriptions:
+    """The subscriptions of one Memslots."""
+
+    def __new__(cls) -> Self: ...
+    def __reduce__(self) -> NoReturn: ...

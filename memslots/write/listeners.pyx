@@ -13,14 +13,14 @@ cdef class Subscription:
     """
 
     cdef readonly object listener
-    cdef object owner  # the Memslots; None once it is closed
+    cdef Subscriptions owner  # where it is; None once it is closed
     # The listener's methods, None where it has none, looked up once: a listener is what it is when
     # it subscribes.
     cdef object prepare
     cdef object invalidate
     cdef object commit
 
-    def __cinit__(self, owner, listener):
+    def __cinit__(self, Subscriptions owner not None, listener):
         self.listener = listener
         self.prepare = getattr(listener, "prepare", None)
         self.invalidate = getattr(listener, "invalidate", None)
@@ -37,7 +37,7 @@ cdef class Subscription:
         with cython.critical_section(self):
             owner, self.owner = self.owner, None
         if owner is not None:
-            owner._unsubscribe(self)
+            (<Subscriptions>owner).remove(self)
 
     def __reduce__(self):
         raise TypeError("a Subscription cannot be pickled or copied: it belongs to its Memslots")
@@ -47,6 +47,56 @@ cdef class Subscription:
 
     def __exit__(self, *exc_info):
         self.close()
+
+
+@cython.final
+cdef class Subscriptions:
+    """The subscriptions of one Memslots."""
+
+    def __cinit__(self):
+        self.current = ()
+
+    def __reduce__(self):
+        raise TypeError("Subscriptions cannot be pickled or copied: they belong to a Memslots")
+
+    cdef tuple get(self):
+        with cython.critical_section(self):
+            now = self.current
+        return now
+
+    cdef bint replace(self, tuple now, tuple then):
+        """Whether they were still `now`; then they are `then`."""
+        cdef bint same
+        with cython.critical_section(self):
+            same = self.current is now
+            if same:
+                self.current = then
+        return same
+
+    cdef object add(self, object listener):
+        one = Subscription(self, listener)
+        cdef tuple now = None
+        cdef tuple then = None
+        # Making the tuple may run a finalizer that closes another subscription: then once more.
+        while now is None or not self.replace(now, then):
+            now = self.get()
+            then = (*now, one)
+        return one
+
+    cdef int remove(self, object one) except -1:
+        cdef tuple now = None
+        cdef tuple then = None
+        while now is None or not self.replace(now, then):
+            now = self.get()
+            then = tuple([each for each in now if each is not one])
+        return 0
+
+    cdef object first_of(self, object cls):
+        cdef Subscription one
+        for one in self.get():
+            if isinstance(one.listener, cls):
+                return one.listener
+        return None
 
 
 cdef int tell_invalidate(tuple subscriptions, object slot) except -1:

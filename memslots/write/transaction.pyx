@@ -161,7 +161,7 @@ cdef class Transaction(Target):
             raise RuntimeError("a transaction can be begun only once")
         self.state = OPEN
         self.tenure = self.writer.tenure
-        self.subscriptions = self.writer.get_subscriptions()
+        self.subscriptions = self.writer.subscriptions.get()
         return self
 
     def __exit__(self, exc_type, exc, traceback):
@@ -359,7 +359,7 @@ cdef class Transaction(Target):
         try:
             self.check_overlaps()
             if self.steps is not None:
-                still = self.writer.get_subscriptions()
+                still = self.writer.subscriptions.get()
                 if still is not self.subscriptions:
                     self.subscriptions = tuple([one for one in self.subscriptions if one in still])
                 for _, _, _, displaced in self.steps:

@@ -13,6 +13,7 @@ from memslots.core.machine cimport machine
 from memslots.core.region cimport limits
 from memslots.core.slot cimport slot
 from memslots.core.update cimport change
+from memslots.write.listeners cimport Subscriptions
 from memslots.write.lock cimport writer_lock
 from memslots.write.operations cimport Target
 
@@ -26,9 +27,7 @@ cdef class Writer(Target):
     # the writer was another thread when this process was forked: what it was changing is to be
     # abandoned before anything else is changed
     cdef bint torn
-    # the listeners' Subscriptions; replaced as a whole, never changed in place. Any thread may do
-    # that: so only the two methods below use it
-    cdef tuple subscriptions
+    cdef Subscriptions subscriptions  # who hears of the changes
     # the Mirror of the backend in which every change is made as well, or None. Written once
     cdef object mirror
     cdef list journal  # the Mirror's: what its backend has done and is to undo; None: no mirror
@@ -47,9 +46,10 @@ cdef class Writer(Target):
     # change comes to, undo_calls is due.
     cdef int make_calls(self, object calls) except -1
     cdef int undo_calls(self, object error) except -1
-    cdef tuple get_subscriptions(self)
-    # Whether they were still `now`; then they are `then`.
-    cdef bint replace_subscriptions(self, tuple now, tuple then)
+    # Whether the backend has something that is still to be undone.
+    cdef bint owes(self) noexcept
+    # take_runs of dirty/runs.pxd, while nobody else changes anything.
+    cdef list take_dirty_runs(self, object vm, list logs)
 
 # Frees what the sets no longer hold of a change that has ended.
 cdef void finish(change *c) noexcept

@@ -47,9 +47,15 @@ from memslots.core.update cimport (
     update_revert_begin,
     update_revert_end,
 )
+from memslots.dirty.runs cimport take_runs
 from memslots.values.records cimport slot_record
 from memslots.values.rules cimport refusal_error
-from memslots.write.listeners cimport ask_prepare, tell_commit, tell_invalidate
+from memslots.write.listeners cimport (
+    Subscriptions,
+    ask_prepare,
+    tell_commit,
+    tell_invalidate,
+)
 from memslots.write.lock cimport (
     lock_after_fork,
     lock_clear,
@@ -124,11 +130,13 @@ cdef void free_slots(machine *m) noexcept:
         slot_free(s)
 
 
+# no_gc_clear: what Memslots has of it is used until the end.
+@cython.no_gc_clear
 cdef class Writer(Target):
     """Owns a machine and makes its changes. One thread at a time is the writer."""
 
     cdef int own_machine(self, const limits *lim) except -1:
-        self.subscriptions = ()
+        self.subscriptions = Subscriptions()
         cdef machine *m = machine_new(lim) if lock_init(&self.lock) == 0 else NULL
         if m is NULL:
             raise MemoryError("no memory for the address spaces")
@@ -246,18 +254,16 @@ cdef class Writer(Target):
             self.mirror.undo(error)
         return 0
 
-    cdef tuple get_subscriptions(self):
-        with cython.critical_section(self):
-            now = self.subscriptions
-        return now
+    cdef bint owes(self) noexcept:
+        return bool(self.journal)
 
-    cdef bint replace_subscriptions(self, tuple now, tuple then):
-        cdef bint same
-        with cython.critical_section(self):
-            same = self.subscriptions is now
-            if same:
-                self.subscriptions = then
-        return same
+    cdef list take_dirty_runs(self, object vm, list logs):
+        cdef bint entered = self.enter_again("dirty runs")
+        try:
+            return take_runs(vm, logs)
+        finally:
+            if entered:
+                self.leave()
 
     cdef slot *find(self, uint32_t id, uint32_t as_id) noexcept:
         return slotset_by_id(space_active(self.m.spaces[as_id]), id)
@@ -266,7 +272,7 @@ cdef class Writer(Target):
         """Rules 3 to 7, and the change that the region asks for. The caller is the writer."""
         cdef const limits *lim = &self.m.lim
         cdef space *sp = self.m.spaces[r.as_id]
-        cdef tuple subscriptions = self.get_subscriptions()
+        cdef tuple subscriptions = self.subscriptions.get()
         cdef bint invalidated = False
         cdef plan p
         cdef change c

@@ -16,6 +16,7 @@ from model import Model, unchanged
 from strategies import MAX_GFN, MAX_HVA, MAX_SLOTS, SPACES, good_as_ids, steps
 
 from memslots import Flags, InvalidRegionError, KvmError, MemslotError, Memslots
+from memslots.memory.marks import return_marks, take_runs
 from memslots.values.records import DirtyRun
 
 HVA = 0x7000_0000_0000
@@ -506,13 +507,13 @@ def test_marks_are_returned(mode: int) -> None:
     for gfn in (1, 69, 201, 202):
         vm.mark_dirty(gfn)
     logs: list[object] = []
-    taken = vm._take_dirty_runs(logs)
+    taken = take_runs(vm, logs)
     # READONLY slots are marked by mode 3 alone.
     assert [run for run in taken if run.start_gfn == 300] == [(0, 300, 370)] * (mode == 3)
     vm.mark_dirty(1)  # meanwhile
-    vm._return_dirty_logs(logs)
+    return_marks(vm, logs)
     check(vm, *taken)
-    vm._return_dirty_logs([])
+    return_marks(vm, [])
     check(vm)
 
 
@@ -522,7 +523,7 @@ def test_marks_go_with_their_slots() -> None:
         vm.create(id, 100 * id, 70, HVA + (id << 20), LOG)
         vm.mark_dirty(100 * id + 69)
     logs: list[object] = []
-    assert len(vm._take_dirty_runs(logs)) == 5
+    assert len(take_runs(vm, logs)) == 5
     vm.move(0, 0x1000)
     vm.set_flags(1, 0)  # has no log any more
     vm.delete(2)
@@ -530,7 +531,7 @@ def test_marks_go_with_their_slots() -> None:
     vm.create(3, 300, 70, HVA, LOG)  # other memory
     vm.delete(4)
     vm.create(4, 400, 69, HVA + (4 << 20), LOG)  # not as long
-    vm._return_dirty_logs(logs)
+    return_marks(vm, logs)
     check(vm, (0, 0x1000 + 69, 0x1000 + 70))
 
 
@@ -539,4 +540,4 @@ def test_only_logs_are_returned() -> None:
     with unchanged(vm):
         for wrong in (None, (), "log", [bytearray(8)], [(0, 0, 4)]):
             with pytest.raises(TypeError):
-                vm._return_dirty_logs(wrong)  # type: ignore[arg-type]
+                return_marks(vm, wrong)  # type: ignore[arg-type]
