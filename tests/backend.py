@@ -84,3 +84,16 @@ def mirrored(manual_dirty_log: int = 0) -> tuple[Memslots, Backend]:
 def agree(vm: Memslots, backend: Backend) -> None:
     vm.check()
     backend.agrees(vm)
+
+
+class Limited:
+    limits = {  # noqa: RUF012 (as a dictionary is the plainest of mappings)
+        "max_slots": 7,
+        "address_spaces": 2,
+        "max_gfn": 0xFF,
+        "max_hva": 1 << 30,
+        "manual_dirty_log": 1,
+    }
+
+    def set_region(self, *call: int) -> None:
+        pass

@@ -41,3 +41,8 @@ def guest(code: bytes, **registers: int) -> Iterator[tuple[KvmVM, KvmVcpu, HostM
         vcpu.set_sregs(cs_base=0, cs_selector=0)
         vcpu.set_regs(rip=CODE, rflags=2, rsp=0x7000, **registers)
         yield vm, vcpu, memory
+
+
+def page_bits(*pages: int) -> bytes:
+    """The dirty log of 192 pages of which these are marked."""
+    return sum(1 << page for page in pages).to_bytes(24, "little")

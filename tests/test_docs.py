@@ -23,7 +23,7 @@ import pytest
 from needs import need_kvm, need_unicorn
 
 ROOT = Path(__file__).parent.parent
-# docs/command.md is told from the command's side: tests/cli/test_cli.py runs its examples.
+# docs/command.md is told from the command's side: tests/cli/test_page.py runs its examples.
 ELSEWHERE = {"command.md"}
 PAGES = [
     ROOT / "README.md",
