@@ -23,7 +23,9 @@ if __name__ == "__main__":
         load_libfuzzer()
 
 from compared import Flusher, FullListener, Listener
-from fuzz.fuzz_calls import SORTS, STEPS, TABLE, Call, Steps, decode, encode
+from fuzz.changes import STEPS, Steps
+from fuzz.fuzz_calls import decode, encode
+from fuzz.target import SORTS, TABLE, Call
 from model import Model
 
 from memslots.traces import RegionCall, open_trace, qemu, strace, strace_ioctls

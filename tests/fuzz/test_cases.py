@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 from compared import Compared
-from fuzz import fuzz_calls, fuzz_traces, inputs
+from fuzz import fuzz_calls, fuzz_traces, inputs, target
+from fuzz.changes import STEPS
 from fuzz.choices import ODD, PLAIN, TWO_BYTES, Choices, Number
-from fuzz.fuzz_calls import SORTS, STEPS, TABLE, Target, decode, encode
+from fuzz.fuzz_calls import decode, encode
 from fuzz.inputs import TARGETS
 from fuzz.seeds import SEEDS, every_operation, words
+from fuzz.target import SORTS, TABLE, Target
 from model import Answer, Model, ModelSlot
 
 from memslots import AddressSpace, MemslotError, Memslots, Slot, Transaction, Vcpu
@@ -76,7 +78,7 @@ def test_calls_that_are_encoded_and_decoded() -> None:
         assert decode(encode(machine, calls)) == (machine, calls)
 
 
-@pytest.mark.parametrize("field", fuzz_calls.CHANGES["set_region"][::2])
+@pytest.mark.parametrize("field", target.CHANGES["set_region"][::2])
 def test_numbers(field: Number) -> None:
     whole = [0, 1, 207, 208, 0xFFFF, 0x10000, 0xFFFFFFFF, 1 << 33, (1 << 52) - 1]
     for value in [*whole, *(page << 12 for page in whole), (1 << 64) - 1]:
@@ -89,7 +91,7 @@ def test_numbers(field: Number) -> None:
 
 def test_an_input_without_end_is_over_soon() -> None:
     _, calls = decode(bytes(10**6))
-    assert len(calls) == fuzz_calls.MOST_CALLS
+    assert len(calls) == target.MOST_CALLS
 
 
 # Nothing is forgotten, and nothing passes unseen
