@@ -42,11 +42,11 @@ cdef extern from *:
 
 # The address space that a Memslots (number 0), an AddressSpace or a Vcpu reads. TypeError for
 # anything else.
-cdef space *memslots_space(object face) except NULL
+cdef space *memslots_space(object reader) except NULL
 # Where to enter and leave while reading it: a Vcpu's own reader, otherwise the calling thread's.
-cdef srcu_reader *memslots_reader(object face) except NULL
+cdef srcu_reader *memslots_reader(object reader) except NULL
 # The write side of a Memslots, a write.writer.Writer: for guest memory. Its declarations are not
 # installed, so code outside has no use of it.
 cdef object memslots_writer(object vm)
 # What the address spaces of its virtual machine share.
-cdef machine *memslots_machine(object face) except NULL
+cdef machine *memslots_machine(object reader) except NULL

@@ -127,12 +127,12 @@ class Memslots(Reader):
         O(n + p / 64) for p pages that are logged.
         """
     def address_space(self, as_id: SupportsIndex) -> AddressSpace:
-        """The read face of an address space.
+        """The reader of an address space.
 
         InvalidRegionError where there is none of that number.
         """
     def vcpu(self, as_id: SupportsIndex = 0) -> Vcpu:
-        """A read face with a last-used slot of its own. InvalidRegionError as address_space."""
+        """A reader with a last-used slot of its own. InvalidRegionError as address_space."""
     def subscribe(self, listener: object) -> Subscription:
         """Have a listener hear of every change: prepare(change, old, new), invalidate(slot),
         commit(change, old, new).

@@ -470,14 +470,14 @@ cdef class Memslots(Reader):
             raise
 
     def address_space(self, as_id):
-        """The read face of an address space (AddressSpace).
+        """The reader of an address space (AddressSpace).
 
         InvalidRegionError where there is none of that number.
         """
         return AddressSpace(self, as_id)
 
     def vcpu(self, as_id=0):
-        """A read face of an address space with a last-used slot of its own (Vcpu).
+        """A reader of an address space with a last-used slot of its own (Vcpu).
 
         InvalidRegionError as address_space.
         """
@@ -630,23 +630,23 @@ def _restore(cls, limits_, spaces):
     return vm
 
 
-cdef Reader face_of(object face):
-    if not isinstance(face, Reader):
-        raise TypeError(f"not a Memslots, AddressSpace or Vcpu: {type(face).__name__!r}")
-    return <Reader>face
+cdef Reader any_reader(object reader):
+    if not isinstance(reader, Reader):
+        raise TypeError(f"not a Memslots, AddressSpace or Vcpu: {type(reader).__name__!r}")
+    return <Reader>reader
 
 
-cdef space *memslots_space(object face) except NULL:
-    return face_of(face).sp
+cdef space *memslots_space(object reader) except NULL:
+    return any_reader(reader).sp
 
 
-cdef srcu_reader *memslots_reader(object face) except NULL:
-    return reader_of(face_of(face).m, face_of(face).own)
+cdef srcu_reader *memslots_reader(object reader) except NULL:
+    return reader_of(any_reader(reader).m, any_reader(reader).own)
 
 
 cdef object memslots_writer(object vm):
     return (<Memslots?>vm).writer
 
 
-cdef machine *memslots_machine(object face) except NULL:
-    return face_of(face).m
+cdef machine *memslots_machine(object reader) except NULL:
+    return any_reader(reader).m

@@ -10,7 +10,7 @@ from fresh import run_fresh
 
 from memslots import AddressSpace, Backing, GuestMemory, Memslots, Slot, Transaction, Vcpu
 from memslots.baseline import ArrayAddressSpace, ArrayMemslots, ArrayVcpu
-from memslots.baseline.reader import ArrayReadFace
+from memslots.baseline.reader import ArrayReader
 from memslots.memory.segments import Batch, Segments
 from memslots.read.reader import Reader
 
@@ -18,7 +18,7 @@ from memslots.read.reader import Reader
 Backings: type = importlib.import_module("memslots.memory.known").Backings
 CLASSES: list[type] = [Memslots, Reader, AddressSpace, Vcpu, Slot, Transaction]
 CLASSES += [Backing, Backings, GuestMemory, Batch, Segments]
-CLASSES += [ArrayMemslots, ArrayReadFace, ArrayAddressSpace, ArrayVcpu]
+CLASSES += [ArrayMemslots, ArrayReader, ArrayAddressSpace, ArrayVcpu]
 
 
 def methods(cls: type) -> dict[str, Callable[..., object]]:
@@ -43,7 +43,7 @@ def call_all() -> None:
     mem = GuestMemory(vm)
     objects += [mem, Backing.anonymous(4096), Backings(vm), Batch(), Segments(mem)]
     array = ArrayMemslots()
-    objects += [array, array.address_space(0), array.vcpu(), ArrayReadFace()]
+    objects += [array, array.address_space(0), array.vcpu(), ArrayReader()]
     calls = 0
     for cls in CLASSES:
         for name, method in methods(cls).items():
@@ -70,7 +70,7 @@ def test_every_class_has_some() -> None:
         assert len(methods(cls)) > 1
     assert {"lookup", "gpa_to_hva", "generation", "__len__"} <= methods(Reader).keys()
     assert {"create", "transaction", "subscribe", "max_slots"} <= methods(Memslots).keys()
-    assert methods(Reader).keys() == methods(ArrayReadFace).keys()
+    assert methods(Reader).keys() == methods(ArrayReader).keys()
     assert methods(ArrayMemslots).keys() < methods(Memslots).keys()
     assert {"__enter__", "create", "lookup"} <= methods(Transaction).keys()
     assert {"place", "read", "write_u64", "views", "__repr__"} <= methods(GuestMemory).keys()

@@ -4,10 +4,10 @@ import numpy as np
 from _typeshed import ReadableBuffer
 from numpy.typing import NDArray
 
-from memslots.baseline.reader import ArrayAddressSpace, ArrayReadFace, ArrayVcpu
+from memslots.baseline.reader import ArrayAddressSpace, ArrayReader, ArrayVcpu
 from memslots.values.records import Change, Slot
 
-class ArrayMemslots(ArrayReadFace):
+class ArrayMemslots(ArrayReader):
     """Memslots as KVM kept them until Linux 5.16, to measure against: every change copies a whole
     array. The face is that of memslots.Memslots, for one thread at a time, and for ids below 2**20.
     """

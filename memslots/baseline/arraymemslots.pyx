@@ -5,7 +5,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, Py_buffer, PyBuffer_Release, PyObject_
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize
 from libc.stdint cimport uint32_t, uint64_t
 
-from memslots.baseline.reader cimport ArrayReadFace, run_array_batch
+from memslots.baseline.reader cimport ArrayReader, run_array_batch
 from memslots.baseline.slotarray cimport (
     array_slot,
     arrayspace,
@@ -47,7 +47,7 @@ cdef dict PROPERTY_NAMES = {
 
 @cython.no_gc_clear
 @cython.auto_pickle(False)
-cdef class ArrayMemslots(ArrayReadFace):
+cdef class ArrayMemslots(ArrayReader):
     """The memory slots of one virtual machine, kept as KVM kept them until Linux 5.16.
 
     Memslots is measured against it: the slots of an address space are one sorted array, and every
@@ -145,14 +145,14 @@ cdef class ArrayMemslots(ArrayReadFace):
             PyBuffer_Release(&view)
 
     def address_space(self, as_id):
-        """The read face of an address space (ArrayAddressSpace).
+        """The reader of an address space (ArrayAddressSpace).
 
         InvalidRegionError where there is none of that number.
         """
         return ArrayAddressSpace(self, as_id)
 
     def vcpu(self, as_id=0):
-        """A read face of an address space with a last-used slot of its own (ArrayVcpu).
+        """A reader of an address space with a last-used slot of its own (ArrayVcpu).
 
         InvalidRegionError as address_space.
         """

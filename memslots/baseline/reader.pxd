@@ -1,4 +1,4 @@
-"""The read face of the arrays, as arraymemslots.pyx extends it."""
+"""The readers of the arrays, as arraymemslots.pyx extends it."""
 
 from libc.stdint cimport uint32_t
 
@@ -6,7 +6,7 @@ from memslots.baseline.slotarray cimport array_cache, arrayspace
 from memslots.baseline.writer cimport ArrayWriter
 from memslots.core.lookup_batch cimport lookup_kind
 
-cdef class ArrayReadFace:
+cdef class ArrayReader:
     cdef ArrayWriter writer  # whose address space is read; None: nobody's
     cdef arrayspace *sp  # the address space
     cdef array_cache *own  # a last-used slot of its own, or NULL: the array's is used

@@ -15,7 +15,7 @@ _Out = TypeVar("_Out", bound=WriteableBuffer | NDArray[np.int32] | NDArray[np.ui
 _Default = TypeVar("_Default")
 
 @disjoint_base
-class ArrayReadFace:
+class ArrayReader:
     """What ArrayMemslots, ArrayAddressSpace and ArrayVcpu have in common: the face of
     memslots.read.reader.Reader, for one thread at a time.
     """
@@ -62,16 +62,16 @@ class ArrayReadFace:
     def as_id(self) -> int: ...
 
 @final
-class ArrayAddressSpace(ArrayReadFace):
-    """The read face of one address space. InvalidRegionError where there is none of that number."""
+class ArrayAddressSpace(ArrayReader):
+    """The reader of one address space. InvalidRegionError where there is none of that number."""
 
-    def __new__(cls, vm: ArrayReadFace, as_id: SupportsIndex) -> Self: ...
+    def __new__(cls, vm: ArrayReader, as_id: SupportsIndex) -> Self: ...
 
 @final
-class ArrayVcpu(ArrayReadFace):
-    """The read face of one address space with a last-used slot of its own."""
+class ArrayVcpu(ArrayReader):
+    """The reader of one address space with a last-used slot of its own."""
 
-    def __new__(cls, vm: ArrayReadFace, as_id: SupportsIndex = 0) -> Self: ...
+    def __new__(cls, vm: ArrayReader, as_id: SupportsIndex = 0) -> Self: ...
     @property
     def stats(self) -> VcpuStats:
         """Hits and misses of the last-used slot."""

@@ -1,4 +1,4 @@
-"""The read face of the arrays: what memslots.read.reader is to the trees.
+"""The readers of the arrays: what memslots.read.reader is to the trees.
 
 A pointer into an array is good until Python code is run, since that may make a change: so none is
 kept across anything that may run some.
@@ -49,7 +49,7 @@ cdef struct empty_array:
     array_slot none  # the first slot that every array has
 
 
-# What a face reads that was never tied to a writer (made by a bare __new__): nothing.
+# What a reader reads that was never tied to a writer (made by a bare __new__): nothing.
 cdef empty_array NOTHING
 cdef arrayspace NOWHERE
 NOWHERE.active = &NOTHING.head
@@ -124,7 +124,7 @@ cdef object run_array_batch(
     return out
 
 
-cdef class ArrayReadFace:
+cdef class ArrayReader:
     """What ArrayMemslots, ArrayAddressSpace and ArrayVcpu have in common: every way to look up.
 
     Results, errors and units are those of `memslots.read.reader.Reader`, method by method. For one
@@ -266,26 +266,26 @@ cdef object no_access(const arrayspace *sp, gpa_t gpa):
     return access_error(gpa, inside, readable, last_record, next_record)
 
 
-cdef int tie(ArrayReadFace face, object owner, object as_id) except -1:
-    """Makes a face read an address space of what `owner` reads."""
-    if not isinstance(owner, ArrayReadFace):
+cdef int tie(ArrayReader reader, object owner, object as_id) except -1:
+    """Makes a reader read an address space of what `owner` reads."""
+    if not isinstance(owner, ArrayReader):
         raise TypeError(f"vm must be an ArrayMemslots, not {type(owner).__name__!r}")
-    cdef ArrayWriter writer = (<ArrayReadFace>owner).writer
+    cdef ArrayWriter writer = (<ArrayReader>owner).writer
     cdef uint32_t number = u32(as_id, "as_id")
     if writer is None:
         raise TypeError("vm reads nothing")
     check_as_id(writer.lim, number)
-    face.writer = writer
-    face.owner = owner
-    face.sp = &writer.spaces[number]
+    reader.writer = writer
+    reader.owner = owner
+    reader.sp = &writer.spaces[number]
     return 0
 
 
 # no_gc_clear: the collector must not take the writer away while the pointer into it is there.
 @cython.final
 @cython.no_gc_clear
-cdef class ArrayAddressSpace(ArrayReadFace):
-    """The read face of one address space.
+cdef class ArrayAddressSpace(ArrayReader):
+    """The reader of one address space.
 
     InvalidRegionError where there is none of that number.
     """
@@ -299,8 +299,8 @@ cdef class ArrayAddressSpace(ArrayReadFace):
 
 @cython.final
 @cython.no_gc_clear
-cdef class ArrayVcpu(ArrayReadFace):
-    """The read face of one address space, with a last-used slot of its own.
+cdef class ArrayVcpu(ArrayReader):
+    """The reader of one address space, with a last-used slot of its own.
 
     It holds for one generation of the slots; its misses search the array and do not touch the
     address space's own. InvalidRegionError where there is no such address space.

@@ -51,5 +51,3 @@ cdef str wrong_pages(
 )
 # The error for that.
 cdef object cannot_clear(uint32_t id, uint32_t as_id, str wrong)
-# ValueError where a slot of so many pages cannot have had this log.
-cdef int check_log(uint32_t id, uint64_t npages, bytes log) except -1

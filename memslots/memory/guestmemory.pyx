@@ -98,7 +98,7 @@ cdef class GuestMemory:
     """
 
     cdef object vm_of  # the Memslots, which keeps the machine
-    cdef object face  # its read face for the address space
+    cdef object reader  # of the address space
     cdef machine *m
     cdef space *sp
     cdef Backings known  # the host memory that may be touched; shared by all address spaces
@@ -107,9 +107,9 @@ cdef class GuestMemory:
         if not isinstance(vm, Memslots):
             raise TypeError(f"vm must be a Memslots, not {type(vm).__name__!r}")
         self.vm_of = vm
-        self.face = vm.address_space(as_id_)
-        self.m = memslots_machine(self.face)
-        self.sp = memslots_space(self.face)
+        self.reader = vm.address_space(as_id_)
+        self.m = memslots_machine(self.reader)
+        self.sp = memslots_space(self.reader)
         self.known = backings_of(vm)
 
     def __reduce__(self):
@@ -117,7 +117,7 @@ cdef class GuestMemory:
 
     def __repr__(self):
         return (
-            f"<GuestMemory of address space {self.as_id}: {len(self.face)} slots,"
+            f"<GuestMemory of address space {self.as_id}: {len(self.reader)} slots,"
             f" {len(self.known.get())} backings>"
         )
 
@@ -598,7 +598,7 @@ cdef class GuestMemory:
                     self.begin(a, gpa, bad - gpa, kind)
                     access_free(a)
                 # Raises, unless a slot has come there since; then once more.
-                self.face.gpa_to_hva(bad, kind == ACCESS_WRITE)
+                self.reader.gpa_to_hva(bad, kind == ACCESS_WRITE)
                 continue
             wrong = find_wrong(a, held, kind)
             if wrong is NULL:
@@ -626,7 +626,7 @@ cdef class GuestMemory:
         else:
             error, why = NotMappedError, "whose file is shorter now than its memory"
         return error(
-            errno.EFAULT, f"gpa {gpa:#x} is in {self.face.get(at.id, f'slot {at.id}')}, {why}"
+            errno.EFAULT, f"gpa {gpa:#x} is in {self.reader.get(at.id, f'slot {at.id}')}, {why}"
         )
 
     cdef void mark(self, const access *a) noexcept:

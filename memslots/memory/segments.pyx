@@ -73,7 +73,7 @@ cdef class Window:
     """The slot that was used last: many segments may be in the same."""
 
     cdef list spaces  # a GuestMemory for each address space
-    cdef list faces  # their read faces
+    cdef list readers  # of the address spaces
     cdef bint restoring  # whether it is written to, in READONLY slots too
     cdef uint32_t as_id
     cdef gpa_t gpa  # its first byte
@@ -99,7 +99,7 @@ cdef class Window:
     cdef int move(self, uint32_t as_id, gpa_t gpa, uint64_t size) except -1:
         self.size = 0
         space = self.spaces[as_id]
-        slot = self.faces[as_id].lookup(gpa_to_gfn(gpa))
+        slot = self.readers[as_id].lookup(gpa_to_gfn(gpa))
         view = None
         if slot is not None:
             begin = slot.guest_phys_addr
@@ -198,7 +198,7 @@ cdef class Segments:
         self.m = memslots_machine(self.vm)
         spaces = range(self.m.lim.nspaces)
         self.window.spaces = [mem.address_space(as_id) for as_id in spaces]
-        self.window.faces = [self.vm.address_space(as_id) for as_id in spaces]
+        self.window.readers = [self.vm.address_space(as_id) for as_id in spaces]
 
     def __dealloc__(self):
         cdef segment_part *part = self.head

@@ -76,7 +76,7 @@ cdef object run_batch(
 ):
     cdef buffers taken
     cdef section at
-    # A copy of the face's cache, since another thread may use the face meanwhile; without one, a
+    # A copy of the reader's cache, since another thread may use the reader meanwhile; without one, a
     # cache for this batch.
     cdef vcpu_cache cache
     memset(&cache, 0, sizeof(cache))

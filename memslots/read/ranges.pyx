@@ -34,7 +34,7 @@ cdef struct held_slot:
     gfn_t end
 
 
-cdef inline slot *walk_first(const slotset *set, const extent *e) noexcept:
+cdef inline slot *range_first(const slotset *set, const extent *e) noexcept:
     cdef slot *s
     if e.by_hva:
         return slotset_first_hva(set, e.first, e.last)
@@ -42,7 +42,7 @@ cdef inline slot *walk_first(const slotset *set, const extent *e) noexcept:
     return s if s is not NULL and s.base_gfn <= e.last else NULL
 
 
-cdef inline slot *walk_next(const slotset *set, const extent *e, const slot *s) noexcept:
+cdef inline slot *range_next(const slotset *set, const extent *e, const slot *s) noexcept:
     cdef slot *next
     if e.by_hva:
         return slotset_next_hva(set, s, e.first, e.last)
@@ -84,25 +84,25 @@ cdef list walk(machine *m, const space *sp, vcpu_cache *own, const extent *e, bi
     cdef list found
     cdef section at = section_enter(m, own)
     cdef const slotset *set = space_active(sp)
-    s = walk_first(set, e)
+    s = range_first(set, e)
     while s is not NULL:
         if count < FEW:
             note(&few[count], s, e)
             n += 1
         count += 1
-        s = walk_next(set, e, s)
+        s = range_next(set, e, s)
     if count > FEW:
         held = <held_slot *>alloc_zeroed(count * sizeof(held_slot))
         if held is not NULL:
             memcpy(held, few, sizeof(few))
-            s = walk_first(set, e)
+            s = range_first(set, e)
             count = 0
             while s is not NULL:
                 if count >= FEW:
                     note(&held[count], s, e)
                     n += 1
                 count += 1
-                s = walk_next(set, e, s)
+                s = range_next(set, e, s)
         else:
             held = few
     section_leave(&at)

@@ -1,4 +1,4 @@
-"""The read face, as memslots.pyx extends it and copying.pyx reads it.
+"""The readers, as memslots.pyx extends them and pickling.pyx reads them.
 
 Not installed: Cython code outside goes through memslots.pxd.
 """

@@ -97,13 +97,13 @@ class Reader:
 
 @final
 class AddressSpace(Reader):
-    """The read face of one address space. InvalidRegionError where there is none of that number."""
+    """The reader of one address space. InvalidRegionError where there is none of that number."""
 
     def __new__(cls, vm: Reader, as_id: SupportsIndex) -> Self: ...
 
 @final
 class Vcpu(Reader):
-    """The read face of one address space with a last-used slot of its own.
+    """The reader of one address space with a last-used slot of its own.
 
     For one thread at a time.
     """

@@ -1,4 +1,4 @@
-"""The read face: looking up, and those that have it: every Memslots, AddressSpace and Vcpu.
+"""Readers: what every Memslots, AddressSpace and Vcpu looks up with.
 
 What protects a single look-up from a writer is in sections.pxd. Batch calls let the GIL go, and are
 in a section stretch by stretch.
@@ -43,7 +43,7 @@ from memslots.values.rules cimport access_error, check_as_id
 from memslots.errors import NoSuchSlotError
 from memslots.values.records import Slot, VcpuStats
 
-# What a face reads that was never tied to a machine (made by a bare __new__): nothing.
+# What a reader reads that was never tied to a machine (made by a bare __new__): nothing.
 cdef machine NO_MACHINE
 cdef space NOWHERE
 srcu_init(&NO_MACHINE.readers)
@@ -330,16 +330,16 @@ cdef class Reader:
         return found
 
 
-cdef int tie(Reader face, object owner, object as_id) except -1:
-    """Makes a face read an address space of the machine that `owner` reads."""
+cdef int tie(Reader reader, object owner, object as_id) except -1:
+    """Makes a reader read an address space of the machine that `owner` reads."""
     if not isinstance(owner, Reader):
         raise TypeError(f"vm must be a Memslots, not {type(owner).__name__!r}")
-    cdef Reader from_face = <Reader>owner
+    cdef Reader source = <Reader>owner
     cdef uint32_t number = u32(as_id, "as_id")
-    check_as_id(&from_face.m.lim, number)
-    face.m = from_face.m
-    face.sp = from_face.m.spaces[number]
-    face.owner = owner
+    check_as_id(&source.m.lim, number)
+    reader.m = source.m
+    reader.sp = source.m.spaces[number]
+    reader.owner = owner
     return 0
 
 
@@ -347,7 +347,7 @@ cdef int tie(Reader face, object owner, object as_id) except -1:
 @cython.final
 @cython.no_gc_clear
 cdef class AddressSpace(Reader):
-    """The read face of one address space.
+    """The reader of one address space.
 
     Parameters
     ----------
@@ -370,7 +370,7 @@ cdef class AddressSpace(Reader):
 @cython.final
 @cython.no_gc_clear
 cdef class Vcpu(Reader):
-    """The read face of one address space, with a last-used slot of its own.
+    """The reader of one address space, with a last-used slot of its own.
 
     Its cache holds for one generation of the slots; its misses search the tree and do not touch the
     address space's own last-used slot. For one thread at a time; any number of Vcpus may be used at

@@ -32,14 +32,14 @@ cdef struct section:
 
 
 cdef inline srcu_reader *reader_of(machine *m, const vcpu_cache *own) noexcept nogil:
-    """Where a face counts itself in: its own line, or the thread's."""
+    """Where a reader counts itself in: its own line, or the thread's."""
     if own is not NULL and own.reader is not NULL:
         return own.reader
     return srcu_shared(&m.readers)
 
 
 cdef inline section section_enter(machine *m, vcpu_cache *own) noexcept nogil:
-    """`own`: as in lookup.pxd, the cache of the face that looks up, or NULL."""
+    """`own`: as in lookup.pxd, the cache of the reader that looks up, or NULL."""
     cdef section at
     at.reader = NULL
     at.side = 0

@@ -18,5 +18,5 @@ cdef int take_limits(
     object manual_dirty_log,
     uint64_t most_slots,
 ) except -1
-# The same as a dictionary of these arguments, of a Memslots or whatever has its face.
+# The same as a dictionary of these arguments, of a Memslots.
 cdef dict limits_of(object vm)

@@ -19,7 +19,7 @@ cdef struct writer_lock:
     uint64_t count  # whoever has the lock, and those who wait for it
     # Where to wait, closed; opened once for each time that the lock is handed over. Whoever gets
     # through has the lock.
-    PyThread_type_lock gate
+    PyThread_type_lock handover
 
 
 # Makes it free. -1: no memory, it must not be used.
@@ -45,4 +45,4 @@ cdef inline bint lock_is_held(const writer_lock *lock) noexcept:
 cdef inline void lock_release(writer_lock *lock) noexcept:
     """By whatever thread."""
     if atomic_fetch_sub_acq_rel(&lock.count, 1) > 1:
-        PyThread_release_lock(lock.gate)
+        PyThread_release_lock(lock.handover)

@@ -20,28 +20,28 @@ cdef extern from "pythread.h":
     ) noexcept nogil
 
 
-cdef PyThread_type_lock new_gate() noexcept:
+cdef PyThread_type_lock new_handover() noexcept:
     """Closed; NULL: no memory."""
-    cdef PyThread_type_lock gate = PyThread_allocate_lock()
-    if gate is not NULL:
-        PyThread_acquire_lock(gate, NOWAIT_LOCK)
-    return gate
+    cdef PyThread_type_lock handover = PyThread_allocate_lock()
+    if handover is not NULL:
+        PyThread_acquire_lock(handover, NOWAIT_LOCK)
+    return handover
 
 
 cdef int lock_init(writer_lock *lock) noexcept:
     lock.count = 0
-    lock.gate = new_gate()
-    return 0 if lock.gate is not NULL else -1
+    lock.handover = new_handover()
+    return 0 if lock.handover is not NULL else -1
 
 
 cdef void lock_clear(writer_lock *lock) noexcept:
-    if lock.gate is not NULL:
-        PyThread_free_lock(lock.gate)
+    if lock.handover is not NULL:
+        PyThread_free_lock(lock.handover)
 
 
 cdef void pass_gate(writer_lock *lock) noexcept:
     with nogil:
-        PyThread_acquire_lock_timed(lock.gate, -1, 0)
+        PyThread_acquire_lock_timed(lock.handover, -1, 0)
 
 
 cdef void give_up(writer_lock *lock) noexcept:
@@ -61,7 +61,7 @@ cdef int lock_wait(writer_lock *lock) except -1:
         return 0
     while True:
         with nogil:
-            got = PyThread_acquire_lock_timed(lock.gate, -1, 1)
+            got = PyThread_acquire_lock_timed(lock.handover, -1, 1)
         if got != PY_LOCK_INTR:
             return 0
         try:
@@ -72,8 +72,8 @@ cdef int lock_wait(writer_lock *lock) except -1:
 
 
 cdef void lock_after_fork(writer_lock *lock, bint held) noexcept:
-    cdef PyThread_type_lock gate = new_gate()
+    cdef PyThread_type_lock handover = new_handover()
     # The old one is not given back: a system's lock may have been in the middle of something.
-    if gate is not NULL:
-        lock.gate = gate
+    if handover is not NULL:
+        lock.handover = handover
     atomic_store_relaxed(&lock.count, held)

@@ -15,18 +15,18 @@ from memslots.write.operations cimport operation_create
 from memslots.values.records import Flags
 
 
-cdef object space_state(Reader face):
+cdef object space_state(Reader reader):
     """An address space: its generation, and its Slots with their dirty logs or None."""
     slots = [
         (
             record,
-            bytes(get_log(face.m, record.id, record.as_id, False))
+            bytes(get_log(reader.m, record.id, record.as_id, False))
             if record.flags & Flags.LOG_DIRTY_PAGES
             else None,
         )
-        for record in face
+        for record in reader
     ]
-    return space_generation(face.sp), slots
+    return space_generation(reader.sp), slots
 
 
 cdef int restore_space(Writer writer, uint32_t as_id, object state) except -1:

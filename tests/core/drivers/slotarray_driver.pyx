@@ -3,13 +3,13 @@
 
 from libc.stdint cimport uint64_t
 
-from memslots.baseline.reader cimport ArrayReadFace
+from memslots.baseline.reader cimport ArrayReader
 from memslots.baseline.slotarray cimport NO_INDEX, array_slot, slotarray, slotarray_slots
 from memslots.core.slot cimport SLOT_LOG_DIRTY_PAGES
 
 
 cdef slotarray *array_of(face):
-    return (<ArrayReadFace?>face).sp.active
+    return (<ArrayReader?>face).sp.active
 
 
 def memory(face):
@@ -17,7 +17,7 @@ def memory(face):
     for ids.
     """
     cdef slotarray *a = array_of(face)
-    return <size_t>a, <size_t>(<ArrayReadFace>face).sp.retired, a.room, a.ids_room
+    return <size_t>a, <size_t>(<ArrayReader>face).sp.retired, a.room, a.ids_room
 
 
 def last_used(face):
