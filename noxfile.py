@@ -449,8 +449,9 @@ def tsan_driver(session: nox.Session, where: Path) -> None:
         target = where / name
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir()
-        for file in ("setup.py", "threads_driver.pyx"):
-            shutil.copy(ROOT / "tests" / "core" / "drivers" / file, target)
+        drivers = ROOT / "tests" / "core" / "drivers"
+        for file in (drivers / "setup.py", *drivers.glob("threads_*.p*")):
+            shutil.copy(file, target)
         environment = {"MEMSLOTS_SANITIZE": "thread", "CFLAGS": " ".join(["-w", *flags])}
         command = ("setup.py", str(ROOT), "threads_driver.pyx", "-q", "build_ext", "--inplace")
         with session.chdir(target):

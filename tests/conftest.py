@@ -96,7 +96,8 @@ def build_drivers(target: Path, sources: Sequence[Path]) -> None:
     """Builds the drivers in `target`, unless what is there was built from the same files."""
     core = Path(memslots.__file__).parent / "core"
     stamp = hashlib.sha256()
-    for path in [*sources, *sorted((ROOT / "memslots").rglob("*.pxd"))]:
+    shared = sorted(DRIVERS.glob("*.pxd"))
+    for path in [*sources, *shared, *sorted((ROOT / "memslots").rglob("*.pxd"))]:
         stamp.update(path.read_bytes())
     # A build of the package is another one when it was written at another time.
     stamp.update(repr([path.stat().st_mtime_ns for path in sorted(core.glob("*.so"))]).encode())
@@ -108,7 +109,7 @@ def build_drivers(target: Path, sources: Sequence[Path]) -> None:
             return
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir()
-        for source in [DRIVERS / "setup.py", *sources]:
+        for source in [DRIVERS / "setup.py", *shared, *sources]:
             # Copied, so that nothing is written beside the tests.
             shutil.copy(source, target)
         names = [source.name for source in sources]

@@ -76,8 +76,8 @@ cdef object run_batch(
 ):
     cdef buffers taken
     cdef section at
-    # A copy of the reader's cache, since another thread may use the reader meanwhile; without one, a
-    # cache for this batch.
+    # A copy of the reader's cache, since another thread may use the reader meanwhile; without one,
+    # a cache for this batch.
     cdef vcpu_cache cache
     memset(&cache, 0, sizeof(cache))
     out = take_batch(given, name, kind_element(kind), out, &taken)
