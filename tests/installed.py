@@ -18,7 +18,7 @@ def is_editable() -> bool:
     return bool(direct_url.get("dir_info", {}).get("editable", False))
 
 
-def python(*arguments: str, cwd: Path, path: str = "") -> str:
+def python(*arguments: str, cwd: Path, path: str = "", fails: bool = False) -> str:
     """What a fresh interpreter prints, in a directory from which it can import nothing of ours."""
     env = os.environ.copy()
     env.pop("PYTHONPATH", None)
@@ -35,5 +35,5 @@ def python(*arguments: str, cwd: Path, path: str = "") -> str:
         text=True,
         check=False,
     )
-    assert result.returncode == 0, result.stdout
+    assert (result.returncode != 0) == fails, result.stdout
     return result.stdout

@@ -14,6 +14,7 @@ from imports import door, imports_of
 from installed import DISTRIBUTION, ROOT, is_editable, python
 
 PACKAGE = ROOT / "memslots"
+PROGRAMS = Path(__file__).parent / "programs" / "outside"
 
 
 def c_face() -> set[str]:
@@ -70,71 +71,20 @@ def cython_example() -> str:
     return str(example)
 
 
-OUTSIDE_SETUP = """
-from Cython.Build import cythonize
-from setuptools import setup
-
-setup(name="outside", ext_modules=cythonize("outside.pyx"))
-"""
-
-OUTSIDE_MAIN = """
-from array import array
-
-import memslots
-import outside
-
-
-def walk(face):
-    bases = array("Q", [0] * 10)
-    return list(bases[: outside.walk(face, bases)])
-
-
-vm = memslots.Memslots(address_spaces=2)
-vm.create(7, base_gfn=0x100, npages=64, userspace_addr=0x7F00_0000_0000)
-vm.create(3, base_gfn=0x10, npages=8, userspace_addr=0x7F00_0000_0000)
-vm.create(1, base_gfn=0x100, npages=1, userspace_addr=0x7E00_0000_0000, as_id=1)
-
-for face in (vm, vm.address_space(0), vm.vcpu()):
-    assert walk(face) == [0x10, 0x100]
-    for gfn in (0xF, 0x10, 0x17, 0x18, 0xFF, 0x100, 0x13F, 0x140, 2**64 - 1):
-        slot = face.lookup(gfn)
-        assert outside.page_hva(face, gfn) == (slot.gfn_to_hva(gfn) if slot else memslots.BAD_HVA)
-assert walk(vm.address_space(1)) == walk(vm.vcpu(as_id=1)) == [0x100]
-
-vm.move(7, base_gfn=0x200)
-vm.delete(3)
-assert walk(vm) == [0x200]
-assert outside.page_hva(vm, 0x201) == 0x7F00_0000_1000
-
-try:
-    walk("a machine")
-except TypeError:
-    print("done")
-"""
-
-
 def build(where: Path, path: str) -> None:
     """Builds the example of docs/reference.md in `where`; .pxd files there go before others."""
     (where / "outside.pyx").write_text(cython_example(), encoding="utf-8")
-    (where / "setup.py").write_text(OUTSIDE_SETUP, encoding="utf-8")
+    shutil.copy(PROGRAMS / "setup.py", where)
     python("setup.py", "-q", "build_ext", "--inplace", cwd=where, path=path)
 
 
 def test_outside_cython_code_builds_and_runs(tmp_path: Path) -> None:
     """The example of docs/reference.md, built against what is installed."""
-    (tmp_path / "main.py").write_text(OUTSIDE_MAIN, encoding="utf-8")
+    shutil.copy(PROGRAMS / "main.py", tmp_path)
     # An editable install is found by an import hook, which Cython does not run.
     path = str(ROOT) if is_editable() else ""
     build(tmp_path, path)
     assert python("main.py", cwd=tmp_path).splitlines()[-1] == "done"
-
-
-IMPORT = """
-try:
-    import outside
-except ImportError as error:
-    print(error)
-"""
 
 
 @pytest.mark.parametrize(
@@ -159,8 +109,7 @@ def test_code_built_against_other_layouts_is_refused(
     monkeypatch.setenv("CFLAGS", "-O0")  # it is not to run
     build(tmp_path, path="")
     shutil.rmtree(tmp_path / "memslots")
-    (tmp_path / "main.py").write_text(IMPORT, encoding="utf-8")
-    said = python("main.py", cwd=tmp_path)
-    assert said.startswith(
-        "outside was built against a memslots whose structs are laid out in anot"
+    said = python("-W", "error", "-c", "import outside", cwd=tmp_path, fails=True)
+    assert said.splitlines()[-1].startswith(
+        "ImportError: outside was built against a memslots whose structs are laid out in"
     )
