@@ -28,7 +28,7 @@ from memslots.read.ranges cimport extent, set_extent
 from memslots.read.reader cimport Reader
 from memslots.read.sections cimport reader_of, section, section_enter, section_leave
 from memslots.values.integers cimport u32, u64
-from memslots.values.limits cimport take_limits
+from memslots.values.limits cimport set_limits
 from memslots.values.rules cimport check_as_id
 from memslots.write.operations cimport (
     operation_create,
@@ -43,7 +43,7 @@ from memslots.write.writer cimport Writer
 
 from memslots.errors import InvariantError, MemslotError
 from memslots.mirror.backend import Mirror
-from memslots.mirror.backend import take_limits as limits_with
+from memslots.mirror.backend import limits_with
 from memslots.read.reader import AddressSpace, Vcpu
 
 cdef enum:
@@ -118,7 +118,7 @@ cdef class Memslots(Reader):
             "manual_dirty_log": manual_dirty_log,
         }
         given = limits_with(backend, given)
-        take_limits(
+        set_limits(
             &lim,
             given["max_slots"],
             given["address_spaces"],

@@ -23,7 +23,7 @@ from memslots.core.slot cimport slot as slot_t
 from memslots.core.units cimport gfn_t
 from memslots.dirty.logs cimport cannot_clear, no_log, wrong_first, wrong_pages
 from memslots.values.integers cimport u32, u64
-from memslots.values.limits cimport take_limits
+from memslots.values.limits cimport set_limits
 from memslots.values.records cimport slot_record
 from memslots.values.rules cimport check_as_id, check_id
 from memslots.write.operations cimport (
@@ -85,7 +85,7 @@ cdef class ArrayMemslots(ArrayReader):
         manual_dirty_log=0,
     ):
         cdef limits lim
-        take_limits(
+        set_limits(
             &lim, max_slots, address_spaces, max_gfn, max_hva, manual_dirty_log, MOST_IDS
         )
         self.writer = ArrayWriter.__new__(ArrayWriter)

@@ -30,10 +30,10 @@ from memslots.core.region cimport (
     OVERLAPS,
     change_kind,
     limits,
-    plan,
     refusal,
     region_beyond_max_gfn,
     region_classify,
+    ruling,
 )
 from memslots.core.slot cimport SLOT_INVALID, SLOT_LOG_DIRTY_PAGES, region, slot, slot_region
 from memslots.values.records cimport region_record
@@ -55,7 +55,7 @@ cdef void free_slots(const slotarray *a) noexcept:
 
 
 cdef refusal judge(
-    const slotarray *a, const region *r, bint creates, const array_slot *old, slot *other, plan *p
+    const slotarray *a, const region *r, bint creates, const array_slot *old, slot *other, ruling *p
 ) noexcept nogil:
     """Rules 3 to 6. With OVERLAPS `other` is the slot in the way."""
     cdef array_slot *existing
@@ -180,7 +180,7 @@ cdef class ArrayWriter(Target):
         cdef array_slot was
         cdef array_slot item
         cdef slot other
-        cdef plan p
+        cdef ruling p
         cdef refusal why
         was.dirty = NULL
         was.record = NULL

@@ -46,7 +46,7 @@ For memslots alone:
   region       refusal ALLOWED UNKNOWN_FLAGS SIZE_NOT_ALIGNED GPA_NOT_ALIGNED HVA_NOT_ALIGNED
                HVA_BEYOND_MAX NO_SUCH_SPACE ID_BEYOND_MAX GPA_WRAPS NO_SUCH_SLOT TOO_MANY_PAGES
                HVA_DIFFERS NPAGES_DIFFER READONLY_TOGGLES OVERLAPS BEYOND_MAX_GFN NO_PAGES ID_IN_USE
-               NO_MEMORY change_kind CHANGE_NONE CHANGE_CREATE CHANGE_DELETE CHANGE_MOVE plan
+               NO_MEMORY change_kind CHANGE_NONE CHANGE_CREATE CHANGE_DELETE CHANGE_MOVE ruling
                region_from_bytes region_check region_classify region_place region_beyond_max_gfn
   machine      machine_new machine_free
   index_policy index_policy_current index_policy_pays index_policy_build index_policy_collect

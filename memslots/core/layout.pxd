@@ -51,7 +51,7 @@ cdef extern from *:
         LAYOUT_OF(5space_space) AT(sets) AT(index) AT(active) AT(slots) AT(as_id) AT(nspaces)
         LAYOUT_OF(6region_limits) AT(max_slots) AT(nspaces) AT(max_gfn) AT(max_hva)
             AT(manual_dirty_log)
-        LAYOUT_OF(6region_plan) AT(kind) AT(old) AT(existing) AT(before)
+        LAYOUT_OF(6region_ruling) AT(kind) AT(old) AT(existing) AT(before)
         LAYOUT_OF(7machine_machine) AT(readers) AT(lim) AT(spaces)
         LAYOUT_OF(6lookup_vcpu_cache) AT(last_used) AT(generation) AT(hits) AT(misses)
             AT(reader)

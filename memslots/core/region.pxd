@@ -53,8 +53,8 @@ cdef enum change_kind:
     CHANGE_MOVE
     CHANGE_FLAGS_ONLY
 
-# What a region that may have what it asks for asks for.
-cdef struct plan:
+# What the rules say of a region: which change it asks for, and what it is about.
+cdef struct ruling:
     change_kind kind
     slot *old  # the slot of this id, or NULL
     slot *existing  # with OVERLAPS: the slot in the way
@@ -77,11 +77,11 @@ cdef refusal region_check(const limits *lim, const region *r) noexcept nogil
 # Rules 3 to 5, against the slot of the region's id, or NULL. With `creates`, as the method create
 # asks: there must be pages, and the id must be in no use. O(1).
 cdef refusal region_classify(
-    slot *old, const region *r, bint creates, plan *out
+    slot *old, const region *r, bint creates, ruling *out
 ) noexcept nogil
 # Rule 6, for what region_classify allowed. (A transaction asks it at its end, with slotset_clash.)
 # O(log n).
-cdef refusal region_place(const slotset *set, const region *r, plan *p) noexcept nogil
+cdef refusal region_place(const slotset *set, const region *r, ruling *p) noexcept nogil
 
 
 cdef inline bint region_beyond_max_gfn(const limits *lim, const region *r) noexcept nogil:

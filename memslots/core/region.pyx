@@ -54,7 +54,7 @@ cdef refusal region_check(const limits *lim, const region *r) noexcept nogil:
 
 
 cdef refusal region_classify(
-    slot *old, const region *r, bint creates, plan *out
+    slot *old, const region *r, bint creates, ruling *out
 ) noexcept nogil:
     out.old = old
     out.existing = NULL
@@ -85,7 +85,7 @@ cdef refusal region_classify(
     return ALLOWED
 
 
-cdef refusal region_place(const slotset *set, const region *r, plan *p) noexcept nogil:
+cdef refusal region_place(const slotset *set, const region *r, ruling *p) noexcept nogil:
     if p.kind == CHANGE_CREATE or p.kind == CHANGE_MOVE:
         p.existing = slotset_overlap(set, r.base_gfn, r.npages, p.old, &p.before)
     return ALLOWED if p.existing is NULL else OVERLAPS

@@ -29,7 +29,7 @@ and end it:
 from libc.stdint cimport uint32_t
 
 from memslots.core.idtable cimport idtable_spare
-from memslots.core.region cimport change_kind, limits, plan, refusal, region
+from memslots.core.region cimport change_kind, limits, refusal, region, ruling
 from memslots.core.slot cimport slot
 from memslots.core.space cimport space
 
@@ -50,7 +50,7 @@ cdef struct change:
 # Allocates all memory for a change that region_classify allowed (not CHANGE_NONE). NO_MEMORY:
 # nothing is left allocated.
 cdef refusal update_get(
-    change *c, space *sp, const limits *lim, const region *r, const plan *p
+    change *c, space *sp, const limits *lim, const region *r, const ruling *p
 ) noexcept nogil
 
 cdef void update_invalidate_begin(change *c) noexcept nogil

@@ -82,7 +82,7 @@ cdef void update_init(change *c, space *sp, uint32_t id, slot *old) noexcept nog
 
 
 cdef refusal update_get(
-    change *c, space *sp, const limits *lim, const region *r, const plan *p
+    change *c, space *sp, const limits *lim, const region *r, const ruling *p
 ) noexcept nogil:
     cdef int k
     cdef bint got = True

@@ -60,7 +60,7 @@ class Backend(Protocol):
         """
 
 
-def take_limits(
+def limits_with(
     backend: object, given: Mapping[str, SupportsIndex | EllipsisType]
 ) -> dict[str, int]:
     """The limits of a Memslots: its backend's or the usual ones where `given` has ..."""

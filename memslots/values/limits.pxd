@@ -9,7 +9,7 @@ from memslots.core.region cimport limits
 
 # Takes the arguments of a Memslots' constructor; max_slots is `most_slots` at most. ValueError for
 # a limit that cannot be, TypeError, OverflowError for what is no integer or does not fit its field.
-cdef int take_limits(
+cdef int set_limits(
     limits *lim,
     object max_slots,
     object address_spaces,

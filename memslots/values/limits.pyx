@@ -16,7 +16,7 @@ DEFAULT_LIMITS = {
 }
 
 
-cdef int take_limits(
+cdef int set_limits(
     limits *lim,
     object max_slots,
     object address_spaces,

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint32_t
 
-from memslots.core.region cimport limits, plan, refusal
+from memslots.core.region cimport limits, refusal, ruling
 from memslots.core.slot cimport region
 from memslots.core.units cimport gpa_t
 
@@ -10,7 +10,7 @@ from memslots.core.units cimport gpa_t
 # not asked; `given` is the value as the caller gave it, where the region has lost it
 # (SIZE_NOT_ALIGNED, GPA_NOT_ALIGNED).
 cdef object refusal_error(
-    refusal why, const limits *lim, const region *r, const plan *p, str given
+    refusal why, const limits *lim, const region *r, const ruling *p, str given
 )
 # Raises the error of a region that breaks rule 1 or 2.
 cdef int check_region(const limits *lim, const region *r) except -1

@@ -55,7 +55,7 @@ cdef int rule_of(refusal why):
     return 2
 
 
-cdef str reason(refusal why, const limits *lim, const region *r, const plan *p, str given):
+cdef str reason(refusal why, const limits *lim, const region *r, const ruling *p, str given):
     cdef object old = <object>p.old.record if p is not NULL and p.old is not NULL else None
     if why == UNKNOWN_FLAGS:
         return f"unknown flag bits in {r.flags:#x}; known are LOG_DIRTY_PAGES (1) and READONLY (2)"
@@ -100,7 +100,7 @@ cdef str reason(refusal why, const limits *lim, const region *r, const plan *p, 
 
 
 cdef object refusal_error(
-    refusal why, const limits *lim, const region *r, const plan *p, str given
+    refusal why, const limits *lim, const region *r, const ruling *p, str given
 ):
     if why == NO_MEMORY:
         return MemoryError(f"no memory for a change of slot {r.id}")

@@ -22,10 +22,10 @@ from memslots.core.region cimport (
     NO_MEMORY,
     OVERLAPS,
     change_kind,
-    plan,
     refusal,
     region_beyond_max_gfn,
     region_classify,
+    ruling,
 )
 from memslots.core.slot cimport region, slot_has_gfn, slot_region
 from memslots.core.slot cimport slot as slot_t
@@ -66,7 +66,7 @@ from memslots.write.operations cimport (
     operation_set_flags,
     operation_set_region,
 )
-from memslots.write.writer cimport Writer, finish, keep_record, release_record
+from memslots.write.writer cimport Writer, finish, attach_record, release_record
 
 from memslots.errors import busy
 from memslots.mirror.plan import plan as plan_calls
@@ -271,7 +271,7 @@ cdef class Transaction(Target):
         cdef slot_t *next = NULL
         cdef slot_t *before
         cdef change *c
-        cdef plan p
+        cdef ruling p
         cdef refusal why = region_classify(found, r, creates, &p)
         done[0] = p.kind
         if why == ALLOWED and (p.kind == CHANGE_CREATE or p.kind == CHANGE_MOVE):
@@ -286,7 +286,7 @@ cdef class Transaction(Target):
         if update_stage_get(c, &self.m.lim, r, &next) != ALLOWED:
             raise refusal_error(NO_MEMORY, &self.m.lim, r, &p, "")
         try:
-            keep_record(next)
+            attach_record(next)
             old = None if before is NULL else <object>before.record
             new = None if next is NULL else <object>next.record
             if self.subscriptions or self.writer.mirror is not None:
@@ -391,7 +391,7 @@ cdef class Transaction(Target):
         """S2, for every slot that was put in."""
         cdef size_t n
         cdef change *c
-        cdef plan p
+        cdef ruling p
         cdef region r
         for n in range(self.count):
             c = &self.changes[n]

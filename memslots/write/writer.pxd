@@ -54,5 +54,5 @@ cdef class Writer(Target):
 # Frees what the sets no longer hold of a change that has ended.
 cdef void finish(change *c) noexcept
 # Makes the Slot kept with a slot, and lets go of it; NULL does nothing.
-cdef int keep_record(slot *s) except -1
+cdef int attach_record(slot *s) except -1
 cdef void release_record(slot *s) noexcept

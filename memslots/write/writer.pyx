@@ -20,11 +20,11 @@ from memslots.core.region cimport (
     CHANGE_NONE,
     change_kind,
     limits,
-    plan,
     refusal,
     region_beyond_max_gfn,
     region_classify,
     region_place,
+    ruling,
 )
 from memslots.core.slot cimport region, slot, slot_free
 from memslots.core.slotset cimport slotset_by_id, slotset_first, slotset_step
@@ -92,7 +92,7 @@ cdef void release_record(slot *s) noexcept:
         s.record = NULL
 
 
-cdef int keep_record(slot *s) except -1:
+cdef int attach_record(slot *s) except -1:
     cdef object record
     if s is not NULL:
         record = slot_record(s)
@@ -197,7 +197,7 @@ cdef class Writer(Target):
             if update_abandon_get(&c, self.m.spaces[as_id]) != ALLOWED:
                 raise MemoryError("no memory to abandon a change that was under way at a fork")
             try:
-                keep_record(c.new)
+                attach_record(c.new)
             except BaseException:
                 update_abandon_drop(&c)
                 raise
@@ -274,7 +274,7 @@ cdef class Writer(Target):
         cdef space *sp = self.m.spaces[r.as_id]
         cdef tuple subscriptions = self.subscriptions.get()
         cdef bint invalidated = False
-        cdef plan p
+        cdef ruling p
         cdef change c
         cdef refusal why = region_classify(found, r, creates, &p)
         done[0] = p.kind
@@ -287,8 +287,8 @@ cdef class Writer(Target):
         if why != ALLOWED:
             raise refusal_error(why, lim, r, &p, "")
         try:
-            keep_record(c.new)
-            keep_record(c.invalid)
+            attach_record(c.new)
+            attach_record(c.invalid)
             kind = change_record(c.kind)
             old = None if c.old is NULL else <object>c.old.record
             new = None if c.new is NULL else <object>c.new.record

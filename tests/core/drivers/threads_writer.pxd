@@ -10,11 +10,11 @@ from memslots.core.index_policy cimport index_policy_collect
 from memslots.core.region cimport (
     ALLOWED,
     CHANGE_NONE,
-    plan,
     region,
     region_check,
     region_classify,
     region_place,
+    ruling,
 )
 from memslots.core.slot cimport SLOT_LOG_DIRTY_PAGES, slot, slot_end_gfn
 from memslots.core.slotset cimport (
@@ -105,7 +105,7 @@ cdef inline wrong change_one(scene *at, region r, bint refuse) noexcept nogil:
     """Makes a change in the steps of update.pxd, or goes the road back."""
     cdef space *sp = at.m.spaces[r.as_id]
     cdef change c
-    cdef plan p
+    cdef ruling p
     if (
         region_check(&at.m.lim, &r) != ALLOWED
         or region_classify(slotset_by_id(space_active(sp), r.id), &r, False, &p) != ALLOWED
@@ -165,7 +165,7 @@ cdef inline wrong stage(scene *at, transaction *tx, region r) noexcept nogil:
     cdef slot *before
     cdef slot *next
     cdef change *c
-    cdef plan p
+    cdef ruling p
     if region_classify(slotset_by_id(set, r.id), &r, False, &p) != ALLOWED:
         return REFUSED
     if p.kind == CHANGE_NONE:

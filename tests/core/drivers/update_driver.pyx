@@ -10,11 +10,11 @@ from memslots.core.region cimport (
     CHANGE_NONE,
     NO_MEMORY,
     limits,
-    plan,
     region,
     region_check,
     region_classify,
     region_place,
+    ruling,
 )
 from memslots.core.slot cimport SLOT_INVALID, slot, slot_free
 from memslots.core.slotset cimport slotset, slotset_by_id, slotset_first, slotset_put
@@ -111,7 +111,7 @@ cdef class Space:
         its kind.
         """
         cdef region r
-        cdef plan p
+        cdef ruling p
         r.id = id
         r.as_id = self.sp.as_id
         r.flags = flags
