@@ -80,21 +80,23 @@ def limits_with(
     return limits
 
 
-#: By backend the Memslots that is mirrored in it.
-_mirrored: weakref.WeakKeyDictionary[object, weakref.ref[Memslots]] = weakref.WeakKeyDictionary()
+#: By the id of a backend: the backend, and the Memslots that is mirrored in it. Two backends that
+#: are equal are two.
+_mirrored: dict[int, tuple[weakref.ref[object], weakref.ref[Memslots]]] = {}
 
 
 def _take(backend: object, vm: Memslots) -> None:
     """Make it this Memslots' backend. ValueError if it is another's."""
+    number = id(backend)
     try:
-        other = _mirrored.get(backend)
-        if other is not None and other() is not None:
-            raise ValueError(
-                "the backend is another Memslots' already: one cannot know of the other"
-            )
-        _mirrored[backend] = weakref.ref(vm)
+        # Gone, so another may come to have its id.
+        known = weakref.ref(backend, lambda _: _mirrored.pop(number, None))
     except TypeError:
-        pass  # it takes no weak references, so nobody can tell
+        return  # it takes no weak references, so nobody can tell
+    other = _mirrored.get(number)
+    if other is not None and other[0]() is backend and other[1]() is not None:
+        raise ValueError("the backend is another Memslots' already: one cannot know of the other")
+    _mirrored[number] = known, weakref.ref(vm)
 
 
 class Mirror:

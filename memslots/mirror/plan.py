@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -61,10 +61,9 @@ class _Layout:
         if first and spans[first - 1][1] > base:
             first -= 1
         found = []
-        for start, _, id in spans[first:]:
-            if start >= end:
-                break
-            found.append((as_id, id))
+        while first < len(spans) and spans[first][0] < end:
+            found.append((as_id, spans[first][2]))
+            first += 1
         return found
 
 
@@ -80,7 +79,11 @@ class _Planner:
         self.leaving: set[Key] = set()  # those of `now` to be deleted: they go, or others come
         self.goals: dict[Key, Slot] = {}  # what is to be put somewhere, and is not yet
         self.final = _Layout()  # the same by gfn
-        self.blocked: dict[Key, list[Key]] = {}  # goals with slots in the way, and those
+        # Goals with slots in the way, and those. In order, since a plain dict's first item is found
+        # by way of all that were taken out before it.
+        self.blocked: OrderedDict[Key, list[Key]] = OrderedDict()
+        # Blocked goals that wait only for slots that go anyway. Some are not blocked any more.
+        self.cleared: deque[Key] = deque()
         self.waiting: dict[Key, list[Key]] = {}  # goals by a slot that is in their way
         self.park_end = vm.max_gfn + 1  # above it slots may have been put out of the way
 
@@ -117,10 +120,7 @@ class _Planner:
             while ready:
                 self._try(ready.popleft(), ready)
             if self.blocked:
-                # Best is what waits only for slots that go anyway.
-                ways = self.blocked.items()
-                clear = (key for key, way in ways if self.leaving.issuperset(way))
-                for key in self.blocked[next(clear, next(iter(self.blocked)))]:
+                for key in self.blocked[self._next_blocked()]:
                     self._make_room(key, ready)
         for key in [key for key in self.now if key in self.leaving]:
             self._delete(key)
@@ -133,6 +133,8 @@ class _Planner:
         in_the_way = [other for other in found if other != key]
         if in_the_way:
             self.blocked[key] = in_the_way
+            if self.leaving.issuperset(in_the_way):
+                self.cleared.append(key)
             for other in in_the_way:
                 self.waiting.setdefault(other, []).append(key)
             return
@@ -148,6 +150,15 @@ class _Planner:
         else:
             self._change(self.calls, before, goal)
         self._left(key, ready)
+
+    def _next_blocked(self) -> Key:
+        """A goal for which room is to be made. Best is one that waits for what goes anyway."""
+        while self.cleared:
+            key = self.cleared.popleft()
+            # What is in its way may be others by now.
+            if key in self.blocked and self.leaving.issuperset(self.blocked[key]):
+                return key
+        return next(iter(self.blocked))
 
     def _make_room(self, key: Key, ready: deque[Key]) -> None:
         """Take a slot out of the way: for good, if it goes anyway; else for a moment."""

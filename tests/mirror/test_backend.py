@@ -139,6 +139,26 @@ def test_one_backend_is_of_one_memslots() -> None:
     assert Memslots(backend=Slotted()).backend is not None
 
 
+def test_backends_that_are_equal_are_two() -> None:
+    class Equal:
+        def set_region(self, *call: int) -> None:
+            pass
+
+        def __eq__(self, other: object) -> bool:
+            return isinstance(other, Equal)
+
+        __hash__ = None  # type: ignore[assignment]
+
+    one, other = Equal(), Equal()
+    first, second = Memslots(backend=one), Memslots(backend=other)
+    assert first.backend is one
+    assert second.backend is other
+    with pytest.raises(ValueError, match="another Memslots' already"):
+        Memslots(backend=one)
+    del first
+    assert Memslots(backend=one).backend is one
+
+
 def test_a_backend_that_keeps_the_memslots() -> None:
     kept: list[object] = []
 
