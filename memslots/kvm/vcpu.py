@@ -43,7 +43,8 @@ class KvmVcpu:
         self.id = id
         self._kept = kept  # a method of the VM, which is there as long as this is
         self._fd = fd
-        self._run = mmap.mmap(fd.fileno(), run_size)
+        # What it shares with the kernel; None: it is closed. Who uses it has a reference meanwhile.
+        self._run: mmap.mmap | None = mmap.mmap(fd.fileno(), run_size)
         self._answer: slice | None = None  # where in _run what the guest reads is to be
         self._runner: int | None = None  # the thread that is in run_once
         # It stays there while this is held. A signal's handler may come by it twice.
@@ -60,7 +61,7 @@ class KvmVcpu:
 
     def close(self) -> None:
         """Give the vCPU up. Closing again does nothing."""
-        self._run.close()
+        self._run = None
         self._fd.close()
         self._kept = list  # the VM has this: they need not be found to be a cycle
 
@@ -153,6 +154,7 @@ class KvmVcpu:
 
     def run_once(self) -> Exit:
         """Run the guest until its next exit."""
+        run = self._shared()
         self._answer = None
         # If another thread closes the VM, the guest's memory is still needed until this returns.
         _kept = self._kept()
@@ -163,13 +165,13 @@ class KvmVcpu:
                 if self._fd.closed:
                     raise self._fd.closed_error()
                 # A request that comes right now is not lost: the next KVM_RUN returns at once.
-                if self._run[ioctls.RUN_IMMEDIATE_EXIT]:
-                    self._run[ioctls.RUN_IMMEDIATE_EXIT] = 0
+                if run[ioctls.RUN_IMMEDIATE_EXIT]:
+                    run[ioctls.RUN_IMMEDIATE_EXIT] = 0
                     return InterruptedExit()
         except KvmError as error:
             if self._fd.closed:
                 raise
-            (reason,) = ioctls.RUN_EXIT_REASON.unpack_from(self._run)
+            (reason,) = ioctls.RUN_EXIT_REASON.unpack_from(run)
             if error.errno != errno.EFAULT or reason != _MEMORY_FAULT:
                 raise
         finally:
@@ -177,7 +179,7 @@ class KvmVcpu:
                 self._runner = None
         if self._fd.closed:
             raise self._fd.closed_error()
-        return self._take()
+        return self._take(run)
 
     def request_exit(self, signum: int | None = None) -> None:
         """Have `run` yield an InterruptedExit, at the latest when the guest exits next.
@@ -193,14 +195,14 @@ class KvmVcpu:
         KvmClosedError
             The vCPU is closed, and nobody is in it any more.
         """
-        closed = self._fd.closed
-        if not closed:
-            self._run[ioctls.RUN_IMMEDIATE_EXIT] = 1
+        run = self._run
+        if run is not None:
+            run[ioctls.RUN_IMMEDIATE_EXIT] = 1
         with self._runner_lock:
             running = self._runner
             if signum is not None and running is not None:
                 signal.pthread_kill(running, signum)
-        if closed and running is None:
+        if run is None and running is None:
             raise self._fd.closed_error()
 
     def answer(self, data: bytes) -> None:
@@ -222,26 +224,32 @@ class KvmVcpu:
         length = self._answer.stop - self._answer.start
         if len(data) != length:
             raise ValueError(f"the guest reads {length} bytes, not {len(data)}")
-        self._run[self._answer] = bytes(data)
+        self._shared()[self._answer] = bytes(data)
 
-    def _reads(self, at: int, length: int) -> None:
-        self._answer = slice(at, at + length)
-        self._run[self._answer] = b"\xff" * length
-
-    def _take(self) -> Exit:
+    def _shared(self) -> mmap.mmap:
         run = self._run
+        if run is None:
+            raise self._fd.closed_error()
+        return run
+
+    def _reads(self, run: mmap.mmap, at: int, length: int) -> None:
+        self._answer = slice(at, at + length)
+        run[self._answer] = b"\xff" * length
+
+    def _take(self, run: mmap.mmap) -> Exit:
+        """The exit that the kernel has told of."""
         (reason,) = ioctls.RUN_EXIT_REASON.unpack_from(run)
         if reason == _IO:
             out, size, port, count, at = ioctls.EXIT_IO.unpack_from(run, ioctls.RUN_EXIT)
             if out:
                 return IoExit(port, size, count, True, run[at : at + size * count])
-            self._reads(at, size * count)
+            self._reads(run, at, size * count)
             return IoExit(port, size, count, False, b"")
         if reason == _MMIO:
             gpa, data, size, write = ioctls.EXIT_MMIO.unpack_from(run, ioctls.RUN_EXIT)
             if write:
                 return MmioExit(gpa, size, True, data[:size])
-            self._reads(ioctls.RUN_EXIT + ioctls.EXIT_MMIO_DATA, size)
+            self._reads(run, ioctls.RUN_EXIT + ioctls.EXIT_MMIO_DATA, size)
             return MmioExit(gpa, size, False, b"")
         if reason == _HLT:
             return HltExit()

@@ -183,8 +183,8 @@ def fake_run(fake: Any) -> Any:
     def vcpu(code: int, reason: int, told: bytes) -> Iterator[Any]:
         with KvmVM(device=fake.device) as vm, vm.create_vcpu() as vcpu:
             fake.fail(ioctls.RUN, code)
-            vcpu._run[8:12] = reason.to_bytes(4, "little")
-            vcpu._run[ioctls.RUN_EXIT : ioctls.RUN_EXIT + len(told)] = told
+            vcpu._shared()[8:12] = reason.to_bytes(4, "little")
+            vcpu._shared()[ioctls.RUN_EXIT : ioctls.RUN_EXIT + len(told)] = told
             yield vcpu
 
     return vcpu

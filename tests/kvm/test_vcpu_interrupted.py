@@ -5,9 +5,11 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 import threading
 import time
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from memslots import Backing, GuestMemory, Memslots
 from memslots.kvm import (
     HltExit,
     InterruptedExit,
+    KvmClosedError,
     KvmVcpu,
     KvmVM,
 )
@@ -189,3 +192,46 @@ def test_other_threads_run_meanwhile() -> None:
             assert not thread.is_alive()
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.fixture
+def switch_often() -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("switch_often")
+def test_closed_while_another_thread_asks_for_an_exit() -> None:
+    """Then it is a KvmClosedError, wherever the thread is."""
+    for _ in range(200):
+        with KvmVM() as kvm:
+            vcpu = kvm.create_vcpu()
+            barrier = threading.Barrier(2)
+            told: list[BaseException] = []
+
+            def ask(vcpu: Any = vcpu, barrier: Any = barrier, told: Any = told) -> None:
+                barrier.wait()
+                try:
+                    while True:
+                        vcpu.request_exit()
+                except Exception as error:  # noqa: BLE001 (it is told of)
+                    told.append(error)
+
+            thread = threading.Thread(target=ask)
+            thread.start()
+            barrier.wait()
+            vcpu.close()
+            thread.join()
+            assert [type(each) for each in told] == [KvmClosedError]
+
+
+def test_all_that_is_asked_of_a_closed_vcpu() -> None:
+    with KvmVM() as kvm:
+        vcpu = kvm.create_vcpu()
+        vcpu._reads(vcpu._shared(), 0, 1)
+        vcpu.close()
+        for ask in (vcpu.run_once, vcpu.request_exit, lambda: vcpu.answer(b"1"), vcpu.get_regs):
+            with pytest.raises(KvmClosedError):
+                ask()
