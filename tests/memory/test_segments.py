@@ -146,6 +146,7 @@ def test_marks_are_of_a_batch(mem: GuestMemory) -> None:
     assert mem.vm.take_dirty_runs() == []
 
 
+@pytest.mark.untraced
 def test_marks_need_no_memory(mem: GuestMemory) -> None:
     """So that none is lost."""
     if sysconfig.get_config_var("Py_GIL_DISABLED"):

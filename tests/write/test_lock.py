@@ -79,6 +79,7 @@ def test_many_take_turns(vm: Memslots) -> None:
     assert made == [0, *[50] * 5]
 
 
+@pytest.mark.untraced
 def test_a_signal_ends_the_wait(vm: Memslots) -> None:
     class Stop(Exception):
         pass

@@ -159,6 +159,7 @@ class Collects:
         gc.collect()
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("at_end", [False, True])
 def test_a_finalizer_in_the_middle_of_a_step_or_of_the_end(at_end: bool) -> None:
     """Wherever the collector runs it: what it is refused it does not harm, and it never hangs."""
