@@ -8,7 +8,8 @@ readers never hold it up.
 
 The order of locks, which a debug build checks:
 
-  1. the lock of a writer (writer.pyx); of several machines, always in the same order
+  1. the lock of a writer (writer.pyx); of several machines, always in the same order. A backend may
+     have one of its own (KvmVM has), which is taken after it
   2. a section, from srcu_enter to srcu_leave; may be nested
 
 In a section nobody takes a lock, waits for readers or runs Python code: a writer waits for its end.

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, SupportsIndex
 
-from memslots.errors import KvmClosedError, KvmError, MemslotError, OverlapError
+from memslots.errors import KvmClosedError, KvmError, MemslotError, OverlapError, busy
 from memslots.kvm import ioctls
 from memslots.kvm.device import DEVICE, missing_capability, open_device
 from memslots.kvm.fd import Answer
@@ -122,7 +122,9 @@ class KvmVM:
             raise ValueError(f"manual_dirty_log must be 0, 1 or 3, not {manual_dirty_log}")
         self._ends_of = device, vm_type
         self._process = os.getpid()
-        self._own_lock = threading.Lock()  # while it is free, the slots here are the kernel's
+        # While it is free, the slots here are the kernel's. A handler may come by it once more.
+        self._own_lock = threading.RLock()
+        self._changing = False  # whoever has the lock is in the middle of a change
         self._slots: dict[int, Slot] = {}  # by the id that the kernel takes, with its space
         self._room: dict[int, int] = {}  # the most pages that each of them may have
         self._with_memfd: set[int] = set()
@@ -166,7 +168,7 @@ class KvmVM:
             self._close()
 
     def _close(self) -> None:
-        for vcpu in self._vcpus:
+        for vcpu in list(self._vcpus):
             vcpu.close()
         self._vcpus.clear()
         self._slots.clear()
@@ -175,8 +177,13 @@ class KvmVM:
         self._kept = []
 
     @property
-    def _lock(self) -> threading.Lock:
-        """What to hold while using the slots. After a fork it might be held by nobody that is."""
+    def _lock(self) -> threading.RLock:
+        """What to hold while using the slots. After a fork it might be held by nobody that is.
+
+        A signal's handler may run while this thread has it already. It may close the VM and read
+        `slots`; a change is a BusyError then. (No handler can come between the look at `_changing`
+        and the `try` that follows: nothing is called there.)
+        """
         if os.getpid() != self._process:
             raise KvmError(errno.EIO, "a KvmVM is of no use in another process than its own")
         return self._own_lock
@@ -228,7 +235,9 @@ class KvmVM:
     def slots(self) -> Sequence[Slot]:
         """The slots that it has, by address space and id."""
         with self._lock:
-            return [self._slots[slot] for slot in sorted(self._slots)]
+            # A handler's close() may come in between, or may have come into a change.
+            slots = {} if self._fd.closed else self._slots.copy()
+            return [slots[slot] for slot in sorted(slots)]
 
     def _enable_manual_dirty_log(self) -> None:
         known = self.check_extension(Cap.MANUAL_DIRTY_LOG_PROTECT2)
@@ -362,12 +371,15 @@ class KvmVM:
         """Make a call; `new` is what the slot is then, if somebody knows it already."""
         answer = Answer()
         with self._lock:
-            old = self._slots.get(call.slot)
-            # Before the call, so that a log is never longer than the room for it, even if it is
-            # not known any more what became of the call.
-            npages = min(call.memory_size >> PAGE_SHIFT, _MOST_PAGES)
-            self._room[call.slot] = max(self._room.get(call.slot, 0), npages)
+            if self._changing:
+                raise busy("a change of a KvmVM")
+            self._changing = True
             try:
+                old = self._slots.get(call.slot)
+                # Before the call, so that a log is never longer than the room for it, even if it is
+                # not known any more what became of the call.
+                npages = min(call.memory_size >> PAGE_SHIFT, _MOST_PAGES)
+                self._room[call.slot] = max(self._room.get(call.slot, 0), npages)
                 while not self._fd.ioctl_once(name, request, region, answer):
                     pass
             except KvmClosedError:
@@ -376,6 +388,7 @@ class KvmVM:
                 self._keep(call.slot, old)
                 raise self._explain(call, refused, memfd) from None
             finally:  # a signal's handler may raise when the kernel is done
+                self._changing = False
                 if answer.done:
                     if new is None and call.memory_size:
                         new = call.record()
@@ -426,7 +439,7 @@ class KvmVM:
         except KvmError:  # no memory for another VM, say: then it is not known
             return None
         try:
-            for number, held in self._slots.items():
+            for number, held in list(self._slots.items()):  # a handler may close it
                 if number == about.slot or about.overlaps(held):
                     twin.create(
                         held.id,
@@ -470,15 +483,20 @@ class KvmVM:
         """
         number = _number(slot, as_id)
         with self._lock:
-            bitmap = bytearray(8 * -(-self._room.get(number, 1) // 64))
-            log = ioctls.DIRTY_LOG.pack(number, _address(bitmap))
+            if self._changing:
+                raise busy("a dirty log of a KvmVM")
+            self._changing = True
             try:
+                bitmap = bytearray(8 * -(-self._room.get(number, 1) // 64))
+                log = ioctls.DIRTY_LOG.pack(number, _address(bitmap))
                 self._fd.ioctl("KVM_GET_DIRTY_LOG", ioctls.GET_DIRTY_LOG, log)
             except KvmClosedError:
                 raise
             except KvmError as refused:
                 error = self._by_rule(refused, _Call(number), "get_dirty_log", slot, as_id)
                 raise error or _outside_of_rules(refused, number) from None
+            finally:
+                self._changing = False
             held = self._slots.get(number)
         if held is not None:
             del bitmap[8 * -(-held.npages // 64) :]
@@ -510,6 +528,9 @@ class KvmVM:
         where = _NOWHERE if short else _address(bits)
         clear = ioctls.CLEAR_DIRTY_LOG.pack(number, pages, first, where)
         with self._lock:
+            if self._changing:
+                raise busy("a dirty log of a KvmVM")
+            self._changing = True
             try:
                 self._fd.ioctl("KVM_CLEAR_DIRTY_LOG", ioctls.CLEAR_DIRTY_LOG_OF_VM, clear)
             except KvmClosedError:
@@ -520,6 +541,8 @@ class KvmVM:
                 args = slot, first, pages, bits, as_id
                 error = self._by_rule(refused, _Call(number), "clear_dirty_log", *args)
                 raise error or _outside_of_rules(refused, number) from None
+            finally:
+                self._changing = False
 
     # What x86 wants before the first vCPU
 
@@ -554,6 +577,8 @@ class KvmVM:
             try:
                 vcpu = KvmVcpu(fd, self._run_size, wanted, self.kept)
                 self._vcpus.append(vcpu)
+                if self._fd.closed:  # by a signal's handler
+                    raise self._fd.closed_error()
             except BaseException:
                 fd.close()
                 raise
