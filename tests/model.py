@@ -47,6 +47,9 @@ class ModelSlot:
     def holds(self, gfn: int) -> bool:
         return self.base_gfn <= gfn < self.end_gfn
 
+    def hva_of(self, gfn: int) -> int:
+        return self.userspace_addr + (gfn - self.base_gfn) * PAGE_SIZE
+
     def overlaps(self, other: ModelSlot) -> bool:
         return self.base_gfn < other.end_gfn and other.base_gfn < self.end_gfn
 
@@ -402,8 +405,22 @@ class ModelTransaction:
         }
         for as_id in changed:  # one swap each
             self.model.generations[as_id] += self.model.address_spaces
+        self._carry_marks()
         self.model.slots, self.model.logs = self.trial.slots, self.trial.logs
         return Answer(0)
+
+    def _carry_marks(self) -> None:
+        """T1: a page that logged and logs, in the same place on the same memory, keeps its mark."""
+        for as_id, logs in enumerate(self.model.logs):
+            for id, log in logs.items():
+                old = self.model.slots[as_id][id]
+                for new in self.trial.slots[as_id].values():
+                    marks = self.trial.logs[as_id].get(new.id)
+                    if marks is None or marks is log:
+                        continue
+                    for gfn in (old.base_gfn + page for page in list(log)):
+                        if new.holds(gfn) and new.hva_of(gfn) == old.hva_of(gfn):
+                            marks.add(gfn - new.base_gfn)
 
 
 def to_bitmap(pages: set[int], npages: int) -> bytearray:

@@ -55,9 +55,9 @@ For memslots alone:
                lookup_batch_index
   update       change update_get update_invalidate_begin update_invalidate_end update_apply_begin
                update_apply_end update_revert_begin update_revert_end update_end update_init
-               update_stage_get update_stage update_carry update_unstage update_displaces
-               update_abandon_get update_abandon_begin update_abandon_end update_abandon_drop
-               update_discard update_must_invalidate update_leftover
+               update_stage_get update_stage update_carry update_carry_marks update_unstage
+               update_displaces update_abandon_get update_abandon_begin update_abandon_end
+               update_abandon_drop update_discard update_must_invalidate update_leftover
   access       access span access_kind ACCESS_READ ACCESS_WRITE ACCESS_RESTORE ACCESS_BAD
                access_result ACCESS_NO_MEMORY access_free access_init access_mark access_meets
                access_read access_write access_fill access_load access_store

@@ -40,6 +40,11 @@ cdef void dirty_clear(
 
 # Marks the pages [first, last] that the slot has, as dirty_mark does. O(pages / 64).
 cdef void dirty_mark_range(slot *s, gfn_t first, gfn_t last) noexcept nogil
+# Marks the pages [first, last] of `to` that are marked in `from_`, whatever gfns it has them at:
+# page 0 of that range is its page `page`. Both log. O(pages / 64).
+cdef void dirty_copy(
+    slot *to, gfn_t first, gfn_t last, const slot *from_, uint64_t page
+) noexcept nogil
 # Marks the pages whose bit is set in `bitmap`, dirty_words(npages) little-endian words, if the slot
 # logs.
 cdef void dirty_merge(slot *s, const unsigned char *bitmap) noexcept nogil

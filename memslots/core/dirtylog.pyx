@@ -73,6 +73,24 @@ cdef void dirty_mark_range(slot *s, gfn_t first, gfn_t last) noexcept nogil:
             atomic_fetch_or_release(&s.dirty[i], bits)
 
 
+cdef void dirty_copy(
+    slot *to, gfn_t first, gfn_t last, const slot *from_, uint64_t page
+) noexcept nogil:
+    cdef uint64_t at = first - to.base_gfn
+    cdef uint64_t left = last - first + 1
+    cdef uint64_t bits
+    cdef uint64_t some  # how many pages of one word of each are next
+    while left:
+        some = min(left, min(64 - (at & 63), 64 - (page & 63)))
+        bits = atomic_load_relaxed(&from_.dirty[page >> 6]) >> (page & 63)
+        bits &= ~<uint64_t>0 >> (64 - some)
+        if bits:
+            atomic_fetch_or_release(&to.dirty[at >> 6], bits << (at & 63))
+        at += some
+        page += some
+        left -= some
+
+
 cdef void dirty_merge(slot *s, const unsigned char *bitmap) noexcept nogil:
     cdef uint64_t word
     cdef uint64_t i

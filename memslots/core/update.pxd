@@ -86,6 +86,9 @@ cdef bint update_displaces(const change *c, change_kind kind) noexcept nogil
 cdef void update_stage(change *c, slot *next) noexcept nogil
 # `spare`: for all the additions of the transaction to this set; taken by the first that needs it.
 cdef void update_carry(change *c, idtable_spare *spare) noexcept nogil
+# T1, for the pages that c.old had, once the readers are out of the set that held it and before it
+# is freed. O(log n + k + p / 64) for p pages that k slots have now.
+cdef void update_carry_marks(const change *c) noexcept nogil
 cdef void update_unstage(change *c) noexcept nogil
 # In the child of a fork, where the thread that was changing the space is not: what readers find is
 # all there is. The inactive set is made anew, whatever it held; a swap that had begun is ended; a

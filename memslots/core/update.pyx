@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint32_t
 
-from memslots.core.dirtylog cimport dirty_free, dirty_new
+from memslots.core.dirtylog cimport dirty_copy, dirty_free, dirty_new
 from memslots.core.idtable cimport (
     idtable,
     idtable_drop_spare,
@@ -11,11 +11,20 @@ from memslots.core.idtable cimport (
     idtable_trim,
 )
 from memslots.core.region cimport ALLOWED, CHANGE_CREATE, CHANGE_DELETE, CHANGE_MOVE, NO_MEMORY
-from memslots.core.slot cimport SLOT_INVALID, SLOT_LOG_DIRTY_PAGES, slot_copy, slot_free, slot_new
+from memslots.core.slot cimport (
+    SLOT_INVALID,
+    SLOT_LOG_DIRTY_PAGES,
+    slot_copy,
+    slot_end_gfn,
+    slot_free,
+    slot_gfn_to_hva,
+    slot_new,
+)
 from memslots.core.slotset cimport (
     slotset,
     slotset_count,
     slotset_first,
+    slotset_first_from,
     slotset_follow,
     slotset_init,
     slotset_put,
@@ -29,6 +38,7 @@ from memslots.core.space cimport (
     space_swap_begin,
     space_swap_end,
 )
+from memslots.core.units cimport gfn_t
 
 cdef enum:
     DIRTY_LOG_INITIALLY_SET = 1 << 1  # the bit of manual_dirty_log for it
@@ -179,6 +189,28 @@ cdef void update_carry(change *c, idtable_spare *spare) noexcept nogil:
     hold(c, set, c.new)
     spare[0] = c.spare[set.k]
     c.spare[set.k].places = NULL
+
+
+cdef void update_carry_marks(const change *c) noexcept nogil:
+    cdef const slotset *active = space_active(c.sp)
+    cdef const slot *old = c.old
+    cdef slot *s
+    cdef gfn_t first
+    cdef gfn_t last
+    if old is NULL or old.dirty is NULL:
+        return
+    s = slotset_first_from(active, old.base_gfn)
+    while s is not NULL and s.base_gfn < slot_end_gfn(old):
+        first = max(s.base_gfn, old.base_gfn)
+        last = min(slot_end_gfn(s), slot_end_gfn(old)) - 1
+        # A log that the slot has kept has the marks already.
+        if (
+            s.dirty is not NULL
+            and s.dirty is not old.dirty
+            and slot_gfn_to_hva(s, first) == slot_gfn_to_hva(old, first)
+        ):
+            dirty_copy(s, first, last, old, first - old.base_gfn)
+        s = slotset_step(active, s, 1)
 
 
 cdef void update_unstage(change *c) noexcept nogil:

@@ -152,8 +152,8 @@ class Mirror:
             except MemslotError:
                 self.journal.pop()  # nothing was done; of anything else that is not known
                 raise
-            if call.keeps_log:
-                self._mark_all(call)
+            for first, end in call.lost:
+                self._mark(call.slot.as_id, first, end)
 
     def undo(self, error: BaseException) -> None:
         """Undo what is in the journal, after an error; should that be refused, it gets a note."""
@@ -176,20 +176,19 @@ class Mirror:
                 if call.before is not None or error.errno not in (errno.EINVAL, errno.ENOENT):
                     raise
             if call.loses_log():
-                self._mark_all(call)
+                slot = self.vm.address_space(call.slot.as_id).get(call.slot.id)
+                if slot is not None:
+                    self._mark(slot.as_id, slot.base_gfn, slot.end_gfn)
             self.journal.pop()
 
-    def _mark_all(self, call: Call) -> None:
-        """Mark all pages of a slot whose dirty log the backend lost and the Memslots keeps.
+    def _mark(self, as_id: int, first: int, end: int) -> None:
+        """Mark pages [first, end) whose marks the backend lost and the Memslots keeps.
 
         What the guest wrote since it was last read is not known any more, and must not be missed.
         After the loss: whoever takes the marks before it reads the pages before it, too.
         """
-        if not hasattr(self.backend, "get_dirty_log"):
-            return  # it had none
-        slot = self.vm.address_space(call.slot.as_id).get(call.slot.id)
-        if slot is not None:
-            self.vm.mark_dirty_range(slot.base_gfn, slot.end_gfn, slot.as_id)
+        if hasattr(self.backend, "get_dirty_log"):  # else it had none
+            self.vm.mark_dirty_range(first, end, as_id)
 
     def _set_region(self, before: Slot | None, after: Slot | None) -> None:
         """What `set_slot` does, for a backend that has none. One of the two is there."""

@@ -21,13 +21,13 @@ Key = tuple[int, int]  # as_id, id
 class Call(NamedTuple):
     """One call of a backend's set_region: the slot before it and after, None where there is none.
 
-    If both are there they differ in base_gfn or flags alone. `keeps_log`: the slot is taken away
-    for a moment, by a delete, and the Memslots keeps its dirty log.
+    If both are there they differ in base_gfn or flags alone. `lost`: gfn ranges, as readers find
+    them, whose marks the backend loses with this call and the Memslots keeps.
     """
 
     before: Slot | None
     after: Slot | None
-    keeps_log: bool = False
+    lost: tuple[tuple[int, int], ...] = ()
 
     @property
     def slot(self) -> Slot:
@@ -85,6 +85,7 @@ class _Planner:
         # Blocked goals that wait only for slots that go anyway. Some are not blocked any more.
         self.cleared: deque[Key] = deque()
         self.waiting: dict[Key, list[Key]] = {}  # goals by a slot that is in their way
+        self.lost: dict[Key, tuple[tuple[int, int], ...]] = {}  # of the slots that go or move
         self.park_end = vm.max_gfn + 1  # above it slots may have been put out of the way
 
     def add(self, old: Slot | None, new: Slot | None, recreated: bool) -> None:
@@ -103,7 +104,7 @@ class _Planner:
                 self.leaving.add(key)
             self.goals[key] = new
         else:
-            if recreated and old.flags & new.flags & _LOG:
+            if recreated and old.flags & new.flags & _LOG and old.base_gfn != new.base_gfn:
                 # Its dirty log begins anew; the slot need not go for that.
                 old = self._change(self.calls, old, _with(old, old.flags & ~_LOG))
             if old.base_gfn != new.base_gfn:
@@ -115,6 +116,7 @@ class _Planner:
 
     def run(self) -> list[Call]:
         """All calls, in order."""
+        self._find_lost()
         ready = deque(self.goals)
         while self.goals:
             while ready:
@@ -125,6 +127,23 @@ class _Planner:
         for key in [key for key in self.now if key in self.leaving]:
             self._delete(key)
         return self.calls + self.last
+
+    def _find_lost(self) -> None:
+        """T1: what logs in the same place on the same memory, in another slot, keeps its marks."""
+        for key, old in self.now.items():
+            if not old.flags & _LOG or (key not in self.leaving and key not in self.goals):
+                continue
+            lost = []
+            for other in self.final.overlapping(old.as_id, old.base_gfn, old.end_gfn):
+                new = self.goals[other]
+                first = max(old.base_gfn, new.base_gfn)
+                if new.flags & _LOG and old.gfn_to_hva(first) == new.gfn_to_hva(first):
+                    lost.append((first, min(old.end_gfn, new.end_gfn)))
+            if lost:
+                self.lost[key] = tuple(lost)
+
+    def _call(self, before: Slot, after: Slot | None) -> Call:
+        return Call(before, after, self.lost.pop((before.as_id, before.id), ()))
 
     def _try(self, key: Key, ready: deque[Key]) -> None:
         """Put a slot where it is to be, if nothing is in the way."""
@@ -171,7 +190,12 @@ class _Planner:
             self.park_end = base
             self._change(self.calls, slot, _with(slot, slot.flags, base))
         else:
-            self.calls.append(Call(slot, None, keeps_log=bool(slot.flags & _LOG)))
+            lost = self.lost.pop(key, ())
+            if slot.flags & _LOG:
+                # It comes back, and keeps its log. Readers find it where it was.
+                found = self.vm.address_space(slot.as_id)[slot.id]
+                lost = ((found.base_gfn, found.end_gfn),)
+            self.calls.append(Call(slot, None, lost))
             del self.now[key]
             self.layout.take(slot)
         self._left(key, ready)
@@ -193,11 +217,11 @@ class _Planner:
     def _delete(self, key: Key) -> None:
         slot = self.now.pop(key)
         self.leaving.discard(key)
-        self.calls.append(Call(slot, None))
+        self.calls.append(self._call(slot, None))
         self.layout.take(slot)
 
     def _change(self, calls: list[Call], old: Slot, new: Slot) -> Slot:
-        calls.append(Call(old, new))
+        calls.append(self._call(old, new) if old.base_gfn != new.base_gfn else Call(old, new))
         self.now[old.as_id, old.id] = new
         self.layout.take(old)
         self.layout.put(new)

@@ -47,6 +47,7 @@ from memslots.core.units cimport gfn_t
 from memslots.core.update cimport (
     change,
     update_carry,
+    update_carry_marks,
     update_discard,
     update_displaces,
     update_init,
@@ -109,6 +110,9 @@ cdef class Transaction(Target):
     rule 6: slots may overlap meanwhile, and must not at the end. At the end of the body all changes
     are there for readers, with one swap for each address space; if it is left by an exception, a
     listener refuses, or slots still overlap, nothing has changed.
+
+    A page that logs before and after, at the same guest page and on the same host memory, keeps its
+    mark, whatever became of slots meanwhile (T1, docs/changes.md).
 
     At the end the listeners are told ``invalidate`` of each slot that readers find and that goes or
     moves, once and as readers find it; then asked every ``prepare``, and after the swap told every
@@ -427,6 +431,7 @@ cdef class Transaction(Target):
             c = &self.changes[n]
             if touched[c.sp.as_id]:
                 update_carry(c, &self.spare[c.sp.as_id])
+                update_carry_marks(c)
 
     cdef int tell_all(self) except -1:
         leaving = None

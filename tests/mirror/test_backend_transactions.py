@@ -130,8 +130,8 @@ def test_no_log_is_lost_that_the_backend_does_not_keep() -> None:
     assert vm.get_dirty_log(1)[0] == 1 << 4
 
 
-def test_a_log_that_begins_anew(pair: tuple[Memslots, Backend]) -> None:
-    """Deleted and created as it was: the guest's memory need not go for that."""
+def test_deleted_and_created_as_it_was(pair: tuple[Memslots, Backend]) -> None:
+    """The guest's memory need not go for that, nor the marks (T1)."""
     vm, backend = pair
     vm.create(0, 0, 10, 0, LOG)
     vm.mark_dirty(1)
@@ -141,8 +141,52 @@ def test_a_log_that_begins_anew(pair: tuple[Memslots, Backend]) -> None:
         tx.delete(0)
         tx.create(0, 0, 10, 0, LOG)
 
-    assert calls_of(vm, backend, body) == [(0, 0, 10), (0, 0, 10)]
+    assert calls_of(vm, backend, body) == []
+    assert vm.get_dirty_log(0)[0] == 1 << 1 | 1 << 3
+
+
+def test_deleted_and_created_elsewhere(pair: tuple[Memslots, Backend]) -> None:
+    """A new log; the guest's memory need not go for that, either."""
+    vm, backend = pair
+    vm.create(0, 0, 10, 0, LOG)
+    vm.mark_dirty(1)
+    backend.write(3)
+
+    def body(tx: Memslots) -> None:
+        tx.delete(0)
+        tx.create(0, 20, 10, 0, LOG)
+
+    assert calls_of(vm, backend, body) == [(0, 0, 10), (0, 20, 10)]
     assert not any(vm.get_dirty_log(0))
+
+
+def test_marks_of_a_split_are_not_lost(pair: tuple[Memslots, Backend]) -> None:
+    """The backend loses its log with the slot: what the guest wrote is not known, so all is."""
+    vm, backend = pair
+    vm.create(0, 0, 10, 0, LOG)
+    backend.write(3)
+    with vm.transaction() as tx:
+        tx.delete(0)
+        tx.create(0, 0, 4, 0, LOG)
+        tx.create(1, 4, 3, 4 << 12, 0)
+        tx.create(2, 7, 2, 7 << 12, LOG)
+        tx.create(3, 9, 1, 0x100000, LOG)
+    backend.agrees(vm)
+    assert vm.take_dirty_runs() == [(0, 0, 4), (0, 7, 9)]
+
+
+def test_marks_under_an_alias_are_not_lost(pair: tuple[Memslots, Backend]) -> None:
+    """The backend's log goes with the slot that moves; another comes to its place."""
+    vm, backend = pair
+    vm.create(0, 0, 4, 0, LOG)
+    backend.write(2)
+    with vm.transaction() as tx:
+        tx.move(0, 20)
+        tx.create(1, 0, 4, 0, LOG)
+    backend.agrees(vm)
+    assert {*range(4), 22} <= {
+        gfn for _, start, end in vm.take_dirty_runs() for gfn in range(start, end)
+    }
 
 
 def test_the_steps_of_a_plan(pair: tuple[Memslots, Backend]) -> None:

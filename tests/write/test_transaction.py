@@ -219,17 +219,21 @@ def test_dirty_logs_go_with_their_slots(vm: Memslots) -> None:
     assert vm.get_dirty_log(3) == bytes([6, 0, 0, 0, 0, 0, 0, 0])
     vm.mark_dirty(0x71)
     with vm.transaction() as tx:
-        tx.delete(3)
-        tx.create(3, 0x70, 0x10, HVA, LOG)  # another slot: a new log
-    assert vm.get_dirty_log(3) == bytes(8)
+        was = tx.delete(3)
+        # Another slot, in the same place on the same memory.
+        tx.create(3, 0x70, 0x10, was.userspace_addr, LOG)
+    assert vm.get_dirty_log(3) == marked
     vm.mark_dirty(0x71)
     with vm.transaction() as tx:
         tx.set_flags(3, 0)
-        tx.set_flags(3, LOG)  # off and on again: a new log too
+        tx.set_flags(3, LOG)  # off and on again
         tx.set_flags(1, 0)
-    assert vm.get_dirty_log(3) == bytes(8)
-    vm.mark_dirty(0x71)
     assert vm.get_dirty_log(3) == marked
+    vm.mark_dirty(0x71)
+    with vm.transaction() as tx:
+        tx.delete(3)
+        tx.create(3, 0x70, 0x10, HVA + 0x100_0000, LOG)  # other memory: a new log
+    assert vm.get_dirty_log(3) == bytes(8)
     vm.check()
 
 
