@@ -13,6 +13,8 @@ from backend import Backend
 from memslots import Memslots
 from memslots.mirror import plan
 
+pytestmark = pytest.mark.untraced
+
 HVA = 0x1000_0000
 Steps = Callable[[Memslots, int], None]
 
