@@ -88,8 +88,12 @@ class GuestMemory:
         """Mark `n` bytes as written, after writing to a view."""
     def load(self, path: str | os.PathLike[str], gpa: SupportsIndex) -> int:
         """Write a file to guest memory; how many bytes. NotMappedError, ReadOnlyError, OSError."""
-    def dump(self, path: str | os.PathLike[str]) -> int:
-        """Write all memory to a snapshot file; how many bytes. NotMappedError, OSError."""
+    def dump(self, path: str | os.PathLike[str], *, restart_log: bool = False) -> int:
+        """Write all memory to a snapshot file; how many bytes. NotMappedError, OSError.
+
+        With `restart_log` the marks are taken before, so the next dump_dirty has what is written
+        from now on.
+        """
     def dump_dirty(self, path: str | os.PathLike[str]) -> int:
         """Write the memory of all dirty pages, and take their marks; how many bytes.
 

@@ -1,6 +1,7 @@
 """Guest memory that can be read and written: slots with host memory behind them."""
 
 import errno
+import os
 
 cimport cython
 from cpython.buffer cimport (
@@ -57,6 +58,8 @@ cdef enum:
     # Copies of more bytes than this let the GIL go: to get it back takes as long as to copy some
     # hundred KiB, if nobody else wants it.
     LONG_COPY = 256 << 10
+    # How many bytes of a file are read before it is asked again whether they have a place.
+    LEAST_READ = 1 << 20
 
 
 # no_gc_clear: the collector must not take the Memslots away while the pointers into it are there.
@@ -512,17 +515,32 @@ cdef class GuestMemory:
         Raises
         ------
         NotMappedError, ReadOnlyError
-            Then nothing is written.
+            Then nothing is written, and no more read of the file than shows it.
         OSError
             The file cannot be read; nothing is written.
         """
+        cdef gpa_t address = u64(gpa, "gpa")
+        data = bytearray()
         with open(path, "rb") as file:
-            return self.write(gpa, file.read())
+            # What cannot be written is not read: a file may say how large it is, or have no end.
+            self.parts(address, os.fstat(file.fileno()).st_size, ACCESS_WRITE)
+            while more := file.read(max(len(data), LEAST_READ)):
+                data += more
+                self.parts(address, len(data), ACCESS_WRITE)
+        return self.write(address, data)
 
-    def dump(self, path):
+    def dump(self, path, *, restart_log=False):
         """Write all memory, of every address space, to a snapshot file.
 
         See `memslots.memory.snapshot`, and `restore`. Returns how many bytes of memory are in it.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+        restart_log : bool
+            Whether to take all marks, before the bytes are read: then the next `dump_dirty` has
+            what is written from now on. Otherwise it has what was marked before, too. After an
+            error the marks are there again.
 
         Raises
         ------
@@ -534,15 +552,16 @@ cdef class GuestMemory:
         Notes
         -----
         A file of that name is replaced, and keeps its mode; a new one's follows the umask. The disk
-        has it when os.fsync says so. A pipe or a device is written to as it is.
+        has it when os.fsync says so. A pipe or a device is written to as it is. Which slots there
+        are, and where, is of one moment, for which changes wait; the bytes are read after it.
         """
-        return snapshot.dump(self, path)
+        return snapshot.dump(self, path, bool(restart_log))
 
     def dump_dirty(self, path):
         """Write the memory of all dirty pages to a snapshot file, and take their marks.
 
         What is written afterwards is marked anew, so the next one has it. After an error the marks
-        are there again. Arguments, result and errors are those of `dump`.
+        are there again. `path`, result and errors are those of `dump`.
         """
         return snapshot.dump_dirty(self, path)
 

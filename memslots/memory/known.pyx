@@ -37,10 +37,17 @@ cdef class Backings:
             return
         cdef hva_t hva = old.userspace_addr
         cdef uint64_t size = old.memory_size
+        cdef tuple all = self.get()
+        cdef Py_ssize_t n = begun_by(all, hva)
         cdef Backing backing
-        for backing in self.get():
-            if meet(backing.start(), backing.memory.len, hva, size):
-                self.drop_unused(backing)
+        if n > 0 and (<Backing>all[n - 1]).holds(hva, 1):
+            n -= 1
+        while n < len(all):
+            backing = all[n]
+            if not meet(backing.start(), backing.memory.len, hva, size):
+                break
+            self.drop_unused(backing)
+            n += 1
 
     def __reduce__(self):
         raise TypeError("Backings cannot be pickled or copied: they are memory")
@@ -62,14 +69,18 @@ cdef class Backings:
         cdef Backing added = backing
         cdef Backing other
         cdef tuple now, then
+        cdef Py_ssize_t n, near
         while True:
             now = self.get()
-            for other in now:
+            n = begun_by(now, added.start())
+            # They have no memory in common, so only its neighbours can have some with this one.
+            for near in range(max(n - 1, 0), min(n + 1, <Py_ssize_t>len(now))):
+                other = now[near]
                 if other is added:
                     return False
                 if meet(other.start(), other.memory.len, added.start(), added.memory.len):
                     raise ValueError(f"{added} shares memory with {other}; place slots on that one")
-            then = tuple(sorted((*now, added), key=_address))
+            then = (*now[:n], added, *now[n:])
             if self.replace(now, then):
                 return True
 
@@ -125,11 +136,8 @@ cdef inline bint meet(hva_t a, uint64_t a_size, hva_t b, uint64_t b_size) noexce
     return a - b < b_size or b - a < a_size
 
 
-def _address(backing):
-    return backing.hva
-
-
-cdef void *backing_at(tuple all, hva_t hva) noexcept:
+cdef Py_ssize_t begun_by(tuple all, hva_t hva) noexcept:
+    """How many of them, in order of host addresses, begin at one or before it."""
     cdef Py_ssize_t low = 0
     cdef Py_ssize_t high = len(all)
     cdef Py_ssize_t middle
@@ -139,6 +147,11 @@ cdef void *backing_at(tuple all, hva_t hva) noexcept:
             low = middle + 1
         else:
             high = middle
-    if low == 0 or not (<Backing>all[low - 1]).holds(hva, 1):
+    return low
+
+
+cdef void *backing_at(tuple all, hva_t hva) noexcept:
+    cdef Py_ssize_t n = begun_by(all, hva)
+    if n == 0 or not (<Backing>all[n - 1]).holds(hva, 1):
         return NULL
-    return <void *>all[low - 1]
+    return <void *>all[n - 1]

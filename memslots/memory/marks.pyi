@@ -1,5 +1,13 @@
+from collections.abc import Callable
+from typing import TypeVar
+
 from memslots.memslots import Memslots
 from memslots.values.records import DirtyRun
+
+_T = TypeVar("_T")
+
+def without_changes(vm: Memslots, work: Callable[[], _T]) -> _T:
+    """Returns what work() returns; nobody changes the slots meanwhile, and others wait."""
 
 def take_runs(vm: Memslots, logs: list[object]) -> list[DirtyRun]:
     """What Memslots.take_dirty_runs does; what was taken is in `logs`, for return_marks."""

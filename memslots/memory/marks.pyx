@@ -1,8 +1,19 @@
-"""Dirty marks that a snapshot takes, and gives back if it fails."""
+"""What a snapshot asks of the Writer: no changes for a moment, and marks to be given back."""
 
 from memslots.dirty.runs cimport return_logs
 from memslots.memslots cimport memslots_machine, memslots_writer
 from memslots.write.writer cimport Writer
+
+
+def without_changes(vm, work):
+    """Returns what work() returns; nobody changes the slots meanwhile, and others wait."""
+    cdef Writer writer = memslots_writer(vm)
+    cdef bint entered = writer.enter_again("a snapshot")
+    try:
+        return work()
+    finally:
+        if entered:
+            writer.leave()
 
 
 def take_runs(vm, list logs not None):

@@ -14,13 +14,13 @@ import platform
 import secrets
 import stat
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memslots.errors import no_snapshot
-from memslots.memory.marks import return_marks, take_runs
+from memslots.memory.marks import return_marks, take_runs, without_changes
 from memslots.memory.segments import Batch, Segments
 from memslots.values.integers import PAGE_SIZE
 
@@ -38,37 +38,54 @@ _MANY = 0xFFFF
 _MOST_VIEWS = 1024  # to one call of readv or writev
 _RUNS = 1024  # laid out at a time
 
+Run = tuple[int, int, int]  # as_id, start_gfn, end_gfn
 
-def dump(mem: GuestMemory, path: str | os.PathLike[str]) -> int:
+
+def dump(mem: GuestMemory, path: str | os.PathLike[str], restart_log: bool) -> int:
     """All memory; what `GuestMemory.dump` does."""
-    vm = mem.vm
-    runs = [
-        (as_id, slot.base_gfn, slot.base_gfn + slot.npages)
-        for as_id in range(vm.address_spaces)
-        for slot in vm.address_space(as_id)
-    ]
-    return _write(mem, path, runs)
+
+    def all_memory(logs: list[object]) -> list[Run]:
+        if restart_log:
+            take_runs(mem.vm, logs)
+        return [
+            (as_id, slot.base_gfn, slot.end_gfn)
+            for as_id in range(mem.vm.address_spaces)
+            for slot in mem.vm.address_space(as_id)
+        ]
+
+    return _write(mem, path, all_memory)
 
 
 def dump_dirty(mem: GuestMemory, path: str | os.PathLike[str]) -> int:
     """What is dirty; what `GuestMemory.dump_dirty` does."""
-    logs: list[object] = []
-    try:
-        return _write(mem, path, take_runs(mem.vm, logs))
-    except BaseException:
-        return_marks(mem.vm, logs)
-        raise
+    return _write(mem, path, lambda logs: take_runs(mem.vm, logs))
 
 
 def _write(
-    mem: GuestMemory, path: str | os.PathLike[str], runs: Sequence[tuple[int, int, int]]
+    mem: GuestMemory,
+    path: str | os.PathLike[str],
+    runs_of: Callable[[list[object]], Sequence[Run]],
 ) -> int:
+    """Write the runs that it is told of, which puts the marks that it takes down in a list.
+
+    They are told of and laid out while nobody changes the slots, so that all is of one map.
+    """
+    logs: list[object] = []
     segments = Segments(mem)
     memory: list[memoryview] = []
-    for first in range(0, len(runs), _RUNS):
-        memory += segments.lay_out(runs[first : first + _RUNS])
-    with _replacing(path) as fd:
-        _write_all(fd, [memoryview(_headers(segments)), *memory])
+
+    def lay_out() -> None:
+        runs = runs_of(logs)
+        for first in range(0, len(runs), _RUNS):
+            memory.extend(segments.lay_out(runs[first : first + _RUNS]))
+
+    try:
+        without_changes(mem.vm, lay_out)
+        with _replacing(path) as fd:
+            _write_all(fd, [memoryview(_headers(segments)), *memory])
+    except BaseException:
+        return_marks(mem.vm, logs)
+        raise
     return segments.size
 
 

@@ -18,6 +18,7 @@ from guest import LOG, LONG, PAGE, READONLY, TOP, dirty, filled, known, pattern
 
 from memslots import (
     Backing,
+    Flags,
     GuestMemory,
     InvalidRegionError,
     Memslots,
@@ -448,6 +449,24 @@ def test_load(vm: Memslots, mem: GuestMemory, tmp_path: Path) -> None:
     assert mem.read(2 * PAGE, PAGE) == kept[2 * PAGE :]
     path.write_bytes(b"")
     assert mem.load(path, 0) == 0
+
+
+@pytest.mark.parametrize("how", ["large", "endless", "readonly"])
+def test_no_more_is_read_of_a_file_than_has_a_place(
+    vm: Memslots, mem: GuestMemory, tmp_path: Path, how: str
+) -> None:
+    """A file of more bytes than there is memory; one that never ends."""
+    mem.place(0, 0, filled(3), flags=Flags.READONLY if how == "readonly" else 0)
+    before = mem.read(0, 3 * PAGE)
+    path = tmp_path / "large"
+    if how == "endless":
+        path = Path("/dev/zero")
+    else:
+        with path.open("wb") as file:
+            file.truncate(1 << 42)
+    with pytest.raises((NotMappedError, ReadOnlyError)):
+        mem.load(path, PAGE)
+    assert mem.read(0, 3 * PAGE) == before
 
 
 # The object

@@ -207,6 +207,21 @@ def test_host_memory_is_known_once(vm: Memslots, mem: GuestMemory) -> None:
     assert len(mem.backings) == 3
 
 
+def test_a_slot_on_several_backings_lets_all_of_them_go(vm: Memslots, mem: GuestMemory) -> None:
+    whole = mmap.mmap(-1, 6 * PAGE)
+    parts = [Backing(memoryview(whole)[n * PAGE : (n + 1) * PAGE]) for n in range(6)]
+    for part in (parts[4], parts[0], parts[2], parts[1], parts[5], parts[3]):
+        mem.add(part)
+    assert known(mem) == parts
+    for part in parts:
+        with pytest.raises(ValueError, match="shares memory"):
+            mem.add(Backing(memoryview(whole)[part.hva - parts[0].hva :][:PAGE]))
+    vm.create(0, 0, 4, parts[1].hva)
+    vm.create(1, 8, 1, parts[3].hva)
+    vm.delete(0)
+    assert known(mem) == [parts[0], parts[3], parts[5]]
+
+
 def test_the_last_slot_that_goes_lets_the_memory_go(vm: Memslots, mem: GuestMemory) -> None:
     backing, smm = filled(3), mem.address_space(1)
     mem.place(0, 0, backing, 0, PAGE)
