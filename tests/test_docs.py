@@ -22,6 +22,11 @@ from typing import Any
 import pytest
 from needs import need_kvm, need_unicorn
 
+import memslots
+import memslots.bench
+import memslots.kvm
+import memslots.traces
+
 ROOT = Path(__file__).parent.parent
 # docs/command.md is told from the command's side: tests/cli/test_page.py runs its examples.
 ELSEWHERE = {"command.md"}
@@ -178,3 +183,22 @@ def test_the_checks_can_fail(tmp_path: Path) -> None:
     assert misspelt.kind not in RUN | NOT_RUN.keys()
     with pytest.raises(AssertionError, match="Expected:"):
         run_doctest(sum_of_ones, ROOT / "page.md", {})
+
+
+def test_the_stretches_of_a_batch() -> None:
+    source = (ROOT / "memslots" / "read" / "batch.pyx").read_text(encoding="utf-8")
+    stretch, indexed = re.findall(r"^    (?:INDEXED_)?STRETCH = (\d+)", source, re.MULTILINE)
+    page = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    assert f"each stretch of {stretch} elements, or of {indexed} where the index answers" in page
+
+
+def test_which_errors_are_no_refusal() -> None:
+    """Those that docs/reference.md names, and no others."""
+    errors = {
+        each.__name__
+        for module in (memslots, memslots.errors, memslots.kvm, memslots.traces, memslots.bench)
+        for name in module.__all__
+        if isinstance(each := getattr(module, name), type) and issubclass(each, Exception)
+        if not issubclass(each, memslots.MemslotError)
+    }
+    assert errors == {"InvariantError", "TraceError", "WrongAnswerError"}
