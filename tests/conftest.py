@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import importlib
+import inspect
 import os
 import shutil
 import subprocess
@@ -80,6 +81,12 @@ MARKERS = {
 }
 
 
+def starts_threads(item: pytest.Item) -> bool:
+    """Whether a test says so, in its own text."""
+    function = getattr(item, "function", None)
+    return function is not None and "thread" in inspect.getsource(function)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks each test by where it stands."""
     for item in items:
@@ -87,8 +94,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, places in MARKERS.items():
             if where.startswith(places):
                 item.add_marker(marker)
-        if "testcapi" in getattr(item, "fixturenames", ()):
-            # The tracer's allocations would fail, too.
+        # The tracer's allocations would fail, too; and it runs Python code where the core runs
+        # none, so that threads take turns where they cannot otherwise.
+        if (
+            "testcapi" in getattr(item, "fixturenames", ())
+            or "thread" in where
+            or starts_threads(item)
+        ):
             item.add_marker("untraced")
 
 

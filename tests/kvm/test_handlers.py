@@ -17,7 +17,7 @@ from memslots import BusyError, Change, MemslotError, Slot
 from memslots.kvm import KvmClosedError, KvmVM
 from memslots.kvm import vm as module
 
-pytestmark = pytest.mark.usefixtures("no_descriptor_left")
+pytestmark = [pytest.mark.usefixtures("no_descriptor_left"), pytest.mark.untraced]
 
 PAGE = 4096
 FIRST = Slot(0, 0, 0, 1, PAGE)
@@ -73,7 +73,6 @@ def at_line(number: int, call: Callable[[], object], handler: Callable[[], objec
     return seen >= number
 
 
-@pytest.mark.untraced
 @pytest.mark.parametrize("handler", CALLS)
 @pytest.mark.parametrize("name", CALLS)
 def test_a_handler_between_any_two_lines(name: str, handler: str, fake: Any) -> None:
