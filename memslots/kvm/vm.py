@@ -388,13 +388,15 @@ class KvmVM:
                 self._keep(call.slot, old)
                 raise self._explain(call, refused, memfd) from None
             finally:  # a signal's handler may raise when the kernel is done
-                self._changing = False
-                if answer.done:
-                    if new is None and call.memory_size:
-                        new = call.record()
-                    self._keep(call.slot, new)
-                    if new is not None and memfd:
-                        self._with_memfd.add(call.slot)
+                try:
+                    if answer.done:
+                        if new is None and call.memory_size:
+                            new = call.record()
+                        self._keep(call.slot, new)
+                        if new is not None and memfd:
+                            self._with_memfd.add(call.slot)
+                finally:  # only now: until it is noted, no other change may begin
+                    self._changing = False
         if new is None:
             return Change.DELETE
         if old is None:

@@ -58,8 +58,8 @@ cdef enum:
     # Copies of more bytes than this let the GIL go: to get it back takes as long as to copy some
     # hundred KiB, if nobody else wants it.
     LONG_COPY = 256 << 10
-    # How many bytes of a file are read before it is asked again whether they have a place.
-    LEAST_READ = 1 << 20
+    # How many bytes of a file are read at a time, and no more than there is a place for.
+    READ = 1 << 20
 
 
 # no_gc_clear: the collector must not take the Memslots away while the pointers into it are there.
@@ -523,10 +523,13 @@ cdef class GuestMemory:
         data = bytearray()
         with open(path, "rb") as file:
             # What cannot be written is not read: a file may say how large it is, or have no end.
-            self.parts(address, os.fstat(file.fileno()).st_size, ACCESS_WRITE)
-            while more := file.read(max(len(data), LEAST_READ)):
+            fits = os.fstat(file.fileno()).st_size
+            self.parts(address, fits, ACCESS_WRITE)
+            while more := file.read(READ):
                 data += more
-                self.parts(address, len(data), ACCESS_WRITE)
+                if len(data) > fits:
+                    fits = len(data)
+                    self.parts(address, fits, ACCESS_WRITE)
         return self.write(address, data)
 
     def dump(self, path, *, restart_log=False):

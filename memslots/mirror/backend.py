@@ -110,7 +110,6 @@ class Mirror:
             raise ValueError(f"the backend has {len(slots)} slots already; a Memslots begins empty")
         _take(backend, vm)
         self.backend = backend
-        self._set_slot = getattr(backend, "set_slot", self._set_region)
         self._vm = weakref.ref(vm)  # whoever makes a change has it
         # Calls that were begun, and do not stay: to be undone, the last first. The writer has it.
         self.journal: list[Call] = []
@@ -148,7 +147,7 @@ class Mirror:
         for call in calls:
             self.journal.append(call)
             try:
-                self._set_slot(call.before, call.after)
+                self._put(call.before, call.after)
             except MemslotError:
                 self.journal.pop()  # nothing was done; of anything else that is not known
                 raise
@@ -170,7 +169,7 @@ class Mirror:
         while self.journal:
             call = self.journal[-1]
             try:
-                self._set_slot(call.after, call.before)
+                self._put(call.after, call.before)
             except MemslotError as error:
                 # Deleting what is not there: it was never made.
                 if call.before is not None or error.errno not in (errno.EINVAL, errno.ENOENT):
@@ -190,9 +189,12 @@ class Mirror:
         if hasattr(self.backend, "get_dirty_log"):  # else it had none
             self.vm.mark_dirty_range(first, end, as_id)
 
-    def _set_region(self, before: Slot | None, after: Slot | None) -> None:
-        """What `set_slot` does, for a backend that has none. One of the two is there."""
-        if after is not None:
+    def _put(self, before: Slot | None, after: Slot | None) -> None:
+        """Have the backend make of `before` what is after. One of the two is there."""
+        set_slot = getattr(self.backend, "set_slot", None)
+        if set_slot is not None:
+            set_slot(before, after)
+        elif after is not None:
             self.backend.set_region(*region_arguments(after))
         elif before is not None:
             self.backend.set_region(*deletion_arguments(before))

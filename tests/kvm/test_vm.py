@@ -413,6 +413,26 @@ def test_changes_from_many_threads() -> None:
         assert [slot.id for slot in vm.slots] == list(range(0, 200, 2))
 
 
+def test_a_mirrored_map_hands_its_slots_on(fake: Any) -> None:
+    with KvmVM(device=fake.device) as kvm:
+        vm = Memslots(backend=kvm)
+        made = vm.create(1, 8, 1, PAGE, LOG)
+        assert kvm.slots == [made]
+        assert kvm.slots[0] is made
+        vm.delete(1)
+        assert kvm.slots == []
+        assert kvm.set_slot(None, made) is Change.CREATE
+        assert kvm.set_slot(made, made) is Change.NONE
+        with pytest.raises(ValueError, match="no slot before, and none after"):
+            kvm.set_slot(None, None)
+        fake.fail(SET, errno.ENOMEM)
+        with pytest.raises(KvmError) as caught:
+            kvm.set_slot(made, None)
+        assert caught.value.errno == errno.ENOMEM
+        assert kvm.slots == [made]
+        assert kvm.set_slot(made, None) is Change.DELETE
+
+
 # guest_memfd
 
 

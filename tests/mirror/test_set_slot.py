@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 from backend import Backend, Interrupt, KernelSaysNo
 
@@ -76,3 +79,17 @@ def test_the_arguments_of_a_slot() -> None:
     for function in (region_arguments, deletion_arguments):
         with pytest.raises(TypeError):
             function(None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", [Backend, Slots])
+def test_a_backend_goes_with_its_memslots(kind: type[Backend]) -> None:
+    """At once: nothing is in a cycle with it."""
+    vm = Memslots(backend=kind())
+    vm.create(0, 0, 1, HVA)
+    backend = weakref.ref(vm.backend)
+    gc.disable()
+    try:
+        del vm
+        assert backend() is None
+    finally:
+        gc.enable()
