@@ -51,7 +51,6 @@ from memslots.errors import (
     NotMappedError,
     ReadOnlyError,
 )
-from memslots.memory import snapshot
 from memslots.memslots import Memslots
 
 cdef enum:
@@ -60,6 +59,13 @@ cdef enum:
     LONG_COPY = 256 << 10
     # How many bytes of a file are read at a time, and no more than there is a place for.
     READ = 1 << 20
+
+
+cdef object snapshots():
+    """memslots.memory.snapshot: with what it imports it takes a third of the package's import."""
+    from memslots.memory import snapshot
+
+    return snapshot
 
 
 # no_gc_clear: the collector must not take the Memslots away while the pointers into it are there.
@@ -558,7 +564,7 @@ cdef class GuestMemory:
         has it when os.fsync says so. A pipe or a device is written to as it is. Which slots there
         are, and where, is of one moment, for which changes wait; the bytes are read after it.
         """
-        return snapshot.dump(self, path, bool(restart_log))
+        return snapshots().dump(self, path, bool(restart_log))
 
     def dump_dirty(self, path):
         """Write the memory of all dirty pages to a snapshot file, and take their marks.
@@ -566,7 +572,7 @@ cdef class GuestMemory:
         What is written afterwards is marked anew, so the next one has it. After an error the marks
         are there again. `path`, result and errors are those of `dump`.
         """
-        return snapshot.dump_dirty(self, path)
+        return snapshots().dump_dirty(self, path)
 
     def restore(self, path):
         """Write what a snapshot file has to where it was, in READONLY slots too.
@@ -591,7 +597,7 @@ cdef class GuestMemory:
         restored to these. After an error on the way more may be marked than was written. The slots
         are not to be changed meanwhile: it is marked by guest address.
         """
-        return snapshot.restore(self, path)
+        return snapshots().restore(self, path)
 
     cdef tuple begin(self, access *a, gpa_t gpa, uint64_t size, access_kind kind):
         """Works out an access, and gives what keeps its memory: to be held until it is over.
