@@ -74,6 +74,11 @@ _HINTS: dict[Format, str] = {
 #: What ends a line of strace: a result, or the other half still to come.
 _RESULT = re.compile(r"\) += (?:\?|-?\d+|0x[0-9a-f]+)|<unfinished \.\.\.>$")
 
+#: In a line of strace, or of perf trace, whatever stands in front.
+_STRACE = re.compile(
+    r"ioctl\((?:fd: )?-?\d+(?:<[^\"]*>)?, (?:cmd: )?[K_0]|guest_phys_addr=.*memory_size="
+)
+
 
 class Trace:
     """One opened trace: iterate over it once for its events.
@@ -150,7 +155,9 @@ def _recognised(text: str) -> Format | None:
             return "strace"
         if _RESULT.search(text, head.end()):
             return "strace"
-    if re.search(r"\bioctl\(-?\d+(?:<[^\"]*>)?, [K_0]|guest_phys_addr=.*memory_size=", text):
+    if re.search(
+        r"ioctl\((?:fd: )?-?\d+(?:<[^\"]*>)?, (?:cmd: )?[K_0]|guest_phys_addr=.*memory_size=", text
+    ):
         return "strace"
     if re.search(r"kvm_set_user_memory (?:AddrSpace#|Slot#)|size=0x[0-9a-f]+ ua=0x", text):
         return "qemu"

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from memslots.traces.clock import EPOCH_FROM, Clock
 from memslots.traces.events import Counts, Event, FdClosed, TaskEnded, TaskStarted
 from memslots.traces.lines import Lines
+from memslots.traces.strace_inner import ARGUMENT_NAME, Found, is_quoted, memslot_calls
 from memslots.traces.strace_ioctls import (
     IoctlReader,
     Result,
@@ -57,14 +58,12 @@ _HEAD = r"""
       | (?P<note>strace:\ ) )
 """
 HEAD = re.compile(_HEAD, re.VERBOSE)
-#: The same anywhere in a line, for one that another program's output runs into.
-_INNER = re.compile(r"(?:\[pid\s+(?P<pid>\d{1,20})\]\s+[^\"(]*?)?(?P<call>\bioctl)(?=\()")
+#: What may stand right in front of a call that another program's output runs into.
+_PID = re.compile(r"\[pid\s+\d{1,20}\]")
 _GREP = re.compile(r"(?:[^\s:(]*[^\s:(\d][^\s:(]*[:-])?(?:\d+[:-])?(?=[\s\[<\d a-z])")
+_CLOSE = re.compile(rf"close\({ARGUMENT_NAME}(?:0x([0-9a-f]{{1,16}})|(\d{{1,20}}))\b")
 _ATTACHED = re.compile(r"strace: Process (\d{1,20}) attached")
 _UNFINISHED = "<unfinished ...>"
-_MEMSLOT = re.compile(
-    r"SET_USER_MEMORY_REGION|0x4020ae46|0x40a0ae49|_IOC\(_IOC_WRITE, 0xae, 0x4(?:6, 0x20|9, 0xa0)\)"
-)
 _FOLLOWED = frozenset(
     ("ioctl", "clone", "clone2", "clone3", "fork", "vfork", "close", "execve", "execveat")
 )
@@ -154,14 +153,20 @@ class StraceReader:
             self._without_pid = True
         if self._clock.relative and self._lines.words is not None:
             self._lines.words = None  # distances add up over all lines
+        behind = found.end()
+        if found["call"] and found["call"] != "ioctl":
+            behind = found.start("call")  # "consoleioctl" is the end of other text, and a call
+        others = memslot_calls(text, behind)
+        own = text[: others[0].start] if others else text
         if found["ended"]:
             if begun := self._begun.pop(tid, None):
                 self._lose_begun(begun)
             yield TaskEnded(number, tid)
         elif found["call"]:
-            yield from self._call(first, number, text[found.start("call") :], head)
+            yield from self._call(first, number, own[found.start("call") :], head)
         elif found["resumed"]:
-            yield from self._resumed(number, found["resumed"], text[found.end() :], head)
+            yield from self._resumed(number, found["resumed"], own[found.end() :], head)
+        yield from self._inner_calls(first, number, text, others)
 
     def _read_head(self, found: re.Match[str]) -> _Head:
         tid = found["pid"] or found["bare"]
@@ -187,15 +192,32 @@ class StraceReader:
         """A line that does not begin as strace's do."""
         if "kvm_set_user_memory " in text:
             self._qemu_lines += 1
-        beheaded = "guest_phys_addr=" in text and "memory_size=" in text
-        if not beheaded and not _MEMSLOT.search(text):
-            return
-        found = _INNER.search(text)
-        if found and '"' not in text[: found.start()]:
-            head = _Head(int(found["pid"]) if found["pid"] else None, None)
-            yield from self._call(first, number, text[found.start("call") :], head)
-        elif beheaded and '"' not in text:
+        found = memslot_calls(text)
+        yield from self._inner_calls(first, number, text, found)
+        at = text.find("guest_phys_addr=")
+        if at >= 0 and "memory_size=" in text and not found and not is_quoted(text, at):
             self._lose(first, "the line's beginning is missing", text)
+
+    def _inner_calls(
+        self, first: int, number: int, text: str, found: list[Found]
+    ) -> Iterator[Event]:
+        """Memslot calls that stand behind other text."""
+        ends = [call.start for call in found[1:]] + [len(text)]
+        for call, end in zip(found, ends, strict=False):
+            if call.doubtful:
+                reason = "behind a quotation mark: a call, or what a program wrote"
+                self._lose(first, reason, text[call.start : end])
+            else:
+                head = self._head_of(text, call.start)
+                yield from self._call(first, number, text[call.start : end], head)
+
+    def _head_of(self, text: str, call: int) -> _Head:
+        """What stands in front of a call that other text runs into."""
+        for pid in _PID.finditer(text, 0, call):
+            found = HEAD.match(text, pid.start())
+            if found is not None and found["call"] and found.start("call") == call:
+                return self._read_head(found)
+        return _Head(None, None)
 
     def _call(self, first: int, number: int, text: str, head: _Head) -> Iterator[Event]:
         """A call, from its name on; `<unfinished ...>` is kept until it is resumed."""
@@ -244,8 +266,9 @@ class StraceReader:
         if result.errno or result.value is None:
             return
         if name == "close":
-            if found := re.match(r"close\((\d{1,20})\b", text):
-                yield FdClosed(number, head.tid, int(found[1]))
+            if found := _CLOSE.match(text):
+                fd = int(found[1], 16) if found[1] else int(found[2])
+                yield FdClosed(number, head.tid, fd)
         elif name.startswith("execve"):
             yield TaskEnded(number, head.tid, by_exec=True)
         elif result.value > 0:
@@ -253,10 +276,11 @@ class StraceReader:
 
     def _lose_begun(self, begun: _Begun) -> None:
         if begun.text is not None and _is_memslot(begun.text):
-            self._lose(begun.line, "unfinished, and never resumed", begun.text)
+            self._ioctls.lines += 1
+            self.counts.lose(begun.line, "unfinished, and never resumed", begun.text)
 
     def _lose(self, line: int, reason: str, text: str, errno: int | None = None) -> None:
-        self._ioctls.lines += 1
+        self._ioctls.count_lines(line, line)
         self.counts.lose(line, reason, text, errno)
 
 

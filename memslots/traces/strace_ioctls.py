@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from memslots.traces.events import GUEST_MEMFD_FLAG, Capability, Counts, RegionCall, VmCreated
+from memslots.traces.strace_inner import ARGUMENT_NAME
 
 Kind = Literal["", "region", "region2", "create_vm", "check_extension"]
 
@@ -35,12 +36,14 @@ _REQUESTS: tuple[tuple[str, Kind], ...] = (
 _REQUEST = tuple((re.compile(pattern), kind) for pattern, kind in _REQUESTS)
 #: fd (with -y's name), request, and the rest from the argument on.
 _IOCTL = re.compile(
-    r"ioctl\((?P<fd>-?\d{1,20})(?:<.*?>(?=, ))?, "
+    rf"ioctl\({ARGUMENT_NAME}(?P<fd>0x[0-9a-f]{{1,16}}|-?\d{{1,20}})(?:<.*?>(?=, ))?, "
+    rf"{ARGUMENT_NAME}"
     r"(?P<request>_IO[A-Z]*\([^)]*\)|[^,{)]*)(?P<rest>.*)$",
     re.DOTALL,
 )
+_ARGUMENT = re.compile(rf"\A, {ARGUMENT_NAME}")
 _RESULT = re.compile(
-    r"\)\s*= (?P<value>\?|-?\d{1,20}(?!\d)|0x[0-9a-f]+)"
+    r"\)\s*= (?P<value>\?|0x[0-9a-f]+|-?\d{1,20}(?!\d))"
     r"(?:<[^>]*>+)?(?: (?:(?P<name>E[A-Z0-9]+)\b|\(errno (?P<number>\d{1,20})\)))?(?P<tail>.*)$"
 )
 _FIELD = re.compile(r"(\w+)=([^,{}]*)")
@@ -82,12 +85,13 @@ def split_ioctl(text: str) -> Ioctl:
     if found is None:
         return Ioctl("region" if "KVM_SET_USER_MEMORY_REGION" in text else "", -1, "")
     request = found["request"]
+    fd = int(found["fd"], 16 if found["fd"].startswith("0x") else 10)
     for pattern, kind in _REQUEST:
         if pattern.search(request):
-            return Ioctl(kind, int(found["fd"]), found["rest"])
+            return Ioctl(kind, fd, found["rest"])
     # Cut off inside its name: no other request begins with KVM_SET_U.
     cut = request.startswith("KVM_SET_U") and "KVM_SET_USER_MEMORY_REGION".startswith(request)
-    return Ioctl("region" if cut else "", int(found["fd"]), found["rest"])
+    return Ioctl("region" if cut else "", fd, found["rest"])
 
 
 def read_result(text: str) -> Result:
@@ -166,6 +170,7 @@ class IoctlReader:
         self.counts = counts
         self.decoded = 0
         self.lines = 0  # that memslot calls stand on, decoded or lost
+        self._last = 0  # the last of them
 
     def read(
         self, first: int, number: int, text: str, tid: int | None, time_ns: int | None, cut: bool
@@ -184,9 +189,14 @@ class IoctlReader:
             return None
         if ioctl.kind == "create_vm":
             return VmCreated(first, tid, result.value)
-        if name := _capability(ioctl.rest):
+        if name := _capability(_ARGUMENT.sub(", ", ioctl.rest)):
             return Capability(first, tid, name, result.value)
         return None
+
+    def count_lines(self, first: int, number: int) -> None:
+        """Count the lines of a call; two calls may stand on one."""
+        self.lines += (number > self._last) + (first < number)
+        self._last = max(self._last, number)
 
     def _region(
         self,
@@ -199,7 +209,7 @@ class IoctlReader:
         cut: bool,
     ) -> RegionCall | None:
         result: Result | None = None
-        self.lines += 1 if first == number else 2
+        self.count_lines(first, number)
         try:
             try:
                 result = read_result(text)
@@ -211,7 +221,7 @@ class IoctlReader:
                 raise UndecodedError("its result is strace's own (INJECTED), not the kernel's")
             if result.value is None:
                 raise UndecodedError("its result is not known (?)")
-            fields, _ = read_struct(ioctl.rest.removeprefix(", "))
+            fields, _ = read_struct(_ARGUMENT.sub("", ioctl.rest))
         except UndecodedError as error:
             name = "KVM_SET_USER_MEMORY_REGION2: " if ioctl.kind == "region2" else ""
             known = result.errno if result and result.value is not None else None

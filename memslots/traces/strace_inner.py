@@ -1,0 +1,91 @@
+"""Finding memslot calls anywhere in a line of strace's output.
+
+Other programs write to the same terminal, and a paste may have lost its line ends. So a call may
+stand behind any text, and two may stand on one line. But what a traced program reads or writes is
+no call: strace prints it as a string in the arguments of another call.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+#: What perf trace, and strace -N, print before an argument.
+ARGUMENT_NAME = r"(?:[a-z]{1,10}(?::\ |=))?"
+_CALL = re.compile(
+    rf"""(?<!_) ioctl\( {ARGUMENT_NAME} (?:-?\d{{1,20}}|0x[0-9a-f]{{1,16}})
+    (?:<[^"]{{0,4096}}?>(?=,\ ))? ,\ {ARGUMENT_NAME}
+    (?:KVM_SET_USER_MEMORY_REGION|0x4020ae46|0x40a0ae49
+      |_IOC\(_IOC_WRITE,\ 0xae,\ 0x4(?:6,\ 0x20|9,\ 0xa0)\))""",
+    re.VERBOSE,
+)
+_OPENING = re.compile(r"\b(?P<name>[a-z_][a-z0-9_]{0,40})\(")
+#: The next string, or the end of the call: what comes first. Within JSON a quotation mark has
+#: backslashes in front.
+_STRING_OR_END = re.compile(r"(?P<escapes>\\*)\"|\)\s*= ")
+_QUOTE = re.compile(r"(\\*)\"")
+
+#: Calls that strace prints with strings of what a program reads, writes or names.
+_NAMES = """
+    access acct add_key bind bpf chdir chmod chown chroot connect creat execve execveat faccessat
+    faccessat2 fchmodat fchownat fgetxattr finit_module fremovexattr fsconfig fsetxattr futimesat
+    getcwd getdents getdents64 getrandom getsockopt getxattr init_module inotify_add_watch ioctl
+    kexec_load keyctl lchown lgetxattr link linkat listxattr lsetxattr lstat memfd_create mkdir
+    mkdirat mknod mknodat mount mq_open mq_timedreceive mq_timedsend msgrcv msgsnd
+    name_to_handle_at newfstatat open openat openat2 prctl pread pread64 preadv preadv2
+    process_vm_readv process_vm_writev ptrace pwrite pwrite64 pwritev pwritev2 read readlink
+    readlinkat readv recv recvfrom recvmmsg recvmsg removexattr rename renameat renameat2
+    request_key rmdir send sendmmsg sendmsg sendto sethostname setsockopt setxattr stat stat64
+    statfs statx symlink symlinkat syslog truncate umount2 uname unlink unlinkat utimensat
+    vmsplice write writev
+"""
+_WITH_STRINGS = frozenset(_NAMES.split())
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A memslot call in a line. `doubtful`: it may be text within quotation marks."""
+
+    start: int
+    doubtful: bool
+
+
+def memslot_calls(text: str, start: int = 0) -> list[Found]:
+    """Returns the memslot calls of a line from `start` on, but not those in others' strings."""
+    found: list[Found] = []
+    if text.find("ioctl(", start) < 0:
+        return found
+    for call in _CALL.finditer(text, start):
+        around = set(_in_strings_of(text, call.start()))
+        if not around & _WITH_STRINGS:
+            found.append(Found(call.start(), bool(around)))
+    return found
+
+
+def is_quoted(text: str, at: int) -> bool:
+    """Whether `at` lies within a string that strace prints."""
+    return not _WITH_STRINGS.isdisjoint(_in_strings_of(text, at))
+
+
+def _in_strings_of(text: str, at: int) -> Iterator[str]:
+    """Gives the names of the calls in whose strings `at` lies, if they are calls."""
+    for opening in _OPENING.finditer(text, 0, at):
+        position: int | None = opening.end()
+        while position is not None and position < at:
+            quote = _STRING_OR_END.search(text, position, at)
+            if quote is None or quote["escapes"] is None:
+                break  # it has no further string, or it ends before
+            position = _end_of_string(text, quote.end(), len(quote["escapes"]))
+        if position is None or position > at:
+            yield opening["name"]
+
+
+def _end_of_string(text: str, start: int, escapes: int) -> int | None:
+    """Returns where a string ends whose opening mark had `escapes` backslashes in front."""
+    # Each level of quoting doubles what was there and adds one: a mark within the string has
+    # 2 * escapes + 1 backslashes, and one behind an escaped backslash that many more.
+    for mark in _QUOTE.finditer(text, start):
+        if len(mark[1]) % (2 * escapes + 2) == escapes:
+            return mark.end()
+    return None
