@@ -586,7 +586,8 @@ cdef class GuestMemory:
         ReadOnlyError
             Host memory that cannot be written is to become something else; nothing is written.
         SnapshotError
-            It is no such file, or is not complete; nothing is written, unless it is made shorter
+            It is no such file, or is not complete, or its segments overlap and have different
+            bytes, as a process's own core has; nothing is written, unless it is made shorter
             meanwhile.
         OSError
             The file cannot be read.

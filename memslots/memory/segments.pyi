@@ -37,6 +37,8 @@ class Segments:
         """Their program headers, for a file whose memory begins at `begin`."""
     def take(self, table: bytes, length: int) -> None:
         """Add those of a file of `length` bytes, of its program headers. ValueError."""
+    def refuse_overlaps(self) -> None:
+        """ValueError where two have different bytes of the file for the same memory."""
     def places(self, fd: int, number: int) -> list[Batch]:
         """Where the segments of a part are to be read to.
 

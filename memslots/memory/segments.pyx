@@ -10,6 +10,7 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport qsort
 from libc.string cimport memcpy
 
 from memslots.core.alloc cimport alloc_free, alloc_zeroed
@@ -60,6 +61,15 @@ cdef struct segment_part:
 
 cdef enum:
     HVA_OFFSET = sizeof(rb_node)  # from a node to its key
+
+
+cdef int order(const void *one, const void *other) noexcept nogil:
+    """qsort's: by address space, then by guest address."""
+    cdef const segment *a = (<const segment **>one)[0]
+    cdef const segment *b = (<const segment **>other)[0]
+    if space_of(a) != space_of(b):
+        return 1 if space_of(a) > space_of(b) else -1
+    return (a.gpa > b.gpa) - (a.gpa < b.gpa)
 
 
 cdef inline uint32_t space_of(const segment *at) noexcept nogil:
@@ -352,6 +362,53 @@ cdef class Segments:
             new.gpa = found.gpa
             new.size = found.size
             self.size += found.size
+
+    def refuse_overlaps(self):
+        """ValueError where two segments have different bytes of the file for the same memory.
+
+        A process's own core is such a file: its segments are all at guest address 0.
+
+        O(s log s) for s segments.
+        """
+        cdef size_t count = len(self)
+        cdef const segment **sorted
+        cdef const segment_part *part = self.head
+        cdef const segment *last  # of those so far, the one that ends last
+        cdef const segment *at
+        cdef size_t i
+        cdef size_t n = 0
+        if count < 2:
+            return
+        sorted = <const segment **>alloc_zeroed(count * sizeof(segment *))
+        if sorted is NULL:
+            raise MemoryError(f"no memory to sort {count} segments")
+        try:
+            while part is not NULL:
+                for i in range(part.count):
+                    sorted[n] = &part.all[i]
+                    n += 1
+                part = part.next
+            with nogil:
+                qsort(sorted, count, sizeof(segment *), order)
+            last = sorted[0]
+            for i in range(1, count):
+                at = sorted[i]
+                # The same bytes of the file may be there for several segments.
+                if (
+                    space_of(at) == space_of(last)
+                    and at.gpa - last.gpa < last.size
+                    and at.offset - last.offset != at.gpa - last.gpa
+                ):
+                    raise ValueError(
+                        f"the segments at gpa {last.gpa:#x} and {at.gpa:#x} overlap and have"
+                        " different bytes: is it a process's own core?"
+                    )
+                if space_of(at) != space_of(last) or (
+                    last.gpa + (last.size - 1) < at.gpa + (at.size - 1)
+                ):
+                    last = at
+        finally:
+            alloc_free(sorted)
 
     def places(self, int fd, Py_ssize_t number):
         """Where the segments of a part, below `parts`, are to be read to: a list of Batches.

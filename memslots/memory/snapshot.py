@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import os
 import platform
-import secrets
-import stat
 import struct
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memslots.errors import no_snapshot
 from memslots.memory.marks import return_marks, take_runs, without_changes
+from memslots.memory.replacing import replacing
 from memslots.memory.segments import Batch, Segments
 from memslots.values.integers import PAGE_SIZE
 
@@ -81,7 +79,7 @@ def _write(
 
     try:
         without_changes(mem.vm, lay_out)
-        with _replacing(path) as fd:
+        with replacing(path) as fd:
             _write_all(fd, [memoryview(_headers(segments)), *memory])
     except BaseException:
         return_marks(mem.vm, logs)
@@ -102,44 +100,6 @@ def _headers(segments: Segments) -> bytes:
     )  # fmt: skip
     section = _SHDR.pack(0, 0, 0, 0, 0, 0, 0, count, 0, 0) if many else b""
     return b"".join([header, segments.table(begin), section]).ljust(begin, b"\0")
-
-
-@contextmanager
-def _replacing(path: str | os.PathLike[str]) -> Iterator[int]:
-    """A descriptor to write a file with that takes the place of `path` when all is written.
-
-    What is no file (a pipe, a device) is written to as it is.
-    """
-    target = Path(path)
-    try:
-        mode = target.stat().st_mode
-    except FileNotFoundError:
-        mode = None
-    if mode is not None and not stat.S_ISREG(mode):
-        fd = os.open(target, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            yield fd
-        finally:
-            os.close(fd)
-        return
-    # Through links, so that these stay.
-    target = target.resolve()
-    # Some of its name: all of it may leave no room for more.
-    partial = target.with_name(f".{target.name[:32]}.{secrets.token_hex(4)}.part")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    fd = os.open(partial, flags, 0o666 if mode is None else 0o600)
-    try:
-        try:
-            if mode is not None:
-                # What nobody else could read stays so.
-                os.fchmod(fd, stat.S_IMODE(mode))
-            yield fd
-        finally:
-            os.close(fd)
-        partial.replace(target)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def _write_all(fd: int, views: list[memoryview]) -> None:
@@ -200,6 +160,7 @@ def _read_segments(mem: GuestMemory, fd: int, name: str) -> Segments:
     table = part(phoff, count * _PHDR_SIZE, "its list of segments")
     try:
         segments.take(table, length)
+        segments.refuse_overlaps()
     except ValueError as wrong:
         raise no_snapshot(f"{name}: {wrong}") from None
     return segments

@@ -123,7 +123,7 @@ cdef class Reader:
         ------
         TypeError, ValueError
             A buffer of another element type; one that is not contiguous, not writable or of another
-            length.
+            length; `out` overlaps `gfns`.
 
         Notes
         -----
@@ -196,7 +196,7 @@ cdef class Reader:
         Raises
         ------
         TypeError, ValueError
-            As with lookup_many.
+            As with lookup_many; `out` overlaps `gpas` and is not `gpas` itself.
 
         Notes
         -----

@@ -13,7 +13,7 @@ cdef struct buffers:
 # writable one of as many elements of the type `element` ("int32" or "uint64"; None: there is no
 # output). Where `out` is None one is made: numpy's, of the shape of `given`, where that is numpy's;
 # otherwise an array.array. Gives the output. Pair with release_batch. TypeError for what is no
-# buffer or has other elements, ValueError where one is not contiguous, not aligned, not writable or
-# not as long as it must be.
+# buffer or has other elements, ValueError where one is not contiguous, not aligned, not writable,
+# not as long as it must be, or where the two overlap (`out` may be `given` itself).
 cdef object take_batch(object given, str name, str element, object out, buffers *taken)
 cdef void release_batch(buffers *taken) noexcept

@@ -11,6 +11,7 @@ from cpython.buffer cimport (
     PyObject_CheckBuffer,
     PyObject_GetBuffer,
 )
+from libc.stdint cimport uintptr_t
 from libc.string cimport memset
 
 # What an element may be called: C's names for integers of a size differ from system to system.
@@ -58,6 +59,17 @@ cdef object new_output(object given, size_t count, str element):
     return ZERO[element] * count
 
 
+cdef int refuse_overlap(const Py_buffer *given, str name, const Py_buffer *out) except -1:
+    """ValueError where results would be written over numbers that are not read yet."""
+    cdef uintptr_t numbers = <uintptr_t>given.buf
+    cdef uintptr_t results = <uintptr_t>out.buf
+    if given.len == 0 or (numbers == results and given.itemsize == out.itemsize):
+        return 0
+    if numbers < results + <size_t>out.len and results < numbers + <size_t>given.len:
+        raise ValueError(f"out overlaps {name}, so that results would be written over {name}")
+    return 0
+
+
 cdef object take_batch(object given, str name, str element, object out, buffers *taken):
     # PyBuffer_Release leaves one alone that nobody took hold of
     memset(taken, 0, sizeof(buffers))
@@ -73,6 +85,7 @@ cdef object take_batch(object given, str name, str element, object out, buffers 
                     f"out must have {taken.count} elements, as {name} has,"
                     f" not {taken.results.len // taken.results.itemsize}"
                 )
+            refuse_overlap(&taken.numbers, name, &taken.results)
     except BaseException:
         release_batch(taken)
         raise

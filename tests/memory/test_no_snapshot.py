@@ -29,6 +29,7 @@ from snapshots import (
 
 from memslots import NotMappedError, SnapshotError
 from memslots.memory.guestmemory import GuestMemory
+from memslots.memory.segments import Segments
 
 # What is no snapshot
 
@@ -168,6 +169,93 @@ def test_a_core_whose_memory_is_not_whole_pages(path: Path) -> None:
     assert mem.restore(path) == len(data)
     assert mem.read(0, 3 * PAGE) == bytes(PAGE - 5) + data + bytes(PAGE - 5)
     assert mem.vm.take_dirty_runs() == [(0, 0, 3)]
+
+
+# Segments over each other
+
+
+def process_core(where: list[int], size: int = PAGE) -> bytes:
+    """A core with a segment at each guest address, of other bytes each; all are at other vaddrs."""
+    first = EHDR.size + PHDR.size * len(where)
+    segments = [
+        Segment(1, 7, first + i * size, 0x400000 + i * size, gpa, size, size, PAGE)
+        for i, gpa in enumerate(where)
+    ]
+    return core(*segments, tail=random.Random(0).randbytes(size * len(where)))
+
+
+@pytest.mark.parametrize(
+    ("where", "size"),
+    [
+        ([0, 0], PAGE),
+        ([0] * 3000, 16),
+        ([0, 2 * PAGE, PAGE], PAGE + 1),
+        ([PAGE, 3 * PAGE, 0], PAGE + 1),
+        ([8 * PAGE, 0, 4 * PAGE, 8 * PAGE - 1], 1 * PAGE),
+    ],
+)
+def test_a_processs_own_core_is_refused(path: Path, where: list[int], size: int) -> None:
+    path.write_bytes(process_core(where, size))
+    mem = Layout([20], [Place(0, 0, 20, 0, 0)]).make()
+    with untouched(mem), pytest.raises(SnapshotError, match="overlap and have different bytes"):
+        mem.restore(path)
+
+
+def test_segments_that_share_their_bytes_may_overlap(path: Path) -> None:
+    """As where a dump has a page once for each of its virtual addresses."""
+    data = random.Random(0).randbytes(4 * PAGE)
+    at = EHDR.size + 4 * PHDR.size
+    path.write_bytes(
+        core(
+            *(
+                Segment(1, 7, at + first * PAGE, vaddr, first * PAGE, pages * PAGE, pages * PAGE, 0)
+                for first, pages, vaddr in [(0, 4, 0), (1, 2, 1 << 40), (1, 1, 1 << 41), (3, 1, 7)]
+            ),
+            tail=data,
+        )
+    )
+    mem = Layout([10], [Place(0, 0, 10, 0, 0)]).make()
+    mem.restore(path)
+    assert mem.read(0, 4 * PAGE) == data
+
+
+def test_segments_of_two_address_spaces_do_not_overlap(path: Path) -> None:
+    mem = Layout([10], [Place(0, 0, 5, 0, 0), Place(1, 0, 5, 0, 5)]).make()
+    scribble(mem, 1)
+    mem.dump(path)
+    before = contents(mem)
+    scribble(mem, 2)
+    mem.restore(path)
+    assert contents(mem) == before
+
+
+def test_one_segment_of_no_slot_is_refused_before_anything_is_written(path: Path) -> None:
+    path.write_bytes(process_core([0, PAGE, 2 * PAGE, 1 << 46]))
+    mem = Layout([20], [Place(0, 0, 20, 0, 0)]).make()
+    with untouched(mem), pytest.raises(NotMappedError, match=f"{1 << 46:#x}"):
+        mem.restore(path)
+
+
+spans = st.lists(st.tuples(st.integers(0, 12), st.integers(1, 6), st.integers(0, 2)), max_size=8)
+
+
+@given(spans=spans)
+def test_overlaps_against_one_byte_at_a_time(spans: list[tuple[int, int, int]]) -> None:
+    """Of any segments, in any order, on a few bytes."""
+    taken: dict[int, int] = {}
+    differ = False
+    table = b""
+    for gpa, size, at in spans:
+        table += PHDR.pack(1, 7, at * 100 + gpa, 0, gpa, size, size, 0)
+        differ = differ or any(taken.get(byte, at) != at for byte in range(gpa, gpa + size))
+        taken |= dict.fromkeys(range(gpa, gpa + size), at)
+    segments = Segments(SMALL.make())
+    segments.take(table, 1000)
+    if differ:
+        with pytest.raises(ValueError, match="overlap and have different bytes"):
+            segments.refuse_overlaps()
+    else:
+        segments.refuse_overlaps()
 
 
 # Anything at all

@@ -119,6 +119,34 @@ def test_translate_in_place(face: Face) -> None:
     assert gpas.tolist() == HVAS
 
 
+@pytest.mark.parametrize("shift", [-3, -1, 1, 3])
+def test_results_are_not_written_over_what_is_to_be_looked_up(face: Any, shift: int) -> None:
+    memory = quads([*GPAS, *GPAS])
+    count = len(GPAS) - 1
+    given = memoryview(memory)[3 : 3 + count]
+    out = memoryview(memory)[3 + shift : 3 + shift + count]
+    before = memory.tolist()
+    with pytest.raises(ValueError, match="out overlaps gpas"):
+        face.translate(given, out=out)
+    narrow = memoryview(memory).cast("B").cast("i")
+    for first in (6, 6 + shift, 6 + 2 * count - 1, 7 - count):
+        with pytest.raises(ValueError, match="out overlaps gfns"):
+            face.lookup_many(given, out=narrow[first : first + count])
+    assert memory.tolist() == before
+
+
+def test_results_may_lie_beside_what_is_to_be_looked_up(face: Any) -> None:
+    memory = quads([*GPAS, *GPAS])
+    count = len(GPAS)
+    expected = face.translate(quads(GPAS)).tolist()
+    face.translate(memoryview(memory)[:count], out=memoryview(memory)[count:])
+    assert memory[count:].tolist() == expected
+    memory[count:] = quads(GPAS)
+    face.translate(memoryview(memory)[count:], out=memoryview(memory)[:count])
+    assert memory[:count].tolist() == expected
+    face.translate(memoryview(memory)[:0], out=memoryview(memory)[:0])
+
+
 @pytest.mark.parametrize(
     ("wrong", "error"),
     [
