@@ -7,6 +7,7 @@ from memslots.errors import (
     BusyError,
     InvalidRegionError,
     InvariantError,
+    KvmClosedError,
     KvmError,
     KvmUnavailableError,
     MemslotError,
@@ -15,6 +16,7 @@ from memslots.errors import (
     OverlapError,
     ReadOnlyError,
     SnapshotError,
+    TraceError,
 )
 from memslots.memory.backing import Backing
 from memslots.memory.guestmemory import GuestMemory
@@ -39,6 +41,7 @@ __all__ = [
     "GuestMemory",
     "InvalidRegionError",
     "InvariantError",
+    "KvmClosedError",
     "KvmError",
     "KvmUnavailableError",
     "MemslotError",
@@ -49,6 +52,7 @@ __all__ = [
     "ReadOnlyError",
     "Slot",
     "SnapshotError",
+    "TraceError",
     "Transaction",
     "Vcpu",
     "VcpuStats",

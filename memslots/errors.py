@@ -1,6 +1,6 @@
 """The errors.
 
-Each has the errno that KVM gives in that case, so code written for ``fcntl.ioctl`` keeps working.
+What refuses a call has the errno that KVM gives, so code written for ``fcntl.ioctl`` keeps working.
 
 After any of them nothing has changed.
 """
@@ -26,6 +26,8 @@ __all__ = [
     "OverlapError",
     "ReadOnlyError",
     "SnapshotError",
+    "TraceError",
+    "WrongAnswerError",
 ]
 
 
@@ -35,7 +37,8 @@ class MemslotError(OSError):
     Attributes
     ----------
     errno : int
-        What the ioctl would have failed with.
+        What the ioctl would have failed with; where there is no such ioctl, what says best which
+        kind of error it is.
     strerror : str
         Which rule, which slot, which values.
     rule : int or None
@@ -109,6 +112,42 @@ class SnapshotError(MemslotError, ValueError):
     """A file is no snapshot, or not all of one; the message says what is wrong (EINVAL)."""
 
 
+class TraceError(MemslotError, ValueError):
+    """A file cannot be used as a trace (EINVAL, or what opening or reading it failed with).
+
+    Attributes
+    ----------
+    name : str
+        The file.
+    reason : str
+        What is wrong with it.
+    line : int or None
+        Where reading stopped; None: before the first line.
+    """
+
+    name: str
+    reason: str
+    line: int | None
+
+    def __init__(
+        self, name: str, reason: str, line: int | None = None, errno: int = _errno.EINVAL
+    ) -> None:
+        super().__init__(errno, reason)
+        self.name = name
+        self.reason = reason
+        self.line = line
+
+    def __str__(self) -> str:
+        return f"{self.name}: {'' if self.line is None else f'line {self.line}: '}{self.reason}"
+
+    def __reduce__(
+        self,
+    ) -> tuple[type[TraceError], tuple[str, str, int | None, int], dict[str, object]]:
+        # The default calls the class with errno and reason.
+        arguments = (self.name, self.reason, self.line, self.errno or _errno.EINVAL)
+        return type(self), arguments, self.__dict__
+
+
 class KvmError(MemslotError):
     """The kernel's KVM refused a call for a reason outside of the rules; its errno says which."""
 
@@ -143,23 +182,44 @@ PROPERTIES = {
 }
 
 
-class InvariantError(AssertionError):
-    """``check()`` found a property that does not hold.
+class InvariantError(MemslotError, AssertionError):
+    """``check()`` found a property that does not hold: the package is broken (EUCLEAN).
 
     Attributes
     ----------
     property : str
         Its number, such as ``"R3"``.
+    where : str
+        Where it does not hold, or nothing.
     """
 
     property: str
+    where: str
 
     def __init__(self, property: str, where: str = "") -> None:
-        super().__init__(f"{property}: {PROPERTIES[property]}{where and ': not so ' + where}")
+        message = f"{property}: {PROPERTIES[property]}{where and ': not so ' + where}"
+        super().__init__(_errno.EUCLEAN, message)
         self.property = property
+        self.where = where
 
-    def __reduce__(self) -> tuple[type[InvariantError], tuple[str], dict[str, object]]:
-        return type(self), (self.property,), {"args": self.args}
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+    def __reduce__(self) -> tuple[type[InvariantError], tuple[str, str], dict[str, object]]:
+        return type(self), (self.property, self.where), self.__dict__
+
+
+class WrongAnswerError(MemslotError, AssertionError):
+    """What was to be timed gives a wrong answer, so its time would mean nothing (EBADMSG)."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_errno.EBADMSG, message)
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+    def __reduce__(self) -> tuple[type[WrongAnswerError], tuple[str], dict[str, object]]:
+        return type(self), (str(self),), self.__dict__
 
 
 def no_snapshot(wrong: str) -> SnapshotError:

@@ -8,6 +8,7 @@ example goes untested because of a misspelt fence.
 
 from __future__ import annotations
 
+import builtins
 import doctest
 import os
 import re
@@ -192,13 +193,22 @@ def test_the_stretches_of_a_batch() -> None:
     assert f"each stretch of {stretch} elements, or of {indexed} where the index answers" in page
 
 
-def test_which_errors_are_no_refusal() -> None:
-    """Those that docs/reference.md names, and no others."""
-    errors = {
-        each.__name__
+def test_the_table_of_errors() -> None:
+    """It has every error of the package; each is a MemslotError, and what the table says."""
+    found = {
+        each
         for module in (memslots, memslots.errors, memslots.kvm, memslots.traces, memslots.bench)
         for name in module.__all__
         if isinstance(each := getattr(module, name), type) and issubclass(each, Exception)
-        if not issubclass(each, memslots.MemslotError)
     }
-    assert errors == {"InvariantError", "TraceError", "WrongAnswerError"}
+    assert {each for each in found if not issubclass(each, memslots.MemslotError)} == set()
+    page = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    page = page.partition("\n## Errors\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+Error)` \|[^|]*\|([^|]*)\|", page, re.MULTILINE)
+    assert sorted(name for name, _ in rows) == sorted(
+        each.__name__ for each in found if each is not memslots.MemslotError
+    )
+    for name, bases in rows:
+        for base in re.findall(r"`(\w+)`", bases):
+            known = getattr(memslots.errors, base, None) or getattr(builtins, base)
+            assert issubclass(getattr(memslots.errors, name), known), name

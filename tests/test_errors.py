@@ -21,8 +21,10 @@ from memslots import (
     NotMappedError,
     OverlapError,
     ReadOnlyError,
+    TraceError,
     Transaction,
 )
+from memslots.errors import WrongAnswerError
 
 HVA = 0x7000_0000_0000
 MAX_HVA = (1 << 47) - 4096
@@ -324,7 +326,9 @@ def test_lookup_errors(used: Memslots) -> None:
         *[(NoSuchSlotError, MemslotError), (NoSuchSlotError, KeyError)],
         *[(NotMappedError, MemslotError), (ReadOnlyError, MemslotError)],
         (BusyError, MemslotError),
-        (InvariantError, AssertionError),
+        *[(InvariantError, MemslotError), (InvariantError, AssertionError)],
+        *[(WrongAnswerError, MemslotError), (WrongAnswerError, AssertionError)],
+        *[(TraceError, MemslotError), (TraceError, ValueError)],
     ],
 )
 def test_the_family(kind: type[Exception], is_a: type[Exception]) -> None:

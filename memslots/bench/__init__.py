@@ -14,7 +14,8 @@ from memslots.bench.rivals import AGAINST_SLOTS, CASES, RivalResult, RivalsResul
 from memslots.bench.run import Plan, Report, plan, run
 from memslots.bench.series import QUICK_SLOTS, SERIES_SLOTS, TESTS, Row
 from memslots.bench.structures import STRUCTURES
-from memslots.bench.timing import FULL, QUICK, Effort, Timing, WrongAnswerError
+from memslots.bench.timing import FULL, QUICK, Effort, Timing
+from memslots.errors import WrongAnswerError
 
 __all__ = [
     "AGAINST_SLOTS",
@@ -48,7 +49,6 @@ for _value in (
     RivalsResult,
     Row,
     Timing,
-    WrongAnswerError,
 ):
     _value.__module__ = __name__
 del _value

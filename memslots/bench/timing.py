@@ -10,12 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from memslots.errors import WrongAnswerError
+
 #: Does its work once, and gives the seconds of each thing it timed.
 Sampler = Callable[[], list[float]]
-
-
-class WrongAnswerError(AssertionError):
-    """What was to be timed gives a wrong answer, so its time would mean nothing."""
 
 
 def expect(found: object, wanted: object, what: str) -> None:

@@ -5,16 +5,18 @@
             ...
     print(trace.format, trace.counts)
 
-Nothing here needs the rest of the package, or anything beyond the standard library.
+Nothing here needs the rest of the package but its errors, or anything beyond the standard library.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterator
 from typing import BinaryIO, Literal
 
+from memslots.errors import TraceError
 from memslots.traces.events import (
     Capability,
     Counts,
@@ -24,7 +26,6 @@ from memslots.traces.events import (
     RegionCall,
     TaskEnded,
     TaskStarted,
-    TraceError,
     VmCreated,
 )
 from memslots.traces.lines import Lines, LineTooLongError
@@ -58,7 +59,6 @@ for _value in (
     RegionCall,
     TaskEnded,
     TaskStarted,
-    TraceError,
     VmCreated,
 ):
     _value.__module__ = __name__
@@ -109,7 +109,8 @@ class Trace:
             raise TraceError(self.name, reason, lines.total + 1) from None
         except TraceError as error:
             if error.line is None and lines.total:
-                raise TraceError(self.name, error.reason, lines.total + 1) from None
+                number = error.errno or errno.EINVAL
+                raise TraceError(self.name, error.reason, lines.total + 1, number) from None
             raise
         counts = self.counts
         if not counts.calls and not counts.lost_total:

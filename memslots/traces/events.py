@@ -12,24 +12,6 @@ LOST_KEPT = 20
 GUEST_MEMFD_FLAG = 4
 
 
-class TraceError(Exception):
-    """The input cannot be used as a trace.
-
-    `name` is the file, `line` the line at which reading stopped (None: before the first), and
-    `reason` what is wrong with it.
-    """
-
-    def __init__(self, name: str, reason: str, line: int | None = None) -> None:
-        self.name = name
-        self.reason = reason
-        self.line = line
-        super().__init__(f"{name}: {'' if line is None else f'line {line}: '}{reason}")
-
-    def __reduce__(self) -> tuple[type[TraceError], tuple[str, str, int | None], dict[str, object]]:
-        # The default calls the class with the message alone.
-        return type(self), (self.name, self.reason, self.line), self.__dict__
-
-
 @dataclass(frozen=True, slots=True)
 class RegionCall:
     """One KVM_SET_USER_MEMORY_REGION with the kernel's answer.

@@ -6,6 +6,7 @@ a trace may be longer than memory, and standard input may be a program that stil
 
 from __future__ import annotations
 
+import errno
 import lzma
 import os
 import stat
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from memslots.traces.events import TraceError
+from memslots.errors import TraceError
 
 #: How much is read, and at most decompressed, in one step.
 BLOCK = 1 << 18
@@ -53,7 +54,7 @@ class Source:
             try:
                 self._raw = Path(path).open("rb")  # noqa: SIM115 (close closes it)
             except (OSError, ValueError) as error:
-                raise TraceError(self.name, _why(error)) from None
+                raise _unreadable(self.name, error) from None
         self._close = stream is None and path != "-"
         if self._close:
             status = os.fstat(self._raw.fileno())
@@ -97,7 +98,7 @@ class Source:
             try:
                 block = read(BLOCK)
             except OSError as error:
-                raise TraceError(self.name, _why(error)) from None
+                raise _unreadable(self.name, error) from None
             if not block:
                 return
             self.position += len(block)
@@ -150,6 +151,8 @@ def _chain(head: bytes, blocks: Iterator[bytes]) -> Iterator[bytes]:
     yield from blocks
 
 
-def _why(error: Exception) -> str:
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return reason[:1].lower() + reason[1:]
+def _unreadable(name: str, error: OSError | ValueError) -> TraceError:
+    number, reason = errno.EINVAL, str(error)
+    if isinstance(error, OSError) and error.errno and error.strerror:
+        number, reason = error.errno, error.strerror
+    return TraceError(name, reason[:1].lower() + reason[1:], errno=number)

@@ -25,6 +25,7 @@ from memslots import (
     GuestMemory,
     InvalidRegionError,
     InvariantError,
+    KvmClosedError,
     KvmError,
     KvmUnavailableError,
     MemslotError,
@@ -35,6 +36,7 @@ from memslots import (
     ReadOnlyError,
     Slot,
     SnapshotError,
+    TraceError,
     Transaction,
     Vcpu,
     VcpuStats,
@@ -259,11 +261,16 @@ def errors(vm: Memslots) -> None:
         as_value_error: ValueError = error
     except KvmUnavailableError as error:
         as_kvm_error: KvmError = error
+    except InvariantError as error:
+        assert_type(error.property, str)
+        as_assertion_error: AssertionError = error
+    except TraceError as error:
+        assert_type((error.name, error.reason), tuple[str, str])
+        assert_type(error.line, int | None)
+    except KvmClosedError as error:
+        as_closed: tuple[KvmError, ValueError] = (error, error)
     except (NotMappedError, ReadOnlyError, BusyError, KvmError, SnapshotError) as error:
         as_memslot_error: MemslotError = error
     except MemslotError as error:
         assert_type(error.rule, int | None)
         as_os_error: OSError = error
-    except InvariantError as error:
-        assert_type(error.property, str)
-        as_assertion_error: AssertionError = error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import itertools
@@ -135,8 +136,9 @@ def test_a_directory_without_permission(monkeypatch: pytest.MonkeyPatch) -> None
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(TraceError, match="permission denied"):
+    with pytest.raises(TraceError, match="permission denied") as caught:
         open_trace("trace")
+    assert caught.value.errno == errno.EACCES
 
 
 def test_an_error_while_reading() -> None:
@@ -145,8 +147,9 @@ def test_an_error_while_reading() -> None:
             raise OSError(5, "Input/output error")
 
     source = Source("x", Broken())  # type: ignore[arg-type]
-    with pytest.raises(TraceError, match="input/output error"):
+    with pytest.raises(TraceError, match="input/output error") as caught:
         list(source.blocks())
+    assert caught.value.errno == errno.EIO
 
 
 def test_unknown_format() -> None:
