@@ -8,20 +8,31 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, SupportsIndex
+from typing import TYPE_CHECKING, SupportsIndex
 
-from memslots.errors import KvmClosedError, KvmError, MemslotError, OverlapError, busy
+from memslots.errors import KvmClosedError, KvmError, MemslotError, busy
 from memslots.kvm import ioctls
 from memslots.kvm.device import DEVICE, missing_capability, open_device
 from memslots.kvm.fd import Answer
 from memslots.kvm.ioctls import Cap
 from memslots.kvm.probe import ends, slots_and_spaces
+from memslots.kvm.refusals import (
+    IDENTITY,
+    IDENTITY_MAP,
+    TSS,
+    Binding,
+    Call,
+    Private,
+    outside_of_rules,
+    overlaps_private,
+    why_log,
+    why_memfd,
+)
 from memslots.kvm.vcpu import KvmVcpu
 from memslots.memslots import Memslots
-from memslots.values.integers import PAGE_SHIFT, PAGE_SIZE, field, slot_number, split_number
+from memslots.values.integers import PAGE_SHIFT, PAGE_SIZE, field, slot_number
 from memslots.values.records import (
     Change,
-    Flags,
     Slot,
     deletion_arguments,
     region_arguments,
@@ -30,58 +41,8 @@ from memslots.values.records import (
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-# Where x86's local APIC is: KVM keeps a slot there if the processor lets guests use it directly.
-_APIC_PAGE = 0xFEE0_0000
 _MOST_PAGES = (1 << 31) - 1  # of a slot: rule 4
-_IDENTITY_MAP = 0xFFFB_C000  # where KVM's identity map is if nobody says otherwise
 _NOWHERE = (1 << 64) - PAGE_SIZE  # an address that no process has
-# How many slots KVM may keep for itself, with ids from max_slots on.
-_APIC, _TSS, _IDENTITY = range(3)
-
-
-class _Call(NamedTuple):
-    """The arguments of a set_region."""
-
-    slot: int
-    flags: int = 0
-    guest_phys_addr: int = 0
-    memory_size: int = 0
-    userspace_addr: int = 0
-
-    @classmethod
-    def of(
-        cls,
-        slot: SupportsIndex,
-        flags: SupportsIndex,
-        guest_phys_addr: SupportsIndex,
-        memory_size: SupportsIndex,
-        userspace_addr: SupportsIndex,
-    ) -> _Call:
-        return cls(
-            field(slot, "slot", 32),
-            field(flags, "flags", 32),
-            field(guest_phys_addr, "guest_phys_addr", 64),
-            field(memory_size, "memory_size", 64),
-            field(userspace_addr, "userspace_addr", 64),
-        )
-
-    def overlaps(self, held: Slot) -> bool:
-        """Whether it is to have pages of that slot."""
-        end = self.guest_phys_addr + self.memory_size
-        return (
-            held.as_id == split_number(self.slot)[1]
-            and held.guest_phys_addr < end
-            and self.guest_phys_addr < held.guest_phys_addr + held.memory_size
-        )
-
-    def record(self) -> Slot:
-        return Slot(
-            *split_number(self.slot),
-            self.guest_phys_addr >> PAGE_SHIFT,
-            self.memory_size >> PAGE_SHIFT,
-            self.userspace_addr,
-            self.flags & (Flags.LOG_DIRTY_PAGES | Flags.READONLY),
-        )
 
 
 class KvmVM:
@@ -127,8 +88,8 @@ class KvmVM:
         self._changing = False  # whoever has the lock is in the middle of a change
         self._slots: dict[int, Slot] = {}  # by the id that the kernel takes, with its space
         self._room: dict[int, int] = {}  # the most pages that each of them may have
-        self._with_memfd: set[int] = set()
-        self._private: dict[int, tuple[str, int, int]] = {}  # name, gpa, pages
+        self._bound: dict[int, Binding] = {}  # by the slot's id: its part of a guest_memfd
+        self._private: dict[int, Private] = {}  # slots that the kernel keeps for itself
         self._vcpus: list[KvmVcpu] = []
         self._kept: list[object] = []  # with them the memory that slots are on would go
         self.manual_dirty_log = manual_dirty_log
@@ -271,9 +232,9 @@ class KvmVM:
             keeps for itself: its id is not below max_slots, and its userspace_addr 0.
         KvmError
         """
-        call = _Call.of(slot, flags, guest_phys_addr, memory_size, userspace_addr)
+        call = Call.of(slot, flags, guest_phys_addr, memory_size, userspace_addr)
         name, request = "KVM_SET_USER_MEMORY_REGION", ioctls.SET_USER_MEMORY_REGION
-        return self._set(call, name, request, ioctls.REGION.pack(*call), memfd=False)
+        return self._set(call, name, request, ioctls.REGION.pack(*call))
 
     def set_slot(self, before: Slot | None, after: Slot | None) -> Change:
         """The same for Slots: make of `before`, or of nothing, `after`, or nothing.
@@ -288,13 +249,13 @@ class KvmVM:
             As `set_region`.
         """
         if after is not None:
-            call = _Call(*region_arguments(after))
+            call = Call(*region_arguments(after))
         elif before is not None:
-            call = _Call(*deletion_arguments(before))
+            call = Call(*deletion_arguments(before))
         else:
             raise ValueError("there is no slot before, and none after")
         name, request = "KVM_SET_USER_MEMORY_REGION", ioctls.SET_USER_MEMORY_REGION
-        return self._set(call, name, request, ioctls.REGION.pack(*call), memfd=False, new=after)
+        return self._set(call, name, request, ioctls.REGION.pack(*call), new=after)
 
     def set_region2(
         self,
@@ -336,10 +297,13 @@ class KvmVM:
         elif flags & ioctls.MEM_GUEST_MEMFD:
             # Descriptor 0 is not meant. The other call refuses the flag, by rule 1.
             return self.set_region(slot, flags, guest_phys_addr, memory_size, userspace_addr)
-        call = _Call.of(slot, flags, guest_phys_addr, memory_size, userspace_addr)
+        call = Call.of(slot, flags, guest_phys_addr, memory_size, userspace_addr)
         name, request = "KVM_SET_USER_MEMORY_REGION2", ioctls.SET_USER_MEMORY_REGION2
         region = ioctls.REGION2.pack(*call, offset, memfd)
-        return self._set(call, name, request, region, memfd=guest_memfd is not None)
+        bound = None
+        if guest_memfd is not None:
+            bound = Binding.of(memfd, offset, call.memory_size)
+        return self._set(call, name, request, region, bound)
 
     def create_guest_memfd(self, size: SupportsIndex, flags: SupportsIndex = 0) -> int:
         """A file of guest memory: KVM_CREATE_GUEST_MEMFD. Its descriptor is the caller's to close.
@@ -361,14 +325,17 @@ class KvmVM:
 
     def _set(
         self,
-        call: _Call,
+        call: Call,
         name: str,
         request: int,
         region: bytes,
-        memfd: bool,
+        bound: Binding | None = None,
         new: Slot | None = None,
     ) -> Change:
-        """Make a call; `new` is what the slot is then, if somebody knows it already."""
+        """Make a call; `new` is what the slot is then, if somebody knows it already.
+
+        `bound` is the part of a guest_memfd that it names.
+        """
         answer = Answer()
         with self._lock:
             if self._changing:
@@ -386,15 +353,15 @@ class KvmVM:
                 raise
             except KvmError as refused:
                 self._keep(call.slot, old)
-                raise self._explain(call, refused, memfd) from None
+                raise self._explain(call, refused, bound) from None
             finally:  # a signal's handler may raise when the kernel is done
                 try:
                     if answer.done:
                         if new is None and call.memory_size:
                             new = call.record()
                         self._keep(call.slot, new)
-                        if new is not None and memfd:
-                            self._with_memfd.add(call.slot)
+                        if new is not None and bound is not None:
+                            self._bound[call.slot] = bound
                 finally:  # only now: until it is noted, no other change may begin
                     self._changing = False
         if new is None:
@@ -410,27 +377,25 @@ class KvmVM:
         if held is None:
             self._slots.pop(slot, None)
             self._room.pop(slot, None)
-            self._with_memfd.discard(slot)
+            self._bound.pop(slot, None)
         else:
             self._slots[slot] = held
             self._room[slot] = held.npages
 
-    def _explain(self, call: _Call, refused: KvmError, memfd: bool) -> MemslotError:
+    def _explain(self, call: Call, refused: KvmError, bound: Binding | None) -> MemslotError:
         """The rule by which the kernel refused; or what it said, where no rule does."""
         # To the rules a slot with a guest_memfd is one like any other.
-        flags = call.flags & ~ioctls.MEM_GUEST_MEMFD if memfd else call.flags
+        flags = call.flags if bound is None else call.flags & ~ioctls.MEM_GUEST_MEMFD
         by_rule = self._by_rule(refused, call, "set_region", *call._replace(flags=flags))
         if by_rule:
             return by_rule
-        if refused.errno == errno.EEXIST:
-            return self._overlaps_private(call)
-        if call.slot in self._with_memfd and refused.errno == errno.EINVAL:
-            text = f"{refused.strerror}: a slot with a guest_memfd can only be deleted"
-            return KvmError(errno.EINVAL, text)
-        return _outside_of_rules(refused, call.slot)
+        reason = why_memfd(call, refused, bound, call.slot in self._slots, self._bound)
+        if reason is None and refused.errno == errno.EEXIST:
+            return overlaps_private(call, self._max_slots, self._private)
+        return outside_of_rules(refused, call.slot, reason)
 
     def _by_rule(
-        self, refused: KvmError, about: _Call, verb: str, *args: object
+        self, refused: KvmError, about: Call, verb: str, *args: object
     ) -> MemslotError | None:
         """What a Memslots with these slots says to the same call, if it is the same errno.
 
@@ -457,25 +422,6 @@ class KvmVM:
                 return error
         return None
 
-    def _overlaps_private(self, call: _Call) -> OverlapError:
-        """What to say where none of our slots is in the way: one of the kernel's own is."""
-        kept = {_APIC: ("the APIC page", _APIC_PAGE, 1)} | self._private
-        kept.setdefault(_IDENTITY, ("the identity map", _IDENTITY_MAP, 1))
-        new = call.record()
-        what = "a slot that the kernel keeps for itself"
-        existing = None
-        for number, (name, gpa, npages) in kept.items():
-            private = Slot(self._max_slots + number, 0, gpa >> PAGE_SHIFT, npages, 0)
-            if private.base_gfn < new.end_gfn and new.base_gfn < private.end_gfn:
-                existing = private
-                what += f": {name}, gfn [{private.base_gfn:#x}, {private.end_gfn:#x})"
-                break
-        text = (
-            f"slot {new.id} of address space {new.as_id}, rule 6: "
-            f"gfn [{new.base_gfn:#x}, {new.end_gfn:#x}) overlaps {what}"
-        )
-        return OverlapError(errno.EEXIST, text, 6, existing=existing, requested=new)
-
     # Dirty logs
 
     def get_dirty_log(self, slot: SupportsIndex, as_id: SupportsIndex = 0) -> bytearray:
@@ -495,8 +441,8 @@ class KvmVM:
             except KvmClosedError:
                 raise
             except KvmError as refused:
-                error = self._by_rule(refused, _Call(number), "get_dirty_log", slot, as_id)
-                raise error or _outside_of_rules(refused, number) from None
+                error = self._by_rule(refused, Call(number), "get_dirty_log", slot, as_id)
+                raise error or outside_of_rules(refused, number, why_log(refused)) from None
             finally:
                 self._changing = False
             held = self._slots.get(number)
@@ -541,8 +487,8 @@ class KvmVM:
                 if short and refused.errno == errno.EFAULT:
                     refused = KvmError(errno.EINVAL, "a bitmap that is too short")
                 args = slot, first, pages, bits, as_id
-                error = self._by_rule(refused, _Call(number), "clear_dirty_log", *args)
-                raise error or _outside_of_rules(refused, number) from None
+                error = self._by_rule(refused, Call(number), "clear_dirty_log", *args)
+                raise error or outside_of_rules(refused, number, why_log(refused)) from None
             finally:
                 self._changing = False
 
@@ -552,14 +498,14 @@ class KvmVM:
         """Say where Intel's KVM may keep three pages for itself: KVM_SET_TSS_ADDR."""
         address = field(gpa, "gpa", 64)
         self._fd.ioctl("KVM_SET_TSS_ADDR", ioctls.SET_TSS_ADDR, address)
-        self._private[_TSS] = "the TSS", address, 3
+        self._private[TSS] = Private("the TSS", address, 3)
 
     def set_identity_map_addr(self, gpa: SupportsIndex) -> None:
         """Say where Intel's KVM may keep one page for itself: KVM_SET_IDENTITY_MAP_ADDR."""
         address = field(gpa, "gpa", 64)
         given = address.to_bytes(8, sys.byteorder)
         self._fd.ioctl("KVM_SET_IDENTITY_MAP_ADDR", ioctls.SET_IDENTITY_MAP_ADDR, given)
-        self._private[_IDENTITY] = "the identity map", address or _IDENTITY_MAP, 1
+        self._private[IDENTITY] = Private("the identity map", address or IDENTITY_MAP, 1)
 
     def create_irqchip(self) -> None:
         """Have KVM emulate the interrupt controllers: KVM_CREATE_IRQCHIP."""
@@ -596,9 +542,3 @@ def _number(slot: SupportsIndex, as_id: SupportsIndex) -> int:
 def _address(memory: bytearray) -> int:
     """Where it is, for as long as it is not resized."""
     return ctypes.addressof(ctypes.c_char.from_buffer(memory)) if memory else 0
-
-
-def _outside_of_rules(refused: KvmError, number: int) -> KvmError:
-    id, as_id = split_number(number)
-    slot = f"slot {id} of address space {as_id}"
-    return KvmError(refused.errno or 0, f"{refused.strerror}: {slot}; no rule refuses it")

@@ -16,7 +16,6 @@ from needs import needs_kvm
 from memslots import (
     Change,
     Flags,
-    InvalidRegionError,
     MemslotError,
     Memslots,
     OverlapError,
@@ -431,44 +430,3 @@ def test_a_mirrored_map_hands_its_slots_on(fake: Any) -> None:
         assert caught.value.errno == errno.ENOMEM
         assert kvm.slots == [made]
         assert kvm.set_slot(made, None) is Change.DELETE
-
-
-# guest_memfd
-
-
-def test_the_flag_without_a_guest_memfd(fake: Any) -> None:
-    """It is not taken for descriptor 0."""
-    with KvmVM(device=fake.device) as vm:
-        fake.fail(SET, errno.EINVAL)
-        with pytest.raises(InvalidRegionError, match="unknown flag bits in 0x4") as caught:
-            vm.set_region2(0, 4, 0, PAGE, 0)
-        assert caught.value.rule == 1
-
-
-@needs_kvm
-def test_guest_memfd() -> None:
-    with KvmVM() as vm:
-        if not vm.check_extension(Cap.GUEST_MEMFD):
-            pytest.skip("this kernel has no KVM_CAP_GUEST_MEMFD for this type of VM")
-        memfd = vm.create_guest_memfd(4 * PAGE)
-        assert vm.set_region2(0, 0, 0, 2 * PAGE, 0, memfd, 2 * PAGE) is Change.CREATE
-        assert vm.slots == [Slot(0, 0, 0, 2, 0)]
-        wrong: list[tuple[tuple[int, ...], type[MemslotError], str]] = [
-            ((0, 0, 8 * PAGE, 2 * PAGE, 0, memfd, 2 * PAGE), KvmError, "can only be deleted"),
-            ((0, 1, 0, 2 * PAGE, 0), KvmError, "can only be deleted"),
-            ((0, 0, 1, 2 * PAGE, 0, memfd), InvalidRegionError, "rule 2"),
-            ((1, 8, 8 * PAGE, PAGE, 0, memfd), InvalidRegionError, "bits in 0x8"),
-            ((1, 0, PAGE, PAGE, 0, memfd), OverlapError, "rule 6"),
-            ((1, 0, 8 * PAGE, 8 * PAGE, 0, memfd), KvmError, "no rule refuses it"),
-        ]
-        for args, error, text in wrong:
-            with pytest.raises(error, match=text) as caught:
-                vm.set_region2(*args)
-            assert type(caught.value) is error
-        assert vm.set_region(0, 0, 0, 0, 0) is Change.DELETE
-        os.close(memfd)
-        with pytest.raises(OverflowError, match="size"):
-            vm.create_guest_memfd(1 << 64)
-        with pytest.raises(KvmError) as refused:
-            vm.create_guest_memfd(1)
-        assert refused.value.errno == errno.EINVAL

@@ -105,7 +105,7 @@ def test_dirty_log_refused_for_no_rule(fake: Any) -> None:
             lambda: vm.get_dirty_log(1),
             lambda: vm.clear_dirty_log(1, 0, 1, bytes(8)),
         ):
-            with pytest.raises(KvmError, match="slot 1 of address space 0; no rule") as caught:
+            with pytest.raises(KvmError, match="slot 1 of address space 0: no rule") as caught:
                 call()
             assert caught.value.errno == errno.ENOMEM
 

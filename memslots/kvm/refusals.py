@@ -1,0 +1,175 @@
+"""Why the kernel refuses a call, where no rule of docs/rules.md does."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Mapping
+from typing import NamedTuple, SupportsIndex
+
+from memslots.errors import KvmError, OverlapError
+from memslots.values.integers import PAGE_SHIFT, PAGE_SIZE, field, split_number
+from memslots.values.records import Flags, Slot
+
+# Where x86's local APIC is: KVM keeps a slot there if the processor lets guests use it directly.
+_APIC_PAGE = 0xFEE0_0000
+#: Where KVM's identity map is if nobody says otherwise.
+IDENTITY_MAP = 0xFFFB_C000
+# How many slots KVM may keep for itself, with ids from max_slots on.
+_APIC, TSS, IDENTITY = range(3)
+
+
+class Call(NamedTuple):
+    """The arguments of a set_region."""
+
+    slot: int
+    flags: int = 0
+    guest_phys_addr: int = 0
+    memory_size: int = 0
+    userspace_addr: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        slot: SupportsIndex,
+        flags: SupportsIndex,
+        guest_phys_addr: SupportsIndex,
+        memory_size: SupportsIndex,
+        userspace_addr: SupportsIndex,
+    ) -> Call:
+        """The same, from what a caller gave. OverflowError, TypeError."""
+        return cls(
+            field(slot, "slot", 32),
+            field(flags, "flags", 32),
+            field(guest_phys_addr, "guest_phys_addr", 64),
+            field(memory_size, "memory_size", 64),
+            field(userspace_addr, "userspace_addr", 64),
+        )
+
+    def overlaps(self, held: Slot) -> bool:
+        """Whether it is to have pages of that slot."""
+        end = self.guest_phys_addr + self.memory_size
+        return (
+            held.as_id == split_number(self.slot)[1]
+            and held.guest_phys_addr < end
+            and self.guest_phys_addr < held.guest_phys_addr + held.memory_size
+        )
+
+    def record(self) -> Slot:
+        """The slot that it is to make."""
+        return Slot(
+            *split_number(self.slot),
+            self.guest_phys_addr >> PAGE_SHIFT,
+            self.memory_size >> PAGE_SHIFT,
+            self.userspace_addr,
+            self.flags & (Flags.LOG_DIRTY_PAGES | Flags.READONLY),
+        )
+
+
+class Private(NamedTuple):
+    """A slot that the kernel keeps for itself."""
+
+    name: str
+    gpa: int
+    npages: int
+
+
+class Binding(NamedTuple):
+    """A part of a guest_memfd that a slot has, or is to have."""
+
+    memfd: int
+    #: Which file it is, by device and inode; None: the descriptor is not open.
+    file: tuple[int, int] | None
+    file_size: int
+    offset: int
+    size: int
+
+    @classmethod
+    def of(cls, memfd: int, offset: int, size: int) -> Binding:
+        """What the descriptor is just now."""
+        try:
+            status = os.fstat(memfd)
+        except (OSError, OverflowError):
+            return cls(memfd, None, 0, offset, size)
+        return cls(memfd, (status.st_dev, status.st_ino), status.st_size, offset, size)
+
+    @property
+    def end(self) -> int:
+        """Where in the file it ends."""
+        return self.offset + self.size
+
+    def overlaps(self, other: Binding) -> bool:
+        """Whether both have a page of the file."""
+        return self.file == other.file and self.offset < other.end and other.offset < self.end
+
+    def __str__(self) -> str:
+        return f"[{self.offset:#x}, {self.end:#x}) of guest_memfd {self.memfd}"
+
+
+def why_memfd(
+    call: Call,
+    refused: KvmError,
+    wanted: Binding | None,
+    exists: bool,
+    bound: Mapping[int, Binding],
+) -> str | None:
+    """Why a call about a guest_memfd is refused, in the order in which KVM looks.
+
+    `exists`: there is a slot of its id; `bound` has what the slots have of files, by their ids.
+    None: it is not known, or has nothing to do with it.
+    """
+    invalid = refused.errno == errno.EINVAL
+    if call.slot in bound:
+        return "a slot with a guest_memfd can only be deleted" if invalid else None
+    if wanted is None:
+        return None
+    if exists:
+        return "a slot without a guest_memfd cannot be given one" if invalid else None
+    if wanted.file is None:
+        closed = f"guest_memfd {wanted.memfd} is no open descriptor"
+        return closed if refused.errno == errno.EBADF else None
+    if invalid and (wanted.offset % PAGE_SIZE or wanted.end >> 64):
+        return f"{wanted} is no range of pages"
+    if invalid and wanted.end > wanted.file_size:
+        return f"{wanted} is not inside the file, which has {wanted.file_size:#x} bytes"
+    if invalid or refused.errno == errno.EEXIST:  # this since Linux 7.2
+        for number, other in bound.items():
+            if wanted.overlaps(other):
+                return f"{wanted} is in part what {_name(number)} has already"
+    return f"descriptor {wanted.memfd} is no guest_memfd of this VM" if invalid else None
+
+
+def why_log(refused: KvmError) -> str | None:
+    """Why a call about a dirty log is refused, or None where that is not known."""
+    return "a VM with a dirty ring has no dirty logs" if refused.errno == errno.ENXIO else None
+
+
+def overlaps_private(call: Call, max_slots: int, private: Mapping[int, Private]) -> OverlapError:
+    """What to say where none of our slots is in the way: one of the kernel's own is."""
+    kept = {_APIC: Private("the APIC page", _APIC_PAGE, 1)} | dict(private)
+    kept.setdefault(IDENTITY, Private("the identity map", IDENTITY_MAP, 1))
+    new = call.record()
+    what = "a slot that the kernel keeps for itself"
+    existing = None
+    for number, (name, gpa, npages) in kept.items():
+        own = Slot(max_slots + number, 0, gpa >> PAGE_SHIFT, npages, 0)
+        if own.base_gfn < new.end_gfn and new.base_gfn < own.end_gfn:
+            existing = own
+            what += f": {name}, gfn [{own.base_gfn:#x}, {own.end_gfn:#x})"
+            break
+    text = (
+        f"slot {new.id} of address space {new.as_id}, rule 6: "
+        f"gfn [{new.base_gfn:#x}, {new.end_gfn:#x}) overlaps {what}"
+    )
+    return OverlapError(errno.EEXIST, text, 6, existing=existing, requested=new)
+
+
+def outside_of_rules(refused: KvmError, number: int, reason: str | None = None) -> KvmError:
+    """The error for what no rule refuses; `reason` is why, if that is known."""
+    text = f"{refused.strerror}: {_name(number)}: {reason or 'no rule refuses it'}"
+    return KvmError(refused.errno or 0, text)
+
+
+def _name(number: int) -> str:
+    id, as_id = split_number(number)
+    return f"slot {id} of address space {as_id}"
