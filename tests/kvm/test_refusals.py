@@ -149,9 +149,7 @@ def test_what_is_not_known_is_not_made_up() -> None:
         assert why_memfd(call, refused, gone, False, {}) is None
     for number in (errno.EEXIST, errno.EINVAL):
         why = why_memfd(call, KvmError(number, "x"), wanted, False, held)
-        assert (
-            why
-            == "[0x0, 0x1000) of guest_memfd 9 is in part what slot 0 of address space 0 has already"
-        )
+        part = "[0x0, 0x1000) of guest_memfd 9"
+        assert why == f"{part} is in part what slot 0 of address space 0 has already"
         beside = wanted._replace(offset=2 * PAGE)
         assert why_memfd(call, KvmError(errno.EEXIST, "x"), beside, False, held) is None
