@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,13 @@ from rich.progress import (
 
 from memslots import __version__, bench
 from memslots.cli import json_output, text_output
+from memslots.cli.kernel_memory import (
+    Allowance,
+    AllowedVM,
+    KernelMemoryError,
+    available,
+    size,
+)
 from memslots.cli.plots import draw
 from memslots.errors import KvmError
 from memslots.replay import Report, replay
@@ -100,15 +108,32 @@ def _replay_input(
             return replay(trace, live=live)
     chosen = next(known for known in FORMATS if known == format)
     with open_trace(path, chosen) as trace, _metered(trace) as meter:
-        return replay(trace, meter.replaying, live)
+        try:
+            return replay(trace, meter.replaying, live)
+        except KernelMemoryError as error:
+            raise TraceError(trace.name, str(error), errno=errno.ENOMEM) from None
 
 
-def _kvm() -> Callable[[], LiveVM]:
-    """What makes a VM of this machine's kernel. It makes one now: KvmError if it cannot."""
+def _kvm(force: bool) -> Callable[[], LiveVM]:
+    """What makes a VM of this machine's kernel. It makes one now: KvmError if it cannot.
+
+    The VMs ask before they take much of the kernel's memory, unless it is forced.
+    """
     from memslots.kvm import KvmVM  # needs Linux, which nothing else here does
 
     KvmVM().close()
-    return KvmVM
+    if force:
+        return KvmVM
+    allowance = Allowance(available(), _ask_for_memory)
+    return lambda: AllowedVM(KvmVM(), allowance)
+
+
+def _ask_for_memory(wanted: int, free: int) -> bool:
+    """Whether the user says so; nobody is asked where there is no terminal."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    takes = f"The slots take some {size(wanted)} of the kernel's memory"
+    return click.confirm(f"{takes}; {size(free)} are available. Go on?", err=True)
 
 
 def _complain(error: TraceError) -> None:
@@ -154,6 +179,11 @@ def command() -> None:
     is_flag=True,
     help="Make every call on a VM of this machine's /dev/kvm too, and compare all three results.",
 )
+@click.option(
+    "--force",
+    is_flag=True,
+    help="With --kvm: take as much of the kernel's memory as the slots need, without asking.",
+)
 @click.option("--json", "as_json", is_flag=True, help=_JSON_HELP)
 def replay_command(
     files: tuple[str, ...],
@@ -161,6 +191,7 @@ def replay_command(
     list_samples: bool,
     format: str,
     kvm: bool,
+    force: bool,
     as_json: bool,
 ) -> int:
     """Make every memslot call of FILE again and compare the results with the recorded ones.
@@ -171,7 +202,8 @@ def replay_command(
 
     With --kvm each VM of FILE gets one of this machine's kernel, without vCPUs. It gets the same
     calls; an answer of it that differs from the recorded one, or from that of memslots, counts as
-    one that differs.
+    one that differs. A slot may cost the kernel 8 bytes a page at once: above a quarter of the
+    memory that is available it asks first.
     """
     if list_samples:
         shown = json_output.samples() if as_json else text_output.samples()
@@ -183,7 +215,7 @@ def replay_command(
     live = None
     if kvm:
         try:
-            live = _kvm()
+            live = _kvm(force)
         except KvmError as error:
             click.echo(f"memslots: {error.strerror}", err=True)
             return 2
