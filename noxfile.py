@@ -362,6 +362,18 @@ def coverage(session: nox.Session) -> None:
             session.error(f"the lines of the core were not measured:\n{files}")
 
 
+# ----------------------------------------------------------------------------------------- models
+
+
+@nox.session(default=False)
+def models(session: nox.Session) -> None:
+    """Every state of the models of tests/models/, and that faults in them are found."""
+    if shutil.which("spin") is None:
+        session.error("there is no spin: apt install spin")
+    session.install("pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100")
+    session.run("pytest", "-q", "-n", "2", "tests/models")
+
+
 # ---------------------------------------------------------------------------------------- fuzzing
 
 
