@@ -362,6 +362,21 @@ def coverage(session: nox.Session) -> None:
             session.error(f"the lines of the core were not measured:\n{files}")
 
 
+# ------------------------------------------------------------------------------------------ arm64
+
+#: What is tried there: all that a processor may do otherwise.
+ON_ARM64 = [f"tests/{name}" for name in ("core", "read", "dirty", "write", "values", "memory")]
+
+
+@nox.session(default=False)
+def arm64(session: nox.Session) -> None:
+    """The tests of the core and of what is next to it on an emulated 64-bit ARM."""
+    session.install("cython>=3.1", "setuptools>=77", "pip")
+    few = {"MEMSLOTS_HYPOTHESIS_PROFILE": "short", "PYTHON": str(Path(session.bin) / "python")}
+    command = ("bash", "tests/arm64/run", str(KEPT / "arm64"), "-m", "not serial and not static")
+    session.run(*command, *ON_ARM64, external=True, env=few)
+
+
 # ----------------------------------------------------------------------------------------- models
 
 
