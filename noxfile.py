@@ -377,6 +377,18 @@ def arm64(session: nox.Session) -> None:
     session.run(*command, *ON_ARM64, external=True, env=few)
 
 
+# --------------------------------------------------------------------------------------- mutation
+
+
+@nox.session(default=False)
+def mutation(session: nox.Session) -> None:
+    """Small faults in the core and the write side, and how many of them the tests find."""
+    with unpacked(session):
+        session.install("cython>=3.1", "setuptools>=77")
+        session.install("--no-build-isolation", "-e", ".[test]")
+        session.run("python", "tests/mutation/run.py", *session.posargs)
+
+
 # ----------------------------------------------------------------------------------------- models
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import signal
 import stat
@@ -51,6 +52,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def open_files() -> int:
+    gc.collect()  # what other tests have left
     return len(list(Path("/proc/self/fd").iterdir()))
 
 

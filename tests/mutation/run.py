@@ -1,0 +1,264 @@
+"""How strong the tests are: small changes of the core and the write side, which they must find.
+
+    python tests/mutation/run.py [--count 300] [--seed 0] [--workers 2] [--only PATTERN]
+
+Each mutant is made in a copy of the checkout whose package is built in place; the one module is
+built anew and the tests that concern it are run, then those of all that is next to it. What no test
+finds survives: equivalent.txt has those of which it is known that they do the same, or the same
+more slowly, and why. Status 1 where more than 3 in 100 of the others survive.
+
+A mutant of a .pxd is not made, since all that includes it would have to be built. Orders of memory
+are not either: on x86 they do the same. `tsan`, and the models, are for those.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import os
+import queue
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from mutants import Mutant, mutants_of
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+FILES = ("memslots/core/*.pyx", "memslots/write/*.pyx", "memslots/dirty/*.pyx")
+#: Of 100 mutants that are not equivalent so many must be found.
+GOAL = 97
+#: Seconds for one set of tests; one that takes longer has found something, too.
+TIMEOUT = 300
+
+#: The tests that concern a module, besides the one of its name.
+OWN = {
+    "lookup_batch": ["tests/read/test_batch.py"],
+    "search": ["tests/read/test_batch.py"],
+    "index_policy": ["tests/core/test_index.py", "tests/read/test_batch.py"],
+    "machine": ["tests/core/test_update.py"],
+    "region": ["tests/core/test_update.py", "tests/test_errors.py"],
+    "slotset": ["tests/core/test_update.py", "tests/core/test_idtable.py"],
+    "space": ["tests/core/test_update.py"],
+    "update": ["tests/core/test_update.py", "tests/write/test_transaction.py"],
+    "logs": ["tests/dirty/test_logs.py"],
+    "runs": ["tests/dirty/test_runs.py"],
+    "operations": ["tests/test_memslots.py", "tests/test_errors.py"],
+    "writer": ["tests/write/test_lock.py", "tests/test_memslots.py", "tests/write/test_reentry.py"],
+    "transaction": ["tests/write/test_transaction.py", "tests/write/test_transaction_ends.py"],
+    "listeners": ["tests/write/test_listeners.py", "tests/write/test_subscriptions.py"],
+}
+#: Then these, in two parts: the quick ones first.
+NEXT = [
+    ["tests/test_memslots.py", "tests/test_errors.py", "tests/test_state_machine.py"],
+    ["tests/write", "tests/dirty", "tests/core", "tests/read", "tests/memory", "tests/mirror"],
+]
+_SELECTED = "not static and not kvm"
+_SUFFIX = str(sysconfig.get_config_var("EXT_SUFFIX"))
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a mutant: "killed", "not built" or "survived", and by what."""
+
+    mutant: Mutant
+    what: str
+    by: str
+
+
+class Place:
+    """A copy of the checkout with a package built in place."""
+
+    def __init__(self, folder: Path, drivers: Path) -> None:
+        self.folder = folder
+        ignored = shutil.ignore_patterns(".git", ".nox", "build", "__pycache__", ".*_cache", "*.c")
+        shutil.copytree(ROOT, folder, ignore=ignored)
+        self._environment = dict(
+            os.environ,
+            PYTHONPATH=str(folder),
+            PYTHONDONTWRITEBYTECODE="1",
+            MEMSLOTS_HYPOTHESIS_PROFILE="short",
+            MEMSLOTS_TEST_DRIVERS=str(drivers),
+        )
+
+    def try_out(self, mutant: Mutant) -> Outcome:
+        """Makes it, runs the tests until one fails, and takes it back."""
+        source = self.folder / mutant.path
+        module = source.with_name(source.stem + _SUFFIX)
+        text, built = source.read_text(encoding="utf-8"), module.read_bytes()
+        try:
+            source.write_text(mutant.apply(text), encoding="utf-8")
+            module.unlink()  # a new file: the old one may be in use
+            if not self.build(source, module):
+                return Outcome(mutant, "not built", "")
+            for tests in tests_of(mutant.path):
+                if by := self.run(tests):
+                    return Outcome(mutant, "killed", by)
+            return Outcome(mutant, "survived", "")
+        finally:
+            source.write_text(text, encoding="utf-8")
+            module.unlink(missing_ok=True)
+            module.write_bytes(built)
+
+    def build(self, source: Path, module: Path) -> bool:
+        """Builds one module, with the directives of setup.py."""
+        with tempfile.TemporaryDirectory() as folder:
+            c = Path(folder) / "module.c"
+            cython = [sys.executable, "-m", "cython", "-3", "-o", str(c), str(source)]
+            for name in ("boundscheck", "wraparound", "initializedcheck", "binding"):
+                cython += ["-X", f"{name}=False"]
+            for name in ("cdivision", "freethreading_compatible"):
+                cython += ["-X", f"{name}=True"]
+            include = f"-I{sysconfig.get_path('include')}"
+            compiler = ["gcc", "-O1", "-w", "-fPIC", "-shared", "-fwrapv", "-DNDEBUG", include]
+            for command in (cython, [*compiler, "-std=gnu11", str(c), "-o", str(module)]):
+                done = subprocess.run(
+                    command, cwd=self.folder, capture_output=True, text=True, check=False
+                )
+                if done.returncode:
+                    return False
+        return True
+
+    def run(self, tests: list[str]) -> str:
+        """What the tests found: the name of the first that failed, or nothing."""
+        command = [sys.executable, "-P", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+        command += ["-p", "no:xdist"]
+        process = subprocess.Popen(
+            [*command, "-m", _SELECTED, *tests],
+            cwd=self.folder,
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            output, _ = process.communicate(timeout=TIMEOUT)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            return "it does not end"
+        if process.returncode == 0:
+            return ""
+        failed = [line.split()[1] for line in output.splitlines() if line.startswith("FAILED ")]
+        if failed:
+            return failed[0]
+        return "a signal" if process.returncode < 0 else "an error"
+
+
+def tests_of(path: str) -> list[list[str]]:
+    """The sets of tests to try, one after the other."""
+    stem = Path(path).stem
+    own = [f"tests/core/test_{stem}.py", f"tests/write/test_{stem}.py", *OWN.get(stem, [])]
+    found = [name for name in dict.fromkeys(own) if (ROOT / name).exists()]
+    return [found, *NEXT] if found else NEXT
+
+
+def build_drivers(folder: Path) -> None:
+    """The tests' drivers, once for all: they call the core by pointers, whatever it does."""
+    for file in (ROOT / "tests" / "core" / "drivers").iterdir():
+        if file.is_file():
+            shutil.copy(file, folder)
+    names = sorted(path.name for path in folder.glob("*.pyx"))
+    command = [sys.executable, "setup.py", str(ROOT), *names, "-q", "build_ext", "--inplace"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+
+
+def equivalents() -> dict[str, str]:
+    """Mutants that do the same as the original, and why."""
+    known: dict[str, str] = {}
+    reason = ""
+    for line in (HERE / "equivalent.txt").read_text(encoding="utf-8").splitlines():
+        if line.startswith("# "):
+            reason = line[2:]
+        elif line.strip():
+            known[line] = reason
+    return known
+
+
+def main() -> int:
+    """Tries them, and tells."""
+    parser = argparse.ArgumentParser(description="How strong are the tests?")
+    parser.add_argument("--count", type=int, default=300, help="how many mutants are tried")
+    parser.add_argument("--seed", type=int, default=0, help="which of all that there are")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--only", default="*", help="of these files: a pattern")
+    options = parser.parse_args()
+    files = sorted(path for pattern in FILES for path in ROOT.glob(pattern))
+    known = equivalents()
+    everything = [
+        mutant
+        for path in files
+        if fnmatch.fnmatch(path.relative_to(ROOT).as_posix(), options.only)
+        for mutant in mutants_of(path, ROOT)
+    ]
+    unknown = known.keys() - {mutant.key for mutant in everything}
+    if unknown and options.only == "*":
+        print("equivalent.txt names what is no mutant any more:", *sorted(unknown), sep="\n  ")
+        return 1
+    chosen = [mutant for mutant in everything if mutant.key not in known]
+    random.Random(options.seed).shuffle(chosen)
+    chosen = chosen[: options.count]
+    print(
+        f"{len(everything)} mutants, {len(known)} of them known as equivalent; {len(chosen)} tried"
+    )
+    outcomes = try_all(chosen, options.workers)
+    survived = [each for each in outcomes if each.what == "survived"]
+    counts = Counter(each.what for each in outcomes)
+    tried = counts["killed"] + counts["survived"]
+    share = 100 * counts["killed"] / max(tried, 1)
+    print(
+        f"\n{counts['killed']} of {tried} killed ({share:.1f} %), {counts['not built']} not built"
+    )
+    for each in sorted(survived, key=lambda each: (each.mutant.path, each.mutant.line)):
+        print(f"survived: {each.mutant.kind}: line {each.mutant.line}: {each.mutant.key}")
+    return 0 if share >= GOAL else 1
+
+
+def try_all(chosen: list[Mutant], workers: int) -> list[Outcome]:
+    """All of them, each in a copy of its worker's own."""
+    waiting: queue.SimpleQueue[Mutant] = queue.SimpleQueue()
+    for mutant in chosen:
+        waiting.put(mutant)
+    outcomes: list[Outcome] = []
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        drivers = Path(folder) / "drivers"
+        drivers.mkdir()
+        build_drivers(drivers)
+        places = [Place(Path(folder) / str(number), drivers) for number in range(workers)]
+        for tests in NEXT:
+            if by := places[0].run(tests):
+                raise SystemExit(f"without any mutant: {by} fails")
+
+        def work(place: Place) -> None:
+            while True:
+                try:
+                    mutant = waiting.get_nowait()
+                except queue.Empty:
+                    return
+                outcome = place.try_out(mutant)
+                outcomes.append(outcome)
+                minutes = (time.monotonic() - began) / 60
+                what = f"{outcome.what} {outcome.by}".strip()
+                print(f"{len(outcomes)} {minutes:.0f} min {mutant.key}: {what}", flush=True)
+
+        threads = [threading.Thread(target=work, args=(place,)) for place in places]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    return outcomes
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
