@@ -30,7 +30,10 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from mutants import Mutant, mutants_of
+if __name__ == "__main__":  # so that it can be run by its path
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from mutation.mutants import Mutant, mutants_of
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -100,7 +103,7 @@ class Place:
             module.unlink()  # a new file: the old one may be in use
             if not self.build(source, module):
                 return Outcome(mutant, "not built", "")
-            for tests in tests_of(mutant.path):
+            for tests in suites_of(mutant.path):
                 if by := self.run(tests):
                     return Outcome(mutant, "killed", by)
             return Outcome(mutant, "survived", "")
@@ -155,7 +158,7 @@ class Place:
         return "a signal" if process.returncode < 0 else "an error"
 
 
-def tests_of(path: str) -> list[list[str]]:
+def suites_of(path: str) -> list[list[str]]:
     """The sets of tests to try, one after the other."""
     stem = Path(path).stem
     own = [f"tests/core/test_{stem}.py", f"tests/write/test_{stem}.py", *OWN.get(stem, [])]
