@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from fourslots import HVA, LOG, four_slots
+from listening import Recorder
 from model import unchanged
 
 from memslots import (
@@ -15,6 +17,7 @@ from memslots import (
     Flags,
     Memslots,
     Slot,
+    Transaction,
 )
 
 
@@ -78,6 +81,34 @@ def test_listeners_hear_of_every_step_in_order(vm: Memslots) -> None:
         *[("prepare", *step, 0) for step in steps],
         *[("commit", *step, 1) for step in steps],
     ]
+
+
+@pytest.mark.parametrize("when", ["prepare", "invalidate", "commit"])
+def test_the_transaction_itself_takes_nothing_while_listeners_are_told(
+    vm: Memslots, when: str
+) -> None:
+    calls: list[Callable[[Transaction], object]] = [
+        lambda tx: tx.create(9, 0x300, 1, HVA),
+        lambda tx: tx.delete(2),
+        lambda tx: tx.move(2, 0x300),
+        lambda tx: tx.set_flags(2, LOG),
+        lambda tx: tx.get(2),
+        lambda tx: tx.lookup(0),
+    ]
+    refused = 0
+
+    def meddle(*_: object) -> None:
+        nonlocal refused
+        for call in calls:
+            with pytest.raises(BusyError):
+                call(tx)
+            refused += 1
+
+    with vm.subscribe(Recorder([], "", **{when: meddle})), vm.transaction() as tx:
+        tx.move(0, 0x200)
+    assert refused == len(calls)
+    assert [slot.id for slot in vm] == [1, 2, 3, 0]
+    vm.check()
 
 
 def test_invalidate_is_told_of_each_slot_that_readers_find(vm: Memslots) -> None:
