@@ -28,7 +28,7 @@ from memslots.read.ranges cimport extent, set_extent
 from memslots.read.reader cimport Reader
 from memslots.read.sections cimport reader_of, section, section_enter, section_leave
 from memslots.values.integers cimport u32, u64
-from memslots.values.limits cimport set_limits
+from memslots.values.limits cimport set_limits, with_default_limits
 from memslots.values.rules cimport check_as_id
 from memslots.write.operations cimport (
     operation_create,
@@ -42,8 +42,6 @@ from memslots.write.transaction cimport transaction_of
 from memslots.write.writer cimport Writer
 
 from memslots.errors import InvariantError, MemslotError
-from memslots.mirror.backend import Mirror
-from memslots.mirror.backend import limits_with
 from memslots.read.reader import AddressSpace, Vcpu
 
 cdef enum:
@@ -117,7 +115,13 @@ cdef class Memslots(Reader):
             "max_hva": max_hva,
             "manual_dirty_log": manual_dirty_log,
         }
-        given = limits_with(backend, given)
+        if backend is None:
+            given = with_default_limits(given)
+        else:
+            # Here, since most do without: it would be a third of what importing memslots takes.
+            from memslots.mirror.backend import Mirror, limits_with
+
+            given = limits_with(backend, given)
         set_limits(
             &lim,
             given["max_slots"],

@@ -18,7 +18,7 @@ from types import EllipsisType
 from typing import TYPE_CHECKING, Protocol, SupportsIndex
 
 from memslots.errors import MemslotError
-from memslots.mirror.plan import Call
+from memslots.mirror.plan import Call, Step, plan
 from memslots.values.integers import field
 from memslots.values.limits import DEFAULT_LIMITS
 from memslots.values.records import Slot, deletion_arguments, region_arguments
@@ -75,7 +75,7 @@ def limits_with(
             raise ValueError(f"manual_dirty_log {number} is not the backend's, {most}")
         if number > most:
             raise ValueError(f"{name} {number:#x} is above the backend's, {most:#x}")
-    if backend is not None and limits["max_slots"] > _MOST_IDS:
+    if limits["max_slots"] > _MOST_IDS:
         raise ValueError(f"max_slots must be at most {_MOST_IDS} with a backend: ids have 16 bits")
     return limits
 
@@ -136,6 +136,14 @@ class Mirror:
         clear = getattr(self.backend, "clear_dirty_log", None)
         if clear is not None:
             clear(id, first_page, num_pages, bitmap, as_id)
+
+    def calls_of(self, before: Slot | None, after: Slot | None) -> tuple[Call]:
+        """What is to be called for one change."""
+        return (Call(before, after),)
+
+    def plan(self, steps: Iterable[Step]) -> list[Call]:
+        """What is to be called for a transaction's steps, in order."""
+        return plan(self.vm, steps)
 
     def make(self, calls: Iterable[Call]) -> None:
         """Make these calls, each noted in the journal before.

@@ -7,6 +7,8 @@ from libc.stdint cimport uint64_t
 
 from memslots.core.region cimport limits
 
+# The arguments of a Memslots' constructor, with the usual limits where they are `...`.
+cdef dict with_default_limits(dict given)
 # Takes the arguments of a Memslots' constructor; max_slots is `most_slots` at most. ValueError for
 # a limit that cannot be, TypeError, OverflowError for what is no integer or does not fit its field.
 cdef int set_limits(

@@ -16,6 +16,10 @@ DEFAULT_LIMITS = {
 }
 
 
+cdef dict with_default_limits(dict given):
+    return DEFAULT_LIMITS | {name: value for name, value in given.items() if value is not ...}
+
+
 cdef int set_limits(
     limits *lim,
     object max_slots,

@@ -70,7 +70,6 @@ from memslots.write.operations cimport (
 from memslots.write.writer cimport Writer, finish, attach_record, release_record
 
 from memslots.errors import busy
-from memslots.mirror.plan import plan as plan_calls
 
 cdef enum progress:
     NEW  # made, not begun
@@ -373,7 +372,7 @@ cdef class Transaction(Target):
                     ask_prepare(self.subscriptions, kind, old, new)
                 # Last: what it does is done, and nothing after it can fail.
                 if self.writer.mirror is not None:
-                    self.writer.make_calls(plan_calls(self.owner, self.steps))
+                    self.writer.make_calls(self.writer.mirror.plan(self.steps))
         except BaseException as error:
             try:
                 self.writer.undo_calls(error)

@@ -68,7 +68,6 @@ from memslots.write.lock cimport (
 from memslots.write.operations cimport change_record
 
 from memslots.errors import busy
-from memslots.mirror.plan import Call
 
 
 # How often this process is the child of a fork: whoever is told of a fork before this is, and makes
@@ -303,7 +302,7 @@ cdef class Writer(Target):
             ask_prepare(subscriptions, kind, old, new)
             # Last: what it does is done, and nothing after it can fail.
             if self.mirror is not None:
-                self.make_calls((Call(old, new),))
+                self.make_calls(self.mirror.calls_of(old, new))
         except BaseException as error:
             try:
                 self.undo_calls(error)
