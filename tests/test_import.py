@@ -1,0 +1,45 @@
+"""What `import memslots` brings in: nothing that its first use does not need."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import memslots
+
+#: Of the standard library, with what Python itself has in at the start or by these.
+ALLOWED = {
+    *("__future__", "array", "collections", "enum", "errno", "fcntl", "functools", "genericpath"),
+    *("itertools", "keyword", "mmap", "operator", "os", "posixpath", "reprlib", "stat", "types"),
+    *("weakref", "abc", "io", "codecs", "encodings", "sys", "builtins", "time", "zipimport"),
+}
+PROGRAM = """
+import sys
+sys.path.insert(0, sys.argv[1])
+before = set(sys.modules)
+import memslots
+print(*sorted(set(sys.modules) - before))
+"""
+
+
+def test_import_brings_in_little() -> None:
+    where = Path(memslots.__file__).parent.parent
+    command = [sys.executable, "-I", "-S", "-c", PROGRAM, str(where)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    names = {name.partition(".")[0] for name in done.stdout.split()}
+    assert "memslots" in names
+    # Cython's own modules, and those that Python's are made of.
+    rest = {name for name in names - ALLOWED if not name.startswith("_")}
+    assert rest == {"memslots", "cython_runtime"}
+
+
+def test_what_is_seldom_used_comes_in_when_it_is() -> None:
+    code = (
+        "import sys; from memslots import Memslots; Memslots();"
+        " assert 'memslots.mirror.backend' not in sys.modules;"
+        " assert 'memslots.memory.snapshot' not in sys.modules;"
+        " kernel = Memslots(); Memslots(backend=kernel);"
+        " assert 'memslots.mirror.backend' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-P", "-c", code], check=True)
