@@ -10,12 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 #: What perf trace, and strace -N, print before an argument.
 ARGUMENT_NAME = r"(?:[a-z]{1,10}(?::\ |=))?"
 _CALL = re.compile(
     rf"""(?<!_) ioctl\( {ARGUMENT_NAME} (?:-?\d{{1,20}}|0x[0-9a-f]{{1,16}})
-    (?:<[^"]{{0,4096}}?>(?=,\ ))? ,\ {ARGUMENT_NAME}
+    (?:<[^"<>]{{0,4096}}(?:<[^"<>]{{0,99}}>)?>)? ,\ {ARGUMENT_NAME}
     (?:KVM_SET_USER_MEMORY_REGION|0x4020ae46|0x40a0ae49
       |_IOC\(_IOC_WRITE,\ 0xae,\ 0x4(?:6,\ 0x20|9,\ 0xa0)\))""",
     re.VERBOSE,
@@ -26,11 +27,12 @@ _OPENING = re.compile(r"\b(?P<name>[a-z_][a-z0-9_]{0,40})\(")
 _STRING_OR_END = re.compile(r"(?P<escapes>\\*)\"|\)\s*= ")
 _QUOTE = re.compile(r"(\\*)\"")
 
-#: Calls that strace prints with strings of what a program reads, writes or names.
+#: Calls that strace prints with strings of what a program reads, writes or names. Not ioctl, whose
+#: strings are short names: what follows one that has no result may be another.
 _NAMES = """
     access acct add_key bind bpf chdir chmod chown chroot connect creat execve execveat faccessat
     faccessat2 fchmodat fchownat fgetxattr finit_module fremovexattr fsconfig fsetxattr futimesat
-    getcwd getdents getdents64 getrandom getsockopt getxattr init_module inotify_add_watch ioctl
+    getcwd getdents getdents64 getrandom getsockopt getxattr init_module inotify_add_watch
     kexec_load keyctl lchown lgetxattr link linkat listxattr lsetxattr lstat memfd_create mkdir
     mkdirat mknod mknodat mount mq_open mq_timedreceive mq_timedsend msgrcv msgsnd
     name_to_handle_at newfstatat open openat openat2 prctl pread pread64 preadv preadv2
@@ -52,33 +54,59 @@ class Found:
 
 
 def memslot_calls(text: str, start: int = 0) -> list[Found]:
-    """Returns the memslot calls of a line from `start` on, but not those in others' strings."""
+    """Returns the memslot calls of a line from `start` on, but not those in others' strings.
+
+    O(length of the line).
+    """
     found: list[Found] = []
     if text.find("ioctl(", start) < 0:
         return found
+    strings = _strings(text)
+    end, name = 0, ""  # of the string that ends last of those that begin before
+    following = next(strings, None)
     for call in _CALL.finditer(text, start):
-        around = set(_in_strings_of(text, call.start()))
-        if not around & _WITH_STRINGS:
-            found.append(Found(call.start(), bool(around)))
+        while following is not None and following.start < call.start():
+            end, name = following.end, following.call
+            following = next(strings, None)
+        quoted = call.start() < end
+        if not quoted or name not in _WITH_STRINGS:
+            found.append(Found(call.start(), quoted))
     return found
 
 
 def is_quoted(text: str, at: int) -> bool:
-    """Whether `at` lies within a string that strace prints."""
-    return not _WITH_STRINGS.isdisjoint(_in_strings_of(text, at))
+    """Whether `at` lies within a string that strace prints. O(length of the line)."""
+    return any(
+        string.start <= at < string.end and string.call in _WITH_STRINGS
+        for string in _strings(text)
+    )
 
 
-def _in_strings_of(text: str, at: int) -> Iterator[str]:
-    """Gives the names of the calls in whose strings `at` lies, if they are calls."""
-    for opening in _OPENING.finditer(text, 0, at):
-        position: int | None = opening.end()
-        while position is not None and position < at:
-            quote = _STRING_OR_END.search(text, position, at)
-            if quote is None or quote["escapes"] is None:
-                break  # it has no further string, or it ends before
-            position = _end_of_string(text, quote.end(), len(quote["escapes"]))
-        if position is None or position > at:
-            yield opening["name"]
+class _String(NamedTuple):
+    """A string in the arguments of a call, if it is one: where, and the call's name."""
+
+    start: int
+    end: int
+    call: str
+
+
+def _strings(text: str) -> Iterator[_String]:
+    """Gives the strings of a line, in order; one that does not end goes on to the line's end."""
+    if '"' not in text:
+        return
+    position = 0
+    while opening := _OPENING.search(text, position):
+        position = opening.end()
+        while True:
+            mark = _STRING_OR_END.search(text, position)
+            if mark is None:
+                return
+            position = mark.end()
+            if mark["escapes"] is None:
+                break
+            end = _end_of_string(text, position, len(mark["escapes"])) or len(text)
+            yield _String(mark.start(), end, opening["name"])
+            position = end
 
 
 def _end_of_string(text: str, start: int, escapes: int) -> int | None:

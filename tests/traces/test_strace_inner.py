@@ -1,6 +1,7 @@
 """Memslot calls that other text stands around: each is read, or counted as lost."""
 
 import re
+import time
 
 import pytest
 from hypothesis import given
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from stracetext import CALL, STRUCT, calls, read
 
 from memslots.traces import FdClosed, TaskEnded, VmCreated
+from memslots.traces.strace_inner import memslot_calls
 
 FAILED = CALL.replace("= 0", "= -1 EEXIST (File exists)")
 RAW = "ioctl(8, KVM_SET_USER_MEMORY_REGION, 0x7ffd12345678) = 0"
@@ -35,6 +37,7 @@ def counted(text: str) -> tuple[int, int]:
         "[    0.10] write(1, ",
         "\x1b[0m",
         "é—",
+        'x="1" [1] ',
     ],
 )
 def test_a_call_that_runs_into_other_text_is_read(before: str) -> None:
@@ -42,6 +45,13 @@ def test_a_call_that_runs_into_other_text_is_read(before: str) -> None:
     assert (trace.counts.calls, trace.counts.lost_total, trace.counts.unrelated) == (2, 0, 0)
     last = calls(f"{CALL}\n{before}[pid   505] 12:00:00.5 {FAILED}\n")[-1]
     assert (last.tid, last.time_ns, last.errno) == (505, 43200_500_000_000, 17)
+
+
+@pytest.mark.parametrize(
+    "name", ["<anon_inode:[kvm-vm]>", "<anon_inode:kvm-vm>", "</x<char 10:2>>"]
+)
+def test_a_descriptor_with_a_name_behind_other_text(name: str) -> None:
+    assert counted(f'{CALL}\nhello "x{CALL.replace("8", f"8{name}", 1)}\n') == (2, 0)
 
 
 @pytest.mark.parametrize("gap", ["", " ", " [pid 5] ", ' "', "\\n"])
@@ -95,6 +105,22 @@ def test_what_may_be_text_is_told() -> None:
         trace.counts.first_lost[0].reason
         == "behind a quotation mark: a call, or what a program wrote"
     )
+
+
+def test_a_call_behind_one_without_a_result_and_a_quotation_mark_is_not_forgotten() -> None:
+    _, trace = read(f'{CALL[:-5]} "hello {FAILED}\n')
+    assert (trace.counts.calls, trace.counts.lost_total) == (0, 2)
+
+
+@pytest.mark.parametrize(
+    "unit", ['a("', 'write(1, "', '"', 'a(\\"', "ioctl(8<", f'{CALL} "', f'a("{RAW}']
+)
+def test_long_lines_take_no_longer_for_each_byte(unit: str) -> None:
+    text = (unit * (1 << 20))[: 1 << 20] + CALL
+    began = time.process_time()
+    memslot_calls(text)
+    # Some seconds for a megabyte, the longest line that is read, and not hours.
+    assert time.process_time() - began < 60
 
 
 def test_a_call_behind_a_string_is_read() -> None:
