@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 
 from model import Model, plain
-from strategies import MAX_GFN, MAX_HVA, MAX_SLOTS, SPACES
+from smallmachine import MAX_GFN, MAX_HVA, MAX_SLOTS, SPACES
 
 from memslots import KvmError, Memslots
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from strategies import MAX_GFN, MAX_HVA, SPACES
+from smallmachine import MAX_GFN, MAX_HVA, SPACES
 
 from memslots import Flags, Memslots
 

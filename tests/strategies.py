@@ -7,8 +7,7 @@ ranges overlap, touch and coincide in both.
 from __future__ import annotations
 
 from hypothesis import strategies as st
-
-MAX_SLOTS, SPACES, MAX_GFN, MAX_HVA = 6, 2, 160, (1 << 47) - 4096
+from smallmachine import MAX_GFN, MAX_HVA, MAX_SLOTS, SPACES
 
 
 def mostly(usual: st.SearchStrategy[int], *extremes: int) -> st.SearchStrategy[int]:

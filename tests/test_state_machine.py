@@ -20,22 +20,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from model import Model, ModelTransaction
-from strategies import (
-    MAX_GFN,
-    MAX_HVA,
-    MAX_SLOTS,
-    SPACES,
-    as_ids,
-    askew,
-    flags,
-    gfns,
-    good_as_ids,
-    hvas,
-    ids,
-    marks,
-    npages,
-    steps,
-)
+from smallmachine import MAX_GFN, MAX_HVA, MAX_SLOTS, SPACES
+from strategies import as_ids, askew, flags, gfns, good_as_ids, hvas, ids, marks, npages, steps
 
 from memslots import Memslots, Transaction
 

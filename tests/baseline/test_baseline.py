@@ -14,7 +14,8 @@ import pytest
 from allocations import each_failure
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import MAX_GFN, MAX_HVA, MAX_SLOTS, SPACES, steps
+from smallmachine import MAX_GFN, MAX_HVA, MAX_SLOTS, SPACES
+from strategies import steps
 
 from memslots import Flags, InvariantError, MemslotError, Memslots
 from memslots.baseline import ArrayMemslots

@@ -11,7 +11,8 @@ from dirtyruns import HVA, LIMITS, LOG, MODES, READONLY, check, fresh, machine
 from hypothesis import given
 from hypothesis import strategies as st
 from model import Model, unchanged
-from strategies import MAX_GFN, MAX_SLOTS, good_as_ids, steps
+from smallmachine import MAX_GFN, MAX_SLOTS
+from strategies import good_as_ids, steps
 
 from memslots import InvalidRegionError, MemslotError, Memslots
 from memslots.values.records import DirtyRun

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 from dirtyruns import HVA, LIMITS, LOG, MODES, READONLY, check, fresh, machine
 from model import Model, unchanged
-from strategies import MAX_SLOTS
+from smallmachine import MAX_SLOTS
 
 from memslots import KvmError, Memslots
 from memslots.memory.marks import return_marks, take_runs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -235,3 +236,12 @@ def test_an_input_from_a_file_that_fails(
     with pytest.raises(AssertionError):
         inputs.main("calls", str(tmp_path))
     assert capsys.readouterr().err == f"{tmp_path / 'input'} fails:\n"
+
+
+def test_the_fuzzers_need_no_tools_of_the_tests() -> None:
+    """They run with an interpreter that has atheris and numpy."""
+    block = "import sys; sys.modules['hypothesis'] = sys.modules['pytest'] = None; "
+    load = "import fuzz.fuzz_calls, fuzz.fuzz_traces, fuzz.inputs, fuzz.seeds"
+    tests = Path(__file__).parent.parent
+    command = [sys.executable, "-c", block + f"sys.path.insert(0, {str(tests)!r}); " + load]
+    subprocess.run(command, check=True)

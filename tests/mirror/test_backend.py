@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 from backend import LIMITS, Backend, Interrupt, KernelSaysNo, Limited, agree, mirrored
 from model import unchanged
-from strategies import MAX_GFN, MAX_SLOTS
+from smallmachine import MAX_GFN, MAX_SLOTS
 
 from memslots import (
     BusyError,

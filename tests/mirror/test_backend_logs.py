@@ -6,7 +6,7 @@ import errno
 
 import pytest
 from backend import Backend, Limited, mirrored
-from strategies import MAX_SLOTS
+from smallmachine import MAX_SLOTS
 
 from memslots import (
     Flags,

@@ -10,7 +10,8 @@ from backend import LIMITS, Backend, Interrupt, KernelSaysNo, Logless, agree, mi
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model import plain, state_of
-from strategies import MAX_GFN, MAX_SLOTS, SPACES, marks, steps
+from smallmachine import MAX_GFN, MAX_SLOTS, SPACES
+from strategies import marks, steps
 
 from memslots import (
     Change,
