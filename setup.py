@@ -38,8 +38,8 @@ def compiler_options() -> tuple[list[str], list[str], list[tuple[str, str | None
         macros += [("CYTHON_TRACE_NOGIL", "1"), ("CYTHON_USE_SYS_MONITORING", "0")]
     if SANITIZE:
         flags = [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
-        # gcc's manual: with a sanitizer the first warns of what is no fault. The second says of every
-        # fence that ThreadSanitizer does not see it.
+        # gcc's manual: with a sanitizer the first warns of what is no fault. The second says of
+        # every fence that ThreadSanitizer does not see it.
         compile_args += [*flags, "-g", "-Wno-maybe-uninitialized", "-Wno-tsan"]
         link_args += flags
     return compile_args, link_args, macros
