@@ -482,8 +482,6 @@ def tsan_driver(session: nox.Session, where: Path) -> None:
     """Builds the driver in `where`, as it is and with a barrier taken out, and runs each."""
     # Found, not imported: that needs the sanitizer's library to be there first.
     find = "import importlib.util as u; print(*u.find_spec('memslots').submodule_search_locations)"
-        "import importlib.util as u; print(u.find_spec('memslots').submodule_search_locations[0])"
-    )
     package = Path(str(session.run("python", "-P", "-c", find, silent=True)).strip())
     for module in package.rglob("*.so"):
         if b"__tsan_init" not in module.read_bytes():
