@@ -73,6 +73,8 @@ MARKERS = {
         "test_layers.py",
         "test_distributions.py",
         "core/test_prefixes.py",
+        "models/",
+        "mutation/",
     ),
     "pure": ("traces/", "cli/", "bench/", "replay/"),
     "kvm": ("kvm/",),

@@ -2,8 +2,9 @@
 
 Understood: a bare pid, `[pid N]` or none in front (with `-Y`'s names), `-t -tt -ttt -r` stamps and
 their long forms, `-T -y -yy -i -n -k`, `-X raw` and `-X verbose`, grep's `file:line:` in front;
-calls that strace cut in two (`<unfinished ...>` and `resumed`), joined per thread. A call whose
-struct strace did not decode, and one whose other half is missing, is counted as lost.
+calls that strace cut in two (`<unfinished ...>` and `resumed`), joined per thread; calls behind
+any other text. A call whose struct strace did not decode, and one whose other half is missing, is
+counted as lost; so are those of perf trace, which has no structs.
 """
 
 from __future__ import annotations

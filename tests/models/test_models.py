@@ -15,13 +15,10 @@ import pytest
 
 HERE = Path(__file__).parent
 COMPILER = shutil.which("gcc") or shutil.which("cc")
-pytestmark = [
-    pytest.mark.static,
-    pytest.mark.skipif(
-        shutil.which("spin") is None or COMPILER is None,
-        reason="there is no spin, or no C compiler for what it makes: apt install spin",
-    ),
-]
+pytestmark = pytest.mark.skipif(
+    shutil.which("spin") is None or COMPILER is None,
+    reason="there is no spin, or no C compiler for what it makes: apt install spin",
+)
 
 READERS, MARKS = "readers.pml", "marks.pml"
 #: What is taken out, and which claim fails: that an assertion holds, or that there is an end.

@@ -62,8 +62,6 @@ _CHANGES: list[tuple[str, str, str]] = [
     ("bits", r"(?<=[\w\)\]]) \| (?=[\w~(])", " & "),
     ("bits", r"<< ?(?=[\w(])", ">> "),
     ("bits", r">> ?(?=[\w(])", "<< "),
-    ("order", r"\batomic_load_acquire\b", "atomic_load_relaxed"),
-    ("order", r"\batomic_store_release\b", "atomic_store_relaxed"),
 ]
 _SKIPPED = re.compile(
     r"\s*(?:#|cdef (?!.*=)|cimport|from |import |def |class |cpdef |@|\"\"\"|debug_assert|else:"

@@ -134,8 +134,8 @@ class Place:
 
     def run(self, tests: list[str]) -> str:
         """What the tests found: the name of the first that failed, or nothing."""
-        command = [sys.executable, "-P", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
-        command += ["-p", "no:xdist"]
+        command = [sys.executable, "-P", "-m", "pytest", "-x", "-q"]
+        command += ["-p", "no:cacheprovider", "-p", "no:xdist"]
         process = subprocess.Popen(
             [*command, "-m", _SELECTED, *tests],
             cwd=self.folder,

@@ -8,8 +8,6 @@ import pytest
 from mutation.mutants import Mutant, mutants_of
 from mutation.run import FILES, OWN, ROOT, equivalents, suites_of
 
-pytestmark = pytest.mark.static
-
 TEXT = '''"""A text: x < y.
 
 x == y, and z() == 1
@@ -66,10 +64,8 @@ def everything() -> list[Mutant]:
 
 
 def test_there_are_many_of_every_kind(everything: list[Mutant]) -> None:
-    kinds = {mutant.kind for mutant in everything}
     for kind in ("comparison", "condition", "side", "count", "bits", "branch", "left out"):
         assert sum(mutant.kind == kind for mutant in everything) >= 50, kind
-    assert "order" in kinds
     assert len(everything) > 2000
 
 
