@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import random
 from array import array
 from collections.abc import Callable
 
@@ -187,6 +188,13 @@ class Machine(RuleBasedStateMachine):
     def look(self, as_id: int, gfns: list[int], offset: int) -> None:
         for face in self.both.faces[as_id]:
             self.both.look(face, gfns, offset)
+
+    @rule(as_id=good_as_ids, seed=st.integers(0, 7), times=st.integers(1, 9))
+    def look_often(self, as_id: int, seed: int, times: int) -> None:
+        """Of so few slots an index is made after some 30 searches: now, or at some later one."""
+        dice = random.Random(seed)
+        for face in self.both.faces[as_id]:
+            self.both.look(face, [dice.randrange(40) for _ in range(5 * times)], seed)
 
     @rule(as_id=good_as_ids, first=st.integers(0, 30), pages=st.integers(0, 20), skew=askew)
     def ranges(self, as_id: int, first: int, pages: int, skew: int) -> None:

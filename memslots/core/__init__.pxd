@@ -40,8 +40,8 @@ For memslots alone:
                srcu_idle srcu_forget
   slot         SLOT_CALLER_FLAGS slot_number slot_number_id slot_number_as_id slot_free
   dirtylog     dirty_words dirty_new dirty_free dirty_get dirty_put dirty_clear dirty_merge
-  index        index index_free
-  slotset      slotset_init slotset_clash
+  index        index index_row index_usable index_gfn_to_hva
+  slotset      slotset_init slotset_clash slotset_drop_index
   space        SWAPPING space_swap_end space_swap_begin space_inactive
   region       refusal ALLOWED UNKNOWN_FLAGS SIZE_NOT_ALIGNED GPA_NOT_ALIGNED HVA_NOT_ALIGNED
                HVA_BEYOND_MAX NO_SUCH_SPACE ID_BEYOND_MAX GPA_WRAPS NO_SUCH_SLOT TOO_MANY_PAGES
@@ -49,7 +49,9 @@ For memslots alone:
                NO_MEMORY change_kind CHANGE_NONE CHANGE_CREATE CHANGE_DELETE CHANGE_MOVE ruling
                region_from_bytes region_check region_classify region_place region_beyond_max_gfn
   machine      machine_new machine_free
-  index_policy index_policy_current index_policy_pays index_policy_build index_policy_collect
+  index_policy index_progress INDEX_MORE INDEX_READY index_policy_current index_policy_pays
+               index_policy_advance
+  lookup       lookup_row
   layout       layout_number
   lookup_batch lookup_kind LOOKUP_IDS TRANSLATE_READ TRANSLATE_WRITE MARK_DIRTY lookup_batch_tree
                lookup_batch_index

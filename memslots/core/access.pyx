@@ -5,12 +5,14 @@ from libc.string cimport memmove, memset
 from memslots.core.alloc cimport alloc_free, alloc_zeroed
 from memslots.core.dirtylog cimport dirty_mark_range
 from memslots.core.endian cimport endian_le
-from memslots.core.lookup cimport lookup_in
+from memslots.core.index cimport INDEX_READONLY, index_row, index_usable, index_userspace_addr
+from memslots.core.lookup cimport lookup_row
 from memslots.core.slot cimport SLOT_READONLY, slot_usable
 from memslots.core.slotset cimport (
     slotset_by_id,
     slotset_first_hva,
     slotset_next_hva,
+    slotset_search,
     slotset_step,
 )
 from memslots.core.units cimport PAGE_SHIFT, gpa_to_gfn, hva_t
@@ -79,8 +81,25 @@ cdef size_t find_spans(
 cdef access_result access_init(
     access *a, slotset *set, gpa_t gpa, uint64_t size, access_kind kind
 ) noexcept nogil:
-    cdef slot *s = lookup_in(set, NULL, gpa_to_gfn(gpa))
+    cdef index_row room
+    cdef const index_row *row = lookup_row(set, NULL, gpa_to_gfn(gpa), &room)
+    cdef uint64_t offset
+    cdef slot *s
     a.spans = a.few
+    if index_usable(row, kind == ACCESS_WRITE):
+        offset = gpa - (row.base_gfn << PAGE_SHIFT)
+        if size <= (<uint64_t>row.npages << PAGE_SHIFT) - offset:
+            # Nearly all are in one slot: the slot itself is not looked at.
+            a.count = 1
+            a.few[0].hva = index_userspace_addr(row) + offset
+            a.few[0].size = size
+            a.few[0].gpa = gpa
+            a.few[0].id = <uint32_t>row.id
+            a.few[0].npages = row.npages
+            a.few[0].slot_hva = index_userspace_addr(row)
+            a.few[0].readonly = row.hva & INDEX_READONLY
+            return ACCESS_DONE
+    s = slotset_search(set, gpa_to_gfn(gpa))
     a.count = find_spans(set, s, a, gpa, size, kind, FEW_SPANS)
     if a.count == 0:
         return ACCESS_BAD

@@ -10,10 +10,12 @@ cdef enum:
 cdef void *alloc_zeroed(size_t size) noexcept nogil
 # The same in whole cache lines of their own, for structs that are laid out by the line. O(size).
 cdef void *alloc_lines(size_t size) noexcept nogil
+# The same as it comes, not of zeros. Large ones cost nothing until touched.
+cdef void *alloc_block(size_t size) noexcept nogil
 # For those who hand out memory that they have got before: whether this once, they must not, as
 # alloc_fail_nth has it.
 cdef bint alloc_refused() noexcept nogil
-# Gives back what either of them gave; NULL is allowed and does nothing.
+# Gives back what any of them gave; NULL is allowed and does nothing.
 cdef void alloc_free(void *memory) noexcept nogil
 
 # Returns how many allocations of this process are not freed.

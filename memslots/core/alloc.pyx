@@ -30,14 +30,23 @@ cdef void *alloc_zeroed(size_t size) noexcept nogil:
     return memory
 
 
-cdef void *alloc_lines(size_t size) noexcept nogil:
+cdef inline size_t whole_lines(size_t size) noexcept nogil:
+    """Two structs that different threads write never share one."""
+    return (size + CACHE_LINE - 1) & ~<size_t>(CACHE_LINE - 1)
+
+
+cdef void *alloc_block(size_t size) noexcept nogil:
     cdef void *memory = NULL
-    # Whole lines: two structs that different threads write never share one.
-    size = (size + CACHE_LINE - 1) & ~<size_t>(CACHE_LINE - 1)
-    if alloc_refused() or posix_memalign(&memory, CACHE_LINE, size) != 0:
+    if alloc_refused() or posix_memalign(&memory, CACHE_LINE, whole_lines(size)) != 0:
         return NULL
-    memset(memory, 0, size)
     atomic_fetch_add(&live, 1)
+    return memory
+
+
+cdef void *alloc_lines(size_t size) noexcept nogil:
+    cdef void *memory = alloc_block(size)
+    if memory is not NULL:
+        memset(memory, 0, whole_lines(size))
     return memory
 
 

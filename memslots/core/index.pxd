@@ -1,60 +1,63 @@
-"""The index of a set, for batches: its slots side by side by base gfn, at one generation.
+"""The index of a set: its slots side by side by base gfn, searched without following pointers.
 
-A tree is searched by following pointers, each from memory that the one before had to be read for.
-The index is worked out from it and never changed: where many questions are asked of the same slots,
-searching it (search.pxd) costs far less, even with the making.
+A tree is searched by pointers, each from memory that the one before had to be read for. The index
+is worked out from the tree (index_policy.pxd says when) and never changed: a search of it
+(search.pxd) waits for memory a few times fewer, and batches wait for many numbers' memory at once.
 
-  I1  an index of the active set's generation holds that set's slots, in gfn order
+  I1  the index of a set holds that set's slots, in gfn order
+
+A set's index is the set's own as long as the set is not changed. Whoever wants to keep it longer
+takes a reference (index_hold); of the rows they may then read all but `record`, and no slots.
 """
 
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 
-from memslots.core.search cimport search_keys
-from memslots.core.slot cimport SLOT_INVALID, SLOT_READONLY, slot
-from memslots.core.units cimport gfn_t, hva_t
+from memslots.core.search cimport search_add, search_keys
+from memslots.core.slot cimport slot
+from memslots.core.units cimport PAGE_OFFSET_MASK, PAGE_SHIFT, gfn_t, hva_t
 
 # Half a line: what any answer needs to know of a slot.
 cdef struct index_row:
-    gfn_t base_gfn  # the first member: the key (search_lay)
+    gfn_t base_gfn
     uint32_t npages  # at most 2**31 - 1, by rule 4
     int32_t id
-    hva_t hva  # userspace_addr; in the bits below the page size, INDEX_NO_*
-    slot *slot  # as long as the generation is the active set's
+    hva_t hva  # userspace_addr; in the bits below the page size, INDEX_*
+    void *record  # the slot's, as long as the set holds the slot
 
 cdef enum:
-    INDEX_NO_READ = 1 << 0  # the slot is INVALID
-    INDEX_NO_WRITE = 1 << 1  # INVALID or READONLY
+    INDEX_LOGS = 1 << 0  # LOG_DIRTY_PAGES
+    INDEX_READONLY = 1 << 1
+    INDEX_INVALID = 1 << 2
+    INDEX_FLAGS = (1 << 3) - 1  # all of them
+    INDEX_INVALID_SHIFT = 14  # from SLOT_INVALID to INDEX_INVALID; the others are as in SLOT_*
 
 cdef struct index:
-    uint64_t generation  # of the set whose slots these are
+    index_row *rows  # by base_gfn
+    search_keys keys  # the rows' base gfns, once index_seal has been called
+    slot **slots  # [i]: what row i is of, as long as the set holds it
     uint32_t room  # for so many rows
     uint32_t count  # of rows
-    index_row *rows  # by base_gfn
-    void *keys_memory  # what the keys lie in
-    search_keys keys  # the rows' base gfns, once index_seal has been called
-    index *next  # of a list of those that are to be freed; NULL: the last
+    uint64_t references  # who keeps it: the set, and those who have called index_hold
+    uint64_t lines[7]
+    # On a line of its own, since readers without a cache write it: the row found last.
+    index_row *last_used
+    uint64_t last_line[7]
 
-# Where an address space has its index. What to do with it is in index_policy.pxd.
-cdef struct index_home:
-    # The first line: read by every batch, seldom written.
-    index *current  # the one published last, maybe of a generation that is past; NULL: none
-    uint64_t first_line[7]
-    # The second: written by batches that search the tree.
-    index *retired  # those that `current` was before, whom a reader may still be in
-    uint64_t generation  # the one that `searches` counts in
-    # how often batches searched the tree since (about: several may count at once)
-    uint64_t searches
-    uint64_t second_line[5]
+cdef enum:
+    INDEX_FEW = 16  # rows whose keys are one node: an index of no more has room for as many
 
 
-# An index with room for `room` slots (at least 1) of a set of this generation, or NULL: no memory.
-cdef index *index_new(uint64_t generation, uint32_t room) noexcept nogil
-# Puts in a slot, which lies after those put in before. There must be room.
-cdef void index_add(index *ix, slot *s) noexcept nogil
-# Makes it ready to be searched; at least one slot was put in. O(count).
+# An index with room for `room` slots, at least 1, or NULL: no memory. `first` and `last` are the
+# base gfns of the first and the last of them. The caller has the only reference.
+cdef index *index_new(uint32_t room, gfn_t first, gfn_t last) noexcept nogil
+# Takes away all rows, to put in others: of as many slots at most if the index is of INDEX_FEW.
+cdef void index_reset(index *ix, uint32_t room, gfn_t first, gfn_t last) noexcept nogil
+# Makes it ready to be searched; all that there was room for was put in. O(1).
 cdef void index_seal(index *ix) noexcept nogil
-# Gives back a list of them. NULL does nothing.
-cdef void index_free(index *list) noexcept nogil
+# Takes a reference to an index, which somebody else keeps meanwhile.
+cdef void index_hold(index *ix) noexcept nogil
+# Gives a reference back; frees the index with the last. NULL does nothing.
+cdef void index_drop(index *ix) noexcept nogil
 
 
 cdef inline bint index_has_gfn(const index_row *row, gfn_t gfn) noexcept nogil:
@@ -62,11 +65,45 @@ cdef inline bint index_has_gfn(const index_row *row, gfn_t gfn) noexcept nogil:
     return gfn - row.base_gfn < row.npages
 
 
+cdef inline bint index_usable(const index_row *row, bint write) noexcept nogil:
+    """As slot_usable."""
+    return row is not NULL and not row.hva & (INDEX_INVALID | (INDEX_READONLY if write else 0))
+
+
+cdef inline hva_t index_userspace_addr(const index_row *row) noexcept nogil:
+    return row.hva & ~<hva_t>PAGE_OFFSET_MASK
+
+
+cdef inline hva_t index_gfn_to_hva(const index_row *row, gfn_t gfn) noexcept nogil:
+    """As slot_gfn_to_hva."""
+    return index_userspace_addr(row) + ((gfn - row.base_gfn) << PAGE_SHIFT)
+
+
 cdef inline hva_t index_hva(const slot *s) noexcept nogil:
     """A slot's index_row.hva."""
-    cdef hva_t hva = s.userspace_addr
-    if s.flags & SLOT_INVALID:
-        hva |= INDEX_NO_READ
-    if s.flags & (SLOT_INVALID | SLOT_READONLY):
-        hva |= INDEX_NO_WRITE
-    return hva
+    return s.userspace_addr | ((s.flags | s.flags >> INDEX_INVALID_SHIFT) & INDEX_FLAGS)
+
+
+cdef inline uint32_t index_flags(const index_row *row) noexcept nogil:
+    """The flags of the slot that a row is of."""
+    return <uint32_t>(
+        (row.hva & (INDEX_LOGS | INDEX_READONLY))
+        | (row.hva & INDEX_INVALID) << INDEX_INVALID_SHIFT
+    )
+
+
+cdef inline void index_fill(index_row *row, const slot *s) noexcept nogil:
+    """Makes a row of a slot."""
+    row.base_gfn = s.base_gfn
+    row.npages = <uint32_t>s.npages
+    row.id = <int32_t>s.id
+    row.hva = index_hva(s)
+    row.record = s.record
+
+
+cdef inline void index_add(index *ix, slot *s) noexcept nogil:
+    """Puts in a slot, which lies after those put in before. There must be room. O(1)."""
+    index_fill(&ix.rows[ix.count], s)
+    ix.slots[ix.count] = s
+    search_add(&ix.keys, ix.count, s.base_gfn)
+    ix.count += 1

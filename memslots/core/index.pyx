@@ -1,43 +1,69 @@
-"""The index of a set, for batches. I1 and the contract of each function are in index.pxd."""
+"""The index of a set. I1 and the contract of each function are in index.pxd."""
 
-from memslots.core.alloc cimport alloc_free, alloc_lines, alloc_zeroed
+from memslots.core.alloc cimport CACHE_LINE, alloc_block, alloc_free
+from memslots.core.atomics cimport atomic_fetch_add, atomic_fetch_sub_acq_rel
 from memslots.core.debug cimport debug_assert
-from memslots.core.search cimport search_lay, search_size
+from memslots.core.search cimport search_begin, search_end, search_size
 
-cdef index *index_new(uint64_t generation, uint32_t room) noexcept nogil:
-    cdef index *ix = <index *>alloc_zeroed(sizeof(index))
+cdef extern from *:
+    """
+    #define MEMSLOTS_CHECK_INDEX_LAYOUT(ix, line) do { \\
+        _Static_assert(sizeof(*(ix)->rows) == (line) / 2, "a row is half a line"); \\
+        _Static_assert(offsetof(__typeof__(*(ix)), keys.level) + 4 * sizeof(void *) == (line), \\
+                       "what a search of 65,536 keys reads of the index is its first line"); \\
+        _Static_assert(offsetof(__typeof__(*(ix)), last_used) % (line) == 0, \\
+                       "what readers write has a line of its own"); \\
+        _Static_assert(sizeof(*(ix)) % (line) == 0, "the rows begin with a line"); \\
+    } while (0)
+    """
+    void check_layout "MEMSLOTS_CHECK_INDEX_LAYOUT"(index *, int) noexcept nogil
+
+
+cdef inline size_t lines(size_t size) noexcept nogil:
+    return (size + CACHE_LINE - 1) & ~<size_t>(CACHE_LINE - 1)
+
+
+cdef index *index_new(uint32_t room, gfn_t first, gfn_t last) noexcept nogil:
+    # All of it in one block: an index of a few slots is made and thrown away often.
+    cdef uint32_t places = max(room, <uint32_t>INDEX_FEW)
+    cdef size_t rows = lines(places * sizeof(index_row))
+    cdef size_t slots = lines(places * sizeof(void *))
+    cdef uint64_t span = ~<uint64_t>0 if places == INDEX_FEW else last - first
+    cdef char *block = <char *>alloc_block(
+        sizeof(index) + rows + slots + search_size(places, span)
+    )
+    cdef index *ix = <index *>block
+    check_layout(ix, CACHE_LINE)
     if ix is NULL:
         return NULL
-    ix.generation = generation
-    ix.room = room
-    ix.rows = <index_row *>alloc_lines(room * sizeof(index_row))
-    ix.keys_memory = alloc_lines(search_size(room))
-    if ix.rows is NULL or ix.keys_memory is NULL:
-        index_free(ix)
-        return NULL
+    block += sizeof(index)
+    ix.rows = <index_row *>block
+    ix.slots = <slot **>(block + rows)
+    ix.references = 1
+    index_reset(ix, room, first, last)
     return ix
 
 
-cdef void index_add(index *ix, slot *s) noexcept nogil:
-    cdef index_row *row = &ix.rows[ix.count]
-    debug_assert(ix.count < ix.room, b"index_add: there is room")
-    row.base_gfn = s.base_gfn
-    row.npages = <uint32_t>s.npages
-    row.id = <int32_t>s.id
-    row.hva = index_hva(s)
-    row.slot = s
-    ix.count += 1
+cdef void index_reset(index *ix, uint32_t room, gfn_t first, gfn_t last) noexcept nogil:
+    cdef uint32_t places = max(room, <uint32_t>INDEX_FEW)
+    ix.room = room
+    ix.count = 0
+    ix.last_used = ix.rows
+    search_begin(
+        &ix.keys, <char *>ix.slots + lines(places * sizeof(void *)), room, first, last
+    )
 
 
 cdef void index_seal(index *ix) noexcept nogil:
-    search_lay(&ix.keys, ix.keys_memory, ix.count, ix.rows, sizeof(index_row))
+    debug_assert(ix.count == ix.room, b"index_seal: all slots were put in")
+    search_end(&ix.keys)
 
 
-cdef void index_free(index *list) noexcept nogil:
-    cdef index *ix
-    while list is not NULL:
-        ix = list
-        list = ix.next
-        alloc_free(ix.rows)
-        alloc_free(ix.keys_memory)
+cdef void index_hold(index *ix) noexcept nogil:
+    atomic_fetch_add(&ix.references, 1)
+
+
+cdef void index_drop(index *ix) noexcept nogil:
+    # Acquire and release: all that others read was read before it is freed.
+    if ix is not NULL and atomic_fetch_sub_acq_rel(&ix.references, 1) == 1:
         alloc_free(ix)

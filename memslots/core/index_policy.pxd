@@ -1,43 +1,57 @@
-"""When an index is built, who may use it, and when its memory is freed.
+"""When the index of a set is made, and by whom.
 
-Batches that search the tree count their searches. When those have cost about as much as an index
-would, or will have at the end of the current batch, the batch builds an index. It does so as a
-reader: in sections of a few slots each, so that no change waits for it. If a change comes between
-two sections, the build is given up. A batch publishes its index in the address space (index_home).
+Readers that search the tree count their searches. When those have cost several times what an index
+would, or in a batch about as much, a reader makes one: a batch or whoever wants all of it at once,
+and single look-ups a few rows at each search, so that none of them stalls. No change waits for it:
+a set that becomes inactive before its index is finished loses what there is of it. At most one
+thread at a time makes part of it; others search the tree meanwhile.
 
-A reader uses an index only if the set it reads is of the index's generation. So a change need not
-remove the index before it swaps. After the swap the writer removes an index of another generation,
-and frees it after the wait for readers that the change needs anyway.
-
-Single look-ups do not use the index.
+All of these are for readers in a section, or who hold what keeps the set as it is.
 """
 
 from libc.stdint cimport uint64_t
 
-from memslots.core.atomics cimport atomic_load_acquire_ptr, atomic_load_relaxed
+from memslots.core.atomics cimport (
+    atomic_load_acquire_ptr,
+    atomic_load_relaxed,
+    atomic_store_relaxed,
+)
 from memslots.core.index cimport index
-from memslots.core.slotset cimport slotset
-from memslots.core.space cimport space
-from memslots.core.srcu cimport srcu_reader
+from memslots.core.slotset cimport slotset, slotset_count
+
+cdef enum:
+    # A single look-up that searches the tree for so many times in all finds that an index pays:
+    # so many times besides those for each slot, of which
+    SINGLE_SEARCHES = 24
+    # so many count double. An index takes a tenth of the time then that the searches have taken.
+    SINGLE_DOUBLE = 1024
+    # It makes so many rows then: the longest that it can take is as many steps in the tree.
+    SINGLE_PART = 16
+
+# What became of an index.
+cdef enum index_progress:
+    INDEX_READY  # the set has one
+    INDEX_MORE  # there is more to make
+    INDEX_NONE  # another thread is making it, there is no memory, or no slot
 
 
-cdef inline const index *index_policy_current(const space *sp, const slotset *set) noexcept nogil:
-    """Returns the index of a set that was active in the caller's section, or NULL."""
-    # Acquire: pairs with the exchange that publishes it, so its rows are seen.
-    cdef index *ix = <index *>atomic_load_acquire_ptr(<void *const *>&sp.index.current)
-    if ix is not NULL and ix.generation == atomic_load_relaxed(&set.generation):
-        return ix
-    return NULL
+cdef inline index *index_policy_current(const slotset *set) noexcept nogil:
+    """The index of a set, or NULL."""
+    # Acquire: pairs with the release that publishes it, so its rows are seen.
+    return <index *>atomic_load_acquire_ptr(<void *const *>&set.index)
 
 
-# Counts `searches` of the tree at a generation of `slots` slots. Returns whether an index pays now,
-# if `expected` more searches are to come.
-cdef bint index_policy_pays(
-    space *sp, uint64_t generation, uint64_t slots, uint64_t searches, uint64_t expected
-) noexcept nogil
-# Builds the index of the active set and publishes it. False: there was a change meanwhile, there
-# are no slots, or no memory. The caller must be in no section. O(n).
-cdef bint index_policy_build(space *sp, srcu_reader *reader) noexcept nogil
-# For the writer. Removes the indexes that no reader which enters from now on can use. Returns them
-# as a list to free after the next wait for readers, or NULL.
-cdef index *index_policy_collect(space *sp) noexcept nogil
+# Makes up to `rows` rows of the set's index. O(rows).
+cdef index_progress index_policy_advance(slotset *set, uint64_t rows) noexcept nogil
+# For a batch: counts `searches` of the tree. Returns whether an index pays now, if `expected` more
+# are to come.
+cdef bint index_policy_pays(slotset *set, uint64_t searches, uint64_t expected) noexcept nogil
+
+
+cdef inline void index_policy_note(slotset *set, uint64_t searches) noexcept nogil:
+    """For a single look-up that has no index: counts searches of the tree, and makes its part."""
+    cdef uint64_t slots = slotset_count(set)
+    searches += atomic_load_relaxed(&set.searches)
+    atomic_store_relaxed(&set.searches, searches)
+    if searches >= slots + min(slots, <uint64_t>SINGLE_DOUBLE) + SINGLE_SEARCHES:
+        index_policy_advance(set, SINGLE_PART)

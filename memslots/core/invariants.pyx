@@ -236,7 +236,9 @@ cdef property_id check_index(const index *ix, const slotset *active, uint64_t *i
     for i in range(ix.count):
         row = &ix.rows[i]
         id[0] = s.id
-        if row.slot is not s or row.base_gfn != s.base_gfn or row.npages != s.npages:
+        if ix.slots[i] is not s or row.record is not s.record:
+            return I1
+        if row.base_gfn != s.base_gfn or row.npages != s.npages:
             return I1
         if row.id != <int32_t>s.id or row.hva != index_hva(s):
             return I1
@@ -277,6 +279,10 @@ cdef void invariants_check_space(const space *sp, report *out) noexcept nogil:
     if active.generation & SWAPPING:
         out.broken = P2
         return
-    ix = index_policy_current(sp, active)
+    # The other set's went when its readers had gone.
+    if other.index is not NULL:
+        out.broken = I1
+        return
+    ix = index_policy_current(active)
     if ix is not NULL:
         out.broken = check_index(ix, active, &out.id)

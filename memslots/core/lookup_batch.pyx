@@ -8,11 +8,16 @@ from libc.stdint cimport int32_t, uint32_t, uint64_t
 
 from memslots.core.atomics cimport atomic_load_relaxed
 from memslots.core.dirtylog cimport dirty_mark
-from memslots.core.index cimport INDEX_NO_READ, INDEX_NO_WRITE, index_has_gfn, index_row
-from memslots.core.lookup cimport lookup_hva, lookup_in
+from memslots.core.index cimport (
+    index_has_gfn,
+    index_row,
+    index_usable,
+    index_userspace_addr,
+)
+from memslots.core.lookup cimport lookup_hva, lookup_in, lookup_row
 from memslots.core.search cimport SEARCH_BLOCK, search_block
 from memslots.core.slot cimport slot
-from memslots.core.units cimport BAD_HVA, PAGE_OFFSET_MASK, PAGE_SHIFT, gfn_t, hva_t
+from memslots.core.units cimport BAD_HVA, PAGE_SHIFT, gfn_t, hva_t
 
 cdef enum:
     # Number of recent answers to try before searching, besides the last one. Guests alternate
@@ -41,12 +46,14 @@ cdef void lookup_batch_tree(
     size_t count,
 ) noexcept nogil:
     cdef slot *s
+    cdef const index_row *row
+    cdef index_row room
     cdef uint64_t number
     cdef size_t i
     if kind == LOOKUP_IDS:
         for i in range(count):
-            s = lookup_in(set, own, given[i])
-            (<int32_t *>out)[i] = <int32_t>s.id if s is not NULL else -1
+            row = lookup_row(set, own, given[i], &room)
+            (<int32_t *>out)[i] = row.id if row is not NULL else -1
     elif kind == MARK_DIRTY:
         for i in range(count):
             number = atomic_load_relaxed(&given[i])
@@ -70,9 +77,9 @@ cdef inline size_t width_of(lookup_kind kind) noexcept nogil:
 
 cdef inline hva_t row_base(const index_row *row, lookup_kind kind) noexcept nogil:
     """Returns what to add to a gpa of the slot for its hva; BAD_HVA if the slot refuses."""
-    if row.hva & (INDEX_NO_WRITE if kind == TRANSLATE_WRITE else INDEX_NO_READ):
+    if not index_usable(row, kind == TRANSLATE_WRITE):
         return BAD_HVA
-    return (row.hva & ~<hva_t>PAGE_OFFSET_MASK) - (row.base_gfn << PAGE_SHIFT)
+    return index_userspace_addr(row) - (row.base_gfn << PAGE_SHIFT)
 
 
 cdef inline bint eight_in(const uint64_t *given, uint64_t first, uint64_t length) noexcept nogil:
@@ -95,7 +102,12 @@ cdef size_t count_inside(const interval *same, const uint64_t *given, size_t cou
 
 
 cdef void answer_interval(
-    const interval *same, lookup_kind kind, const uint64_t *given, void *out, size_t count
+    const index *ix,
+    const interval *same,
+    lookup_kind kind,
+    const uint64_t *given,
+    void *out,
+    size_t count,
 ) noexcept nogil:
     """Writes the answers to numbers that are all in the interval."""
     cdef const index_row *row = same.row
@@ -112,7 +124,7 @@ cdef void answer_interval(
             for i in range(count):
                 number = atomic_load_relaxed(&given[i])
                 if number - same.first <= same.length:
-                    dirty_mark(row.slot, number)
+                    dirty_mark(ix.slots[row - ix.rows], number)
     else:
         base = row_base(row, kind) if row is not NULL else BAD_HVA
         for i in range(count):
@@ -200,7 +212,7 @@ cdef size_t answer_near(
     count = min(count, <size_t>(SEARCH_BLOCK * AHEAD))
     while True:
         n = count_inside(same, given + i, count - i)
-        answer_interval(same, kind, given + i, <char *>out + i * width, n)
+        answer_interval(ix, same, kind, given + i, <char *>out + i * width, n)
         i += n
         if i == count or searches[0] > FAR_APART + i // FAR_APART:
             return i
@@ -249,7 +261,7 @@ cdef size_t answer_scattered(
         for i in range(count):
             row = &ix.rows[places[i]]
             if index_has_gfn(row, gfns[i]):
-                dirty_mark(row.slot, gfns[i])
+                dirty_mark(ix.slots[places[i]], gfns[i])
     else:
         for i in range(count):
             row = &ix.rows[places[i]]
@@ -268,6 +280,7 @@ cdef size_t answer_scattered(
 
 
 cdef void lookup_batch_index(
+    const slotset *set,
     const index *ix,
     vcpu_cache *own,
     lookup_kind kind,
@@ -297,5 +310,6 @@ cdef void lookup_batch_index(
         scattered[0] = searches > n // FAR_APART
         i += n
     if last is not NULL:
-        own.last_used = last.slot
-        own.generation = ix.generation
+        own.last_used = last[0]
+        own.slot = ix.slots[last - ix.rows]
+        own.generation = atomic_load_relaxed(&set.generation)

@@ -40,6 +40,14 @@ cdef extern from *:
     MEMSLOTS_BY_HALVES(memslots_halves_narrow, uint32_t)
     MEMSLOTS_BY_HALVES(memslots_halves_wide, uint64_t)
 
+    static inline uint32_t memslots_count_portable(const uint32_t *node, uint32_t wanted)
+    {
+        uint32_t found = 0;
+        for (int i = 0; i < 16; i++)  /* every machine that has vectors has this in them */
+            found += node[i] <= wanted;
+        return found;
+    }
+
     /* A level down: of the keys in a question's node, COUNT says how many are not above it; it goes
        on below the last of them. Only a question below all keys finds none; it may go anywhere. */
     #define MEMSLOTS_NODES(G, COUNT) do { \\
@@ -54,9 +62,34 @@ cdef extern from *:
         i += (G); \\
     } while (0)
 
+    /* The same for one question. A loop whose length is known is laid out flat, and the steps of
+       one question are all there is to wait for. */
+    #define MEMSLOTS_ONE_OF(LEVELS, COUNT) do { \\
+        uint32_t at = 0; \\
+        for (int l = (LEVELS) - 1; l >= 0; l--) { \\
+            const uint32_t found = COUNT(level[l] + 16 * (size_t)at, wanted); \\
+            at = 16 * at + found - (found > 0); \\
+        } \\
+        return at; \\
+    } while (0)
+
+    #define MEMSLOTS_ONE_BY_NODES(NAME, TARGET, COUNT) \\
+    TARGET static uint32_t NAME(uint32_t *const *level, uint32_t levels, uint32_t wanted) \\
+    { \\
+        switch (levels) { \\
+        case 1: MEMSLOTS_ONE_OF(1, COUNT); \\
+        case 2: MEMSLOTS_ONE_OF(2, COUNT); \\
+        case 3: MEMSLOTS_ONE_OF(3, COUNT); \\
+        case 4: MEMSLOTS_ONE_OF(4, COUNT); \\
+        default: MEMSLOTS_ONE_OF((int)levels, COUNT); \\
+        } \\
+    }
+
+    MEMSLOTS_ONE_BY_NODES(memslots_one_portable, , memslots_count_portable)
+
     #define MEMSLOTS_BY_NODES(NAME, TARGET, COUNT) \\
     __attribute__((target(TARGET))) \\
-    static void NAME(const uint32_t *const *level, uint32_t levels, const uint32_t *wanted, \\
+    static void NAME(uint32_t *const *level, uint32_t levels, const uint32_t *wanted, \\
                      uint32_t *places, size_t n) \\
     { \\
         size_t i = 0; \\
@@ -92,6 +125,10 @@ cdef extern from *:
 
     MEMSLOTS_BY_NODES(memslots_nodes_avx512, "avx512f,popcnt", memslots_count_avx512)
     MEMSLOTS_BY_NODES(memslots_nodes_avx2, "avx2,popcnt", memslots_count_avx2)
+    MEMSLOTS_ONE_BY_NODES(memslots_one_avx512, __attribute__((target("avx512f,popcnt"))),
+                          memslots_count_avx512)
+    MEMSLOTS_ONE_BY_NODES(memslots_one_avx2, __attribute__((target("avx2,popcnt"))),
+                          memslots_count_avx2)
 
     static int memslots_has_avx512(void)
     {
@@ -108,12 +145,12 @@ cdef extern from *:
     /* Elsewhere the compiler makes of the portable search what the machine has. */
     #define memslots_nodes_avx512(level, levels, wanted, places, n) ((void)0)
     #define memslots_nodes_avx2(level, levels, wanted, places, n) ((void)0)
+    #define memslots_one_avx512 memslots_one_portable
+    #define memslots_one_avx2 memslots_one_portable
     #define memslots_has_avx512() 0
     #define memslots_has_avx2() 0
     #endif
     """
-    enum:
-        NODE "16"
     void halves_narrow "memslots_halves_narrow"(
         const uint32_t *keys, uint32_t count, const uint32_t *wanted, uint32_t *places, size_t n
     ) noexcept nogil
@@ -121,18 +158,27 @@ cdef extern from *:
         const uint64_t *keys, uint32_t count, const uint64_t *wanted, uint32_t *places, size_t n
     ) noexcept nogil
     void nodes_avx512 "memslots_nodes_avx512"(
-        const uint32_t *const *level,
+        uint32_t *const *level,
         uint32_t levels,
         const uint32_t *wanted,
         uint32_t *places,
         size_t n,
     ) noexcept nogil
     void nodes_avx2 "memslots_nodes_avx2"(
-        const uint32_t *const *level,
+        uint32_t *const *level,
         uint32_t levels,
         const uint32_t *wanted,
         uint32_t *places,
         size_t n,
+    ) noexcept nogil
+    uint32_t one_portable "memslots_one_portable"(
+        uint32_t *const *level, uint32_t levels, uint32_t wanted
+    ) noexcept nogil
+    uint32_t one_avx512 "memslots_one_avx512"(
+        uint32_t *const *level, uint32_t levels, uint32_t wanted
+    ) noexcept nogil
+    uint32_t one_avx2 "memslots_one_avx2"(
+        uint32_t *const *level, uint32_t levels, uint32_t wanted
     ) noexcept nogil
     bint has_avx512 "memslots_has_avx512"() noexcept nogil
     bint has_avx2 "memslots_has_avx2"() noexcept nogil
@@ -159,96 +205,92 @@ cdef search_kind search_used() noexcept nogil:
 
 cdef inline uint32_t nodes_of(uint32_t count) noexcept nogil:
     """How many nodes hold so many keys."""
-    return (count - 1) // NODE + 1
+    return (count - 1) // SEARCH_NODE + 1
 
 
-cdef size_t search_size(uint32_t count) noexcept nogil:
-    cdef size_t wide = (count * sizeof(uint64_t) + CACHE_LINE - 1) & ~<size_t>(CACHE_LINE - 1)
-    cdef size_t narrow = 0
-    while count > 1 or narrow == 0:
+cdef inline size_t lines(uint64_t size) noexcept nogil:
+    """The bytes of whole cache lines that `size` bytes take."""
+    return (size + CACHE_LINE - 1) & ~<size_t>(CACHE_LINE - 1)
+
+
+cdef inline size_t wide_size(uint32_t count, uint64_t span) noexcept nogil:
+    """What the keys as they are take, beside the narrow ones: it may be that not all are narrow."""
+    return lines(count * <uint64_t>sizeof(uint64_t)) if span > LAST_NARROW else 0
+
+
+cdef size_t search_size(uint32_t count, uint64_t span) noexcept nogil:
+    cdef size_t size = wide_size(count, span)
+    while True:
         count = nodes_of(count)
-        narrow += count * <size_t>CACHE_LINE
-    return max(wide, narrow)
+        size += count * <size_t>CACHE_LINE
+        if count == 1:
+            return size
 
 
-cdef inline uint64_t key_of(const void *items, size_t stride, uint32_t place) noexcept nogil:
-    return (<const uint64_t *>(<const char *>items + place * stride))[0]
-
-
-cdef void lay_wide(
-    search_keys *keys, uint64_t *wide, const void *items, size_t stride
+cdef void search_begin(
+    search_keys *keys, void *memory, uint32_t count, uint64_t first, uint64_t last
 ) noexcept nogil:
-    cdef uint32_t i
-    for i in range(keys.count):
-        wide[i] = key_of(items, stride, i)
-    keys.wide = wide
-
-
-cdef uint32_t lay_level(uint32_t *level, uint32_t count, const uint32_t *below) noexcept nogil:
-    """Fills a level's last node; the first key of each node of `below`, unless that is NULL.
-
-    Gives the number of nodes.
-    """
-    cdef uint32_t nodes = nodes_of(count)
-    cdef uint32_t i
-    if below is not NULL:
-        for i in range(count):
-            level[i] = below[i * NODE]
-    for i in range(count, nodes * NODE):
-        level[i] = NO_KEY
-    return nodes
-
-
-cdef void search_lay(
-    search_keys *keys, void *memory, uint32_t count, const void *items, size_t stride
-) noexcept nogil:
-    cdef uint32_t *level = <uint32_t *>memory
-    cdef uint32_t *below
-    cdef uint64_t bits = 0  # those that are set in any distance from the first
-    cdef uint64_t greatest
-    cdef uint32_t i, nodes
-    keys.origin = key_of(items, stride, 0)
+    cdef size_t wide = wide_size(count, last - first)
+    cdef uint32_t *level = <uint32_t *>(<char *>memory + wide)
+    keys.origin = first
     keys.shift = 0
     keys.count = count
     keys.kind = search_used()
     keys.levels = 0
-    keys.wide = NULL
-    for i in range(count):
-        bits |= key_of(items, stride, i) - keys.origin
-    greatest = key_of(items, stride, count - 1) - keys.origin
-    while greatest > LAST_NARROW and not bits & 1:
-        bits >>= 1
-        greatest >>= 1
+    keys.wide = <uint64_t *>memory if wide != 0 else NULL
+    keys.stray = 0
+    while (last - first) >> keys.shift > LAST_NARROW:
         keys.shift += 1
-    if greatest > LAST_NARROW:
-        lay_wide(keys, <uint64_t *>memory, items, stride)
-        return
-    for i in range(count):
-        level[i] = <uint32_t>((key_of(items, stride, i) - keys.origin) >> keys.shift)
-    nodes = lay_level(level, count, NULL)
-    keys.level[0] = level
-    keys.levels = 1
-    while nodes > 1 and keys.kind != SEARCH_PORTABLE:
-        below = level
-        level += nodes * NODE
-        nodes = lay_level(level, nodes, below)
+    while True:
+        count = nodes_of(count)
         keys.level[keys.levels] = level
         keys.levels += 1
+        level += count * SEARCH_NODE
+        if count == 1:
+            return
+
+
+cdef void search_end(search_keys *keys) noexcept nogil:
+    cdef uint32_t count = keys.count
+    cdef uint32_t height, i
+    if keys.stray != 0:
+        keys.levels = 0
+        return
+    keys.wide = NULL
+    for height in range(keys.levels):
+        for i in range(count, nodes_of(count) * SEARCH_NODE):
+            keys.level[height][i] = NO_KEY
+        count = nodes_of(count)
+
+
+cdef inline uint32_t narrow_of(const search_keys *keys, uint64_t wanted) noexcept nogil:
+    """What to look for among narrow keys."""
+    # Below the first key it wraps to a great number.
+    return <uint32_t>min((wanted - keys.origin) >> keys.shift, <uint64_t>LAST_NARROW)
+
+
+cdef uint32_t search_one(const search_keys *keys, uint64_t wanted) noexcept nogil:
+    cdef uint32_t place
+    if keys.levels == 0:
+        halves_wide(keys.wide, keys.count, &wanted, &place, 1)
+        return place
+    if keys.kind == SEARCH_AVX512:
+        return one_avx512(keys.level, keys.levels, narrow_of(keys, wanted))
+    if keys.kind == SEARCH_AVX2:
+        return one_avx2(keys.level, keys.levels, narrow_of(keys, wanted))
+    return one_portable(keys.level, keys.levels, narrow_of(keys, wanted))
 
 
 cdef void search_block(
     const search_keys *keys, const uint64_t *wanted, uint32_t *places, size_t count
 ) noexcept nogil:
     cdef uint32_t narrow[SEARCH_BLOCK]
-    cdef uint64_t distance
     cdef size_t i
     if keys.levels == 0:
         halves_wide(keys.wide, keys.count, wanted, places, count)
         return
     for i in range(count):
-        # Below the first key it wraps to a great number.
-        distance = (wanted[i] - keys.origin) >> keys.shift
-        narrow[i] = <uint32_t>min(distance, <uint64_t>LAST_NARROW)
+        narrow[i] = narrow_of(keys, wanted[i])
     if keys.kind == SEARCH_AVX512:
         nodes_avx512(keys.level, keys.levels, narrow, places, count)
     elif keys.kind == SEARCH_AVX2:

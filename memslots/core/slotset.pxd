@@ -5,14 +5,15 @@
   S3  last-used is NULL or a slot of the set
   S4  the counts of slots and of pages agree with the slots
 
-Readers use the active set, so only the inactive one is changed; what readers write themselves is
-last-used alone.
+Readers use the active set, so only the inactive one is changed. What readers write themselves is
+last-used, and the set's index (index.pxd), which is there for as long as the set is not changed.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
 
 from memslots.core.hvatree cimport hva_first_overlap, hva_next_overlap
 from memslots.core.idtable cimport idtable, idtable_find, idtable_spare
+from memslots.core.index cimport index
 from memslots.core.rbtree cimport rb_first, rb_floor, rb_last, rb_root, rb_step
 from memslots.core.slot cimport (
     slot,
@@ -28,11 +29,18 @@ cdef struct slotset:
     # The first cache line: what every look-up by gfn reads, and only a swap writes.
     rb_root gfn_tree  # the slots by base_gfn
     uint64_t generation  # see space; here, beside the tree, since a reader reads both
+    index *index  # I1; NULL: there is none yet. Published once, by a reader
     int k  # which of a slot's nodes are this set's: 0 or 1
-    uint64_t first_line[3]
+    uint64_t first_line[2]
     # The second: what readers write.
     slot *last_used  # the slot found last, or NULL
-    uint64_t second_line[7]
+    # What index_policy knows of the index that is to be.
+    uint64_t searches  # of the tree since the set is active (about: several may count at once)
+    uint64_t building  # whether a reader is making part of the index, and has what follows
+    index *unfinished  # with the rows that are made; NULL: none is begun
+    slot *next  # the slot to make the next row of
+    index *spare  # one of INDEX_FEW that is to be used again, or NULL
+    uint64_t second_line[2]
     # The third: what the writer writes while the set is inactive.
     rb_root hva_tree  # the slots by host range
     idtable ids  # the slots by id
@@ -43,6 +51,9 @@ cdef struct slotset:
 cdef void slotset_init(slotset *set, int k) noexcept nogil
 # Gives back what the set has got for itself; the slots in it are not its own.
 cdef void slotset_clear(slotset *set) noexcept nogil
+# Before the set is changed, when all readers are gone: takes away its index, also an unfinished
+# one. O(1), and what giving back memory takes.
+cdef void slotset_drop_index(slotset *set) noexcept nogil
 # Changes the set from holding `old` to holding `new`: NULL `old` adds, NULL `new` removes;
 # otherwise `new` takes the place of `old`, whose id it has. An addition takes `spare`, got with
 # idtable_get_spare(&set.ids, ...) for it. Cannot fail. O(log n); a replacement O(1) in the trees

@@ -7,6 +7,7 @@ from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport uint64_t
 
 from memslots.core.alloc cimport CACHE_LINE
+from memslots.core.atomics cimport atomic_load_acquire
 from memslots.core.debug cimport debug_assert
 from memslots.core.hvatree cimport hva_init, hva_node
 from memslots.core.idtable cimport (
@@ -17,6 +18,7 @@ from memslots.core.idtable cimport (
     idtable_replace,
     idtable_spare,
 )
+from memslots.core.index cimport INDEX_FEW, index_drop
 from memslots.core.rbtree cimport (
     rb_erase,
     rb_init,
@@ -51,14 +53,37 @@ cdef void slotset_init(slotset *set, int k) noexcept nogil:
     hva_init(&set.hva_tree, distance(&shape.hva_node[k], &shape.userspace_addr))
     idtable_init(&set.ids, distance(&shape, &shape.id))
     set.generation = 0
+    set.index = NULL
     set.k = k
     set.last_used = NULL
+    set.searches = 0
+    set.building = False
+    set.unfinished = NULL
+    set.spare = NULL
     set.npages = 0
 
 
 cdef void slotset_clear(slotset *set) noexcept nogil:
+    slotset_drop_index(set)
+    index_drop(set.spare)
     idtable_clear(&set.ids)
     slotset_init(set, set.k)
+
+
+cdef void slotset_drop_index(slotset *set) noexcept nogil:
+    cdef index *ix = set.index
+    set.searches = 0
+    # A reader that is no more, in the parent of a fork, may have left it set.
+    set.building = False
+    index_drop(set.unfinished)
+    set.unfinished = NULL
+    if ix is NULL:
+        return
+    set.index = NULL
+    if set.spare is NULL and ix.room <= INDEX_FEW and atomic_load_acquire(&ix.references) == 1:
+        set.spare = ix
+    else:
+        index_drop(ix)
 
 
 cdef bint is_held(const slotset *set, const slot *old, const slot *new) noexcept nogil:
@@ -112,6 +137,7 @@ cdef void put(
     slotset *set, slot *old, slot *new, idtable_spare *spare, bint follows
 ) noexcept nogil:
     cdef int k = set.k
+    debug_assert(set.index is NULL, b"slotset_put: the index is gone")
     # One call each: only so the compiler's preprocessor can leave the condition out.
     debug_assert(is_held(set, old, new), b"slotset_put: the set holds just what is to go")
     # S3. A reader that came before the swap may have left the old slot here; none is left now.

@@ -12,7 +12,6 @@ had. Space k of m uses k, k + m, k + 2m, and so on.
 from libc.stdint cimport uint32_t, uint64_t
 
 from memslots.core.atomics cimport atomic_load_acquire_ptr, atomic_load_relaxed
-from memslots.core.index cimport index_home
 from memslots.core.pool cimport pool
 from memslots.core.slotset cimport slotset
 
@@ -25,7 +24,6 @@ cdef extern from *:
 
 cdef struct space:
     slotset sets[2]
-    index_home index  # of the active set, for batches
     slotset *active  # the set that readers use, one of the two
     pool slots  # what the slots are taken from; the writer's
     uint32_t as_id  # which address space this is

@@ -3,7 +3,6 @@
 from memslots.core.alloc cimport alloc_free, alloc_lines
 from memslots.core.atomics cimport atomic_store_relaxed, atomic_store_release_ptr
 from memslots.core.debug cimport debug_assert
-from memslots.core.index cimport index_free
 from memslots.core.pool cimport pool_clear
 from memslots.core.slot cimport slot_pool_init
 from memslots.core.slotset cimport slotset_clear, slotset_init
@@ -26,8 +25,6 @@ cdef void space_free(space *sp) noexcept nogil:
     if sp is not NULL:
         slotset_clear(&sp.sets[0])
         slotset_clear(&sp.sets[1])
-        index_free(sp.index.current)
-        index_free(sp.index.retired)
         pool_clear(&sp.slots)
         alloc_free(sp)
 

@@ -3,16 +3,22 @@
 from libc.stdint cimport int32_t, uint64_t
 from libc.string cimport memset
 
-from memslots.core.atomics cimport atomic_load_relaxed
 from memslots.core.index cimport index
-from memslots.core.index_policy cimport index_policy_build, index_policy_current, index_policy_pays
+from memslots.core.index_policy cimport (
+    INDEX_MORE,
+    INDEX_READY,
+    index_policy_advance,
+    index_policy_current,
+    index_policy_pays,
+    index_progress,
+)
 from memslots.core.lookup_batch cimport (
     LOOKUP_IDS,
     lookup_batch_index,
     lookup_batch_tree,
     lookup_kind,
 )
-from memslots.core.slotset cimport slotset, slotset_count
+from memslots.core.slotset cimport slotset
 from memslots.core.space cimport space_active
 from memslots.core.srcu cimport srcu_enter, srcu_leave, srcu_reader
 from memslots.core.units cimport hva_t
@@ -25,6 +31,24 @@ cdef enum:
     # processor's caches. To enter costs less than one such miss.
     STRETCH = 64
     INDEXED_STRETCH = 512  # the same, where the index answers
+    PART = 64  # how many rows of an index it makes in one section
+
+
+cdef bint build(space *sp, const slotset *set, srcu_reader *reader) noexcept nogil:
+    """Makes the index of a set in sections of a few rows each, so that no change waits for it.
+
+    False: there was a change meanwhile, another thread is making it, or there is no memory.
+    """
+    cdef index_progress done = INDEX_MORE
+    cdef int side
+    while done == INDEX_MORE:
+        side = srcu_enter(reader)
+        if space_active(sp) is not set:
+            srcu_leave(reader, side)
+            return False
+        done = index_policy_advance(space_active(sp), PART)
+        srcu_leave(reader, side)
+    return done == INDEX_READY
 
 
 cdef void run(
@@ -43,18 +67,26 @@ cdef void run(
     cdef bint hopeful = True  # whether the rest of the batch may count for an index
     cdef size_t begin = 0
     cdef size_t stretch
-    cdef uint64_t generation, slots, searches, expected
+    cdef uint64_t searches, expected
+    cdef bint pays
     cdef slotset *set
     cdef const index *ix
     cdef int side
     while begin < count:
         side = srcu_enter(reader)
         set = space_active(sp)
-        ix = index_policy_current(sp, set)
+        ix = index_policy_current(set)
         stretch = min(<size_t>(STRETCH if ix is NULL else INDEXED_STRETCH), count - begin)
         if ix is not NULL:
             lookup_batch_index(
-                ix, cache, kind, given + begin, <char *>out + begin * width, stretch, &scattered
+                set,
+                ix,
+                cache,
+                kind,
+                given + begin,
+                <char *>out + begin * width,
+                stretch,
+                &scattered,
             )
             srcu_leave(reader, side)
             begin += stretch
@@ -62,13 +94,12 @@ cdef void run(
         searches = cache.misses
         lookup_batch_tree(set, cache, kind, given + begin, <char *>out + begin * width, stretch)
         searches = cache.misses - searches
-        generation = atomic_load_relaxed(&set.generation)
-        slots = slotset_count(set)
-        srcu_leave(reader, side)
         begin += stretch
         expected = searches * ((count - begin) // stretch) if hopeful else 0
-        if searches != 0 and index_policy_pays(sp, generation, slots, searches, expected):
-            hopeful = index_policy_build(sp, reader)
+        pays = searches != 0 and index_policy_pays(set, searches, expected)
+        srcu_leave(reader, side)
+        if pays:
+            hopeful = build(sp, set, reader)
 
 
 cdef object run_batch(
@@ -86,6 +117,7 @@ cdef object run_batch(
         at = section_enter(m, own)
         if at.own is not NULL:
             cache.last_used = own.last_used
+            cache.slot = own.slot
             cache.generation = own.generation
         section_leave(&at)
     with nogil:
@@ -103,6 +135,7 @@ cdef object run_batch(
         at = section_enter(m, own)
         if at.own is not NULL:
             own.last_used = cache.last_used
+            own.slot = cache.slot
             own.generation = cache.generation
             own.hits += cache.hits
             own.misses += cache.misses

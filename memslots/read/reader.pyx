@@ -11,10 +11,11 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from memslots.core.alloc cimport alloc_free, alloc_lines
 from memslots.core.atomics cimport atomic_load_relaxed
-from memslots.core.lookup cimport lookup_gfn, lookup_in, vcpu_cache
+from memslots.core.index cimport index_gfn_to_hva, index_row, index_usable
+from memslots.core.lookup cimport lookup_row, vcpu_cache
 from memslots.core.lookup_batch cimport LOOKUP_IDS, TRANSLATE_READ, TRANSLATE_WRITE, lookup_kind
 from memslots.core.machine cimport machine
-from memslots.core.slot cimport slot, slot_gfn_to_hva, slot_usable
+from memslots.core.slot cimport slot, slot_usable
 from memslots.core.slotset cimport (
     slotset,
     slotset_by_id,
@@ -22,6 +23,7 @@ from memslots.core.slotset cimport (
     slotset_first_from,
     slotset_init,
     slotset_last,
+    slotset_search,
     slotset_step,
 )
 from memslots.core.space cimport space, space_active, space_generation
@@ -98,8 +100,9 @@ cdef class Reader:
         """
         cdef gfn_t page = u64(gfn, "gfn")
         cdef section at = section_enter(self.m, self.own)
-        cdef slot *s = lookup_gfn(self.sp, at.own, page)
-        found = None if s is NULL else <object>s.record
+        cdef index_row room
+        cdef const index_row *row = lookup_row(space_active(self.sp), at.own, page, &room)
+        found = None if row is NULL else <object>row.record
         section_leave(&at)
         return found
 
@@ -162,11 +165,13 @@ cdef class Reader:
         cdef hva_t hva = BAD_HVA
         cdef section at = section_enter(self.m, self.own)
         cdef slotset *set = space_active(self.sp)
-        cdef slot *s = lookup_in(set, at.own, gfn)
-        if slot_usable(s, writing):
-            hva = slot_gfn_to_hva(s, gfn) + (address & PAGE_OFFSET_MASK)
+        cdef index_row room
+        cdef const index_row *row = lookup_row(set, at.own, gfn, &room)
+        if index_usable(row, writing):
+            hva = index_gfn_to_hva(row, gfn) + (address & PAGE_OFFSET_MASK)
             section_leave(&at)
             return hva
+        cdef slot *s = slotset_search(set, gfn)
         cdef slot *after = slotset_first_from(set, gfn)
         cdef slot *before = before_hole(set, after)
         cdef bint readable = slot_usable(s, False)

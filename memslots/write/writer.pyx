@@ -11,9 +11,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from memslots.core.atomics cimport atomic_load_relaxed, atomic_store_relaxed
 from memslots.core.debug cimport debug_assert
 from memslots.core.dirtylog cimport dirty_free
-from memslots.core.index cimport index, index_free
-from memslots.core.index_policy cimport index_policy_collect
-from memslots.core.machine cimport MAX_SPACES, machine, machine_free, machine_new
+from memslots.core.machine cimport machine, machine_free, machine_new
 from memslots.core.region cimport (
     ALLOWED,
     BEYOND_MAX_GFN,
@@ -27,8 +25,13 @@ from memslots.core.region cimport (
     ruling,
 )
 from memslots.core.slot cimport region, slot, slot_free
-from memslots.core.slotset cimport slotset_by_id, slotset_first, slotset_step
-from memslots.core.space cimport space, space_active
+from memslots.core.slotset cimport (
+    slotset_by_id,
+    slotset_drop_index,
+    slotset_first,
+    slotset_step,
+)
+from memslots.core.space cimport space, space_active, space_inactive
 from memslots.core.srcu cimport srcu_depth, srcu_forget, srcu_idle, srcu_wait
 from memslots.core.update cimport (
     change,
@@ -228,19 +231,16 @@ cdef class Writer(Target):
             pass  # the next change tries again, and says so if there still is none
 
     cdef void wait_for_readers(self) noexcept:
-        """Lets the readers that may be in the old set, or in its index, come out.
+        """Lets the readers that may be in the old set come out, and takes its index away.
 
         With the GIL these are batch calls only (sections.pxd).
         """
-        cdef index *taken[MAX_SPACES]
         cdef uint32_t as_id
-        for as_id in range(self.m.lim.nspaces):
-            taken[as_id] = index_policy_collect(self.m.spaces[as_id])
         if not srcu_idle(&self.m.readers):
             with nogil:
                 srcu_wait(&self.m.readers)
         for as_id in range(self.m.lim.nspaces):
-            index_free(taken[as_id])
+            slotset_drop_index(space_inactive(self.m.spaces[as_id]))
 
     cdef int make_calls(self, object calls) except -1:
         self.mirror.make(calls)

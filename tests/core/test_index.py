@@ -1,21 +1,22 @@
-"""The index that batches make: when it is there, who asks it, that it is not believed too long."""
+"""The index of a set: when it is made, who asks it, that it is not believed too long."""
 
 from __future__ import annotations
 
 import random
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memslots import BAD_HVA, Flags, Memslots
+from memslots import BAD_HVA, Flags, Memslots, ReadOnlyError
 
 PAGES = 8
 STEP = 10  # from one slot's first page to the next's: a hole of two pages after each
 MARK = 1 << 20
+END = (1 << 64) - 1
 KINDS = ("portable", "avx2", "avx512")
 
 
@@ -113,8 +114,7 @@ def test_gfns_that_lie_far_apart(drivers: Any) -> None:
     vm.check()
 
 
-def test_who_asks_the_index(drivers: Any) -> None:
-    """Batches do, by either way; single look-ups never."""
+def test_batches_ask_the_index(drivers: Any) -> None:
     index = drivers("index")
     vm = make(300)
     vm.lookup_many(scattered(300, 2000))
@@ -124,10 +124,199 @@ def test_who_asks_the_index(drivers: Any) -> None:
         for gfns in (scattered(300, 500, 2), local(300, 500, 3), array("Q", [5]), array("Q", [9])):
             ids = face.lookup_many(gfns)
             assert list(ids) == [-1 if gfn % STEP >= PAGES else gfn // STEP + MARK for gfn in gfns]
-        assert face.lookup(25) is vm[2]
         assert face.in_gfn_range(25, 26)[0].id == 2
-        assert face.gpa_to_hva(25 << 12) == (2 << 20) + (5 << 12)
     index.mark_ids(vm, -MARK)
+    vm.check()
+
+
+def test_single_look_ups_ask_the_index(drivers: Any) -> None:
+    index = drivers("index")
+    vm = make(300)
+    indexed(drivers, vm, scattered(300, 2000))
+    index.rotate(vm)  # what the index says of a slot is true of the next
+    for face in (vm, vm.vcpu(), vm.address_space(0)):
+        assert face.lookup(25) is vm[3]
+        assert face.lookup(26) is vm[3]  # the last-used
+        assert face.lookup(STEP + PAGES) is None
+        assert face.lookup(300 * STEP) is None
+        assert face.gpa_to_hva(55 << 12) == (6 << 20) + (5 << 12)
+        assert face.gpa_to_hva(56 << 12) == (6 << 20) + (6 << 12)
+
+
+SINGLE: dict[str, Callable[[Memslots], Callable[[int], object]]] = {
+    "Memslots.lookup": lambda vm: vm.lookup,
+    "Memslots.mark_dirty": lambda vm: vm.mark_dirty,
+    "Memslots.gpa_to_hva": lambda vm: lambda gfn: vm.gpa_to_hva(gfn << 12),
+    "AddressSpace.lookup": lambda vm: vm.address_space(0).lookup,
+    "Vcpu.lookup": lambda vm: vm.vcpu().lookup,
+    "Vcpu.gpa_to_hva": lambda vm: (lambda vcpu: lambda gfn: vcpu.gpa_to_hva(gfn << 12))(vm.vcpu()),
+}
+
+
+@pytest.fixture(params=list(SINGLE))
+def single(request: pytest.FixtureRequest) -> Callable[[Memslots], Callable[[int], object]]:
+    return SINGLE[request.param]
+
+
+def pages(slots: int, seed: int = 1) -> Iterator[int]:
+    """Pages that slots hold, each of another slot than the one before."""
+    dice = random.Random(seed)
+    before = None
+    while True:
+        slot = dice.randrange(slots)
+        if slot != before or slots == 1:
+            yield slot * STEP + dice.randrange(PAGES)
+        before = slot
+
+
+def test_single_look_ups_make_it_a_part_at_a_time(drivers: Any, single: Any) -> None:
+    index = drivers("index")
+    vm = make(300)
+    look_up = single(vm)
+    made = 0
+    for n, gfn in enumerate(pages(300)):
+        look_up(gfn)
+        if index.current(vm) is not None:
+            break
+        rows = index.rows_made(vm) or 0
+        assert made <= rows <= made + index.PART
+        assert rows == 0 or n + 1 >= index.pays(300)
+        made = rows
+    assert index.pays(300) <= n + 1 <= index.pays(300) + 300
+    vm.check()
+    # Nobody searches the tree from now on.
+    searches = index.searches(vm)
+    for gfn, _ in zip(pages(300, 2), range(500), strict=False):
+        look_up(gfn)
+    assert index.searches(vm) == searches
+
+
+def test_a_page_in_a_hole_was_searched_for_too(drivers: Any) -> None:
+    index = drivers("index")
+    vm = make(300)
+    for _ in range(2000):
+        assert vm.lookup(STEP - 1) is None
+    assert index.current(vm)
+
+
+def test_look_ups_that_hit_make_none(drivers: Any, single: Any) -> None:
+    vm = make(300)
+    look_up = single(vm)
+    for _ in range(3000):
+        look_up(5)
+    assert not drivers("index").is_kept(vm)
+
+
+def test_a_change_throws_away_what_is_made(drivers: Any, single: Any) -> None:
+    index = drivers("index")
+    vm = make(300)
+    look_up = single(vm)
+    source = pages(300)
+    for _ in range(3):
+        while index.rows_made(vm) is None:
+            look_up(next(source))
+        vm.set_flags(0, Flags.LOG_DIRTY_PAGES)
+        assert not index.is_kept(vm)
+        vm.check()
+        vm.set_flags(0, 0)
+    while index.current(vm) is None:
+        look_up(next(source))
+    vm.check()
+
+
+def test_while_another_thread_makes_it_all_go_on(drivers: Any, single: Any) -> None:
+    index = drivers("index")
+    vm = make(300)
+    look_up = single(vm)
+    index.hold_building(vm, True)
+    for gfn, _ in zip(pages(300), range(3000), strict=False):
+        look_up(gfn)
+        assert not index.is_kept(vm)
+    assert list(vm.lookup_many(scattered(300, 2000))) == [
+        answer(vm, gfn) for gfn in scattered(300, 2000)
+    ]
+    assert not index.is_kept(vm)
+    # A thread that a fork left behind is never done. The next change ends that.
+    vm.set_flags(0, Flags.LOG_DIRTY_PAGES)
+    for gfn, _ in zip(pages(300), range(3000), strict=False):
+        look_up(gfn)
+    assert index.current(vm)
+
+
+def test_a_batch_goes_on_with_what_single_look_ups_made(drivers: Any) -> None:
+    index = drivers("index")
+    vm = make(2000)
+    source = pages(2000)
+    while index.rows_made(vm) is None:
+        vm.lookup(next(source))
+    asked = drivers("alloc").asked()
+    vm.lookup_many(scattered(2000, 3000))
+    assert index.current(vm) and drivers("alloc").asked() == asked
+    vm.check()
+
+
+def test_of_few_slots_it_is_made_at_once(drivers: Any, single: Any) -> None:
+    index = drivers("index")
+    alloc = drivers("alloc")
+    vm = make(index.FEW)
+    look_up = single(vm)
+    source = pages(index.FEW)
+    for begun in range(6):
+        asked = alloc.asked()
+        while index.current(vm) is None:
+            assert index.rows_made(vm) is None
+            look_up(next(source))
+        # Each set has one to use again from the second time on.
+        assert alloc.asked() == asked + (begun < 2)
+        vm.check()
+        vm.set_flags(1, Flags.LOG_DIRTY_PAGES if begun % 2 == 0 else 0)
+
+
+def test_no_memory_for_single_look_ups(drivers: Any, single: Any) -> None:
+    index = drivers("index")
+    alloc = drivers("alloc")
+    vm = make(300)
+    look_up = single(vm)
+    source = pages(300)
+    live = alloc.live()
+    for _ in range(index.pays(300) - 16):
+        look_up(next(source))
+    alloc.fail_nth(1)
+    try:
+        while not index.searches(vm) < 16:
+            look_up(next(source))
+    finally:
+        alloc.fail_nth(0)
+    assert not index.is_kept(vm) and alloc.live() == live
+    # It is tried again when as many searches have been made anew.
+    while index.current(vm) is None:
+        look_up(next(source))
+    vm.check()
+
+
+@pytest.mark.parametrize("slots", [1, 2, 15, 16, 17, 100])
+@pytest.mark.parametrize("origin", [0, 1000])
+def test_single_answers(kind: str, drivers: Any, slots: int, origin: int) -> None:
+    """With the index and without, of every face, in slots and in holes."""
+    vm = make(slots, origin)
+    gfns = [*range(max(origin, 3) - 3, origin + slots * STEP + 3), 1 << 40, (1 << 64) - 1]
+    random.Random(slots).shuffle(gfns)
+    wanted = {gfn: next(iter(vm.in_gfn_range(gfn, min(gfn + 1, END))), None) for gfn in gfns}
+    vcpu, space = vm.vcpu(), vm.address_space(0)
+    for _ in range(20):
+        for gfn in gfns:
+            slot = wanted[gfn]
+            assert vm.lookup(gfn) is slot and vcpu.lookup(gfn) is slot and space.lookup(gfn) is slot
+            if slot is None or gfn >= 1 << 52:
+                continue
+            for face in (vm, vcpu):
+                assert face.gpa_to_hva(gfn << 12 | 5) == slot.gfn_to_hva(gfn) + 5
+                if slot.flags & Flags.READONLY:
+                    with pytest.raises(ReadOnlyError):
+                        face.gpa_to_hva(gfn << 12, write=True)
+                else:
+                    assert face.gpa_to_hva(gfn << 12, write=True) == slot.gfn_to_hva(gfn)
+    assert drivers("index").current(vm) == kind
     vm.check()
 
 

@@ -45,6 +45,7 @@ CASES = [
     ("D1 bit", "D1", False),
     ("I1 row", "I1", False),
     ("I1 count", "I1", False),
+    ("I1 kept", "I1", False),
 ]
 
 

@@ -147,12 +147,16 @@ def broken(face, name, active=True, hva=False):
         yield
         s.dirty[i] = word
     elif name == "I1 row":
-        (<index_row *>sp.index.current.rows)[1].base_gfn += 1
+        (<index_row *>sp.active.index.rows)[1].base_gfn += 1
         yield
-        (<index_row *>sp.index.current.rows)[1].base_gfn -= 1
+        (<index_row *>sp.active.index.rows)[1].base_gfn -= 1
     elif name == "I1 count":
-        sp.index.current.count -= 1
+        sp.active.index.count -= 1
         yield
-        sp.index.current.count += 1
+        sp.active.index.count += 1
+    elif name == "I1 kept":
+        sp.sets[1 - sp.active.k].index = sp.active.index
+        yield
+        sp.sets[1 - sp.active.k].index = NULL
     else:
         raise ValueError(name)

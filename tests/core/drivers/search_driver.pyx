@@ -2,18 +2,22 @@
 """Drives the search of sorted keys alone, by every kind that this processor has."""
 
 from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memset
 
-from memslots.core.alloc cimport alloc_free, alloc_lines
+from memslots.core.alloc cimport alloc_block, alloc_free
 from memslots.core.search cimport (
     SEARCH_AVX2,
     SEARCH_AVX512,
     SEARCH_BLOCK,
     SEARCH_PORTABLE,
+    search_add,
+    search_begin,
     search_best,
     search_block,
+    search_end,
     search_keys,
     search_kind,
-    search_lay,
+    search_one,
     search_size,
     search_use,
     search_used,
@@ -35,26 +39,27 @@ def use(str kind):
 
 
 cdef class Keys:
-    """Sorted keys, laid out for the kind in use; each the first half of a pair of numbers."""
+    """Sorted keys, laid out for the kind in use."""
 
     cdef search_keys keys
     cdef void *memory
-    cdef uint64_t *pairs
 
     def __cinit__(self, list keys):
         cdef uint32_t count = <uint32_t>len(keys)
+        cdef uint64_t first = keys[0]
+        cdef uint64_t last = keys[-1]
         cdef uint32_t i
-        self.memory = alloc_lines(search_size(count))
-        self.pairs = <uint64_t *>alloc_lines(count * 2 * sizeof(uint64_t))
-        assert self.memory is not NULL and self.pairs is not NULL
+        cdef size_t size = search_size(count, last - first)
+        self.memory = alloc_block(size)
+        assert self.memory is not NULL and size % 64 == 0
+        memset(self.memory, 0xA5, size)  # whatever is in it
+        search_begin(&self.keys, self.memory, count, first, last)
         for i in range(count):
-            self.pairs[2 * i] = keys[i]
-            self.pairs[2 * i + 1] = ~<uint64_t>0
-        search_lay(&self.keys, self.memory, count, self.pairs, 2 * sizeof(uint64_t))
+            search_add(&self.keys, i, keys[i])
+        search_end(&self.keys)
 
     def __dealloc__(self):
         alloc_free(self.memory)
-        alloc_free(self.pairs)
 
     @property
     def narrow(self):
@@ -75,3 +80,7 @@ cdef class Keys:
             numbers[i] = wanted[i]
         search_block(&self.keys, numbers, found, count)
         return [found[i] for i in range(count)]
+
+    def place(self, uint64_t wanted):
+        """The place of one number."""
+        return search_one(&self.keys, wanted)

@@ -6,9 +6,14 @@ from libc.string cimport memset
 
 from memslots.core.atomics cimport atomic_fetch_add
 from memslots.core.dirtylog cimport dirty_clear, dirty_get
-from memslots.core.index cimport index
-from memslots.core.index_policy cimport index_policy_build, index_policy_current
-from memslots.core.lookup cimport lookup_gfn, vcpu_cache
+from memslots.core.index cimport index, index_has_gfn, index_row, index_userspace_addr
+from memslots.core.index_policy cimport (
+    INDEX_MORE,
+    index_policy_advance,
+    index_policy_current,
+    index_progress,
+)
+from memslots.core.lookup cimport lookup_gfn, lookup_row, vcpu_cache
 from memslots.core.lookup_batch cimport (
     LOOKUP_IDS,
     MARK_DIRTY,
@@ -79,16 +84,25 @@ cdef inline wrong look_up_each(job *j, vcpu_cache *own) noexcept nogil:
     cdef space *sp = any_space(j)
     cdef wrong seen = NOTHING
     cdef gfn_t gfn
+    cdef index_row room
+    cdef const index_row *row
     cdef slot *s
     cdef int side
     for _ in range(20):
         gfn = throw(j, TOP)
         side = srcu_enter(reader)
-        s = lookup_gfn(sp, usable(reader, own), gfn)
-        if s is NULL or not slot_has_gfn(s, gfn):
-            seen = HOLE
-        elif slot_gfn_to_hva(s, gfn) != hva_of(s.id) + ((gfn - s.base_gfn) << PAGE_SHIFT):
-            seen = WRONG_HVA
+        if throw(j, 2):
+            row = lookup_row(space_active(sp), usable(reader, own), gfn, &room)
+            if row is NULL or not index_has_gfn(row, gfn):
+                seen = HOLE
+            elif index_userspace_addr(row) != hva_of(<uint32_t>row.id):
+                seen = WRONG_HVA
+        else:
+            s = lookup_gfn(sp, usable(reader, own), gfn)
+            if s is NULL or not slot_has_gfn(s, gfn):
+                seen = HOLE
+            elif slot_gfn_to_hva(s, gfn) != hva_of(s.id) + ((gfn - s.base_gfn) << PAGE_SHIFT):
+                seen = WRONG_HVA
         srcu_leave(reader, side)
     return seen
 
@@ -119,14 +133,24 @@ cdef inline void batch(
     cdef bint scattered = throw(j, 2)
     cdef int side = srcu_enter(reader)
     cdef slotset *set = space_active(sp)
-    cdef const index *ix = index_policy_current(sp, set)
+    cdef const index *ix = index_policy_current(set)
     if ix is NULL:
         lookup_batch_tree(set, usable(reader, j.own), kind, given, out, TOP)
     else:
         memset(&cache, 0, sizeof(cache))
-        lookup_batch_index(ix, &cache, kind, given, out, TOP, &scattered)
+        lookup_batch_index(set, ix, &cache, kind, given, out, TOP, &scattered)
         atomic_fetch_add(&j.at.indexed, 1)
     srcu_leave(reader, side)
+
+
+cdef inline void make_index(space *sp, srcu_reader *reader) noexcept nogil:
+    """As a batch does, a few rows in a section; the set may be another at each."""
+    cdef index_progress done = INDEX_MORE
+    cdef int side
+    while done == INDEX_MORE:
+        side = srcu_enter(reader)
+        done = index_policy_advance(space_active(sp), 3)
+        srcu_leave(reader, side)
 
 
 cdef inline wrong many(job *j) noexcept nogil:
@@ -136,7 +160,7 @@ cdef inline wrong many(job *j) noexcept nogil:
     cdef hva_t hvas[TOP]
     cdef int n
     if throw(j, 2):
-        index_policy_build(sp, reader_of(j, j.own))
+        make_index(sp, reader_of(j, j.own))
     batch(j, sp, LOOKUP_IDS, j.at.gfns, ids)
     batch(j, sp, TRANSLATE_WRITE, j.at.gpas, hvas)
     # All of one set: every page is held, and each slot's pages are in one run, from its first on.

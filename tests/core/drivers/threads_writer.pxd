@@ -5,8 +5,6 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
 from memslots.core.idtable cimport idtable_drop_spare, idtable_get_spare, idtable_spare
-from memslots.core.index cimport index, index_free
-from memslots.core.index_policy cimport index_policy_collect
 from memslots.core.region cimport (
     ALLOWED,
     CHANGE_NONE,
@@ -22,6 +20,7 @@ from memslots.core.slotset cimport (
     slotset_by_id,
     slotset_clash,
     slotset_count,
+    slotset_drop_index,
     slotset_search,
     slotset_step,
 )
@@ -77,15 +76,12 @@ from threads_scene cimport (
 
 cdef inline void wait(scene *at) noexcept nogil:
     """As a Memslots' writer does."""
-    cdef index *taken[NSPACES]
     cdef int n
-    for n in range(NSPACES):
-        taken[n] = index_policy_collect(at.m.spaces[n])
     if not srcu_idle(&at.m.readers):
         at.waits += 1
         srcu_wait(&at.m.readers)
     for n in range(NSPACES):
-        index_free(taken[n])
+        slotset_drop_index(space_inactive(at.m.spaces[n]))
 
 
 cdef inline region region_of(
