@@ -21,6 +21,7 @@ from memslots.errors import (
 from memslots.memory.backing import Backing
 from memslots.memory.guestmemory import GuestMemory
 from memslots.memslots import Memslots
+from memslots.read.memorymap import MemoryMap
 from memslots.read.reader import AddressSpace, Vcpu
 from memslots.values.integers import BAD_HVA, PAGE_SHIFT, PAGE_SIZE
 from memslots.values.records import Change, DirtyRun, Flags, Slot, VcpuStats
@@ -44,6 +45,7 @@ __all__ = [
     "KvmClosedError",
     "KvmError",
     "KvmUnavailableError",
+    "MemoryMap",
     "MemslotError",
     "Memslots",
     "NoSuchSlotError",

@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from typing_extensions import disjoint_base
 
 from memslots.mirror.backend import Backend
+from memslots.read.memorymap import MemoryMap
 from memslots.read.reader import AddressSpace, Reader, Vcpu
 from memslots.values.records import Change, DirtyRun, Slot
 from memslots.write.listeners import Subscription
@@ -125,6 +126,11 @@ class Memslots(Reader):
         """The dirty logs of all slots in all address spaces as runs of pages; takes their marks.
 
         O(n + p / 64) for p pages that are logged.
+        """
+    def map(self, as_id: SupportsIndex = 0) -> MemoryMap:
+        """What an address space holds now, as a value. O(1) where there is an index, else O(n).
+
+        InvalidRegionError where there is no such address space.
         """
     def address_space(self, as_id: SupportsIndex) -> AddressSpace:
         """The reader of an address space.

@@ -24,6 +24,7 @@ from memslots.dirty.logs cimport (
 )
 from memslots.dirty.runs cimport return_logs
 from memslots.read.batch cimport run_batch
+from memslots.read.memorymap cimport map_of
 from memslots.read.ranges cimport extent, set_extent
 from memslots.read.reader cimport Reader
 from memslots.read.sections cimport reader_of, section, section_enter, section_leave
@@ -472,6 +473,32 @@ cdef class Memslots(Reader):
         except BaseException:
             return_logs(self.m, logs)
             raise
+
+    def map(self, as_id=0):
+        """What an address space holds now, as a value (MemoryMap).
+
+        Parameters
+        ----------
+        as_id : int
+
+        Returns
+        -------
+        MemoryMap
+            It stays as it is, whatever changes here.
+
+        Raises
+        ------
+        InvalidRegionError
+            There is no such address space.
+        MemoryError
+
+        Notes
+        -----
+        O(1) where look-ups have made an index; else it makes one, O(n). No change waits for it, but
+        where Python has no GIL and changes come so fast that three tries were spoiled: then one
+        change may wait while the slots are read.
+        """
+        return map_of(self.m, self.space_of(as_id))
 
     def address_space(self, as_id):
         """The reader of an address space (AddressSpace).

@@ -31,16 +31,19 @@ For memslots alone:
 
   endian       endian_le64
   atomics      atomic_load_relaxed atomic_store_relaxed atomic_compare_exchange
+               atomic_compare_exchange_ptr atomic_load_acquire_ptr
                atomic_fetch_add_acq_rel atomic_fetch_sub_acq_rel
   debug        debug_assert
-  alloc        CACHE_LINE alloc_zeroed alloc_lines alloc_free
+  alloc        CACHE_LINE alloc_block alloc_zeroed alloc_lines alloc_free
   rbtree       rb_node rb_root rb_init rb_floor rb_insert_after
-  idtable      idtable idtable_spare idtable_drop_spare idtable_fits idtable_get_spare
+  idtable      idtable idtable_spare idtable_drop_spare idtable_fits idtable_get_spare idtable_init
+               idtable_add idtable_clear idtable_find
   srcu         srcu_reader_get srcu_init srcu_reader_put srcu_shared srcu_depth srcu_wait srcu_alone
                srcu_idle srcu_forget
   slot         SLOT_CALLER_FLAGS slot_number slot_number_id slot_number_as_id slot_free
   dirtylog     dirty_words dirty_new dirty_free dirty_get dirty_put dirty_clear dirty_merge
-  index        index index_row index_usable index_gfn_to_hva
+  index        index index_row index_usable index_gfn_to_hva index_has_gfn index_userspace_addr
+               index_flags index_new index_add_row index_row_of index_seal index_hold index_drop
   slotset      slotset_init slotset_clash slotset_drop_index
   space        SWAPPING space_swap_end space_swap_begin space_inactive
   region       refusal ALLOWED UNKNOWN_FLAGS SIZE_NOT_ALIGNED GPA_NOT_ALIGNED HVA_NOT_ALIGNED
@@ -49,9 +52,10 @@ For memslots alone:
                NO_MEMORY change_kind CHANGE_NONE CHANGE_CREATE CHANGE_DELETE CHANGE_MOVE ruling
                region_from_bytes region_check region_classify region_place region_beyond_max_gfn
   machine      machine_new machine_free
-  index_policy index_progress INDEX_MORE INDEX_READY index_policy_current index_policy_pays
-               index_policy_advance
-  lookup       lookup_row
+  index_policy index_policy_current index_policy_pays
+               index_policy_build index_policy_copy
+  lookup       lookup_row lookup_shared
+  search       search_one
   layout       layout_number
   lookup_batch lookup_kind LOOKUP_IDS TRANSLATE_READ TRANSLATE_WRITE MARK_DIRTY lookup_batch_tree
                lookup_batch_index

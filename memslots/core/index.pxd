@@ -13,7 +13,7 @@ takes a reference (index_hold); of the rows they may then read all but `record`,
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 
 from memslots.core.search cimport search_add, search_keys
-from memslots.core.slot cimport slot
+from memslots.core.slot cimport region, slot
 from memslots.core.units cimport PAGE_OFFSET_MASK, PAGE_SHIFT, gfn_t, hva_t
 
 # Half a line: what any answer needs to know of a slot.
@@ -79,9 +79,9 @@ cdef inline hva_t index_gfn_to_hva(const index_row *row, gfn_t gfn) noexcept nog
     return index_userspace_addr(row) + ((gfn - row.base_gfn) << PAGE_SHIFT)
 
 
-cdef inline hva_t index_hva(const slot *s) noexcept nogil:
-    """A slot's index_row.hva."""
-    return s.userspace_addr | ((s.flags | s.flags >> INDEX_INVALID_SHIFT) & INDEX_FLAGS)
+cdef inline hva_t index_hva(hva_t userspace_addr, uint32_t flags) noexcept nogil:
+    """The index_row.hva of a slot."""
+    return userspace_addr | ((flags | flags >> INDEX_INVALID_SHIFT) & INDEX_FLAGS)
 
 
 cdef inline uint32_t index_flags(const index_row *row) noexcept nogil:
@@ -97,13 +97,29 @@ cdef inline void index_fill(index_row *row, const slot *s) noexcept nogil:
     row.base_gfn = s.base_gfn
     row.npages = <uint32_t>s.npages
     row.id = <int32_t>s.id
-    row.hva = index_hva(s)
+    row.hva = index_hva(s.userspace_addr, s.flags)
     row.record = s.record
 
 
-cdef inline void index_add(index *ix, slot *s) noexcept nogil:
-    """Puts in a slot, which lies after those put in before. There must be room. O(1)."""
-    index_fill(&ix.rows[ix.count], s)
-    ix.slots[ix.count] = s
-    search_add(&ix.keys, ix.count, s.base_gfn)
+cdef inline void index_row_of(index_row *row, const region *r) noexcept nogil:
+    """The same of a region, whose host address is a page's; without a record."""
+    row.base_gfn = r.base_gfn
+    row.npages = <uint32_t>r.npages
+    row.id = <int32_t>r.id
+    row.hva = index_hva(r.userspace_addr, r.flags)
+    row.record = NULL
+
+
+cdef inline void index_add_row(index *ix, const index_row *row) noexcept nogil:
+    """Puts in a row, which lies after those put in before. There must be room. O(1)."""
+    ix.rows[ix.count] = row[0]
+    search_add(&ix.keys, ix.count, row.base_gfn)
     ix.count += 1
+
+
+cdef inline void index_add(index *ix, slot *s) noexcept nogil:
+    """Puts in the row of a slot likewise."""
+    cdef index_row row
+    index_fill(&row, s)
+    ix.slots[ix.count] = s
+    index_add_row(ix, &row)

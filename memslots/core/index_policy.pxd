@@ -6,7 +6,7 @@ and single look-ups a few rows at each search, so that none of them stalls. No c
 a set that becomes inactive before its index is finished loses what there is of it. At most one
 thread at a time makes part of it; others search the tree meanwhile.
 
-All of these are for readers in a section, or who hold what keeps the set as it is.
+But for index_policy_build, all is for readers in a section, or who hold what keeps the set as it is.
 """
 
 from libc.stdint cimport uint64_t
@@ -18,6 +18,8 @@ from memslots.core.atomics cimport (
 )
 from memslots.core.index cimport index
 from memslots.core.slotset cimport slotset, slotset_count
+from memslots.core.space cimport space
+from memslots.core.srcu cimport srcu_reader
 
 cdef enum:
     # A single look-up that searches the tree for so many times in all finds that an index pays:
@@ -43,6 +45,13 @@ cdef inline index *index_policy_current(const slotset *set) noexcept nogil:
 
 # Makes up to `rows` rows of the set's index. O(rows).
 cdef index_progress index_policy_advance(slotset *set, uint64_t rows) noexcept nogil
+# Makes the index of the active set, in sections of a few rows each, so that no change waits for it.
+# False: there was a change meanwhile, another thread is making it, there is no memory, or no slot.
+# The caller must be in no section. O(n).
+cdef bint index_policy_build(space *sp, srcu_reader *reader) noexcept nogil
+# An index of the set for the caller alone, who has the only reference; NULL: no memory, or no slot.
+# O(n).
+cdef index *index_policy_copy(const slotset *set) noexcept nogil
 # For a batch: counts `searches` of the tree. Returns whether an index pays now, if `expected` more
 # are to come.
 cdef bint index_policy_pays(slotset *set, uint64_t searches, uint64_t expected) noexcept nogil

@@ -12,11 +12,14 @@ from memslots.core.atomics cimport (
 from memslots.core.index cimport INDEX_FEW, index_add, index_new, index_reset, index_seal
 from memslots.core.slot cimport slot
 from memslots.core.slotset cimport slotset_first, slotset_last, slotset_step
+from memslots.core.space cimport space_active
+from memslots.core.srcu cimport srcu_enter, srcu_leave
 
 cdef enum:
     # For a batch, a search of the tree takes about as long as GAIN rows of an index take to make,
     GAIN = 4
     FIXED = 512  # and what an index takes besides, as so many: memory, mostly.
+    PART = 64  # rows made in one section, when all of them are wanted
 
 
 cdef bint begin(slotset *set) noexcept nogil:
@@ -76,6 +79,37 @@ cdef index_progress index_policy_advance(slotset *set, uint64_t rows) noexcept n
     done = advance(set, rows)
     atomic_store_release(&set.building, False)
     return done
+
+
+cdef bint index_policy_build(space *sp, srcu_reader *reader) noexcept nogil:
+    cdef index_progress done = INDEX_MORE
+    cdef const slotset *begun = NULL
+    cdef slotset *set
+    cdef int side
+    while done == INDEX_MORE:
+        side = srcu_enter(reader)
+        set = space_active(sp)
+        # After a change another reader may want it, but this one cannot know for how long it pays.
+        if begun is not NULL and set is not begun:
+            done = INDEX_NONE
+        else:
+            begun = set
+            done = index_policy_advance(set, PART)
+        srcu_leave(reader, side)
+    return done == INDEX_READY
+
+
+cdef index *index_policy_copy(const slotset *set) noexcept nogil:
+    cdef slot *s = slotset_first(set)
+    cdef index *ix = NULL
+    if s is not NULL:
+        ix = index_new(slotset_count(set), s.base_gfn, slotset_last(set).base_gfn)
+    if ix is not NULL:
+        while s is not NULL:
+            index_add(ix, s)
+            s = slotset_step(set, s, 1)
+        index_seal(ix)
+    return ix
 
 
 cdef bint index_policy_pays(slotset *set, uint64_t searches, uint64_t expected) noexcept nogil:

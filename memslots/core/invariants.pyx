@@ -240,7 +240,7 @@ cdef property_id check_index(const index *ix, const slotset *active, uint64_t *i
             return I1
         if row.base_gfn != s.base_gfn or row.npages != s.npages:
             return I1
-        if row.id != <int32_t>s.id or row.hva != index_hva(s):
+        if row.id != <int32_t>s.id or row.hva != index_hva(s.userspace_addr, s.flags):
             return I1
         s = slotset_step(active, s, 1)
     id[0] = ~<uint64_t>0

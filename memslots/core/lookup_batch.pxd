@@ -26,11 +26,11 @@ cdef void lookup_batch_tree(
     void *out,
     size_t count,
 ) noexcept nogil
-# Answers `count` numbers, at least one, from the index of `set`. `own` is not NULL. Consecutive
+# Answers `count` numbers, at least one, from an index. `own` is not NULL; its `generation` is for
+# the caller to set, to that of the index's slots: it has the last number's slot then. Consecutive
 # numbers of the same slot or the same hole need no search. If few numbers are like that, each one
 # is searched for, in groups. `scattered` remembers this from call to call: False before the first.
 cdef void lookup_batch_index(
-    const slotset *set,
     const index *ix,
     vcpu_cache *own,
     lookup_kind kind,

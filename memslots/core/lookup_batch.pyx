@@ -280,7 +280,6 @@ cdef size_t answer_scattered(
 
 
 cdef void lookup_batch_index(
-    const slotset *set,
     const index *ix,
     vcpu_cache *own,
     lookup_kind kind,
@@ -311,5 +310,6 @@ cdef void lookup_batch_index(
         i += n
     if last is not NULL:
         own.last_used = last[0]
-        own.slot = ix.slots[last - ix.rows]
-        own.generation = atomic_load_relaxed(&set.generation)
+    else:
+        own.last_used.npages = 0
+    own.slot = NULL

@@ -3,15 +3,9 @@
 from libc.stdint cimport int32_t, uint64_t
 from libc.string cimport memset
 
+from memslots.core.atomics cimport atomic_load_relaxed
 from memslots.core.index cimport index
-from memslots.core.index_policy cimport (
-    INDEX_MORE,
-    INDEX_READY,
-    index_policy_advance,
-    index_policy_current,
-    index_policy_pays,
-    index_progress,
-)
+from memslots.core.index_policy cimport index_policy_build, index_policy_current, index_policy_pays
 from memslots.core.lookup_batch cimport (
     LOOKUP_IDS,
     lookup_batch_index,
@@ -31,24 +25,6 @@ cdef enum:
     # processor's caches. To enter costs less than one such miss.
     STRETCH = 64
     INDEXED_STRETCH = 512  # the same, where the index answers
-    PART = 64  # how many rows of an index it makes in one section
-
-
-cdef bint build(space *sp, const slotset *set, srcu_reader *reader) noexcept nogil:
-    """Makes the index of a set in sections of a few rows each, so that no change waits for it.
-
-    False: there was a change meanwhile, another thread is making it, or there is no memory.
-    """
-    cdef index_progress done = INDEX_MORE
-    cdef int side
-    while done == INDEX_MORE:
-        side = srcu_enter(reader)
-        if space_active(sp) is not set:
-            srcu_leave(reader, side)
-            return False
-        done = index_policy_advance(space_active(sp), PART)
-        srcu_leave(reader, side)
-    return done == INDEX_READY
 
 
 cdef void run(
@@ -79,15 +55,9 @@ cdef void run(
         stretch = min(<size_t>(STRETCH if ix is NULL else INDEXED_STRETCH), count - begin)
         if ix is not NULL:
             lookup_batch_index(
-                set,
-                ix,
-                cache,
-                kind,
-                given + begin,
-                <char *>out + begin * width,
-                stretch,
-                &scattered,
+                ix, cache, kind, given + begin, <char *>out + begin * width, stretch, &scattered
             )
+            cache.generation = atomic_load_relaxed(&set.generation)
             srcu_leave(reader, side)
             begin += stretch
             continue
@@ -99,7 +69,7 @@ cdef void run(
         pays = searches != 0 and index_policy_pays(set, searches, expected)
         srcu_leave(reader, side)
         if pays:
-            hopeful = build(sp, set, reader)
+            hopeful = index_policy_build(sp, reader)
 
 
 cdef object run_batch(

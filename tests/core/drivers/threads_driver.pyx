@@ -18,12 +18,12 @@ from memslots.core.invariants cimport HOLDS, invariants_check_space, report
 from memslots.core.machine cimport machine_free, machine_new
 from memslots.core.region cimport limits
 from memslots.core.slot cimport SLOT_LOG_DIRTY_PAGES, slot, slot_free
-from memslots.core.slotset cimport slotset_first, slotset_put
+from memslots.core.slotset cimport slotset_drop_index, slotset_first, slotset_put
 from memslots.core.space cimport space, space_active
 from memslots.core.srcu cimport srcu_reader_get
 from memslots.core.units cimport PAGE_SHIFT, gpa_t
 
-from threads_readers cimport check_tiles, come_and_go, many, mark, single, take, walk
+from threads_readers cimport check_tiles, come_and_go, keep, many, mark, single, take, walk
 from threads_scene cimport (
     NOTHING,
     NSPACES,
@@ -137,6 +137,8 @@ cdef void tear_down(scene *at) noexcept nogil:
         return
     for k in range(NSPACES):
         sp = at.m.spaces[k]
+        slotset_drop_index(&sp.sets[0])
+        slotset_drop_index(&sp.sets[1])
         s = slotset_first(&sp.sets[0])
         while s is not NULL:
             slotset_put(&sp.sets[0], s, NULL, NULL)
@@ -157,6 +159,7 @@ ROLES = (
     ("come and go", ""),
     ("many", ""),
     ("many", "own"),
+    ("keep", ""),
     ("walk", ""),
     ("walk", "own"),
     ("mark", "own"),
@@ -174,6 +177,8 @@ cdef round_t round_of(str role) except NULL:
         found = come_and_go
     elif role == "many":
         found = many
+    elif role == "keep":
+        found = keep
     elif role == "walk":
         found = walk
     elif role == "mark":

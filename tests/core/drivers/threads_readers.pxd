@@ -6,14 +6,16 @@ from libc.string cimport memset
 
 from memslots.core.atomics cimport atomic_fetch_add
 from memslots.core.dirtylog cimport dirty_clear, dirty_get
-from memslots.core.index cimport index, index_has_gfn, index_row, index_userspace_addr
-from memslots.core.index_policy cimport (
-    INDEX_MORE,
-    index_policy_advance,
-    index_policy_current,
-    index_progress,
+from memslots.core.index cimport (
+    index,
+    index_drop,
+    index_has_gfn,
+    index_hold,
+    index_row,
+    index_userspace_addr,
 )
-from memslots.core.lookup cimport lookup_gfn, lookup_row, vcpu_cache
+from memslots.core.index_policy cimport index_policy_build, index_policy_current
+from memslots.core.lookup cimport lookup_gfn, lookup_index, lookup_row, vcpu_cache
 from memslots.core.lookup_batch cimport (
     LOOKUP_IDS,
     MARK_DIRTY,
@@ -138,19 +140,35 @@ cdef inline void batch(
         lookup_batch_tree(set, usable(reader, j.own), kind, given, out, TOP)
     else:
         memset(&cache, 0, sizeof(cache))
-        lookup_batch_index(set, ix, &cache, kind, given, out, TOP, &scattered)
+        lookup_batch_index(ix, &cache, kind, given, out, TOP, &scattered)
         atomic_fetch_add(&j.at.indexed, 1)
     srcu_leave(reader, side)
 
 
-cdef inline void make_index(space *sp, srcu_reader *reader) noexcept nogil:
-    """As a batch does, a few rows in a section; the set may be another at each."""
-    cdef index_progress done = INDEX_MORE
-    cdef int side
-    while done == INDEX_MORE:
-        side = srcu_enter(reader)
-        done = index_policy_advance(space_active(sp), 3)
-        srcu_leave(reader, side)
+cdef inline wrong keep(job *j) noexcept nogil:
+    """An index that is kept while the slots change."""
+    cdef srcu_reader *reader = reader_of(j, j.own)
+    cdef space *sp = any_space(j)
+    cdef wrong seen = NOTHING
+    cdef index *ix
+    cdef const index_row *row
+    cdef gfn_t gfn
+    cdef int side = srcu_enter(reader)
+    ix = index_policy_current(space_active(sp))
+    if ix is not NULL:
+        index_hold(ix)
+    srcu_leave(reader, side)
+    if ix is NULL:
+        return seen
+    for _ in range(20):
+        gfn = throw(j, TOP)
+        row = lookup_index(ix, gfn)
+        if row is NULL or not index_has_gfn(row, gfn):
+            seen = HOLE
+        elif index_userspace_addr(row) != hva_of(<uint32_t>row.id):
+            seen = WRONG_HVA
+    index_drop(ix)
+    return seen
 
 
 cdef inline wrong many(job *j) noexcept nogil:
@@ -160,7 +178,7 @@ cdef inline wrong many(job *j) noexcept nogil:
     cdef hva_t hvas[TOP]
     cdef int n
     if throw(j, 2):
-        make_index(sp, reader_of(j, j.own))
+        index_policy_build(sp, reader_of(j, j.own))
     batch(j, sp, LOOKUP_IDS, j.at.gfns, ids)
     batch(j, sp, TRANSLATE_WRITE, j.at.gpas, hvas)
     # All of one set: every page is held, and each slot's pages are in one run, from its first on.

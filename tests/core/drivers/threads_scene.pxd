@@ -33,7 +33,7 @@ cdef enum:
     OTHERS = 8  # ids from there on, of the slots elsewhere
     OTHER_PAGES = 4
     ELSEWHERE = 0x10000
-    THREADS = 11  # as ROLES has
+    THREADS = 12  # as ROLES has
     STAGED = 2 * NSPACES  # ids that one transaction changes, at most
 
 cdef enum wrong:

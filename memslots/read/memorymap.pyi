@@ -1,0 +1,85 @@
+from array import array
+from collections.abc import Iterable, Iterator
+from typing import Self, SupportsIndex, TypeAlias, TypeVar, final, overload
+
+import numpy as np
+from _typeshed import ReadableBuffer, WriteableBuffer
+from numpy.typing import NDArray
+
+from memslots.values.records import Slot
+
+_Input: TypeAlias = ReadableBuffer | NDArray[np.uint64]
+_Out = TypeVar("_Out", bound=WriteableBuffer | NDArray[np.int32] | NDArray[np.uint64])
+_Default = TypeVar("_Default")
+_Fields: TypeAlias = (
+    tuple[SupportsIndex, SupportsIndex, SupportsIndex]
+    | tuple[SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex]
+    | tuple[SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex]
+)
+
+@final
+class MemoryMap:
+    """The slots of an address space at one moment: an immutable value.
+
+    A tuple is (base_gfn, npages, userspace_addr[, flags[, id]]). OverlapError,
+    InvalidRegionError: two slots have a page or an id in common, or one cannot be.
+    """
+
+    def __init__(
+        self,
+        slots: Iterable[Slot | _Fields] = (),
+        as_id: SupportsIndex | None = None,
+        generation: SupportsIndex = 0,
+    ) -> None: ...
+    def __reduce__(self) -> tuple[object, ...]: ...
+    def __copy__(self) -> Self: ...
+    def __deepcopy__(self, memo: dict[int, object], /) -> Self: ...
+    def __eq__(self, other: object, /) -> bool: ...
+    def __hash__(self) -> int: ...
+    def lookup(self, gfn: SupportsIndex, /) -> Slot | None:
+        """The slot that holds a guest page. O(log n)."""
+    @overload
+    def lookup_many(self, gfns: _Input, out: _Out) -> _Out: ...
+    @overload
+    def lookup_many(  # type: ignore[overload-overlap, unused-ignore]
+        self, gfns: NDArray[np.uint64], out: None = None
+    ) -> NDArray[np.int32]: ...
+    @overload
+    def lookup_many(self, gfns: ReadableBuffer, out: None = None) -> array[int]:
+        """The ids of the slots that hold many guest pages, as Memslots.lookup_many."""
+    def gpa_to_hva(self, gpa: SupportsIndex, write: bool = False) -> int:
+        """The host address of a guest address. NotMappedError, ReadOnlyError. O(log n)."""
+    @overload
+    def translate(self, gpas: _Input, out: _Out, write: bool = False) -> _Out: ...
+    @overload
+    def translate(  # type: ignore[overload-overlap, unused-ignore]
+        self, gpas: NDArray[np.uint64], out: None = None, write: bool = False
+    ) -> NDArray[np.uint64]: ...
+    @overload
+    def translate(self, gpas: ReadableBuffer, out: None = None, write: bool = False) -> array[int]:
+        """The host addresses of many guest addresses, as Memslots.translate."""
+    def in_gfn_range(self, start: SupportsIndex, end: SupportsIndex) -> list[Slot]:
+        """The slots that overlap the guest pages [start, end), in gfn order. ValueError."""
+    def in_hva_range(self, start: SupportsIndex, end: SupportsIndex) -> list[tuple[Slot, int, int]]:
+        """(slot, start_gfn, end_gfn) of every overlap with the host bytes [start, end), by
+        userspace_addr. ValueError.
+        """
+    @overload
+    def get(self, id: SupportsIndex, default: None = None) -> Slot | None: ...
+    @overload
+    def get(self, id: SupportsIndex, default: _Default) -> Slot | _Default:
+        """The slot of an id, or `default`."""
+    def __getitem__(self, id: SupportsIndex, /) -> Slot: ...
+    def __contains__(self, slot: Slot, /) -> bool: ...
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Slot]: ...
+    def __reversed__(self) -> Iterator[Slot]: ...
+    @property
+    def as_id(self) -> int:
+        """The number of the address space."""
+    @property
+    def generation(self) -> int:
+        """The generation of the Memslots that it was made of."""
+    @property
+    def nr_pages(self) -> int:
+        """How many guest pages the slots hold."""
