@@ -18,14 +18,18 @@ from memslots.errors import (
     SnapshotError,
     TraceError,
 )
-from memslots.memory.backing import Backing
-from memslots.memory.guestmemory import GuestMemory
 from memslots.memslots import Memslots
-from memslots.read.memorymap import MemoryMap
 from memslots.read.reader import AddressSpace, Vcpu
 from memslots.values.integers import BAD_HVA, PAGE_SHIFT, PAGE_SIZE
-from memslots.values.records import Change, DirtyRun, Flags, Slot, VcpuStats
-from memslots.write.transaction import Transaction
+from memslots.values.records import Change, Flags, Slot, VcpuStats
+
+TYPE_CHECKING = False  # what type checkers take for true; typing takes long to import
+if TYPE_CHECKING:
+    from memslots.dirty.runs import DirtyRun
+    from memslots.memory.backing import Backing
+    from memslots.memory.guestmemory import GuestMemory
+    from memslots.read.memorymap import MemoryMap
+    from memslots.write.transaction import Transaction
 
 __version__ = "0.1.0"
 
@@ -59,3 +63,24 @@ __all__ = [
     "Vcpu",
     "VcpuStats",
 ]
+
+# What many programs never use is imported when it is first asked for.
+_LATE = {
+    "Backing": "memslots.memory.backing",
+    "DirtyRun": "memslots.dirty.runs",
+    "GuestMemory": "memslots.memory.guestmemory",
+    "MemoryMap": "memslots.read.memorymap",
+    "Transaction": "memslots.write.transaction",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(__import__(_LATE[name], None, None, [name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -5,10 +5,11 @@ from _typeshed import ReadableBuffer
 from numpy.typing import NDArray
 from typing_extensions import disjoint_base
 
+from memslots.dirty.runs import DirtyRun
 from memslots.mirror.backend import Backend
 from memslots.read.memorymap import MemoryMap
 from memslots.read.reader import AddressSpace, Reader, Vcpu
-from memslots.values.records import Change, DirtyRun, Slot
+from memslots.values.records import Change, Slot
 from memslots.write.listeners import Subscription
 from memslots.write.transaction import Transaction
 

@@ -22,9 +22,7 @@ from memslots.dirty.logs cimport (
     mark_range,
     merge_log,
 )
-from memslots.dirty.runs cimport return_logs
 from memslots.read.batch cimport run_batch
-from memslots.read.memorymap cimport map_of
 from memslots.read.ranges cimport extent, set_extent
 from memslots.read.reader cimport Reader
 from memslots.read.sections cimport reader_of, section, section_enter, section_leave
@@ -38,8 +36,6 @@ from memslots.write.operations cimport (
     operation_set_flags,
     operation_set_region,
 )
-from memslots.write.pickling cimport restore, state_of
-from memslots.write.transaction cimport transaction_of
 from memslots.write.writer cimport Writer
 
 from memslots.errors import InvariantError, MemslotError
@@ -52,6 +48,18 @@ cdef enum:
 cdef tuple PROPERTY_NAMES = (
     "", "R1", "R2", "R3", "R4", "R5", "H1", "S1", "S2", "S3", "S4", "P1", "P2", "D1", "I1"
 )
+
+
+# What `late` has given.
+cdef dict LATE = {}
+
+
+cdef object late(str module, str name):
+    """A function of a module that is imported when it is first used: many programs never do."""
+    found = LATE.get(name)
+    if found is None:
+        found = LATE[name] = getattr(__import__(module, None, None, [name]), name)
+    return found
 
 
 # no_gc_clear: the collector must not take the writer away while the pointers into its machine are
@@ -305,7 +313,7 @@ cdef class Memslots(Reader):
         O(k log n) for k changes. Other threads' changes wait from its beginning to its end; readers
         wait for nothing.
         """
-        return transaction_of(self, self.writer)
+        return late("memslots.write.transaction", "transaction_of")(self, self.writer)
 
     def mark_dirty(self, gfn, as_id=0):
         """Mark a guest page as written, in its slot's dirty log.
@@ -471,7 +479,7 @@ cdef class Memslots(Reader):
         try:
             return self.writer.take_dirty_runs(self, logs)
         except BaseException:
-            return_logs(self.m, logs)
+            late("memslots.dirty.runs", "return_logs")(self, logs)
             raise
 
     def map(self, as_id=0):
@@ -498,7 +506,7 @@ cdef class Memslots(Reader):
         where Python has no GIL and changes come so fast that three tries were spoiled: then one
         change may wait while the slots are read.
         """
-        return map_of(self.m, self.space_of(as_id))
+        return late("memslots.read.memorymap", "map_of")(self, self.space_of(as_id).as_id)
 
     def address_space(self, as_id):
         """The reader of an address space (AddressSpace).
@@ -618,7 +626,7 @@ cdef class Memslots(Reader):
         # change anything.
         self.writer.enter("a copy")
         try:
-            limits_, spaces = state_of(self)
+            limits_, spaces = late("memslots.write.pickling", "state_of")(self)
         finally:
             self.writer.leave()
         # The last: what a subclass has of its own, by Python's own protocol.
@@ -657,7 +665,7 @@ cdef class Memslots(Reader):
 def _restore(cls, limits_, spaces):
     """Makes the Memslots of a pickle. No code of a subclass runs."""
     cdef Memslots vm = Memslots.__new__(cls, **limits_)
-    restore(vm.writer, spaces)
+    late("memslots.write.pickling", "restore")(vm.writer, spaces)
     return vm
 
 

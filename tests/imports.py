@@ -21,6 +21,8 @@ STATEMENT = re.compile(
     r"|c?import[ \t]+(?P<modules>[\w., \t]+))",
     re.MULTILINE,
 )
+# What memslots.pyx imports when it is first used.
+LATE = re.compile(r'\blate\(\s*"(?P<source>[\w.]+)",\s*"(?P<name>\w+)"\)')
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +67,17 @@ def resolve(package: str, modules: set[str], dotted: str) -> str | None:
 
 def imports_of_file(root: Path, path: Path, modules: set[str]) -> Iterator[Import]:
     """Yields the imports of one file that stay in the package."""
-    text = hide(path.read_text(encoding="utf-8"))
+    whole = path.read_text(encoding="utf-8")
+    text = hide(whole)
     package, module = root.name, module_name(root, path)
     # Where the lines under `if TYPE_CHECKING:` begin and end.
     blocks = re.finditer(r"^if TYPE_CHECKING:\n((?:[ \t]+[^\n]*\n|\n)+)", text, re.MULTILINE)
     checking = [found.span() for found in blocks]
+    for found in LATE.finditer(whole):
+        where = f"{path.relative_to(root.parent)}:{text.count(chr(10), 0, found.start()) + 1}"
+        needs = resolve(package, modules, found["source"])
+        if needs is not None:
+            yield Import(module, needs, found["name"], where, True)
     for found in STATEMENT.finditer(text):
         where = f"{path.relative_to(root.parent)}:{text.count(chr(10), 0, found.start()) + 1}"
         soft = path.suffix == ".pyi" or any(a <= found.start() < b for a, b in checking)

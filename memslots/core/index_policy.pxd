@@ -6,7 +6,8 @@ and single look-ups a few rows at each search, so that none of them stalls. No c
 a set that becomes inactive before its index is finished loses what there is of it. At most one
 thread at a time makes part of it; others search the tree meanwhile.
 
-But for index_policy_build, all is for readers in a section, or who hold what keeps the set as it is.
+But for index_policy_build, all is for readers in a section, or who hold what keeps the set as it
+is.
 """
 
 from libc.stdint cimport uint64_t

@@ -1,4 +1,6 @@
-"""Dirty logs as runs of gfns. The contract of each function is in runs.pxd."""
+"""Dirty logs as runs of gfns, across the slots and address spaces of a machine."""
+
+from collections import namedtuple
 
 cimport cython
 from cpython.bytearray cimport PyByteArray_AS_STRING
@@ -8,8 +10,12 @@ from libc.string cimport memcpy
 from memslots.core.endian cimport endian_le64
 from memslots.core.units cimport gfn_t
 from memslots.dirty.logs cimport return_log
+from memslots.read.reader cimport Reader
 
-from memslots.values.records import DirtyRun, Flags
+from memslots.values.records import Flags
+
+DirtyRun = namedtuple("DirtyRun", ["as_id", "start_gfn", "end_gfn"], module="memslots")
+DirtyRun.__doc__ = """Guest pages [start_gfn, end_gfn) of an address space that were written."""
 
 
 cdef extern from *:
@@ -100,7 +106,12 @@ cdef list runs_of(list logs):
     return runs
 
 
-cdef list take_runs(object vm, list logs):
+def take_runs(vm, list logs not None):
+    """Returns the runs of all slots' dirty logs, by address space and gfn; slots side by side: one.
+
+    Their marks are taken, and put down in `logs` before anything else can fail. The caller is the
+    writer.
+    """
     cdef bint manual = vm.manual_dirty_log != 0
     cdef TakenLog taken
     for as_id in range(vm.address_spaces):
@@ -117,9 +128,9 @@ cdef list take_runs(object vm, list logs):
     return runs_of(logs)
 
 
-cdef int return_logs(machine *m, list logs) except -1:
+def return_logs(Reader vm not None, list logs not None):
+    """Marks what take_runs put down in `logs` again, whether it came to an end or not."""
     cdef TakenLog taken
     for taken in logs:
         if taken.log is not None:
-            return_log(m, taken.slot, taken.log)
-    return 0
+            return_log(vm.m, taken.slot, taken.log)

@@ -1,8 +1,8 @@
 from collections.abc import Callable
 from typing import TypeVar
 
+from memslots.dirty.runs import DirtyRun
 from memslots.memslots import Memslots
-from memslots.values.records import DirtyRun
 
 _T = TypeVar("_T")
 

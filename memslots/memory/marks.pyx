@@ -1,8 +1,9 @@
 """What a snapshot asks of the Writer: no changes for a moment, and marks to be given back."""
 
-from memslots.dirty.runs cimport return_logs
-from memslots.memslots cimport memslots_machine, memslots_writer
+from memslots.memslots cimport memslots_writer
 from memslots.write.writer cimport Writer
+
+from memslots.dirty.runs import return_logs
 
 
 def without_changes(vm, work):
@@ -28,4 +29,4 @@ def take_runs(vm, list logs not None):
 
 def return_marks(vm, list logs not None):
     """Marks again what take_runs took, in the slots that it was taken from."""
-    return_logs(memslots_machine(vm), logs)
+    return_logs(vm, logs)

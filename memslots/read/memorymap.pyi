@@ -6,6 +6,7 @@ import numpy as np
 from _typeshed import ReadableBuffer, WriteableBuffer
 from numpy.typing import NDArray
 
+from memslots.read.reader import Reader
 from memslots.values.records import Slot
 
 _Input: TypeAlias = ReadableBuffer | NDArray[np.uint64]
@@ -83,3 +84,6 @@ class MemoryMap:
     @property
     def nr_pages(self) -> int:
         """How many guest pages the slots hold."""
+
+def map_of(reader: Reader, as_id: SupportsIndex) -> MemoryMap:
+    """The MemoryMap of what an address space holds now."""

@@ -73,6 +73,7 @@ from memslots.core.units cimport (
     page_aligned,
 )
 from memslots.read.batch cimport kind_element
+from memslots.read.reader cimport Reader
 from memslots.read.ranges cimport extent, extent_end, extent_start, set_extent
 from memslots.read.sections cimport reader_of, section, section_enter, section_leave
 from memslots.values.buffers cimport buffers, release_batch, take_batch
@@ -167,9 +168,8 @@ cdef uint32_t first_reaching(const views *v, hva_t first) noexcept nogil:
 cdef class MemoryMap:
     """The slots of an address space at one moment: an immutable value.
 
-    ``vm.map()`` gives what a Memslots holds; or it is made of Slots. It looks up as a Memslots does,
-    and changes with nothing: threads and processes may share it. Compares and hashes by value, the
-    generation left out.
+    ``vm.map()`` gives what a Memslots holds; or it is made of Slots. It looks up as a Memslots
+    does. Compares and hashes by value, the generation left out.
 
     Parameters
     ----------
@@ -246,8 +246,6 @@ cdef class MemoryMap:
             self.nr_pages += r.npages
         index_seal(ix)
         self.ix = ix
-        for i, record in enumerate(all):
-            self.slot_at(i)
         return 0
 
     cdef object slot_at(self, uint32_t i):
@@ -687,7 +685,13 @@ cdef list slots_of(list given, uint32_t as_id):
     return all
 
 
-cdef object map_of(machine *m, space *sp):
+def map_of(Reader reader not None, uint32_t as_id):
+    """Returns the MemoryMap of what an address space holds now.
+
+    O(1) where it has an index; else as a batch that makes one, O(n).
+    """
+    cdef machine *m = reader.m
+    cdef space *sp = m.spaces[as_id]
     cdef MemoryMap made = MemoryMap.__new__(MemoryMap)
     cdef slotset *set
     cdef section at

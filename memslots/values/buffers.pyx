@@ -1,6 +1,5 @@
 """Buffers as batches take and give them. The contract is in buffers.pxd."""
 
-import array
 import sys
 
 from cpython.buffer cimport (
@@ -17,8 +16,9 @@ from libc.string cimport memset
 # What an element may be called: C's names for integers of a size differ from system to system.
 cdef dict FORMATS = {"int32": (b"i", b"l"), "uint64": (b"Q", b"L")}
 cdef bytes NATIVE = b"@=<" if sys.byteorder == "little" else b"@=>"
-# An array.array of one zero; multiplied, it is an output of any length.
-cdef dict ZERO = {"int32": array.array("i", [0]), "uint64": array.array("Q", [0])}
+# By element: an array.array of one zero; multiplied, it is an output of any length. Made when it is
+# first needed.
+cdef dict ZERO = {}
 cdef dict SIZES = {"int32": 4, "uint64": 8}
 
 
@@ -56,7 +56,12 @@ cdef object new_output(object given, size_t count, str element):
     cdef object numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(given, numpy.ndarray):
         return numpy.empty(given.shape, dtype=element)
-    return ZERO[element] * count
+    zero = ZERO.get(element)
+    if zero is None:
+        import array
+
+        zero = ZERO[element] = array.array("i" if element == "int32" else "Q", [0])
+    return zero * count
 
 
 cdef int refuse_overlap(const Py_buffer *given, str name, const Py_buffer *out) except -1:

@@ -23,13 +23,6 @@ class VcpuStats(NamedTuple):
     hits: int
     misses: int
 
-class DirtyRun(NamedTuple):
-    """Guest pages [start_gfn, end_gfn) of an address space that were written."""
-
-    as_id: int
-    start_gfn: int
-    end_gfn: int
-
 @final
 class Slot:
     """A run of guest pages and where the host keeps them.

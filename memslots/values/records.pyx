@@ -1,4 +1,4 @@
-"""What Python code is given: Flags, Change, Slot, VcpuStats and DirtyRun."""
+"""What Python code is given: Flags, Change, Slot and VcpuStats."""
 
 import enum
 from collections import namedtuple
@@ -49,9 +49,6 @@ class Change(enum.Enum):
 VcpuStats = namedtuple("VcpuStats", ["hits", "misses"], module=PUBLIC)
 VcpuStats.__doc__ = """How many look-ups a Vcpu's last-used slot answered, and how many went to
 the tree."""
-
-DirtyRun = namedtuple("DirtyRun", ["as_id", "start_gfn", "end_gfn"], module=PUBLIC)
-DirtyRun.__doc__ = """Guest pages [start_gfn, end_gfn) of an address space that were written."""
 
 # Making an IntFlag takes a microsecond; there are few.
 cdef dict FLAGS = {

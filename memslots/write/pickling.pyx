@@ -1,7 +1,4 @@
-"""Pickling and copying a Memslots: what it takes with it, and how it is made again.
-
-The contract of each function is in pickling.pxd.
-"""
+"""Pickling and copying a Memslots: what it takes with it, and how it is made again."""
 
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -11,6 +8,7 @@ from memslots.read.reader cimport Reader
 from memslots.values.integers cimport u64
 from memslots.values.limits cimport limits_of
 from memslots.write.operations cimport operation_create
+from memslots.write.writer cimport Writer
 
 from memslots.values.records import Flags
 
@@ -65,13 +63,16 @@ cdef int check_spaces(uint32_t nspaces, object spaces) except -1:
     return 0
 
 
-cdef tuple state_of(object vm):
+def state_of(vm):
+    """Returns the limits, as the arguments of Memslots, and for each address space its generation,
+    and the Slots with their dirty logs. The caller is the writer, so that it is all of one moment.
+    """
     spaces = [space_state(vm.address_space(as_id)) for as_id in range(vm.address_spaces)]
     return limits_of(vm), spaces
 
 
-cdef int restore(Writer writer, object spaces) except -1:
+def restore(Writer writer not None, spaces):
+    """Makes a Writer's machine, which is new and empty, what the second of these says."""
     check_spaces(writer.m.lim.nspaces, spaces)
     for as_id, state in enumerate(spaces):
         restore_space(writer, as_id, state)
-    return 0

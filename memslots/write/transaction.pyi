@@ -60,3 +60,6 @@ class Transaction:
         self, id: SupportsIndex, default: _Default, as_id: SupportsIndex = 0
     ) -> Slot | _Default:
         """The slot that will have an id if the transaction ends now, or `default`. O(1)."""
+
+def transaction_of(owner: object, writer: object) -> Transaction:
+    """A Transaction on what a Writer writes, not begun."""

@@ -479,7 +479,8 @@ cdef class Transaction(Target):
             idtable_drop_spare(&self.spare[as_id])
 
 
-cdef object transaction_of(object owner, Writer writer):
+def transaction_of(owner, Writer writer not None):
+    """Returns a Transaction on what a Writer writes, not begun; `owner` keeps it."""
     cdef Transaction tx = Transaction.__new__(Transaction)
     tx.owner = owner
     tx.writer = writer

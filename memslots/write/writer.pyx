@@ -1,11 +1,11 @@
 """Making a change: the lock, the steps of the core, and what the listeners are told in between."""
 
 import os
-import weakref
 
 cimport cython
 from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.ref cimport Py_INCREF, Py_XDECREF, PyObject
+from cpython.weakref cimport PyWeakref_NewRef
 from libc.stdint cimport uint32_t, uint64_t
 
 from memslots.core.atomics cimport atomic_load_relaxed, atomic_store_relaxed
@@ -50,7 +50,6 @@ from memslots.core.update cimport (
     update_revert_begin,
     update_revert_end,
 )
-from memslots.dirty.runs cimport take_runs
 from memslots.values.records cimport slot_record
 from memslots.values.rules cimport refusal_error
 from memslots.write.listeners cimport (
@@ -76,8 +75,9 @@ from memslots.errors import busy
 # How often this process is the child of a fork: whoever is told of a fork before this is, and makes
 # a change, is told apart by it.
 cdef uint64_t forks = 0
-# Every Writer there is.
-cdef object WRITERS = weakref.WeakSet()
+# Every Writer there is, by its address: a weak reference. (The module weakref is a tenth of what
+# importing memslots takes.)
+cdef dict WRITERS = {}
 
 
 cdef extern from "pthread.h":
@@ -146,13 +146,15 @@ cdef class Writer(Target):
         self.lim = &m.lim
         self.forks = forks
         try:
-            WRITERS.add(self)
+            WRITERS[<size_t><void *>self] = PyWeakref_NewRef(self, None)
             return 0
         except MemoryError:
             pass  # raised anew, since its traceback would keep this from being freed
         raise MemoryError("no memory for the list of writers")
 
     def __dealloc__(self):
+        if WRITERS is not None:  # as it is when the interpreter ends
+            WRITERS.pop(<size_t><void *>self, None)
         if self.m is not NULL:
             free_slots(self.m)
             machine_free(self.m)
@@ -257,6 +259,8 @@ cdef class Writer(Target):
         return bool(self.journal)
 
     cdef list take_dirty_runs(self, object vm, list logs):
+        from memslots.dirty.runs import take_runs
+
         cdef bint entered = self.enter_again("dirty runs")
         try:
             return take_runs(vm, logs)
@@ -328,8 +332,10 @@ cdef void count_fork() noexcept nogil:
 
 def _after_fork_in_child():
     cdef Writer writer
-    for writer in list(WRITERS):
-        writer.after_fork()
+    for reference in list(WRITERS.values()):
+        writer = reference()
+        if writer is not None:
+            writer.after_fork()
 
 
 if pthread_atfork(NULL, NULL, count_fork) != 0:

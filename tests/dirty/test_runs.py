@@ -15,7 +15,7 @@ from smallmachine import MAX_GFN, MAX_SLOTS
 from strategies import good_as_ids, steps
 
 from memslots import InvalidRegionError, MemslotError, Memslots
-from memslots.values.records import DirtyRun
+from memslots.dirty.runs import DirtyRun
 
 # What a run is
 

@@ -13,8 +13,8 @@ from model import Model, unchanged
 from smallmachine import MAX_SLOTS
 
 from memslots import KvmError, Memslots
+from memslots.dirty.runs import DirtyRun
 from memslots.memory.marks import return_marks, take_runs
-from memslots.values.records import DirtyRun
 
 # Threads
 

@@ -28,6 +28,7 @@ from memslots import (
     KvmClosedError,
     KvmError,
     KvmUnavailableError,
+    MemoryMap,
     MemslotError,
     Memslots,
     NoSuchSlotError,
@@ -93,6 +94,26 @@ def reading(face: Reader, slot: Slot) -> None:
     assert_type(slot in face, bool)
     assert_type(face.generation + face.nr_pages + face.as_id, int)
     face.lookup("0")  # type: ignore[arg-type]
+
+
+def maps(vm: Memslots, slot: Slot, out: npt.NDArray[np.int32]) -> None:
+    m = vm.map(as_id=1)
+    assert_type(m, MemoryMap)
+    assert_type(MemoryMap([slot, (0, 1, 0), (1, 1, 0, Flags.READONLY), (2, 1, 0, 0, 7)]), MemoryMap)
+    assert_type(m.lookup(0), Slot | None)
+    assert_type(m.gpa_to_hva(0, write=True), int)
+    assert_type(m.lookup_many(array("Q", [1])), "array[int]")
+    assert_type(m.lookup_many(np.zeros(2, np.uint64), out), npt.NDArray[np.int32])
+    assert_type(m.translate(np.zeros(2, np.uint64)), npt.NDArray[np.uint64])
+    assert_type(m.in_gfn_range(0, 1), list[Slot])
+    assert_type(m.in_hva_range(0, 1), list[tuple[Slot, int, int]])
+    assert_type(m[0], Slot)
+    assert_type(m.get(0, "none"), Slot | str)
+    assert_type(list(m) + list(reversed(m)), list[Slot])
+    assert_type(len(m) + m.generation + m.nr_pages + m.as_id + hash(m), int)
+    assert_type(slot in m, bool)
+    m.generation = 2  # type: ignore[misc]
+    MemoryMap([(0, 1)])  # type: ignore[list-item]
 
 
 def batches(face: Reader, out: npt.NDArray[np.int32]) -> None:

@@ -259,7 +259,7 @@ def test_what_is_no_map(slots: list[Any], error: type[Exception], text: str) -> 
 def test_it_is_immutable() -> None:
     m = MemoryMap([(0, 1, 0)])
     with pytest.raises(TypeError, match="immutable"):
-        m.__init__([(0, 2, 0)])  # type: ignore[misc]
+        m.__init__([(0, 2, 0)])
     with pytest.raises(AttributeError):
         m.generation = 5  # type: ignore[misc]
     assert m != MemoryMap([(0, 1, 0)], as_id=1)
