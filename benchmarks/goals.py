@@ -6,22 +6,23 @@ falls on both. With numbers of slots, only the goals that are about one of them 
 
 from __future__ import annotations
 
-import importlib
 import os
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from changes import CHANGES, Changer, sample
 from common import KVM_SIZES, MILLION, PAGES, SIZES, AnyMemslots, medians, seconds_of
+from guestmemory import read_random_ns
 from guests import Guest
 from importing import MODULES, import_ms, run
 from lookups import LOOKUPS, repeat
 from memory import growth
 from rivals import NumpySearch, SortedNumpySearch, build_floor
+from single import BETWEEN, between_ns, map_us, random_ns, slowest_us
 
 Step = Callable[[], object]
 
@@ -29,32 +30,45 @@ LARGEST = KVM_SIZES[-1]
 # That many times as fast, at least: than numpy, a batch of random pages,
 RANDOM = {10: 1.0, 509: 6.0, 8194: 7.0, LARGEST: 8.0, MILLION: 4.0}
 ARRAY = {10: 1.0, LARGEST: 200.0}  # than the array, a change,
+# A single look-up of any page, with the index there.
+PEERS = {
+    "superintervals": {10: 2.5, 509: 2.5, 8194: 2.3, LARGEST: 2.0, MILLION: 2.2},
+    "BTrees.LLBTree": {10: 5.5, 509: 6.5, 8194: 6.0, LARGEST: 4.0, MILLION: 2.2},
+    "list + bisect": {10: 4.5, 509: 4.5, 8194: 4.5, LARGEST: 4.5, MILLION: 4.5},
+}
 REGULAR = {"local": 6.0, "boot": 6.0, "sequential": 2.0}  # than numpy, other batches
 
 
 class Row(NamedTuple):
     """A line of the table."""
 
-    slots: int
+    slots: int  # 0: it is not about a number of slots
     what: str
-    figure: str
-    goal: str
-    reached: bool | None  # None: it has no goal
+    figure: float
+    unit: str  # "x": times
+    goal: float | None  # None: it has none
+    at_least: bool  # whether the goal is the least or the most
+
+    def reached(self) -> bool | None:
+        """Whether the goal is; None: there is none."""
+        if self.goal is None:
+            return None
+        return self.figure >= self.goal if self.at_least else self.figure <= self.goal
 
 
 def at_most(slots: int, what: str, figure: float, goal: float, unit: str = "x") -> Row:
     """A figure that is not to be above its goal."""
-    return Row(slots, what, f"{figure:.4g} {unit}", f"<= {goal:g} {unit}", figure <= goal)
+    return Row(slots, what, figure, unit, goal, False)
 
 
 def at_least(slots: int, what: str, figure: float, goal: float) -> Row:
     """A figure that is not to be below its goal."""
-    return Row(slots, what, f"{figure:.4g} x", f">= {goal:g} x", figure >= goal)
+    return Row(slots, what, figure, "x", goal, True)
 
 
 def stated(slots: int, what: str, figure: float, unit: str) -> Row:
     """A figure without a goal."""
-    return Row(slots, what, f"{figure:.4g} {unit}", "-", None)
+    return Row(slots, what, figure, unit, None, False)
 
 
 def times(*steps: Step) -> list[float]:
@@ -83,54 +97,48 @@ def hot(slots: int) -> Iterator[Row]:
         yield stated(slots, f"lookup, hot, {through}", took / LOOKUPS * 1e9, "ns")
         for binding, empty_took in (("True", bound), ("False", unbound)):
             what = f"lookup, hot, {through} / empty, binding={binding}"
-            yield at_most(slots, what, took / empty_took, 1.3)
-
-
-def single_rivals(guest: Guest, gfns: list[int]) -> dict[str, Step]:
-    """The same look-ups by what is installed. It is asked for less: no test of the slot's end."""
-    steps: dict[str, Step] = {}
-    bases = guest.bases.tolist()
-    expected = (bases[-1], guest.slots - 1)
-    try:
-        tree = importlib.import_module("BTrees.LLBTree").LLBTree()
-    except ImportError:
-        pass
-    else:
-        tree.update(dict(zip(bases, range(guest.slots), strict=True)))
-        base_gfn = tree.maxKey(bases[-1] + PAGES - 1)
-        assert (base_gfn, tree[base_gfn]) == expected
-        steps["BTrees.LLBTree.maxKey"] = partial(repeat, tree.maxKey, gfns)
-    try:
-        intervals = importlib.import_module("superintervals").IntervalMap()
-    except ImportError:
-        pass
-    else:
-        for id, base_gfn in enumerate(bases):
-            intervals.add(base_gfn, base_gfn + PAGES - 1, id)
-        intervals.build()
-        search_values = intervals.search_values
-        assert search_values(bases[-1], bases[-1]) == [expected[1]]
-
-        def search_all() -> None:
-            for gfn in gfns:
-                search_values(gfn, gfn)
-
-        steps["superintervals search_values"] = search_all
-    return steps
+            yield at_most(slots, what, took / empty_took, 1.0)
 
 
 def single_random(slots: int) -> Iterator[Row]:
-    """Single look-ups of random pages, against other packages."""
-    guest = Guest(slots)
-    vm = guest.make()
-    asked = guest.accesses("random", LOOKUPS)
-    gfns = asked.gfns.tolist()
-    assert [vm[id] for id in asked.ids.tolist()] == [vm.lookup(gfn) for gfn in gfns]
-    rivals = single_rivals(guest, gfns)
-    own, *others = times(partial(repeat, vm.lookup, gfns), *rivals.values())
-    yield stated(slots, "lookup, random", own / LOOKUPS * 1e9, "ns")
-    for name, other in zip(rivals, others, strict=True):
-        yield at_least(slots, f"lookup, random: {name} / memslots", other / own, 3.0)
+    """Single look-ups of random pages with the index there, against other packages."""
+    took = random_ns(slots)
+    for name in ("Vcpu", "Memslots", "MemoryMap"):
+        yield stated(slots, f"lookup, random, {name}", took[name], "ns")
+    for name, goals in PEERS.items():
+        if name in took:
+            figure = took[name] / took["Vcpu"]
+            yield at_least(slots, f"lookup, random: {name} / memslots", figure, goals[slots])
+
+
+def between_changes(slots: int) -> Iterator[Row]:
+    """Single look-ups, so many between two changes."""
+    for lookups in BETWEEN:
+        yield stated(
+            slots, f"lookup, {lookups:,} for each change", between_ns(slots, lookups), "ns"
+        )
+
+
+def slowest(slots: int) -> Iterator[Row]:
+    """The slowest look-ups while an index is made."""
+    making, there = slowest_us(slots)
+    yield stated(slots, "lookup, 99.9th percentile, index there", there, "µs")
+    what = "lookup, 99.9th percentile, index being made, above that"
+    yield at_most(slots, what, making - there, 5.0, "µs")
+
+
+def maps(slots: int) -> Iterator[Row]:
+    """vm.map()."""
+    there, made, batch = map_us(slots)
+    yield at_most(slots, "map(), index there", there, 0.2, "µs")
+    yield at_most(slots, "map() / what a batch pays for an index", made / batch, 1.2)
+
+
+def reads(slots: int) -> Iterator[Row]:
+    """GuestMemory.read_u32 at any address, beside struct on one flat buffer."""
+    ours, plain = read_random_ns(slots)
+    yield stated(slots, "read_u32, random", ours, "ns")
+    yield at_most(slots, "read_u32, random / struct.unpack_from", ours / plain, 1.5)
 
 
 class Batch:
@@ -216,7 +224,7 @@ def memory(slots: int) -> Iterator[Row]:
 def importing() -> Iterator[Row]:
     """Fresh interpreters."""
     modules = int(run(MODULES))  # asserts that numpy is not one of them
-    yield at_most(0, "import memslots, over an empty interpreter", import_ms(), 15, "ms")
+    yield at_most(0, "import memslots, over an empty interpreter", import_ms(), 10, "ms")
     yield stated(0, "import memslots: none is numpy", modules, "modules")
 
 
@@ -224,7 +232,14 @@ def rows(slots: int) -> Iterator[Row]:
     """All rows of a number of slots."""
     if slots == LARGEST:
         yield from hot(slots)
-        yield from single_random(slots)
+    yield from single_random(slots)
+    if slots in KVM_SIZES:
+        yield from between_changes(slots)
+    if slots in (LARGEST, MILLION):
+        yield from slowest(slots)
+    yield from maps(slots)
+    if slots == LARGEST:
+        yield from reads(slots)
     yield from batches(slots)
     if slots in (*ARRAY, MILLION):
         yield from changes(slots)
@@ -232,12 +247,23 @@ def rows(slots: int) -> Iterator[Row]:
         yield from memory(slots)
 
 
-def show(row: Row) -> bool:
-    """Prints a row; whether its goal is missed."""
-    reached = {True: "reached", False: "MISSED", None: ""}[row.reached]
-    slots = str(row.slots or "")
-    print(f"{slots:>8}  {row.what:<56}{row.figure:>14}  {row.goal:<14}{reached}", flush=True)
-    return row.reached is False
+def show(row: Row) -> Row:
+    """Prints a row, and gives it."""
+    reached = {True: "reached", False: "MISSED", None: ""}[row.reached()]
+    goal = "-"
+    if row.goal is not None:
+        goal = f"{'>=' if row.at_least else '<='} {row.goal:g} {row.unit}"
+    figure = f"{row.figure:.4g} {row.unit}"
+    print(f"{row.slots or '':>8}  {row.what:<56}{figure:>14}  {goal:<14}{reached}", flush=True)
+    return row
+
+
+def measured(sizes: Sequence[int]) -> Iterator[Row]:
+    """The rows of these numbers of slots; of all, also those about none."""
+    for slots in sizes or SIZES:
+        yield from rows(slots)
+    if not sizes:
+        yield from importing()
 
 
 def main() -> None:
@@ -247,9 +273,7 @@ def main() -> None:
         raise SystemExit(f"usage: goals.py [slots ...], of {', '.join(map(str, SIZES))}")
     print(f"{os.cpu_count()} CPUs, Python {sys.version.split()[0]}, numpy {np.__version__}")
     print(f"{'slots':>8}  {'what':<56}{'figure':>14}  goal")
-    missed = sum(show(row) for slots in given or SIZES for row in rows(slots))
-    if not given:
-        missed += sum(map(show, importing()))
+    missed = sum(show(row).reached() is False for row in measured(given))
     print(f"{missed} missed")
 
 

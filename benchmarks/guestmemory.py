@@ -20,9 +20,9 @@ import numpy as np
 from common import PAGE_SIZE, SEED, medians, seconds_of
 
 from memslots import Flags, Memslots
+from memslots.dirty.runs import DirtyRun
 from memslots.memory.backing import Backing
 from memslots.memory.guestmemory import GuestMemory
-from memslots.values.records import DirtyRun
 
 Step = Callable[[], object]
 
@@ -43,7 +43,7 @@ FOLDER = SHM if SHM.is_dir() else Path(tempfile.gettempdir())
 class Guest:
     """Guest memory, all of which logs, and the mmap that it is on."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, slots: int = SLOTS) -> None:
         self.size = size
         self.random = np.random.default_rng(SEED)
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
@@ -51,8 +51,8 @@ class Guest:
         self.plain = memoryview(self.mmap)
         self.plain[:] = self.random.bytes(size)
         self.mem = GuestMemory(Memslots())
-        backing, part = Backing(self.mmap), size // SLOTS
-        for id in range(SLOTS):
+        backing, part = Backing(self.mmap), size // slots
+        for id in range(slots):
             self.mem.place(id, id * part, backing, id * part, part, Flags.LOG_DIRTY_PAGES)
 
     def some_pages(self, percent: int) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
@@ -389,6 +389,24 @@ class Numbers(_Pair):
 
 Numbers.track_time.unit = "ns"  # type: ignore[attr-defined]
 Numbers.track_ratio.unit = "times"  # type: ignore[attr-defined]
+
+
+def read_random_ns(slots: int) -> tuple[float, float]:
+    """Nanoseconds of read_u32 at any address of slots of a page, and of struct.unpack_from."""
+    guest = Guest(slots * PAGE_SIZE, slots)
+    words = guest.random.integers(0, guest.size // 4, ADDRESSES * 20)
+    addresses: list[int] = (words * 4).tolist()
+    read_u32, unpack, plain = guest.mem.read_u32, struct.Struct("<I").unpack_from, guest.plain
+
+    def ours() -> list[int]:
+        return [read_u32(address) for address in addresses]
+
+    def flat() -> list[int]:
+        return [unpack(plain, address)[0] for address in addresses]
+
+    assert ours() == flat()
+    took = medians(partial(seconds_of, ours), partial(seconds_of, flat), rounds=7)
+    return took[0] / len(addresses) * 1e9, took[1] / len(addresses) * 1e9
 
 
 def show(case: str, plain: str, ours: float, theirs: float, unit: str, ratio: float) -> None:

@@ -29,6 +29,7 @@ from memslots import (
     Change,
     Flags,
     InvalidRegionError,
+    MemoryMap,
     MemslotError,
     Memslots,
     NoSuchSlotError,
@@ -42,7 +43,7 @@ from memslots import (
 
 INVALID = int(Flags.INVALID)
 
-Face = Memslots | AddressSpace | Vcpu
+Face = Memslots | AddressSpace | Vcpu | MemoryMap
 E = TypeVar("E", bound=BaseException)
 
 

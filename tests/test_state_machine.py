@@ -20,16 +20,20 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from model import Model, ModelTransaction
+from model import Model, ModelSlot, ModelTransaction, plain
 from smallmachine import MAX_GFN, MAX_HVA, MAX_SLOTS, SPACES
 from strategies import as_ids, askew, flags, gfns, good_as_ids, hvas, ids, marks, npages, steps
 
-from memslots import Memslots, Transaction
+from memslots import MemoryMap, Memslots, Transaction
 
 
 class Machine(RuleBasedStateMachine):
     mirrored = False
     both: Compared
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps: list[tuple[MemoryMap, list[ModelSlot]]] = []
 
     @initialize(
         manual_dirty_log=st.sampled_from([0, 1, 3]),
@@ -201,6 +205,19 @@ class Machine(RuleBasedStateMachine):
         start, end = (first << 12) + skew, ((first + pages) << 12) + 2 * skew
         for face in self.both.faces[as_id]:
             self.both.ranges(face, first, first + pages, start, end)
+
+    @rule(as_id=good_as_ids, gfns=st.lists(gfns, max_size=8))
+    def take_map(self, as_id: int, gfns: list[int]) -> None:
+        m = self.both.vm.map(as_id)
+        self.both.look(m, gfns, 5)
+        self.both.ranges(m, 3, 20, 3 << 12, 20 << 12)
+        for slot in m:
+            self.both.by_id(m, slot.id)
+        self.maps.append((m, self.both.model.in_order(as_id)))
+
+    def teardown(self) -> None:
+        for m, slots in self.maps:
+            assert [plain(slot) for slot in m] == slots
 
     @rule(as_id=good_as_ids, id=ids)
     def by_id(self, as_id: int, id: int) -> None:

@@ -15,9 +15,10 @@ from libc.stdint cimport uint64_t
 from memslots.core.atomics cimport (
     atomic_load_acquire_ptr,
     atomic_load_relaxed,
+    atomic_load_relaxed_ptr,
     atomic_store_relaxed,
 )
-from memslots.core.index cimport index
+from memslots.core.index cimport INDEX_FEW, index
 from memslots.core.slotset cimport slotset, slotset_count
 from memslots.core.space cimport space
 from memslots.core.srcu cimport srcu_reader
@@ -28,8 +29,9 @@ cdef enum:
     SINGLE_SEARCHES = 24
     # so many count double. An index takes a tenth of the time then that the searches have taken.
     SINGLE_DOUBLE = 1024
-    # It makes so many rows then: the longest that it can take is as many steps in the tree.
-    SINGLE_PART = 16
+    # It makes so many rows then, or all of INDEX_FEW: the longest that it can take is as many steps in
+    # the tree.
+    SINGLE_PART = 8
 
 # What became of an index.
 cdef enum index_progress:
@@ -58,10 +60,15 @@ cdef index *index_policy_copy(const slotset *set) noexcept nogil
 cdef bint index_policy_pays(slotset *set, uint64_t searches, uint64_t expected) noexcept nogil
 
 
+cdef inline bint index_policy_begun(slotset *set) noexcept nogil:
+    """Returns whether part of an index is made, so that the next search should make more."""
+    return atomic_load_relaxed_ptr(<void *const *>&set.unfinished) is not NULL
+
+
 cdef inline void index_policy_note(slotset *set, uint64_t searches) noexcept nogil:
     """For a single look-up that has no index: counts searches of the tree, and makes its part."""
     cdef uint64_t slots = slotset_count(set)
     searches += atomic_load_relaxed(&set.searches)
     atomic_store_relaxed(&set.searches, searches)
     if searches >= slots + min(slots, <uint64_t>SINGLE_DOUBLE) + SINGLE_SEARCHES:
-        index_policy_advance(set, SINGLE_PART)
+        index_policy_advance(set, SINGLE_PART if slots > INDEX_FEW else INDEX_FEW)

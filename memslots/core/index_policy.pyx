@@ -6,6 +6,7 @@ from memslots.core.atomics cimport (
     atomic_compare_exchange,
     atomic_load_relaxed,
     atomic_store_relaxed,
+    atomic_store_relaxed_ptr,
     atomic_store_release,
     atomic_store_release_ptr,
 )
@@ -38,7 +39,7 @@ cdef bint begin(slotset *set) noexcept nogil:
     if ix is NULL:
         return False
     set.next = first
-    set.unfinished = ix
+    atomic_store_relaxed_ptr(<void **>&set.unfinished, ix)
     return True
 
 
@@ -62,7 +63,7 @@ cdef index_progress advance(slotset *set, uint64_t rows) noexcept nogil:
     if ix.count < ix.room:
         return INDEX_MORE
     index_seal(ix)
-    set.unfinished = NULL
+    atomic_store_relaxed_ptr(<void **>&set.unfinished, NULL)
     # Release: pairs with the acquire in index_policy_current.
     atomic_store_release_ptr(<void **>&set.index, ix)
     return INDEX_READY

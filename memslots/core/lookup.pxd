@@ -26,7 +26,7 @@ from memslots.core.index cimport (
     index_row,
     index_usable,
 )
-from memslots.core.index_policy cimport index_policy_current, index_policy_note
+from memslots.core.index_policy cimport index_policy_begun, index_policy_current, index_policy_note
 from memslots.core.search cimport search_one
 from memslots.core.slot cimport slot, slot_has_gfn
 from memslots.core.slotset cimport slotset, slotset_by_id, slotset_search
@@ -35,8 +35,8 @@ from memslots.core.srcu cimport srcu_reader
 from memslots.core.units cimport BAD_HVA, PAGE_OFFSET_MASK, gfn_t, gpa_t, gpa_to_gfn, hva_t
 
 cdef enum:
-    # A vCPU tells its set of so many searches of the tree at a time: not all of its misses write
-    # to a line that others write, too.
+    # A vCPU tells its set of so many searches of the tree at a time: until part of an index is made,
+    # not all of its misses write to a line that others write, too.
     VCPU_SEARCHES = 8
 
 # A vCPU's last-used slot, and its line among the readers. One thread at a time uses it.
@@ -87,6 +87,8 @@ cdef inline bint lookup_vcpu(slotset *set, vcpu_cache *own, gfn_t gfn) noexcept 
         s = slotset_search(set, gfn)
         if own.misses % VCPU_SEARCHES == 0:
             index_policy_note(set, VCPU_SEARCHES)
+        elif index_policy_begun(set):
+            index_policy_note(set, 0)
         if s is NULL:
             return False
         index_fill(&own.last_used, s)

@@ -26,7 +26,7 @@ if __name__ == "__main__":
 from backend import Logless
 from compared import ListenerSaysNo
 from fuzz import changes, reads  # noqa: F401 (they fill TABLE, in this order)
-from fuzz.choices import Byte, Choices
+from fuzz.choices import Byte, Choices, Numbers
 from fuzz.target import MACHINE, MOST_CALLS, SORTS, TABLE, Call, Target, operation
 from model import to_bitmap
 
@@ -126,3 +126,15 @@ def go_on_with_a_backend(on: Target) -> None:
         model.generations[as_id] = vm.address_space(as_id).generation
     on.both.close_all()
     on.both.meet(vm)
+
+
+@operation(Byte(), Numbers(), Byte(), Byte())
+def take_map(on: Target, space: int, gfns: list[int], first: int, pages: int) -> None:
+    """What an address space holds, looked at now and at the end of the input."""
+    as_id = space % on.model.address_spaces
+    m = on.of(on.vm, "map")(as_id=as_id)
+    on.both.look(m, [gfn % (1 << 52) for gfn in gfns], 5)
+    on.both.ranges(m, first, first + pages, first << 12, (first + pages) << 12)
+    for slot in m:
+        on.both.by_id(m, slot.id)
+    on.keep_map(m)

@@ -303,7 +303,7 @@ def new_face(on: Target, vcpu: bool, as_id: Any, by_class: bool) -> None:
     if by_class:
         cls = Vcpu if vcpu else AddressSpace
         caught(TypeError, cls, 0, 0)
-        call = lambda as_id: cls(on.face(0), as_id)  # noqa: E731 (any face will do)
+        call = lambda as_id: cls(on.vm, as_id)  # noqa: E731
     else:
         call = on.of(on.vm, "vcpu" if vcpu else "address_space")
     numbers = on.ints(call, (as_id,), (U32,))

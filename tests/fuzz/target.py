@@ -17,6 +17,7 @@ from model import Model, ModelSlot, plain
 
 from memslots import (
     InvalidRegionError,
+    MemoryMap,
     Memslots,
     Slot,
     Transaction,
@@ -98,6 +99,7 @@ class Target:
         vm = Memslots(sort.max_slots, **limits)
         self.both = Compared(vm, Model(sort.max_slots, **limits))
         self.kept: list[tuple[Slot, ModelSlot, int]] = []
+        self.maps: list[tuple[MemoryMap, list[ModelSlot]]] = []
 
     @property
     def vm(self) -> Memslots:
@@ -157,7 +159,14 @@ class Target:
         if len(self.kept) < MOST_KEPT:
             self.kept.append((slot, plain(slot), hash(slot)))
 
+    def keep_map(self, m: MemoryMap) -> None:
+        if len(self.maps) < MOST_KEPT:
+            self.maps.append((m, self.model.in_order(m.as_id)))
+
     def end(self) -> None:
+        for m, slots in self.maps:
+            assert [plain(slot) for slot in m] == slots
+            assert MemoryMap(m) == m
         self.both.close_all()
         for slot, was, number in self.kept:
             assert (plain(slot), hash(slot)) == (was, number)

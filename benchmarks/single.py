@@ -1,0 +1,260 @@
+"""Single look-ups as an emulator makes them: any page, while slots change, and beside its peers.
+
+The peers do the same work: the floor of the page among the slots, and whether that slot holds it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import statistics
+import time
+from bisect import bisect_right
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+from common import KVM_SIZES, PAGES, SIZES, medians, nanoseconds, seconds_of
+from guests import Guest
+from lookups import LOOKUPS, repeat
+
+from memslots import MemoryMap, Memslots, Vcpu
+
+Step = Callable[[], object]
+#: How many look-ups come between two changes of flags.
+BETWEEN = (1, 10, 30, 100, 1000, 10_000, 100_000)
+#: So many look-ups of any page make a figure: each finds the caches as the one before left them, but
+#: for the first, which find what the peer before left there.
+ASKED = 400_000
+#: So many calls are timed one by one.
+CALLS = 200_000
+
+
+def indexed(vm: Memslots, guest: Guest) -> None:
+    """Has batches make the index."""
+    for _ in range(3):
+        vm.lookup_many(guest.accesses("random").gfns)
+
+
+def bisect_of(guest: Guest) -> Callable[[int], object]:
+    """A sorted list and bisect."""
+    bases, ends = guest.bases.tolist(), guest.ends.tolist()
+    ids = list(range(guest.slots))
+
+    def find(gfn: int) -> object:
+        i = bisect_right(bases, gfn) - 1
+        return ids[i] if i >= 0 and gfn < ends[i] else None
+
+    return find
+
+
+def tree_of(guest: Guest) -> Callable[[int], object]:
+    """BTrees.LLBTree, from base to end."""
+    tree = importlib.import_module("BTrees.LLBTree").LLBTree()
+    tree.update(dict(zip(guest.bases.tolist(), guest.ends.tolist(), strict=True)))
+    floor = tree.maxKey
+
+    def find(gfn: int) -> object:
+        try:
+            base_gfn = floor(gfn)
+        except ValueError:  # it is below all
+            return None
+        return base_gfn if gfn < tree[base_gfn] else None
+
+    return find
+
+
+def intervals_of(guest: Guest) -> Callable[[int, int], list[int]]:
+    """superintervals, whose method is asked for the interval of one page."""
+    intervals = importlib.import_module("superintervals").IntervalMap()
+    for id, base_gfn in enumerate(guest.bases.tolist()):
+        intervals.add(base_gfn, base_gfn + PAGES - 1, id)
+    intervals.build()
+    search: Callable[[int, int], list[int]] = intervals.search_values
+    return search
+
+
+def ask_both(method: Callable[[int, int], object], numbers: list[int]) -> None:
+    """As `repeat`, for a method that wants a range."""
+    for number in numbers:
+        method(number, number)
+
+
+def peers(guest: Guest, gfns: list[int], ids: list[int]) -> dict[str, Step]:
+    """The look-ups of what is installed. Their answers are checked."""
+    steps: dict[str, Step] = {}
+    find = bisect_of(guest)
+    assert [find(gfn) for gfn in gfns] == ids
+    steps["list + bisect"] = partial(repeat, find, gfns)
+    for name, make in (("BTrees.LLBTree", tree_of), ("superintervals", intervals_of)):
+        try:
+            other: Callable[..., object] = make(guest)
+        except ImportError:
+            continue
+        if name == "superintervals":
+            assert [other(gfn, gfn) for gfn in gfns] == [[id] for id in ids]
+            steps[name] = partial(ask_both, other, gfns)
+        else:
+            assert [other(gfn) for gfn in gfns] == guest.bases[ids].tolist()
+            steps[name] = partial(repeat, other, gfns)
+    return steps
+
+
+def random_ns(slots: int) -> dict[str, float]:
+    """Nanoseconds of a look-up of any page: by a Vcpu, a Memslots, a MemoryMap, and each peer."""
+    guest = Guest(slots)
+    vm = guest.make()
+    assert isinstance(vm, Memslots)
+    asked = guest.accesses("random", ASKED)
+    gfns, ids = asked.gfns.tolist(), asked.ids.tolist()
+    indexed(vm, guest)
+    m = vm.map()
+    steps: dict[str, Step] = {
+        "Vcpu": partial(repeat, vm.vcpu().lookup, gfns),
+        "Memslots": partial(repeat, vm.lookup, gfns),
+        "MemoryMap": partial(repeat, m.lookup, gfns),
+    }
+    for face in (vm, m):
+        assert [slot.id for slot in map(face.lookup, gfns) if slot is not None] == ids
+    steps |= peers(guest, gfns, ids)
+    took = medians(*(partial(seconds_of, step) for step in steps.values()), rounds=5)
+    return {name: each / ASKED * 1e9 for name, each in zip(steps, took, strict=True)}
+
+
+def between_ns(slots: int, lookups: int, rounds: int = 50) -> float:
+    """Nanoseconds of a look-up of any page, of which so many come after each change."""
+    guest = Guest(slots)
+    vm = guest.make()
+    face = vm.vcpu()
+    gfns = guest.accesses("random", max(LOOKUPS, lookups)).gfns.tolist()
+    took = []
+    place = 0
+    for n in range(max(5, min(rounds, 2_000_000 // lookups))):
+        vm.set_flags(n % slots, 1)
+        vm.set_flags(n % slots, 0)
+        if place + lookups > len(gfns):
+            place = 0
+        part = gfns[place : place + lookups]
+        place += lookups
+        took.append(seconds_of(partial(repeat, face.lookup, part)))
+    return statistics.median(took) / lookups * 1e9
+
+
+def each_us(method: Callable[[int], object], gfns: list[int]) -> float:
+    """The 99.9th percentile of calls one by one, in microseconds."""
+    clock = time.perf_counter_ns
+    took = []
+    for gfn in gfns:
+        began = clock()
+        method(gfn)
+        took.append(clock() - began)
+    return float(np.percentile(took, 99.9)) / 1000
+
+
+def slowest_us(slots: int) -> tuple[float, float]:
+    """The slowest look-ups: while an index is being made, and when it is there."""
+    guest = Guest(slots)
+    vm = guest.make()
+    gfns = guest.accesses("random", CALLS).gfns.tolist()
+    making, there = [], []
+    for _ in range(5):
+        vm.set_flags(0, 1)
+        vm.set_flags(0, 0)
+        # All but the last few searches that an index takes, so that it is made among those timed.
+        repeat(vm.lookup, guest.accesses("random", max(1, slots + 900)).gfns.tolist())
+        making.append(each_us(vm.lookup, gfns))
+        repeat(vm.lookup, gfns)
+        there.append(each_us(vm.lookup, gfns))
+    return statistics.median(making), statistics.median(there)
+
+
+def map_us(slots: int) -> tuple[float, float, float]:
+    """Microseconds of vm.map() with the index there, without, and of a batch that makes one."""
+    guest = Guest(slots)
+    vm = guest.make()
+    assert isinstance(vm, Memslots)
+    gfns = guest.accesses("random", 1 << 16).gfns
+    one, out = gfns[:1], np.empty(len(gfns), np.int32)
+    vm.map()
+    there = nanoseconds(lambda: [vm.map() for _ in range(1000)], 1000) / 1000
+
+    def change() -> None:
+        vm.set_flags(0, 1)
+        vm.set_flags(0, 0)
+
+    def batch() -> float:
+        change()
+        return seconds_of(partial(vm.lookup_many, gfns, out))
+
+    def answers() -> float:
+        return seconds_of(partial(vm.lookup_many, gfns, out))
+
+    def made() -> float:
+        change()
+        return seconds_of(vm.map)
+
+    assert len(vm.lookup_many(one)) == 1
+    by_map, by_batch, by_index = medians(made, batch, answers, rounds=9)
+    return there, by_map * 1e6, (by_batch - by_index) * 1e6
+
+
+class Random:
+    """lookup of any page, where there is an index."""
+
+    params = (SIZES, ("Vcpu", "Memslots", "MemoryMap"))
+    param_names = ("slots", "through")
+    unit = "ns"
+
+    def setup(self, slots: int, through: str) -> None:
+        """Make the slots and the index."""
+        guest = Guest(slots)
+        vm = guest.make()
+        assert isinstance(vm, Memslots)
+        indexed(vm, guest)
+        faces: dict[str, Memslots | Vcpu | MemoryMap] = {
+            "Vcpu": vm.vcpu(),
+            "Memslots": vm,
+            "MemoryMap": vm.map(),
+        }
+        self.face = faces[through]
+        self.gfns = guest.accesses("random", LOOKUPS).gfns.tolist()
+        repeat(self.face.lookup, self.gfns)
+
+    def track_lookup(self, slots: int, through: str) -> float:
+        """The time of one."""
+        return nanoseconds(partial(repeat, self.face.lookup, self.gfns), LOOKUPS)
+
+
+class Between:
+    """lookup of any page, between changes of flags."""
+
+    params = (KVM_SIZES, BETWEEN)
+    param_names = ("slots", "lookups for each change")
+    unit = "ns"
+
+    def track_lookup(self, slots: int, lookups: int) -> float:
+        """The time of one."""
+        return between_ns(slots, lookups)
+
+
+class Slowest:
+    """The 99.9th percentile of single look-ups."""
+
+    params = ((KVM_SIZES[-1], SIZES[-1]), ("while it is made", "when it is there"))
+    param_names = ("slots", "index")
+    unit = "µs"
+
+    def track_percentile(self, slots: int, index: str) -> float:
+        """Of calls one by one, the clock's own time included."""
+        return slowest_us(slots)[index == "when it is there"]
+
+
+class Map:
+    """vm.map()."""
+
+    params = (SIZES, ("with an index", "without"))
+    param_names = ("slots", "index")
+    unit = "µs"
+
+    def track_map(self, slots: int, index: str) -> float:
+        """The time of one."""
+        return map_us(slots)[index == "without"]
