@@ -29,8 +29,8 @@ cdef enum:
     SINGLE_SEARCHES = 24
     # so many count double. An index takes a tenth of the time then that the searches have taken.
     SINGLE_DOUBLE = 1024
-    # It makes so many rows then, or all of INDEX_FEW: the longest that it can take is as many steps in
-    # the tree.
+    # It makes so many rows then, or all of INDEX_FEW: the longest that it can take is as many steps
+    # in the tree.
     SINGLE_PART = 8
 
 # What became of an index.

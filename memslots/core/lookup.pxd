@@ -35,8 +35,8 @@ from memslots.core.srcu cimport srcu_reader
 from memslots.core.units cimport BAD_HVA, PAGE_OFFSET_MASK, gfn_t, gpa_t, gpa_to_gfn, hva_t
 
 cdef enum:
-    # A vCPU tells its set of so many searches of the tree at a time: until part of an index is made,
-    # not all of its misses write to a line that others write, too.
+    # A vCPU tells its set of so many searches of the tree at a time: until part of an index is
+    # made, not all of its misses write to a line that others write, too.
     VCPU_SEARCHES = 8
 
 # A vCPU's last-used slot, and its line among the readers. One thread at a time uses it.

@@ -166,7 +166,7 @@ class Target:
     def end(self) -> None:
         for m, slots in self.maps:
             assert [plain(slot) for slot in m] == slots
-            assert MemoryMap(m) == m
+            assert MemoryMap(m, m.as_id) == m
         self.both.close_all()
         for slot, was, number in self.kept:
             assert (plain(slot), hash(slot)) == (was, number)
