@@ -22,8 +22,8 @@ from memslots import MemoryMap, Memslots, Vcpu
 Step = Callable[[], object]
 #: How many look-ups come between two changes of flags.
 BETWEEN = (1, 10, 30, 100, 1000, 10_000, 100_000)
-#: So many look-ups of any page make a figure: each finds the caches as the one before left them, but
-#: for the first, which find what the peer before left there.
+#: So many look-ups of any page make a figure: so many that it does not matter what the one that was
+#: measured before left in the caches.
 ASKED = 400_000
 #: So many calls are timed one by one.
 CALLS = 200_000

@@ -15,20 +15,18 @@ from memslots.core.index cimport (
     index_userspace_addr,
 )
 from memslots.core.lookup cimport lookup_hva, lookup_in, lookup_row
-from memslots.core.search cimport SEARCH_BLOCK, search_block
+from memslots.core.search cimport SEARCH_BLOCK, search_block, search_one
 from memslots.core.slot cimport slot
 from memslots.core.units cimport BAD_HVA, PAGE_SHIFT, gfn_t, hva_t
 
 cdef enum:
     # Number of recent answers to try before searching, besides the last one. Guests alternate
     # between a few slots, so these hit often.
-    RECENT = 4
+    RECENT = 2
     # If more than one number in FAR_APART needs a search, all numbers are searched for in groups. A
     # single search takes as long as about eight in a group.
     FAR_APART = 8
-    # If no recent answer fits, every AHEAD-th of the numbers to come is searched for, as a group.
-    # Most of the answers that follow are among the results.
-    AHEAD = 16
+    NEAR = 1024  # so many numbers at most are answered before that is decided anew
 
 # Numbers that have the same answer, in the batch's unit (gfns or gpas).
 cdef struct interval:
@@ -154,19 +152,12 @@ cdef void interval_at(
     same.length = ((last - first) << unit) + ((<uint64_t>1 << unit) - 1)
 
 
-cdef void search_ahead(
-    const index *ix, lookup_kind kind, const uint64_t *given, size_t count, interval *ahead
+cdef void search_interval(
+    const index *ix, lookup_kind kind, uint64_t number, interval *same
 ) noexcept nogil:
-    """Finds the intervals of the first number and of every AHEAD-th after it."""
-    cdef uint32_t places[SEARCH_BLOCK]
-    cdef gfn_t gfns[SEARCH_BLOCK]
-    cdef size_t n = (count - 1) // AHEAD + 1
-    cdef size_t i
-    for i in range(n):
-        gfns[i] = given[i * AHEAD] >> unit_of(kind)
-    search_block(&ix.keys, gfns, places, n)
-    for i in range(n):
-        interval_at(ix, kind, places[i], gfns[i], &ahead[i])
+    """Sets the interval to the slot or hole that has a number."""
+    cdef gfn_t gfn = number >> unit_of(kind)
+    interval_at(ix, kind, search_one(&ix.keys, gfn), gfn, same)
 
 
 cdef inline bint is_recent(interval *recent, uint64_t number, interval *same) noexcept nogil:
@@ -200,16 +191,12 @@ cdef size_t answer_near(
     cdef size_t width = width_of(kind)
     cdef interval recent[RECENT]
     cdef size_t oldest = 0  # the place in `recent` to overwrite next
-    cdef interval ahead[SEARCH_BLOCK]
-    cdef size_t origin = 0  # the number that ahead[0] belongs to
-    cdef size_t known = 0  # how many of `ahead` are set
-    cdef size_t next
     cdef size_t i = 0
     cdef size_t n
     searches[0] = 0
     for n in range(<size_t>RECENT):
         recent[n] = same[0]
-    count = min(count, <size_t>(SEARCH_BLOCK * AHEAD))
+    count = min(count, <size_t>NEAR)
     while True:
         n = count_inside(same, given + i, count - i)
         answer_interval(ix, same, kind, given + i, <char *>out + i * width, n)
@@ -221,15 +208,7 @@ cdef size_t answer_near(
         recent[oldest] = same[0]
         oldest = (oldest + 1) % RECENT
         searches[0] += 1
-        if known == 0:
-            search_ahead(ix, kind, given + i, count - i, ahead)
-            origin = i
-            known = (count - i - 1) // AHEAD + 1
-        next = (i - origin + AHEAD - 1) // AHEAD
-        if next < known and given[i] - ahead[next].first <= ahead[next].length:
-            same[0] = ahead[next]
-        else:
-            search_ahead(ix, kind, given + i, 1, same)
+        search_interval(ix, kind, given[i], same)
 
 
 cdef size_t answer_scattered(
@@ -240,7 +219,7 @@ cdef size_t answer_scattered(
     size_t count,
     const index_row **last,
 ) noexcept nogil:
-    """Searches for each number. Returns how many are not in the row of one of the RECENT before.
+    """Searches for each number. Returns how many are not in the row of one of the three before.
 
     `last` is the row of the last number, or NULL.
     """
@@ -267,12 +246,11 @@ cdef size_t answer_scattered(
             row = &ix.rows[places[i]]
             base = row_base(row, kind) if index_has_gfn(row, gfns[i]) else BAD_HVA
             (<hva_t *>out)[i] = given[i] + base if base != BAD_HVA else BAD_HVA
-    for i in range(RECENT, count):
+    for i in range(RECENT + 1, count):
         changes -= (
             (places[i] == places[i - 1])
             | (places[i] == places[i - 2])
             | (places[i] == places[i - 3])
-            | (places[i] == places[i - 4])
         )
     row = &ix.rows[places[count - 1]]
     last[0] = row if index_has_gfn(row, gfns[count - 1]) else NULL
@@ -293,7 +271,7 @@ cdef void lookup_batch_index(
     cdef const index_row *last = NULL
     cdef size_t searches, n
     cdef size_t i = 0
-    search_ahead(ix, kind, given, 1, &same)
+    search_interval(ix, kind, given[0], &same)
     while i < count:
         if scattered[0]:
             n = min(<size_t>SEARCH_BLOCK, count - i)

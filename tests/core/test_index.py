@@ -341,10 +341,10 @@ def test_few_slots_by_turns_take_few_searches(drivers: Any) -> None:
     vm = make(300)
     indexed(drivers, vm, scattered(300, 2000))
     vcpu = vm.vcpu()
-    turns = array("Q", [slot * STEP for slot in (7, 100, 30, 250, 9)] * 200)
+    turns = array("Q", [slot * STEP for slot in (7, 100, 30)] * 300)
     ids = vcpu.lookup_many(turns)
     assert list(ids) == [gfn // STEP for gfn in turns]
-    assert sum(vcpu.stats) == 1000
+    assert sum(vcpu.stats) == 900
     assert vcpu.stats.misses < 20
 
 
