@@ -231,6 +231,8 @@ def bench(session: nox.Session) -> None:
             # Two sizes, and of the threads only what is over soon. Status 2: one has failed.
             some = r"^(?!threads\.[LT]).*\((10|8194)\b|^importing"
             session.run("asv", "run", "--quick", "--python=same", "--bench", some, env=environment)
+            # What docs/performance.md says, as far as that can be compared on any machine.
+            session.run("python", "figures.py", "--check", env=environment)
         slots = ("--slots", "10", "--slots", "509")
         session.run("memslots", "bench", "--quick", *slots, "--plot", str(home / "bench.svg"))
     # With all that it compares with and draws by, which the other environments do not have.

@@ -2,7 +2,7 @@
 
 A copy of the installed package for each part, in which core/lookup_batch.pyx does without it, is
 asked the same as the package as it is; all are measured in turn. Wants a checkout that was built in
-place, Cython and gcc. Prints a table for docs/performance.md: times the time of the whole.
+place, Cython and gcc.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ MODULE = Path("memslots") / "core" / "lookup_batch.pyx"
 ROUNDS = 5
 CASES = ("random", "boot", "local", "turns", "sequential", "hot")
 
+WHOLE = "as it is, ns"
 _LOOP = "    while i < count:\n        if scattered[0]:"
 #: What is changed in the source.
 WITHOUT: dict[str, list[tuple[str, str]]] = {
-    "as it is": [],
+    WHOLE: [],
     "without RECENT": [("if is_recent(recent, given[i], same):", "if False:")],
     "never in groups": [
         ("scattered[0] = searches > n // FAR_APART", "scattered[0] = False"),
@@ -99,8 +100,8 @@ def measure(folder: Path) -> dict[str, float]:
     return figures
 
 
-def main() -> None:
-    """Prints the table."""
+def measured() -> dict[str, dict[str, float]]:
+    """By what is left out and by what is asked: times the time of the whole; of it, nanoseconds."""
     with tempfile.TemporaryDirectory() as directory:
         folders = {name: Path(directory) / str(n) for n, name in enumerate(WITHOUT)}
         for name, changes in WITHOUT.items():
@@ -109,20 +110,24 @@ def main() -> None:
         for _ in range(ROUNDS):
             for name, folder in folders.items():
                 took[name].append(measure(folder))
-    asked = list(took["as it is"][0])
-    print("| |", " | ".join(asked), "|")
-    print("|---|" + "---|" * len(asked))
-    whole = {case: statistics.median(each[case] for each in took["as it is"]) for case in asked}
-    print("| as it is, ns |", " | ".join(f"{whole[case]:.2f}" for case in asked), "|")
-    for name in list(WITHOUT)[1:]:
-        parts = (
-            statistics.median(
-                each[case] / full[case]
-                for each, full in zip(took[name], took["as it is"], strict=True)
+    whole = took.pop(WHOLE)
+    asked = list(whole[0])
+    found = {WHOLE: {case: statistics.median(each[case] for each in whole) for case in asked}}
+    for name, rounds in took.items():
+        found[name] = {
+            case: statistics.median(
+                each[case] / full[case] for each, full in zip(rounds, whole, strict=True)
             )
             for case in asked
-        )
-        print(f"| {name} |", " | ".join(f"{part:.2f}" for part in parts), "|", flush=True)
+        }
+    return found
+
+
+def main() -> None:
+    """Prints the table."""
+    for name, figures in measured().items():
+        for case, figure in figures.items():
+            print(f"{name:<22}{case:<20}{figure:>8.2f}{' ns' if name == WHOLE else ' x'}")
 
 
 if __name__ == "__main__":

@@ -225,7 +225,7 @@ def importing() -> Iterator[Row]:
     """Fresh interpreters."""
     modules = int(run(MODULES))  # asserts that numpy is not one of them
     yield at_most(0, "import memslots, over an empty interpreter", import_ms(), 10, "ms")
-    yield stated(0, "import memslots: none is numpy", modules, "modules")
+    yield stated(0, "import memslots: modules of the package, no numpy", modules, "modules")
 
 
 def rows(slots: int) -> Iterator[Row]:

@@ -12,9 +12,11 @@ import platform
 import struct
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from common import PAGE_SIZE, SEED, medians, seconds_of
@@ -409,31 +411,50 @@ def read_random_ns(slots: int) -> tuple[float, float]:
     return took[0] / len(addresses) * 1e9, took[1] / len(addresses) * 1e9
 
 
-def show(case: str, plain: str, ours: float, theirs: float, unit: str, ratio: float) -> None:
-    """Prints a row of the table."""
-    print(f"| {case} | {plain} | {ours:,.0f} | {theirs:,.0f} | {unit} | {ratio:.2f} |", flush=True)
+class Row(NamedTuple):
+    """A call beside what does the same without guest memory."""
+
+    call: str
+    size: str  # of what is accessed
+    beside: str
+    ours: float
+    plain: float
+    unit: str
+    ratio: float  # times the speed
 
 
-def show_size(mib: int) -> None:
-    """Prints the rows of one size."""
+def numbers_rows() -> Iterator[Row]:
+    """Small accesses."""
+    for call in NUMBERS:
+        numbers = Numbers()
+        numbers.setup(call)
+        ours, plain = numbers.measure()
+        small, rival = call.endswith("u32"), {"read_u32": "struct.unpack_from"}
+        size = "4 bytes" if small else f"{SMALL} bytes"
+        beside = rival.get(call, "struct.pack_into") if small else "a slice"
+        yield Row(call, size, beside, ours, plain, "ns", plain / ours)
+
+
+def size_rows(mib: int) -> Iterator[Row]:
+    """Those of so many MiB."""
+    size = f"{mib} MiB"
     for call in BULK:
         bulk = Bulk()
         bulk.setup(mib, call)
         ours, plain = bulk.measure()
-        show(f"{call}, {mib} MiB", "slice", ours, plain, "MB/s", ours / plain)
+        yield Row(call, size, "a slice", ours, plain, "MB/s", ours / plain)
     for call in SNAPSHOTS:
         snapshot = Snapshot()
         snapshot.setup(mib, call)
         ours, plain = snapshot.measure()
         snapshot.teardown(mib, call)
-        rival = "preadv" if call.startswith("restore") else "os.write"
-        show(f"{call}, {mib} MiB", rival, ours, plain, "MB/s", ours / plain)
+        rival = "os.preadv" if call.startswith("restore") else "os.write"
+        yield Row(call, size, rival, ours, plain, "MB/s", ours / plain)
     for percent in SHARES:
         runs = Runs()
         runs.setup(mib, percent)
         ours, plain = runs.measure()
-        case = f"take_dirty_runs, {percent} % of {mib} MiB"
-        show(case, "numpy", ours, plain, "µs", plain / ours)
+        yield Row(f"take_dirty_runs {percent} %", size, "numpy", ours, plain, "µs", plain / ours)
 
 
 def main() -> None:
@@ -442,17 +463,12 @@ def main() -> None:
         f"{os.cpu_count()} CPUs, Linux {platform.release()}, Python {platform.python_version()},"
         f" numpy {np.__version__}; files in {FOLDER}\n"
     )
-    print("| call | beside | memslots | plain | unit | times the speed |")
-    print("|---|---|---|---|---|---|")
-    for call in NUMBERS:
-        numbers = Numbers()
-        numbers.setup(call)
-        ours, plain = numbers.measure()
-        case = call if "u32" in call else f"{call}, {SMALL} bytes"
-        rival = "struct" if "u32" in call else "slice"
-        show(case, rival, ours, plain, "ns", plain / ours)
-    for mib in [int(given) for given in sys.argv[1:]] or SIZES:
-        show_size(mib)
+    print("| call | size | beside | memslots | plain | unit | times the speed |")
+    print("|---|---|---|---|---|---|---|")
+    sizes = [int(given) for given in sys.argv[1:]] or SIZES
+    for row in chain(numbers_rows(), *map(size_rows, sizes)):
+        figures = f"{row.ours:,.0f} | {row.plain:,.0f} | {row.unit} | {row.ratio:.2f}"
+        print(f"| {row.call} | {row.size} | {row.beside} | {figures} |", flush=True)
 
 
 if __name__ == "__main__":

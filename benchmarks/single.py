@@ -19,12 +19,12 @@ from lookups import LOOKUPS, repeat
 
 from memslots import MemoryMap, Memslots, Vcpu
 
-Step = Callable[[], object]
+Ask = Callable[[list[int]], object]
 #: How many look-ups come between two changes of flags.
 BETWEEN = (1, 10, 30, 100, 1000, 10_000, 100_000)
-#: So many look-ups of any page make a figure: so many that it does not matter what the one that was
-#: measured before left in the caches.
-ASKED = 400_000
+#: A peer is asked so many pages before it is another's turn (so many that it does not matter what
+#: the one before left in the caches), and has so many turns.
+PART, TURNS = 400_000, 7
 #: So many calls are timed one by one.
 CALLS = 200_000
 
@@ -79,24 +79,26 @@ def ask_both(method: Callable[[int, int], object], numbers: list[int]) -> None:
         method(number, number)
 
 
-def peers(guest: Guest, gfns: list[int], ids: list[int]) -> dict[str, Step]:
-    """The look-ups of what is installed. Their answers are checked."""
-    steps: dict[str, Step] = {}
+def peers(guest: Guest, gfns: list[int], ids: list[int]) -> dict[str, Ask]:
+    """What asks each page of what is installed. The answers are checked."""
     find = bisect_of(guest)
     assert [find(gfn) for gfn in gfns] == ids
-    steps["list + bisect"] = partial(repeat, find, gfns)
-    for name, make in (("BTrees.LLBTree", tree_of), ("superintervals", intervals_of)):
-        try:
-            other: Callable[..., object] = make(guest)
-        except ImportError:
-            continue
-        if name == "superintervals":
-            assert [other(gfn, gfn) for gfn in gfns] == [[id] for id in ids]
-            steps[name] = partial(ask_both, other, gfns)
-        else:
-            assert [other(gfn) for gfn in gfns] == guest.bases[ids].tolist()
-            steps[name] = partial(repeat, other, gfns)
-    return steps
+    asks: dict[str, Ask] = {"list + bisect": partial(repeat, find)}
+    try:
+        tree = tree_of(guest)
+    except ImportError:
+        pass
+    else:
+        assert [tree(gfn) for gfn in gfns] == guest.bases[ids].tolist()
+        asks["BTrees.LLBTree"] = partial(repeat, tree)
+    try:
+        intervals = intervals_of(guest)
+    except ImportError:
+        pass
+    else:
+        assert [intervals(gfn, gfn) for gfn in gfns] == [[id] for id in ids]
+        asks["superintervals"] = partial(ask_both, intervals)
+    return asks
 
 
 def random_ns(slots: int) -> dict[str, float]:
@@ -104,20 +106,23 @@ def random_ns(slots: int) -> dict[str, float]:
     guest = Guest(slots)
     vm = guest.make()
     assert isinstance(vm, Memslots)
-    asked = guest.accesses("random", ASKED)
+    asked = guest.accesses("random", PART)
     gfns, ids = asked.gfns.tolist(), asked.ids.tolist()
     indexed(vm, guest)
     m = vm.map()
-    steps: dict[str, Step] = {
-        "Vcpu": partial(repeat, vm.vcpu().lookup, gfns),
-        "Memslots": partial(repeat, vm.lookup, gfns),
-        "MemoryMap": partial(repeat, m.lookup, gfns),
-    }
     for face in (vm, m):
         assert [slot.id for slot in map(face.lookup, gfns) if slot is not None] == ids
-    steps |= peers(guest, gfns, ids)
-    took = medians(*(partial(seconds_of, step) for step in steps.values()), rounds=5)
-    return {name: each / ASKED * 1e9 for name, each in zip(steps, took, strict=True)}
+    asks: dict[str, Ask] = {
+        "Vcpu": partial(repeat, vm.vcpu().lookup),
+        "Memslots": partial(repeat, vm.lookup),
+        "MemoryMap": partial(repeat, m.lookup),
+        **peers(guest, gfns, ids),
+    }
+    took: dict[str, list[float]] = {name: [] for name in asks}
+    for _ in range(TURNS):
+        for name, ask in asks.items():
+            took[name].append(seconds_of(partial(ask, gfns)) / PART * 1e9)
+    return {name: statistics.median(each) for name, each in took.items()}
 
 
 def between_ns(slots: int, lookups: int, rounds: int = 50) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TypeVar
 
 from backend import Logless
@@ -418,6 +419,41 @@ class Compared:
         by_number = sorted(hits, key=lambda hit: hit[0].id)
         want = sorted(self.model.in_hva_range(as_id, start, end), key=lambda hit: hit[0].id)
         assert [(plain(slot), first, last) for slot, first, last in by_number] == want
+
+    def room(self, face: Face, gfn: int, npages: int, end: int, align: int, hva: int) -> None:
+        """Neighbours and holes, from the pages one by one: `end` is above `gfn`, and near."""
+        slots = self.model.in_order(face.as_id)
+        below = [slot for slot in slots if slot.base_gfn <= gfn]
+        above = [slot for slot in slots if slot.base_gfn >= gfn]
+        floor, ceil = face.floor(gfn), face.ceil(gfn)
+        assert (floor and plain(floor)) == (below[-1] if below else None)
+        assert (ceil and plain(ceil)) == (above[0] if above else None)
+        free = [page for page in range(gfn, end) if not any(slot.holds(page) for slot in slots)]
+        holes = face.holes(gfn, end)
+        assert [page for start, stop in holes for page in range(start, stop)] == free
+        assert all(a[1] < b[0] for a, b in pairwise(holes))
+        assert face.is_mapped(gfn, end) == (not free)
+        fits = [
+            page
+            for page in range(gfn, end - npages + 1)
+            if page % align == 0 and {*range(page, page + npages)} <= {*free}
+        ]
+        assert face.find_hole(npages, gfn, end, align) == (fits[0] if fits else None)
+        last = slots[-1].base_gfn + slots[-1].npages if slots else 0
+        assert face.span == ((slots[0].base_gfn, last) if slots else None)
+        assert face.find_hole(npages) == next(
+            (start for start, stop in face.holes() if stop - start >= npages),
+            None,
+        )
+        gpas = [
+            (slot.base_gfn << 12) + hva - slot.userspace_addr
+            for slot in slots
+            if 0 <= hva - slot.userspace_addr < slot.npages << 12
+        ]
+        if gpas:
+            assert face.hva_to_gpa(hva) == min(gpas)
+        else:
+            assert type(caught(MemslotError, face.hva_to_gpa, hva)) is NotMappedError
 
     def by_id(self, face: Face, id: int) -> None:
         want = self.model.get(face.as_id, id)

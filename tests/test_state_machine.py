@@ -206,6 +206,18 @@ class Machine(RuleBasedStateMachine):
         for face in self.both.faces[as_id]:
             self.both.ranges(face, first, first + pages, start, end)
 
+    @rule(
+        as_id=good_as_ids,
+        gfn=st.integers(0, 60),
+        pages=st.integers(0, 40),
+        npages=st.integers(1, 9),
+        align=st.sampled_from([1, 2, 3, 8, 50]),
+        hva=st.integers(0, 0x20000),
+    )
+    def room(self, as_id: int, gfn: int, pages: int, npages: int, align: int, hva: int) -> None:
+        for face in (*self.both.faces[as_id], self.both.vm.map(as_id)):
+            self.both.room(face, gfn, npages, gfn + pages, align, hva)
+
     @rule(as_id=good_as_ids, gfns=st.lists(gfns, max_size=8))
     def take_map(self, as_id: int, gfns: list[int]) -> None:
         m = self.both.vm.map(as_id)

@@ -64,6 +64,7 @@ from memslots.core.slot cimport region
 from memslots.core.slotset cimport slotset, slotset_count
 from memslots.core.space cimport SWAPPING, space, space_active
 from memslots.core.units cimport (
+    LAST_GFN,
     PAGE_OFFSET_MASK,
     PAGE_SHIFT,
     gfn_t,
@@ -75,13 +76,14 @@ from memslots.core.units cimport (
 from memslots.read.batch cimport kind_element
 from memslots.read.reader cimport Reader
 from memslots.read.ranges cimport extent, extent_end, extent_start, set_extent
+from memslots.read.room cimport set_wish, wish, wish_fits
 from memslots.read.sections cimport reader_of, section, section_enter, section_leave
 from memslots.values.buffers cimport buffers, release_batch, take_batch
 from memslots.values.integers cimport u32, u64
 from memslots.values.records cimport record_region, region_record
 from memslots.values.rules cimport access_error
 
-from memslots.errors import InvalidRegionError, NoSuchSlotError, OverlapError
+from memslots.errors import InvalidRegionError, NoSuchSlotError, NotMappedError, OverlapError
 from memslots.values.records import Slot
 
 cdef enum:
@@ -294,6 +296,12 @@ cdef class MemoryMap:
             return 0
         place = search_one(&self.ix.keys, gfn)
         return place if index_has_gfn(&self.ix.rows[place], gfn) else place + 1
+
+    cdef uint32_t first_above(self, gfn_t gfn) noexcept nogil:
+        """The place of the first row that begins after `gfn`; count: there is none. O(log n)."""
+        if self.ix is NULL or gfn < self.ix.rows[0].base_gfn:
+            return 0
+        return search_one(&self.ix.keys, gfn) + 1
 
     cdef uint32_t count(self) noexcept nogil:
         return self.ix.count if self.ix is not NULL else 0
@@ -534,6 +542,213 @@ cdef class MemoryMap:
                     )
                 )
         return found
+
+    def floor(self, gfn):
+        """The last slot that begins at a guest page or before it.
+
+        Parameters
+        ----------
+        gfn : int
+
+        Returns
+        -------
+        Slot or None
+
+        Notes
+        -----
+        O(log n).
+        """
+        cdef uint32_t i = self.first_above(u64(gfn, "gfn"))
+        return None if i == 0 else self.slot_at(i - 1)
+
+    def ceil(self, gfn):
+        """The first slot that begins at a guest page or after it.
+
+        Parameters
+        ----------
+        gfn : int
+
+        Returns
+        -------
+        Slot or None
+
+        Notes
+        -----
+        O(log n).
+        """
+        cdef gfn_t page = u64(gfn, "gfn")
+        cdef uint32_t i = self.first_above(page)
+        if i > 0 and self.ix.rows[i - 1].base_gfn == page:
+            i -= 1
+        return None if i == self.count() else self.slot_at(i)
+
+    def holes(self, start=0, end=None):
+        """The runs of guest pages that no slot holds.
+
+        Parameters
+        ----------
+        start, end : int
+            Of the range [start, end), in pages; if end is left out, to the last page that a slot
+            can have.
+
+        Returns
+        -------
+        list of (int, int)
+            The pages [start, end) of each, in order.
+
+        Raises
+        ------
+        ValueError
+            start is above end.
+
+        Notes
+        -----
+        O(log n + k) for k slots in the range.
+        """
+        cdef extent e
+        cdef gfn_t gfn
+        cdef uint32_t i
+        cdef list found = []
+        if end is None:
+            end = max(LAST_GFN, u64(start, "start"))
+        if not set_extent(&e, False, start, end):
+            return found
+        gfn = e.first
+        i = self.first_from(gfn)
+        while i < self.count() and self.ix.rows[i].base_gfn <= e.last:
+            if self.ix.rows[i].base_gfn > gfn:
+                found.append((gfn, self.ix.rows[i].base_gfn))
+            gfn = self.ix.rows[i].base_gfn + self.ix.rows[i].npages
+            i += 1
+        if gfn <= e.last:
+            found.append((gfn, e.last + 1))
+        return found
+
+    def find_hole(self, npages, start=0, end=None, align=1):
+        """The lowest run of guest pages that no slot holds.
+
+        Parameters
+        ----------
+        npages : int
+            How many pages, at least 1.
+        start, end : int
+            Where: all of it is in [start, end), in pages; if end is left out, up to the last page
+            that a slot can have.
+        align : int
+            It begins at a multiple of so many pages.
+
+        Returns
+        -------
+        int or None
+            Its first page; None where there is no such run.
+
+        Raises
+        ------
+        ValueError
+            npages or align is 0, or start is above end.
+
+        Notes
+        -----
+        O(log n + k) for k slots that it passes over.
+        """
+        cdef wish w
+        cdef gfn_t gfn
+        cdef uint32_t i
+        set_wish(&w, npages, start, end, align, LAST_GFN)
+        gfn = w.start
+        i = self.first_from(gfn)
+        while wish_fits(&w, &gfn):
+            while i < self.count() and self.ix.rows[i].base_gfn + self.ix.rows[i].npages <= gfn:
+                i += 1
+            if i == self.count() or self.ix.rows[i].base_gfn >= gfn + w.npages:
+                return gfn
+            gfn = self.ix.rows[i].base_gfn + self.ix.rows[i].npages
+        return None
+
+    def is_mapped(self, start, end):
+        """Whether each guest page of a range is in a slot.
+
+        Parameters
+        ----------
+        start, end : int
+            The range [start, end), in pages.
+
+        Returns
+        -------
+        bool
+            True for an empty range.
+
+        Raises
+        ------
+        ValueError
+            start is above end.
+
+        Notes
+        -----
+        O(log n + k) for k slots in the range.
+        """
+        cdef extent e
+        cdef gfn_t gfn
+        cdef uint32_t i
+        if not set_extent(&e, False, start, end):
+            return True
+        gfn = e.first
+        i = self.first_from(gfn)
+        while i < self.count() and self.ix.rows[i].base_gfn <= gfn:
+            gfn = self.ix.rows[i].base_gfn + self.ix.rows[i].npages
+            if gfn > e.last:
+                return True
+            i += 1
+        return False
+
+    @property
+    def span(self):
+        """The first page that a slot holds and the page after the last, or None. O(1)."""
+        cdef const index_row *last
+        if self.ix is NULL:
+            return None
+        last = &self.ix.rows[self.ix.count - 1]
+        return self.ix.rows[0].base_gfn, last.base_gfn + last.npages
+
+    def hva_to_gpa(self, hva):
+        """The guest address of a host address: the lowest, if there are several.
+
+        Parameters
+        ----------
+        hva : int
+            In bytes; need not be aligned.
+
+        Returns
+        -------
+        int
+
+        Raises
+        ------
+        NotMappedError
+            No slot is on it.
+
+        Notes
+        -----
+        O(log n + k) for k slots that are on it or begin before it; O(n log n) the first time.
+        """
+        cdef hva_t address = u64(hva, "hva")
+        cdef views *v = self.views()
+        cdef gpa_t lowest = ~<gpa_t>0
+        cdef const index_row *row
+        cdef uint32_t i
+        if v is not NULL:
+            for i in range(first_reaching(v, address), v.count):
+                row = v.by_hva[i]
+                if index_userspace_addr(row) > address:
+                    break
+                if last_hva(row) >= address:
+                    lowest = min(
+                        lowest,
+                        (row.base_gfn << PAGE_SHIFT) + (address - index_userspace_addr(row)),
+                    )
+        if lowest == ~<gpa_t>0:
+            raise NotMappedError(errno.EFAULT, f"no slot is on host address {address:#x}")
+        return lowest
 
     def get(self, id, default=None):
         """The slot of an id, or `default`. O(1); O(n log n) the first time."""

@@ -72,6 +72,29 @@ class Reader:
         ValueError: start > end. O(log n + k) for slots that do not overlap in host memory, at most
         O(k log n).
         """
+    def floor(self, gfn: SupportsIndex) -> Slot | None:
+        """The last slot that begins at a guest page or before it. O(log n)."""
+    def ceil(self, gfn: SupportsIndex) -> Slot | None:
+        """The first slot that begins at a guest page or after it. O(log n)."""
+    def holes(
+        self, start: SupportsIndex = 0, end: SupportsIndex | None = None
+    ) -> list[tuple[int, int]]:
+        """The runs [start, end) of guest pages that no slot holds. ValueError. O(log n + k)."""
+    def find_hole(
+        self,
+        npages: SupportsIndex,
+        start: SupportsIndex = 0,
+        end: SupportsIndex | None = None,
+        align: SupportsIndex = 1,
+    ) -> int | None:
+        """The first page of the lowest run that no slot holds. ValueError. O(log n + k)."""
+    def is_mapped(self, start: SupportsIndex, end: SupportsIndex) -> bool:
+        """Whether each guest page of [start, end) is in a slot. ValueError. O(log n + k)."""
+    @property
+    def span(self) -> tuple[int, int] | None:
+        """The first page that a slot holds and the page after the last."""
+    def hva_to_gpa(self, hva: SupportsIndex) -> int:
+        """The guest address of a host address: the lowest. NotMappedError. O(log n + k)."""
     @overload
     def get(self, id: SupportsIndex, default: None = None) -> Slot | None: ...
     @overload

@@ -15,14 +15,18 @@ from memslots.core.index cimport index_gfn_to_hva, index_row, index_usable
 from memslots.core.lookup cimport lookup_row, vcpu_cache
 from memslots.core.lookup_batch cimport LOOKUP_IDS, TRANSLATE_READ, TRANSLATE_WRITE, lookup_kind
 from memslots.core.machine cimport machine
-from memslots.core.slot cimport slot, slot_usable
+from memslots.core.slot cimport slot, slot_end_gfn, slot_usable
 from memslots.core.slotset cimport (
     slotset,
     slotset_by_id,
     slotset_count,
+    slotset_first,
     slotset_first_from,
+    slotset_first_hva,
+    slotset_floor,
     slotset_init,
     slotset_last,
+    slotset_next_hva,
     slotset_search,
     slotset_step,
 )
@@ -31,6 +35,7 @@ from memslots.core.srcu cimport srcu_init, srcu_reader_get, srcu_reader_put
 from memslots.core.units cimport (
     BAD_HVA,
     PAGE_OFFSET_MASK,
+    PAGE_SHIFT,
     gfn_t,
     gpa_t,
     gpa_to_gfn,
@@ -38,11 +43,12 @@ from memslots.core.units cimport (
 )
 from memslots.read.batch cimport run_batch
 from memslots.read.ranges cimport extent, overlaps, records, set_extent
+from memslots.read.room cimport find_hole_of, holes_of, is_mapped_of, set_wish, wish
 from memslots.read.sections cimport section, section_enter, section_leave
 from memslots.values.integers cimport u32, u64
 from memslots.values.rules cimport access_error, check_as_id
 
-from memslots.errors import NoSuchSlotError
+from memslots.errors import NoSuchSlotError, NotMappedError
 from memslots.values.records import Slot, VcpuStats
 
 # What a reader reads that was never tied to a machine (made by a bare __new__): nothing.
@@ -265,6 +271,189 @@ cdef class Reader:
         if not set_extent(&e, True, start, end):
             return []
         return overlaps(self.m, self.sp, self.own, &e)
+
+    def floor(self, gfn):
+        """The last slot that begins at a guest page or before it.
+
+        Parameters
+        ----------
+        gfn : int
+
+        Returns
+        -------
+        Slot or None
+
+        Notes
+        -----
+        O(log n).
+        """
+        cdef gfn_t page = u64(gfn, "gfn")
+        cdef section at = section_enter(self.m, self.own)
+        cdef slot *s = slotset_floor(space_active(self.sp), page)
+        found = None if s is NULL else <object>s.record
+        section_leave(&at)
+        return found
+
+    def ceil(self, gfn):
+        """The first slot that begins at a guest page or after it.
+
+        Parameters
+        ----------
+        gfn : int
+
+        Returns
+        -------
+        Slot or None
+
+        Notes
+        -----
+        O(log n).
+        """
+        cdef gfn_t page = u64(gfn, "gfn")
+        cdef section at = section_enter(self.m, self.own)
+        cdef slotset *set = space_active(self.sp)
+        cdef slot *s = slotset_floor(set, page)
+        if s is NULL:
+            s = slotset_first(set)
+        elif s.base_gfn != page:
+            s = slotset_step(set, s, 1)
+        found = None if s is NULL else <object>s.record
+        section_leave(&at)
+        return found
+
+    def holes(self, start=0, end=None):
+        """The runs of guest pages that no slot holds.
+
+        Parameters
+        ----------
+        start, end : int
+            Of the range [start, end), in pages; if end is left out, to max_gfn.
+
+        Returns
+        -------
+        list of (int, int)
+            The pages [start, end) of each, in order.
+
+        Raises
+        ------
+        ValueError
+            start is above end.
+
+        Notes
+        -----
+        O(log n + k) for k slots in the range.
+        """
+        cdef extent e
+        if end is None:
+            end = max(self.m.lim.max_gfn + 1, u64(start, "start"))
+        if not set_extent(&e, False, start, end):
+            return []
+        return holes_of(self.m, self.sp, self.own, e.first, e.last + 1)
+
+    def find_hole(self, npages, start=0, end=None, align=1):
+        """The lowest run of guest pages that no slot holds.
+
+        Parameters
+        ----------
+        npages : int
+            How many pages, at least 1.
+        start, end : int
+            Where: all of it is in [start, end), in pages; if end is left out, to max_gfn.
+        align : int
+            It begins at a multiple of so many pages.
+
+        Returns
+        -------
+        int or None
+            Its first page; None where there is no such run.
+
+        Raises
+        ------
+        ValueError
+            npages or align is 0, or start is above end.
+
+        Notes
+        -----
+        O(log n + k) for k slots that it passes over.
+        """
+        cdef wish w
+        set_wish(&w, npages, start, end, align, self.m.lim.max_gfn + 1)
+        return find_hole_of(self.m, self.sp, self.own, &w)
+
+    def is_mapped(self, start, end):
+        """Whether each guest page of a range is in a slot.
+
+        Parameters
+        ----------
+        start, end : int
+            The range [start, end), in pages.
+
+        Returns
+        -------
+        bool
+            True for an empty range.
+
+        Raises
+        ------
+        ValueError
+            start is above end.
+
+        Notes
+        -----
+        O(log n + k) for k slots in the range.
+        """
+        cdef extent e
+        if not set_extent(&e, False, start, end):
+            return True
+        return is_mapped_of(self.m, self.sp, self.own, e.first, e.last + 1)
+
+    @property
+    def span(self):
+        """The first page that a slot holds and the page after the last, or None. O(log n)."""
+        cdef section at = section_enter(self.m, self.own)
+        cdef slotset *set = space_active(self.sp)
+        cdef slot *first = slotset_first(set)
+        cdef gfn_t start = 0
+        cdef gfn_t end = 0
+        if first is not NULL:
+            start = first.base_gfn
+            end = slot_end_gfn(slotset_last(set))
+        section_leave(&at)
+        return None if end == 0 else (start, end)
+
+    def hva_to_gpa(self, hva):
+        """The guest address of a host address: the lowest, if there are several.
+
+        Parameters
+        ----------
+        hva : int
+            In bytes; need not be aligned.
+
+        Returns
+        -------
+        int
+
+        Raises
+        ------
+        NotMappedError
+            No slot is on it.
+
+        Notes
+        -----
+        O(log n + k) for k slots that are on it.
+        """
+        cdef hva_t address = u64(hva, "hva")
+        cdef gpa_t lowest = ~<gpa_t>0
+        cdef section at = section_enter(self.m, self.own)
+        cdef slotset *set = space_active(self.sp)
+        cdef slot *s = slotset_first_hva(set, address, address)
+        while s is not NULL:
+            lowest = min(lowest, (s.base_gfn << PAGE_SHIFT) + (address - s.userspace_addr))
+            s = slotset_next_hva(set, s, address, address)
+        section_leave(&at)
+        if lowest == ~<gpa_t>0:
+            raise NotMappedError(errno.EFAULT, f"no slot is on host address {address:#x}")
+        return lowest
 
     def get(self, id, default=None):
         """The slot of an id, or `default`. O(1)."""

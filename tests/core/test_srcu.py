@@ -52,6 +52,28 @@ def test_who_is_in_is_waited_for(domain: Any, kind: str) -> None:
         assert domain.idle()
 
 
+@pytest.mark.parametrize("kind", ["reader", "shared"])
+@pytest.mark.parametrize("turns", [0, 1])
+def test_after_a_fork_nobody_is_in(domain: Any, kind: str, turns: int) -> None:
+    """Whichever counter they used. (Their debug build's own count is the thread's.)"""
+    reader = getattr(domain, kind)()
+    other = domain.reader()
+    for _ in range(turns):
+        side = other.enter()
+        wait = Wait(domain)
+        assert wait.goes_on()
+        other.leave(side)
+        assert wait.ends()
+    sides = [reader.enter(), reader.enter()]
+    assert not domain.idle()
+    domain.forget()
+    assert domain.idle()
+    # Both count from zero again: one who enters and leaves is gone.
+    reader.leave(reader.enter())
+    assert domain.idle()
+    assert len(set(sides)) == 1
+
+
 def test_who_comes_later_is_not(domain: Any) -> None:
     before, after = domain.reader(), domain.reader()
     for reader in (after, before):  # another's line, and the same

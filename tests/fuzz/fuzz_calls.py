@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":
     # A script finds its own folder on the path; what it imports has tests/ as its root.
@@ -24,10 +25,10 @@ if __name__ == "__main__":
     main("fuzz.fuzz_calls")
 
 from backend import Logless
-from compared import ListenerSaysNo
+from compared import ListenerSaysNo, caught
 from fuzz import changes, reads  # noqa: F401 (they fill TABLE, in this order)
 from fuzz.choices import Byte, Choices, Numbers
-from fuzz.target import MACHINE, MOST_CALLS, SORTS, TABLE, Call, Target, operation
+from fuzz.target import MACHINE, MOST_CALLS, SORTS, TABLE, U64, Call, Target, operation
 from model import to_bitmap
 
 from memslots import Memslots
@@ -138,3 +139,24 @@ def take_map(on: Target, space: int, gfns: list[int], first: int, pages: int) ->
     for slot in m:
         on.both.by_id(m, slot.id)
     on.keep_map(m)
+
+
+@operation(Byte(), U64, Byte(), Byte(), Byte(), U64)
+def room(on: Target, number: int, gfn: Any, pages: int, npages: int, align: int, hva: Any) -> None:
+    """Neighbours and holes, as far as a page; then the errors."""
+    face = on.face(number)
+    for name in ("floor", "ceil", "hva_to_gpa"):
+        call = on.of(face, name)
+        if on.ints(call, (gfn,), (U64,)) is None:
+            return
+    if on.ints(on.of(face, "hva_to_gpa"), (hva,), (U64,)) is None:
+        return
+    for name in ("holes", "find_hole", "is_mapped", "span"):
+        on.of(face, name)
+    page = int(gfn) % (1 << 51)
+    on.both.room(face, page, npages + 1, page + pages, align + 1, int(hva))
+    caught(ValueError, face.holes, page + 1, page)
+    caught(ValueError, face.is_mapped, page + 1, page)
+    caught(ValueError, face.find_hole, 1, page + 1, page)
+    caught(ValueError, face.find_hole, 0)
+    caught(ValueError, face.find_hole, 1, align=0)

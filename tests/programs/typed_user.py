@@ -47,6 +47,7 @@ from memslots.baseline import ArrayAddressSpace, ArrayMemslots, ArrayVcpu
 from memslots.write.listeners import Subscription
 
 Reader = Memslots | AddressSpace | Vcpu
+AnyMap = Memslots | MemoryMap
 
 
 class Everything:
@@ -85,6 +86,13 @@ def reading(face: Reader, slot: Slot) -> None:
     assert_type(face.gpa_to_hva(0, write=True), int)
     assert_type(face.in_gfn_range(0, 1), list[Slot])
     assert_type(face.in_hva_range(0, 1), list[tuple[Slot, int, int]])
+    assert_type(face.floor(0), Slot | None)
+    assert_type(face.ceil(0), Slot | None)
+    assert_type(face.holes(end=9), list[tuple[int, int]])
+    assert_type(face.find_hole(1, align=512), int | None)
+    assert_type(face.is_mapped(0, 1), bool)
+    assert_type(face.span, tuple[int, int] | None)
+    assert_type(face.hva_to_gpa(0), int)
     assert_type(face[0], Slot)
     assert_type(face.get(0), Slot | None)
     assert_type(face.get(0, "none"), Slot | str)

@@ -1,0 +1,284 @@
+"""The figures of docs/performance.md, from one run: `python benchmarks/figures.py`.
+
+    python benchmarks/figures.py          measures all (some twenty minutes), writes
+                                          docs/performance.json and the page's tables and drawing
+    python benchmarks/figures.py --page   writes the tables from the file that is there
+    python benchmarks/figures.py --check  measures what can be compared on any machine, a minute
+                                          or two; status 1 where the page says something else
+
+Wants a checkout that was built in place, and memslots[bench].
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "performance.md"
+FILE = ROOT / "docs" / "performance.json"
+DRAWING = ROOT / "docs" / "performance.svg"
+
+#: The largest number of slots that KVM has had, about which most is said.
+LARGEST = 32764
+#: A ratio is another on another machine, but not by more than so many times.
+RATIO = 2.5
+#: Bytes, where nothing but the allocator differs.
+SIZE = 1.1
+
+
+def bench(*options: str) -> dict[str, Any]:
+    """A report of `memslots bench`."""
+    command = [sys.executable, "-m", "memslots", "bench", "--json", *options]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
+
+
+def measure() -> dict[str, Any]:
+    """Everything."""
+    # Here: --page needs none of what these do.
+    import ablation
+    import goals
+    import guestmemory
+
+    report = bench("--plot", str(DRAWING))
+    rows = [goals.show(row)._asdict() for row in goals.measured(())]
+    memory = [
+        row._asdict()
+        for row in chain(guestmemory.numbers_rows(), *map(guestmemory.size_rows, guestmemory.SIZES))
+    ]
+    return {"bench": report, "goals": rows, "memory": memory, "ablation": ablation.measured()}
+
+
+# The tables
+
+
+def three(number: float) -> str:
+    """Three figures of a number."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def machine(found: dict[str, Any]) -> str:
+    """What it was measured on."""
+    report = found["bench"]
+    where, versions = report["machine"], report["versions"]
+    others = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    return (
+        f"{where['cpu']}, {where['cpus']} CPUs, {where['memory'] / 2**30:.1f} GiB,"
+        f" {where['kernel']}, {where['python']}, memslots {report['memslots']}, {others};"
+        f" {report['date'][:10]}."
+    )
+
+
+def series(found: dict[str, Any]) -> str:
+    """Linux's own tests."""
+    rows = found["bench"]["series"]
+    sizes = sorted({row["slots"] for row in rows})
+    lines = []
+    for test in dict.fromkeys(row["test"] for row in rows):
+        by_slots = {row["slots"]: row for row in rows if row["test"] == test}
+        last = by_slots[max(by_slots)]
+        took = f"{seconds(last['before']['median'])}, {seconds(last['after']['median'])}"
+        told = [row["reported"] for row in by_slots.values() if row["reported"]]
+        lines.append(
+            [
+                test,
+                *(three(by_slots[n]["improvement"]) if n in by_slots else "" for n in sizes),
+                took,
+                f"{told[-1]:g}" if told else "",
+            ]
+        )
+    return table(["test", *(f"{n:,}" for n in sizes), "before, after", "reported"], lines)
+
+
+def seconds(value: float) -> str:
+    """A time in the unit that suits it."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if value >= size:
+            return f"{three(value / size)} {unit}"
+    return f"{three(value / 1e-9)} ns"
+
+
+def peers(found: dict[str, Any]) -> str:
+    """What people use."""
+    rows = [row for row in found["bench"]["against"] if row["slots"] == LARGEST]
+    names = list(dict.fromkeys(each["structure"] for row in rows for each in row["structures"]))
+    lines = []
+    for row in rows:
+        took = {each["structure"]: each["seconds_per_operation"] for each in row["structures"]}
+        figures = (three(took[name] * 1e9) if name in took else "" for name in names)
+        lines.append([f"{row['test']}, {row['case']}", *figures])
+    return table([f"ns, {LARGEST:,} slots", *names], lines)
+
+
+def goal_rows(found: dict[str, Any], *beginnings: str) -> Iterator[dict[str, Any]]:
+    """The rows of goals.py whose names begin so."""
+    for row in found["goals"]:
+        if row["what"].startswith(beginnings):
+            yield row
+
+
+def single(found: dict[str, Any]) -> str:
+    """Single look-ups of any page."""
+    sizes = sorted({row["slots"] for row in goal_rows(found, "lookup, random")})
+    lines = []
+    for what in dict.fromkeys(row["what"] for row in goal_rows(found, "lookup, random")):
+        by_slots = {row["slots"]: row for row in found["goals"] if row["what"] == what}
+        ratio = ": " in what
+        name = what.removeprefix("lookup, random").lstrip(":, ")
+        lines.append(
+            [
+                name if ratio else f"{name}, ns",
+                *(three(by_slots[n]["figure"]) if n in by_slots else "" for n in sizes),
+            ]
+        )
+    return table(["", *(f"{n:,}" for n in sizes)], lines)
+
+
+def between(found: dict[str, Any]) -> str:
+    """Single look-ups between changes."""
+    rows = [row for row in found["goals"] if row["what"].endswith("for each change")]
+    sizes = sorted({row["slots"] for row in rows})
+    lines = []
+    for what in dict.fromkeys(row["what"] for row in rows):
+        by_slots = {row["slots"]: row for row in rows if row["what"] == what}
+        count = what.removeprefix("lookup, ").removesuffix(" for each change")
+        lines.append([count, *(three(by_slots[n]["figure"]) for n in sizes)])
+    head = ["look-ups for each change", *(f"{n:,} slots" for n in sizes)]
+    return table(head, lines)
+
+
+def memory(found: dict[str, Any]) -> str:
+    """Guest memory."""
+    lines = [
+        [
+            row["call"],
+            row["size"],
+            row["beside"],
+            f"{three(row['ours'])} {row['unit']}",
+            f"{three(row['plain'])} {row['unit']}",
+            f"{row['ratio']:.2f}",
+        ]
+        for row in found["memory"]
+    ]
+    return table(["call", "size", "beside", "memslots", "plain", "times the speed"], lines)
+
+
+def parts(found: dict[str, Any]) -> str:
+    """What each part of a batch's search gains."""
+    rows = found["ablation"]
+    asked = list(next(iter(rows.values())))
+    lines = [[name, *(f"{row[case]:.2f}" for case in asked)] for name, row in rows.items()]
+    return table(["", *asked], lines)
+
+
+def goals_table(found: dict[str, Any]) -> str:
+    """All that has a goal."""
+    lines = []
+    for row in found["goals"]:
+        if row["goal"] is None:
+            continue
+        most = "at least" if row["at_least"] else "at most"
+        unit = "" if row["unit"] == "x" else f" {row['unit']}"
+        reached = (row["figure"] >= row["goal"]) is row["at_least"]
+        figure = f"{three(row['figure'])}{unit}"
+        lines.append(
+            [
+                f"{row['slots']:,}" if row["slots"] else "",
+                row["what"],
+                f"{most} {row['goal']:g}{unit}",
+                figure if reached else f"**{figure}**",
+            ]
+        )
+    return table(["slots", "what", "goal", "here"], lines)
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "machine": machine,
+    "series": series,
+    "peers": peers,
+    "single": single,
+    "between": between,
+    "memory": memory,
+    "parts": parts,
+    "goals": goals_table,
+}
+PLACE = re.compile(r"(<!-- figures: (\w+) -->\n)(.*?)(<!-- end of figures -->\n)", re.DOTALL)
+
+
+def page_of(text: str, found: dict[str, Any]) -> str:
+    """The page with its figures from a run."""
+    return PLACE.sub(lambda place: f"{place[1]}\n{TABLES[place[2]](found)}\n\n{place[4]}", text)
+
+
+# The check
+
+
+def compared() -> Iterator[tuple[str, float, float, float]]:
+    """What can be compared on any machine.
+
+    Its name, the page's figure, the one here, how many times they may differ.
+    """
+    import goals
+
+    found = json.loads(FILE.read_text(encoding="utf-8"))
+    said = {(row["slots"], row["what"]): row for row in found["goals"]}
+    measured = chain(
+        goals.hot(LARGEST),
+        goals.single_random(509),
+        goals.batches(LARGEST),
+        goals.memory(LARGEST),
+        goals.importing(),
+    )
+    for row in measured:
+        before = said.get((row.slots, row.what))
+        if before is None:
+            yield f"{row.what} ({row.slots} slots)", 0.0, row.figure, 1.0
+            continue
+        limits = {"x": RATIO, "bytes": SIZE, "modules": 1.0}
+        if row.unit in limits:
+            name = f"{row.what} ({row.slots} slots)" if row.slots else row.what
+            yield name, before["figure"], row.figure, limits[row.unit]
+
+
+def check() -> bool:
+    """Prints what is compared; whether all of it is as the page says."""
+    good = True
+    for name, said, here, times in compared():
+        same = said > 0 and 1 / times <= here / said <= times
+        good &= same
+        print(f"{name:<72}{said:>9.4g}{here:>9.4g}  {'' if same else 'NOT SO'}", flush=True)
+    return good
+
+
+def main() -> None:
+    """Measures and writes, or checks."""
+    parser = argparse.ArgumentParser(description="The figures of docs/performance.md.")
+    parser.add_argument("--page", action="store_true", help="write the tables, measure nothing")
+    parser.add_argument("--check", action="store_true", help="compare what the page says")
+    options = parser.parse_args()
+    if options.check:
+        raise SystemExit(0 if check() else 1)
+    if not options.page:
+        found = measure()
+        FILE.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    found = json.loads(FILE.read_text(encoding="utf-8"))
+    PAGE.write_text(page_of(PAGE.read_text(encoding="utf-8"), found), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

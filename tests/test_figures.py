@@ -1,0 +1,58 @@
+"""docs/performance.md: its tables are those of the run that docs/performance.json keeps."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "benchmarks" / "figures.py"
+
+pytestmark = pytest.mark.skipif(not SOURCE.exists(), reason="benchmarks/ is not here")
+
+
+@pytest.fixture
+def figures() -> Iterator[Any]:
+    spec = importlib.util.spec_from_file_location("figures", SOURCE)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["figures"] = module
+    try:
+        spec.loader.exec_module(module)
+        yield module
+    finally:
+        del sys.modules["figures"]
+
+
+def test_the_page_has_the_figures_of_its_run(figures: Any) -> None:
+    found = json.loads(figures.FILE.read_text(encoding="utf-8"))
+    page = figures.PAGE.read_text(encoding="utf-8")
+    assert {place[1] for place in figures.PLACE.findall(page)} == set(figures.TABLES)
+    assert figures.page_of(page, found) == page, "run python benchmarks/figures.py --page"
+
+
+def test_a_figure_that_is_not_the_runs_is_seen(figures: Any) -> None:
+    found = json.loads(figures.FILE.read_text(encoding="utf-8"))
+    page = figures.PAGE.read_text(encoding="utf-8")
+    found["goals"][0]["figure"] *= 2
+    assert figures.page_of(page, found) != page
+
+
+def test_what_is_not_as_the_page_says_is_told(
+    figures: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [("a", 2.0, 2.1, 1.1), ("b", 42.0, 42.0, 1.0), ("c", 300.0, 290.0, 1.1)]
+    monkeypatch.setattr(figures, "compared", lambda: iter(rows))
+    assert figures.check()
+    assert "NOT SO" not in capsys.readouterr().out
+    for wrong in (("d", 42.0, 43.0, 1.0), ("e", 1.0, 3.0, 2.5), ("f", 0.0, 3.0, 2.5)):
+        monkeypatch.setattr(figures, "compared", lambda wrong=wrong: iter([*rows, wrong]))
+        assert not figures.check()
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if "NOT SO" in line]
+        assert line.startswith(wrong[0])
