@@ -566,11 +566,11 @@ cdef class AddressSpace(Reader):
 cdef class Vcpu(Reader):
     """The reader of one address space, with a last-used slot of its own.
 
-    Its cache holds for one generation of the slots; its misses search the tree and do not touch the
-    address space's own last-used slot. For one thread at a time; any number of Vcpus may be used at
-    once, and their look-ups write to no cache line in common but that of the Slot they give, which
-    counts who has it. (Should two threads use one after all, their answers are right; not all of
-    their look-ups have the cache, or are counted.)
+    Its cache holds for one generation of the slots; its misses do not touch the address space's own
+    last-used slot. For one thread at a time; any number of Vcpus may be used at once, and where
+    there is an index their look-ups write to no cache line in common but that of the Slot they
+    give, which counts who has it. (Should two threads use one after all, their answers are right;
+    not all of their look-ups have the cache, or are counted.)
 
     Parameters
     ----------

@@ -18,7 +18,7 @@ class Change(enum.Enum):
     NONE = "none"
 
 class VcpuStats(NamedTuple):
-    """How many look-ups a Vcpu's last-used slot answered, and how many went to the tree."""
+    """How many look-ups a Vcpu's last-used slot answered, and how many had to search."""
 
     hits: int
     misses: int

@@ -47,8 +47,8 @@ class Change(enum.Enum):
 
 
 VcpuStats = namedtuple("VcpuStats", ["hits", "misses"], module=PUBLIC)
-VcpuStats.__doc__ = """How many look-ups a Vcpu's last-used slot answered, and how many went to
-the tree."""
+VcpuStats.__doc__ = """How many look-ups a Vcpu's last-used slot answered, and how many had to
+search."""
 
 # Making an IntFlag takes a microsecond; there are few.
 cdef dict FLAGS = {
