@@ -10,6 +10,8 @@ from collections.abc import Callable
 from common import PAGE_SIZE, PAGES, SIZES, STRUCTURES, nanoseconds
 from guests import Guest
 
+from memslots import Memslots
+
 Range = tuple[int, int]
 
 CALLS = 1000
@@ -96,3 +98,42 @@ class Iteration:
     def track_iteration(self, slots: int, structure: str) -> float:
         """The time of each slot."""
         return nanoseconds(self.iterate, slots)
+
+
+class Room:
+    """floor, ceil, find_hole and is_mapped through a Memslots, at any page."""
+
+    params = (SIZES, ("floor", "ceil", "find_hole", "is_mapped"))
+    param_names = ("slots", "call")
+    unit = "ns"
+
+    def setup(self, slots: int, call: str) -> None:
+        """Make the slots; ask everywhere."""
+        guest = Guest(slots)
+        vm = guest.make()
+        assert isinstance(vm, Memslots)
+        asked = guest.accesses("random", CALLS)
+        gfns, ids = asked.gfns.tolist(), asked.ids.tolist()
+        bases, ends = guest.bases.tolist(), guest.ends.tolist()
+        calls: dict[str, Callable[[int], object]] = {
+            "floor": vm.floor,
+            "ceil": vm.ceil,
+            "find_hole": lambda gfn: vm.find_hole(1, gfn),
+            "is_mapped": lambda gfn: vm.is_mapped(gfn, gfn + 1),
+        }
+        self.call, self.gfns = calls[call], gfns
+        for gfn, id in zip(gfns, ids, strict=True):
+            after = vm.ceil(gfn)
+            assert vm.floor(gfn) is vm[id]
+            assert after is (vm[id] if gfn == bases[id] else vm.get(id + 1))
+            assert vm.find_hole(1, gfn) == ends[id]
+            assert vm.is_mapped(gfn, ends[id]) and not vm.is_mapped(gfn, ends[id] + 1)
+
+    def track_call(self, slots: int, call: str) -> float:
+        """The time of one."""
+
+        def repeat_all() -> None:
+            for gfn in self.gfns:
+                self.call(gfn)
+
+        return nanoseconds(repeat_all, CALLS)

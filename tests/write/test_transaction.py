@@ -95,6 +95,25 @@ def test_both_address_spaces(vm: Memslots) -> None:
 # What the rules say of the whole and of the steps.
 
 
+def test_one_id_in_both_address_spaces_many_times() -> None:
+    """More changes than a transaction keeps without memory of its own."""
+    vm = Memslots(max_slots=32, address_spaces=2)
+    with vm.transaction() as tx:
+        for id in range(10):
+            for as_id in (0, 1):
+                tx.create(id, id * 10, 5, id << 20, as_id=as_id)
+        for id in range(10):
+            tx.move(id, id * 10 + 200, as_id=id % 2)
+            assert tx.get(id, as_id=id % 2) != tx.get(id, as_id=1 - id % 2)
+        tx.delete(3, as_id=0)
+    for as_id in (0, 1):
+        bases = {slot.id: slot.base_gfn for slot in vm.address_space(as_id)}
+        assert bases == {
+            id: id * 10 + 200 * (id % 2 == as_id) for id in range(10) if (id, as_id) != (3, 0)
+        }
+    vm.check()
+
+
 def test_an_overlap_at_the_end_is_refused(vm: Memslots) -> None:
     with unchanged(vm), pytest.raises(OverlapError) as caught, vm.transaction() as tx:
         tx.delete(3)
