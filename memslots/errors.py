@@ -21,6 +21,7 @@ __all__ = [
     "KvmError",
     "KvmUnavailableError",
     "MemslotError",
+    "NoRoomError",
     "NoSuchSlotError",
     "NotMappedError",
     "OverlapError",
@@ -84,6 +85,10 @@ class OverlapError(MemslotError):
             self.existing = existing
         if requested is not None:
             self.requested = requested
+
+
+class NoRoomError(MemslotError):
+    """All ids of an address space are in use (ENOSPC)."""
 
 
 class NoSuchSlotError(MemslotError, KeyError):

@@ -128,6 +128,11 @@ class Memslots(Reader):
 
         O(n + p / 64) for p pages that are logged.
         """
+    def free_id(self, as_id: SupportsIndex = 0) -> int:
+        """The lowest id that no slot has. NoRoomError, InvalidRegionError, BusyError.
+
+        O(log n) over many calls.
+        """
     def map(self, as_id: SupportsIndex = 0) -> MemoryMap:
         """What an address space holds now, as a value. O(1) where there is an index, else O(n).
 

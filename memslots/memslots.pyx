@@ -11,7 +11,7 @@ from memslots.core.lookup_batch cimport MARK_DIRTY
 from memslots.core.machine cimport machine
 from memslots.core.region cimport limits
 from memslots.core.slot cimport slot as slot_t
-from memslots.core.space cimport space
+from memslots.core.space cimport space, space_active
 from memslots.core.srcu cimport srcu_reader
 from memslots.core.units cimport gfn_t
 from memslots.dirty.logs cimport (
@@ -28,7 +28,7 @@ from memslots.read.reader cimport Reader
 from memslots.read.sections cimport reader_of, section, section_enter, section_leave
 from memslots.values.integers cimport u32, u64
 from memslots.values.limits cimport set_limits, with_default_limits
-from memslots.values.rules cimport check_as_id
+from memslots.values.rules cimport check_as_id, room_for
 from memslots.write.operations cimport (
     operation_create,
     operation_delete,
@@ -481,6 +481,41 @@ cdef class Memslots(Reader):
         except BaseException:
             late("memslots.dirty.runs", "return_logs")(self, logs)
             raise
+
+    def free_id(self, as_id=0):
+        """The lowest id that no slot has.
+
+        Parameters
+        ----------
+        as_id : int
+
+        Returns
+        -------
+        int
+
+        Raises
+        ------
+        NoRoomError
+            All ids below max_slots are in use.
+        InvalidRegionError
+            There is no such address space.
+        BusyError
+            Called from inside a listener or beside an open transaction, which has its own.
+
+        Notes
+        -----
+        O(log n) over many calls, whatever is created and deleted in between; the first takes O(n).
+        Waits for a change that another thread is making. Two threads that ask and then create may
+        be given the same id: ask in a transaction.
+        """
+        cdef uint32_t id
+        cdef space *sp = self.space_of(as_id)
+        self.writer.enter("a free id")
+        try:
+            id = self.writer.free_ids_of(sp.as_id).lowest(space_active(sp))
+        finally:
+            self.writer.leave()
+        return room_for(id, sp.as_id, self.m.lim.max_slots)
 
     def map(self, as_id=0):
         """What an address space holds now, as a value (MemoryMap).

@@ -130,6 +130,7 @@ EXAMPLES: dict[str, object] = {
     "invalid-region-error": errors.InvalidRegionError(22, "no page", 1),
     "overlap-error": OVERLAP,
     "no-such-slot-error": errors.NoSuchSlotError(2, "slot 9", 4),
+    "no-room-error": errors.NoRoomError(28, "no free id"),
     "not-mapped-error": errors.NotMappedError(14, "gpa 0x1000"),
     "read-only-error": errors.ReadOnlyError(14, "gpa 0x1000"),
     "busy-error": errors.BusyError(16, "a change"),

@@ -218,6 +218,13 @@ class Machine(RuleBasedStateMachine):
         for face in (*self.both.faces[as_id], self.both.vm.map(as_id)):
             self.both.room(face, gfn, npages, gfn + pages, align, hva)
 
+    @rule(as_id=good_as_ids)
+    def free_id(self, as_id: int) -> None:
+        used = self.both.model.slots[as_id]
+        lowest = next(id for id in range(len(used) + 1) if id not in used)
+        if lowest < MAX_SLOTS:
+            assert self.both.vm.free_id(as_id) == lowest
+
     @rule(as_id=good_as_ids, gfns=st.lists(gfns, max_size=8))
     def take_map(self, as_id: int, gfns: list[int]) -> None:
         m = self.both.vm.map(as_id)

@@ -8,7 +8,16 @@ from contextlib import suppress
 
 from fresh import run_fresh
 
-from memslots import AddressSpace, Backing, GuestMemory, Memslots, Slot, Transaction, Vcpu
+from memslots import (
+    AddressSpace,
+    Backing,
+    GuestMemory,
+    MemoryMap,
+    Memslots,
+    Slot,
+    Transaction,
+    Vcpu,
+)
 from memslots.baseline import ArrayAddressSpace, ArrayMemslots, ArrayVcpu
 from memslots.baseline.reader import ArrayReader
 from memslots.memory.segments import Batch, Segments
@@ -16,7 +25,7 @@ from memslots.read.reader import Reader
 
 # Has no stub: nobody outside of the package makes one.
 Backings: type = importlib.import_module("memslots.memory.known").Backings
-CLASSES: list[type] = [Memslots, Reader, AddressSpace, Vcpu, Slot, Transaction]
+CLASSES: list[type] = [Memslots, Reader, AddressSpace, Vcpu, MemoryMap, Slot, Transaction]
 CLASSES += [Backing, Backings, GuestMemory, Batch, Segments]
 CLASSES += [ArrayMemslots, ArrayReader, ArrayAddressSpace, ArrayVcpu]
 
@@ -38,7 +47,18 @@ def call_all() -> None:
     """Calls them all on all that is wrong, and prints what did not raise TypeError."""
     vm = Memslots()
     vm.create(0, 0, 1, 0)
-    objects = [8, -1, object(), b"0" * 1000, Memslots, vm, vm.address_space(0), vm.vcpu(), vm[0]]
+    objects = [
+        8,
+        -1,
+        object(),
+        b"0" * 1000,
+        Memslots,
+        vm,
+        vm.address_space(0),
+        vm.vcpu(),
+        vm[0],
+        vm.map(),
+    ]
     objects += [vm.transaction(), Reader()]
     mem = GuestMemory(vm)
     objects += [mem, Backing.anonymous(4096), Backings(vm), Batch(), Segments(mem)]
@@ -70,7 +90,7 @@ def test_every_class_has_some() -> None:
         assert len(methods(cls)) > 1
     assert {"lookup", "gpa_to_hva", "generation", "__len__"} <= methods(Reader).keys()
     assert {"create", "transaction", "subscribe", "max_slots"} <= methods(Memslots).keys()
-    assert methods(Reader).keys() == methods(ArrayReader).keys()
+    assert methods(ArrayReader).keys() < methods(Reader).keys()
     assert methods(ArrayMemslots).keys() < methods(Memslots).keys()
     assert {"__enter__", "create", "lookup"} <= methods(Transaction).keys()
     assert {"place", "read", "write_u64", "views", "__repr__"} <= methods(GuestMemory).keys()

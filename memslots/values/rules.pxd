@@ -18,6 +18,8 @@ cdef int check_region(const limits *lim, const region *r) except -1
 cdef int check_as_id(const limits *lim, uint32_t as_id) except -1
 # Raises the error of an id or an address space that cannot be.
 cdef int check_id(const limits *lim, uint32_t id, uint32_t as_id) except -1
+# An id, or the NoRoomError of an address space where all are in use.
+cdef object room_for(uint32_t id, uint32_t as_id, uint32_t max_slots)
 # The error of an access that no slot lets through. `inside`: `next_record` is the Slot in the way,
 # `readable` if only a write is not allowed; otherwise these are the Slots on both sides of a hole,
 # None where there is none.

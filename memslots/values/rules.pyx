@@ -31,6 +31,7 @@ from memslots.values.records cimport region_record
 
 from memslots.errors import (
     InvalidRegionError,
+    NoRoomError,
     NoSuchSlotError,
     NotMappedError,
     OverlapError,
@@ -146,6 +147,14 @@ cdef int check_id(const limits *lim, uint32_t id, uint32_t as_id) except -1:
     r.npages = 0
     r.userspace_addr = 0
     return check_region(lim, &r)
+
+
+cdef object room_for(uint32_t id, uint32_t as_id, uint32_t max_slots):
+    if id >= max_slots:
+        raise NoRoomError(
+            errno.ENOSPC, f"address space {as_id} has no free id: max_slots is {max_slots}"
+        )
+    return id
 
 
 cdef object access_error(

@@ -51,6 +51,11 @@ class Transaction:
         """As Memslots.delete, in this transaction."""
     def lookup(self, gfn: SupportsIndex, as_id: SupportsIndex = 0) -> Slot | None:
         """The slot that will hold a guest page if the transaction ends now. O(k + log n)."""
+    def free_id(self, as_id: SupportsIndex = 0) -> int:
+        """The lowest id that no slot has. NoRoomError, InvalidRegionError, BusyError.
+
+        O(log n) over many calls.
+        """
     @overload
     def get(
         self, id: SupportsIndex, default: None = None, as_id: SupportsIndex = 0

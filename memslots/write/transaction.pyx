@@ -39,6 +39,7 @@ from memslots.core.slotset cimport (
 from memslots.core.space cimport (
     space,
     space_active,
+    space_active,
     space_inactive,
     space_swap_begin,
     space_swap_end,
@@ -56,7 +57,8 @@ from memslots.core.update cimport (
     update_unstage,
 )
 from memslots.values.integers cimport u32, u64
-from memslots.values.rules cimport check_as_id, refusal_error
+from memslots.values.rules cimport check_as_id, refusal_error, room_for
+from memslots.write.freeids cimport FreeIds
 from memslots.write.listeners cimport ask_prepare, tell_commit, tell_invalidate
 from memslots.write.operations cimport (
     Target,
@@ -139,6 +141,9 @@ cdef class Transaction(Target):
     # (Change, old, new, the Slot that it takes from where readers find it, or None), as made; None:
     # nobody wants to hear of them, and there is no backend
     cdef list steps
+    # by as_id: an own FreeIds of what is deleted here, and what is on loan from the Writer's; None:
+    # no id was asked for
+    cdef dict ids
     cdef uint32_t additions[MAX_SPACES]  # ids of each space that the active set does not hold
     cdef idtable_spare spare[MAX_SPACES]  # memory for these to go into the set that is active now
 
@@ -240,6 +245,18 @@ cdef class Transaction(Target):
         s = slotset_by_id(self.slots(number), wanted)
         return default if s is NULL else <object>s.record
 
+    def free_id(self, as_id=0):
+        """The lowest id that no slot will have. Memslots.free_id says more."""
+        cdef uint32_t number = u32(as_id, "as_id")
+        cdef uint32_t id
+        check_as_id(&self.m.lim, number)
+        self.enter("a free id")
+        try:
+            id = self.lowest_id(number)
+        finally:
+            self.leave()
+        return room_for(id, number, self.m.lim.max_slots)
+
     cdef int enter(self, str what) except -1:
         if self.state == ENDING:
             raise busy(what)
@@ -300,6 +317,8 @@ cdef class Transaction(Target):
                 if self.steps is None:
                     self.steps = []
                 self.steps.append((change_record(p.kind), old, new, displaced))
+            if next is NULL and self.ids is not None and r.as_id in self.ids:
+                (<FreeIds>self.ids[r.as_id][0]).give_back(r.id)
         except BaseException:
             release_record(next)
             update_discard(next, before, c.old)
@@ -381,6 +400,8 @@ cdef class Transaction(Target):
             raise
         self.swap()
         for n in range(self.count):
+            if self.changes[n].new is NULL:
+                self.writer.give_back_id(self.changes[n].id, self.changes[n].sp.as_id)
             finish(&self.changes[n])
         self.count = 0
         try:
@@ -462,10 +483,50 @@ cdef class Transaction(Target):
         self.end()
 
     cdef void end(self) noexcept:
+        self.return_ids()
         self.forget()
         self.state = ENDED
         if self.is_held():
             self.writer.leave()
+
+    cdef void return_ids(self) noexcept:
+        """Gives back the ids that are on loan: what got a slot is found out when it is met."""
+        if self.ids is not None and self.is_held():
+            for as_id, (_, loan) in self.ids.items():
+                for id in loan:
+                    self.writer.give_back_id(id, as_id)
+        self.ids = None
+
+    cdef uint32_t lowest_id(self, uint32_t as_id) except? 0xFFFFFFFF:
+        """The lowest id that nothing staged has."""
+        cdef slotset *staged = self.slots(as_id)
+        cdef slotset *active = space_active(self.m.spaces[as_id])
+        cdef FreeIds free_ids = self.writer.free_ids_of(as_id)
+        cdef FreeIds deleted
+        cdef uint32_t id, other
+        cdef size_t n
+        if self.ids is None:
+            self.ids = {}
+        if as_id not in self.ids:
+            deleted = FreeIds.__new__(FreeIds)
+            deleted.beyond = 0xFFFFFFFF
+            self.ids[as_id] = (deleted, [])
+            for n in range(self.count):
+                if self.changes[n].sp.as_id == as_id and self.changes[n].old is not NULL:
+                    deleted.give_back(self.changes[n].id)
+        deleted, loan = self.ids[as_id]
+        while True:
+            id = free_ids.lowest(active)
+            if slotset_by_id(staged, id) is NULL:
+                break
+            loan.append(id)  # first: should this fail, nothing is lost
+            free_ids.take(id)
+        while deleted.given_back:
+            other = deleted.given_back[0]
+            if slotset_by_id(staged, other) is NULL:
+                return min(id, other)
+            deleted.take(other)
+        return id
 
     cdef void forget(self) noexcept:
         """Gives back the transaction's own memory."""

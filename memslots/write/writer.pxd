@@ -7,12 +7,13 @@ run while it is held, and so does the body of a transaction. The order of locks 
 Not installed: Cython code outside goes through memslots.pxd.
 """
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from memslots.core.machine cimport machine
 from memslots.core.region cimport limits
 from memslots.core.slot cimport slot
 from memslots.core.update cimport change
+from memslots.write.freeids cimport FreeIds
 from memslots.write.listeners cimport Subscriptions
 from memslots.write.lock cimport writer_lock
 from memslots.write.operations cimport Target
@@ -31,6 +32,9 @@ cdef class Writer(Target):
     # the Mirror of the backend in which every change is made as well, or None. Written once
     cdef object mirror
     cdef list journal  # the Mirror's: what its backend has done and is to undo; None: no mirror
+    # by as_id: FreeIds, or None where they were never asked for, or have been given up. For the
+    # writer
+    cdef list free_ids
     cdef object __weakref__
 
     # Makes the machine, with nothing in it; once, before anything else.
@@ -46,6 +50,10 @@ cdef class Writer(Target):
     # change comes to, undo_calls is due.
     cdef int make_calls(self, object calls) except -1
     cdef int undo_calls(self, object error) except -1
+    # The FreeIds of an address space, made when they are first asked for.
+    cdef FreeIds free_ids_of(self, uint32_t as_id)
+    # A slot was deleted.
+    cdef void give_back_id(self, uint32_t id, uint32_t as_id) noexcept
     # Whether the backend has something that is still to be undone.
     cdef bint owes(self) noexcept
     # take_runs of dirty/runs.pxd, while nobody else changes anything.

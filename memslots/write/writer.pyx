@@ -268,6 +268,23 @@ cdef class Writer(Target):
             if entered:
                 self.leave()
 
+    cdef FreeIds free_ids_of(self, uint32_t as_id):
+        cdef FreeIds found
+        if self.free_ids is None:
+            self.free_ids = [None] * self.m.lim.nspaces
+        found = self.free_ids[as_id]
+        if found is None:
+            found = self.free_ids[as_id] = FreeIds.__new__(FreeIds)
+        return found
+
+    cdef void give_back_id(self, uint32_t id, uint32_t as_id) noexcept:
+        if self.free_ids is None or self.free_ids[as_id] is None:
+            return
+        try:
+            self.free_ids_of(as_id).give_back(id)
+        except MemoryError:
+            self.free_ids[as_id] = None  # they are worked out anew when they are next asked for
+
     cdef slot *find(self, uint32_t id, uint32_t as_id) noexcept:
         return slotset_by_id(space_active(self.m.spaces[as_id]), id)
 
@@ -321,6 +338,8 @@ cdef class Writer(Target):
         self.wait_for_readers()
         update_apply_end(&c)
         finish(&c)
+        if new is None:
+            self.give_back_id(r.id, r.as_id)
         tell_commit(subscriptions, kind, old, new)
         return new
 

@@ -28,10 +28,10 @@ from backend import Logless
 from compared import ListenerSaysNo, caught
 from fuzz import changes, reads  # noqa: F401 (they fill TABLE, in this order)
 from fuzz.choices import Byte, Choices, Numbers
-from fuzz.target import MACHINE, MOST_CALLS, SORTS, TABLE, U64, Call, Target, operation
+from fuzz.target import MACHINE, MOST_CALLS, SORTS, TABLE, U32, U64, Call, Target, operation
 from model import to_bitmap
 
-from memslots import Memslots
+from memslots import InvalidRegionError, Memslots, NoRoomError
 
 # Inputs as calls, and calls as inputs
 
@@ -160,3 +160,23 @@ def room(on: Target, number: int, gfn: Any, pages: int, npages: int, align: int,
     caught(ValueError, face.find_hole, 1, page + 1, page)
     caught(ValueError, face.find_hole, 0)
     caught(ValueError, face.find_hole, 1, align=0)
+
+
+@operation(U32)
+def free_id(on: Target, as_id: Any) -> None:
+    """Of a Memslots, and in a transaction."""
+    call = on.of(on.vm, "free_id")
+    numbers = on.ints(call, (as_id,), (U32,))
+    if numbers is None:
+        return
+    if numbers[0] >= on.model.address_spaces:
+        assert caught(InvalidRegionError, call, as_id).rule == 2
+        return
+    used = on.model.slots[numbers[0]]
+    lowest = next(id for id in range(len(used) + 1) if id not in used)
+    if lowest >= on.vm.max_slots:
+        caught(NoRoomError, call, as_id)
+        return
+    assert call(as_id) == lowest
+    with on.vm.transaction() as tx:
+        assert on.of(tx, "free_id")(as_id) == lowest

@@ -31,6 +31,7 @@ from memslots import (
     MemoryMap,
     MemslotError,
     Memslots,
+    NoRoomError,
     NoSuchSlotError,
     NotMappedError,
     OverlapError,
@@ -121,6 +122,12 @@ def maps(vm: Memslots, slot: Slot, out: npt.NDArray[np.int32]) -> None:
     assert_type(len(m) + m.generation + m.nr_pages + m.as_id + hash(m), int)
     assert_type(slot in m, bool)
     m.generation = 2  # type: ignore[misc]
+    try:
+        assert_type(vm.free_id(as_id=1), int)
+        with vm.transaction() as tx:
+            assert_type(tx.free_id(), int)
+    except NoRoomError as error:
+        assert_type(error.errno, int)
     MemoryMap([(0, 1)])  # type: ignore[list-item]
 
 

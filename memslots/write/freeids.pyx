@@ -1,0 +1,59 @@
+"""The ids that no slot has. The contract of each method is in freeids.pxd."""
+
+cimport cython
+
+from memslots.core.slotset cimport slotset_by_id
+
+# heapq's, imported when they are first needed: few programs ask for an id.
+cdef object heappop
+cdef object heappush
+
+
+@cython.final
+@cython.auto_pickle(False)
+cdef class FreeIds:
+    """Those of one address space, from when they were first asked for on.
+
+    Ids below `beyond` that are not in use are in a heap. An id comes into it when its slot is
+    deleted, and stays when a slot gets it: only `lowest` takes those out, when they are at the top.
+    So nothing is done when a slot is created, and each id is taken out once for each time that it
+    was put in.
+    """
+
+    def __cinit__(self):
+        global heappop, heappush
+        if heappop is None:
+            import heapq
+
+            heappop, heappush = heapq.heappop, heapq.heappush
+        self.given_back = []
+        self.known = set()
+
+    cdef uint32_t lowest(self, const slotset *set) except? 0xFFFFFFFF:
+        cdef uint32_t id
+        while self.given_back:
+            id = self.given_back[0]
+            if slotset_by_id(set, id) is NULL:
+                return id
+            self.take(id)
+        while slotset_by_id(set, self.beyond) is not NULL:
+            self.beyond += 1
+        return self.beyond
+
+    cdef int take(self, uint32_t id) except -1:
+        if id < self.beyond:
+            heappop(self.given_back)
+            self.known.discard(id)
+        else:
+            self.beyond = id + 1
+        return 0
+
+    cdef int give_back(self, uint32_t id) except -1:
+        if id < self.beyond and id not in self.known:
+            self.known.add(id)
+            try:
+                heappush(self.given_back, id)
+            except BaseException:
+                self.known.discard(id)
+                raise
+        return 0
