@@ -59,7 +59,7 @@ def call_all() -> None:
         vm[0],
         vm.map(),
     ]
-    objects += [vm.transaction(), Reader()]
+    objects += [vm.map(), vm.transaction(), Reader()]
     mem = GuestMemory(vm)
     objects += [mem, Backing.anonymous(4096), Backings(vm), Batch(), Segments(mem)]
     array = ArrayMemslots()
