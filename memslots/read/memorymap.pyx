@@ -342,54 +342,13 @@ cdef class MemoryMap:
         return None if row is NULL else self.slot_at(<uint32_t>(row - self.ix.rows))
 
     def lookup_many(self, gfns, out=None):
-        """The ids of the slots that hold many guest pages.
-
-        Parameters
-        ----------
-        gfns : C-contiguous buffer of uint64
-            As Memslots.lookup_many.
-        out : C-contiguous writable buffer of int32, optional
-
-        Returns
-        -------
-        numpy.ndarray or array.array or type of `out`
-            int32 ids, -1 where no slot holds the page.
-
-        Raises
-        ------
-        TypeError, ValueError
-            As Memslots.lookup_many.
-
-        Notes
-        -----
-        O(m log n) for m pages; runs without the GIL.
-        """
+        """The ids of the slots that hold many guest pages. As Memslots.lookup_many."""
         return self.run(LOOKUP_IDS, gfns, "gfns", out)
 
     def gpa_to_hva(self, gpa, write=False):
-        """The host address of a guest address.
+        """The host address of a guest address. As Memslots.gpa_to_hva.
 
-        Parameters
-        ----------
-        gpa : int
-            In bytes; need not be aligned.
-        write : bool
-            Whether it is to be written: then a READONLY slot refuses.
-
-        Returns
-        -------
-        int
-
-        Raises
-        ------
-        NotMappedError
-            No slot holds it, or the slot is INVALID.
-        ReadOnlyError
-            `write`, and the slot is READONLY.
-
-        Notes
-        -----
-        O(log n).
+        NotMappedError, ReadOnlyError. O(log n).
         """
         cdef gpa_t address = u64(gpa, "gpa")
         cdef bint writing = write
@@ -408,29 +367,7 @@ cdef class MemoryMap:
         )
 
     def translate(self, gpas, out=None, write=False):
-        """The host addresses of many guest addresses.
-
-        Parameters
-        ----------
-        gpas : C-contiguous buffer of uint64
-            As Memslots.translate.
-        out : C-contiguous writable buffer of uint64, optional
-        write : bool
-
-        Returns
-        -------
-        numpy.ndarray or array.array or type of `out`
-            uint64 addresses, BAD_HVA where gpa_to_hva would raise.
-
-        Raises
-        ------
-        TypeError, ValueError
-            As Memslots.translate.
-
-        Notes
-        -----
-        O(m log n) for m addresses; runs without the GIL.
-        """
+        """The host addresses of many guest addresses. As Memslots.translate."""
         return self.run(TRANSLATE_WRITE if write else TRANSLATE_READ, gpas, "gpas", out)
 
     cdef object run(self, lookup_kind kind, object given, str name, object out):
@@ -461,27 +398,7 @@ cdef class MemoryMap:
         return out
 
     def in_gfn_range(self, start, end):
-        """The slots that overlap a range of guest pages.
-
-        Parameters
-        ----------
-        start, end : int
-            The range [start, end), in pages.
-
-        Returns
-        -------
-        list of Slot
-            In gfn order.
-
-        Raises
-        ------
-        ValueError
-            start is above end.
-
-        Notes
-        -----
-        O(log n + k) for k slots.
-        """
+        """The slots that overlap the pages [start, end), in gfn order. As Memslots.in_gfn_range."""
         cdef extent e
         cdef uint32_t i
         cdef list found = []
@@ -544,38 +461,12 @@ cdef class MemoryMap:
         return found
 
     def floor(self, gfn):
-        """The last slot that begins at a guest page or before it.
-
-        Parameters
-        ----------
-        gfn : int
-
-        Returns
-        -------
-        Slot or None
-
-        Notes
-        -----
-        O(log n).
-        """
+        """The last slot that begins at a page or before it, or None. As Memslots.floor."""
         cdef uint32_t i = self.first_above(u64(gfn, "gfn"))
         return None if i == 0 else self.slot_at(i - 1)
 
     def ceil(self, gfn):
-        """The first slot that begins at a guest page or after it.
-
-        Parameters
-        ----------
-        gfn : int
-
-        Returns
-        -------
-        Slot or None
-
-        Notes
-        -----
-        O(log n).
-        """
+        """The first slot that begins at a page or after it, or None. As Memslots.ceil."""
         cdef gfn_t page = u64(gfn, "gfn")
         cdef uint32_t i = self.first_above(page)
         if i > 0 and self.ix.rows[i - 1].base_gfn == page:
@@ -583,27 +474,9 @@ cdef class MemoryMap:
         return None if i == self.count() else self.slot_at(i)
 
     def holes(self, start=0, end=None):
-        """The runs of guest pages that no slot holds.
+        """The runs of pages in [start, end) that no slot holds. As Memslots.holes.
 
-        Parameters
-        ----------
-        start, end : int
-            Of the range [start, end), in pages; if end is left out, to the last page that a slot
-            can have.
-
-        Returns
-        -------
-        list of (int, int)
-            The pages [start, end) of each, in order.
-
-        Raises
-        ------
-        ValueError
-            start is above end.
-
-        Notes
-        -----
-        O(log n + k) for k slots in the range.
+        If `end` is left out, they go to the last page that a slot can have.
         """
         cdef extent e
         cdef gfn_t gfn
@@ -625,31 +498,9 @@ cdef class MemoryMap:
         return found
 
     def find_hole(self, npages, start=0, end=None, align=1):
-        """The lowest run of guest pages that no slot holds.
+        """The lowest run of pages that no slot holds, or None. As Memslots.find_hole.
 
-        Parameters
-        ----------
-        npages : int
-            How many pages, at least 1.
-        start, end : int
-            Where: all of it is in [start, end), in pages; if end is left out, up to the last page
-            that a slot can have.
-        align : int
-            It begins at a multiple of so many pages.
-
-        Returns
-        -------
-        int or None
-            Its first page; None where there is no such run.
-
-        Raises
-        ------
-        ValueError
-            npages or align is 0, or start is above end.
-
-        Notes
-        -----
-        O(log n + k) for k slots that it passes over.
+        If `end` is left out, it may be at the last page that a slot can have.
         """
         cdef wish w
         cdef gfn_t gfn
@@ -666,27 +517,7 @@ cdef class MemoryMap:
         return None
 
     def is_mapped(self, start, end):
-        """Whether each guest page of a range is in a slot.
-
-        Parameters
-        ----------
-        start, end : int
-            The range [start, end), in pages.
-
-        Returns
-        -------
-        bool
-            True for an empty range.
-
-        Raises
-        ------
-        ValueError
-            start is above end.
-
-        Notes
-        -----
-        O(log n + k) for k slots in the range.
-        """
+        """Whether each page of [start, end) is in a slot. As Memslots.is_mapped."""
         cdef extent e
         cdef gfn_t gfn
         cdef uint32_t i
