@@ -40,7 +40,7 @@ class Scene:
         for id in range(TILES):
             self.vm.create(id, UNIT * id, UNIT, hva_of(id))
         self.end = time.monotonic() + SECONDS
-        self.start = threading.Barrier(8)
+        self.start = threading.Barrier(10)
         self.failures: list[BaseException] = []
         self.rounds: dict[str, int] = {}
 
@@ -72,7 +72,9 @@ def readers(vm: Memslots) -> dict[str, Callable[[], None]]:
     # More of the same: every stretch is of one generation, the batch is not.
     many = gfns * 50
     dice = random.Random(1)
-    vcpus = {name: vm.vcpu() for name in ("single", "batch", "translate", "ranges", "iterate")}
+    vcpus = {
+        name: vm.vcpu() for name in ("single", "batch", "translate", "ranges", "iterate", "room")
+    }
 
     def single() -> None:
         for face in (vm, vcpus["single"]):
@@ -111,6 +113,19 @@ def readers(vm: Memslots) -> dict[str, Callable[[], None]]:
         for face in (vm, vcpus["iterate"]):
             check_tiles([slot for slot in face if slot.base_gfn < ELSEWHERE])
 
+    def room() -> None:
+        for face in (vm, vcpus["room"], vm.map()):
+            assert face.is_mapped(0, TOP)
+            assert face.holes(0, TOP) == []
+            assert face.find_hole(1, dice.randrange(TOP), TOP) is None
+
+    def maps() -> None:
+        m = vm.map()
+        tiles = [slot for slot in m if slot.base_gfn < ELSEWHERE]
+        check_tiles(tiles)
+        assert min(m.lookup_many(gfns)) >= 0
+        assert all(m[slot.id] is slot for slot in tiles)
+
     def mark() -> None:
         vm.mark_dirty_many(gfns)
         vm.mark_dirty(dice.randrange(TOP))
@@ -121,6 +136,8 @@ def readers(vm: Memslots) -> dict[str, Callable[[], None]]:
         "translate": translate,
         "ranges": ranges,
         "iterate": iterate,
+        "room": room,
+        "maps": maps,
         "mark": mark,
     }
 

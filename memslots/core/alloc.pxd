@@ -1,9 +1,15 @@
 """All memory of the core comes from here, so that it can be counted and made to fail."""
 
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 
 cdef enum:
     CACHE_LINE = 64
+
+
+cdef inline size_t alloc_whole_lines(uint64_t size) noexcept nogil:
+    """The bytes of the cache lines that `size` bytes take."""
+    return (size + CACHE_LINE - 1) & ~<size_t>(CACHE_LINE - 1)
+
 
 # `size` bytes of zeros, or NULL. Large ones come zeroed from the system and cost nothing until
 # touched.

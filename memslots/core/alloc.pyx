@@ -30,14 +30,10 @@ cdef void *alloc_zeroed(size_t size) noexcept nogil:
     return memory
 
 
-cdef inline size_t whole_lines(size_t size) noexcept nogil:
-    """Two structs that different threads write never share one."""
-    return (size + CACHE_LINE - 1) & ~<size_t>(CACHE_LINE - 1)
-
-
 cdef void *alloc_block(size_t size) noexcept nogil:
     cdef void *memory = NULL
-    if alloc_refused() or posix_memalign(&memory, CACHE_LINE, whole_lines(size)) != 0:
+    # Whole lines: two structs that different threads write never share one.
+    if alloc_refused() or posix_memalign(&memory, CACHE_LINE, alloc_whole_lines(size)) != 0:
         return NULL
     atomic_fetch_add(&live, 1)
     return memory
@@ -46,7 +42,7 @@ cdef void *alloc_block(size_t size) noexcept nogil:
 cdef void *alloc_lines(size_t size) noexcept nogil:
     cdef void *memory = alloc_block(size)
     if memory is not NULL:
-        memset(memory, 0, whole_lines(size))
+        memset(memory, 0, alloc_whole_lines(size))
     return memory
 
 

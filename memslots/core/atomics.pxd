@@ -64,7 +64,6 @@ cdef extern from *:
     ) noexcept nogil
     uint64_t atomic_fetch_or_release "memslots_fetch_or"(uint64_t *, uint64_t) noexcept nogil
     uint64_t atomic_fetch_and_acq_rel "memslots_fetch_and"(uint64_t *, uint64_t) noexcept nogil
-    void *atomic_exchange_acq_rel_ptr "memslots_exchange"(void **, void *) noexcept nogil
     uint64_t atomic_exchange_acq_rel "memslots_exchange"(uint64_t *, uint64_t) noexcept nogil
     void atomic_fence "memslots_fence"() noexcept nogil
     # A fence that comes right after an atomic_fetch_add.

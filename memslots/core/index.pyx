@@ -1,6 +1,6 @@
 """The index of a set. I1 and the contract of each function are in index.pxd."""
 
-from memslots.core.alloc cimport CACHE_LINE, alloc_block, alloc_free
+from memslots.core.alloc cimport CACHE_LINE, alloc_block, alloc_free, alloc_whole_lines
 from memslots.core.atomics cimport atomic_fetch_add, atomic_fetch_sub_acq_rel
 from memslots.core.debug cimport debug_assert
 from memslots.core.search cimport search_begin, search_end, search_size
@@ -19,15 +19,11 @@ cdef extern from *:
     void check_layout "MEMSLOTS_CHECK_INDEX_LAYOUT"(index *, int) noexcept nogil
 
 
-cdef inline size_t lines(size_t size) noexcept nogil:
-    return (size + CACHE_LINE - 1) & ~<size_t>(CACHE_LINE - 1)
-
-
 cdef index *index_new(uint32_t room, gfn_t first, gfn_t last) noexcept nogil:
     # All of it in one block: an index of a few slots is made and thrown away often.
     cdef uint32_t places = max(room, <uint32_t>INDEX_FEW)
-    cdef size_t rows = lines(places * sizeof(index_row))
-    cdef size_t slots = lines(places * sizeof(void *))
+    cdef size_t rows = alloc_whole_lines(places * sizeof(index_row))
+    cdef size_t slots = alloc_whole_lines(places * sizeof(void *))
     cdef uint64_t span = ~<uint64_t>0 if places == INDEX_FEW else last - first
     cdef char *block = <char *>alloc_block(
         sizeof(index) + rows + slots + search_size(places, span)
@@ -50,7 +46,7 @@ cdef void index_reset(index *ix, uint32_t room, gfn_t first, gfn_t last) noexcep
     ix.count = 0
     ix.last_used = ix.rows
     search_begin(
-        &ix.keys, <char *>ix.slots + lines(places * sizeof(void *)), room, first, last
+        &ix.keys, <char *>ix.slots + alloc_whole_lines(places * sizeof(void *)), room, first, last
     )
 
 

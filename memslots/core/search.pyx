@@ -4,7 +4,7 @@ C, since Cython has no words for the instructions. A function for each kind is c
 machine that compiles, and chosen on the one that runs.
 """
 
-from memslots.core.alloc cimport CACHE_LINE
+from memslots.core.alloc cimport CACHE_LINE, alloc_whole_lines
 
 cdef extern from *:
     """
@@ -208,14 +208,9 @@ cdef inline uint32_t nodes_of(uint32_t count) noexcept nogil:
     return (count - 1) // SEARCH_NODE + 1
 
 
-cdef inline size_t lines(uint64_t size) noexcept nogil:
-    """The bytes of whole cache lines that `size` bytes take."""
-    return (size + CACHE_LINE - 1) & ~<size_t>(CACHE_LINE - 1)
-
-
 cdef inline size_t wide_size(uint32_t count, uint64_t span) noexcept nogil:
     """What the keys as they are take, beside the narrow ones: it may be that not all are narrow."""
-    return lines(count * <uint64_t>sizeof(uint64_t)) if span > LAST_NARROW else 0
+    return alloc_whole_lines(count * <uint64_t>sizeof(uint64_t)) if span > LAST_NARROW else 0
 
 
 cdef size_t search_size(uint32_t count, uint64_t span) noexcept nogil:

@@ -200,6 +200,7 @@ cdef class MemoryMap:
     for; from then on the same object is given.
     """
 
+    cdef bint is_made  # whether it is what it is to be, for ever
     cdef index *ix  # the slots; NULL: there are none
     cdef void **made  # [i]: the Slot of row i, a reference, or NULL; NULL: none was asked for
     cdef views *sorted  # or NULL: not asked for
@@ -211,7 +212,7 @@ cdef class MemoryMap:
     """How many guest pages the slots hold."""
 
     def __init__(self, slots=(), as_id=None, generation=0):
-        if self.ix is not NULL:
+        if self.is_made:
             raise TypeError("a MemoryMap is immutable")
         cdef uint64_t remembered = u64(generation, "generation")
         cdef list given = list(slots)
@@ -220,6 +221,7 @@ cdef class MemoryMap:
         cdef uint32_t number = u32(as_id, "as_id")
         self.fill(slots_of(given, number), number)
         self.generation = remembered
+        self.is_made = True
 
     def __dealloc__(self):
         cdef uint32_t i
@@ -771,4 +773,5 @@ def map_of(Reader reader not None, uint32_t as_id):
     made.as_id = sp.as_id
     made.generation = generation
     made.nr_pages = npages
+    made.is_made = True
     return made

@@ -87,11 +87,13 @@ cdef object find_hole_of(machine *m, const space *sp, vcpu_cache *own, const wis
     cdef bint found = False
     cdef slot *s
     cdef section at = section_enter(m, own)
-    s = slotset_first_from(space_active(sp), gfn)
+    # Once: without the GIL another set may become the active one meanwhile.
+    cdef const slotset *set = space_active(sp)
+    s = slotset_first_from(set, gfn)
     while wish_fits(w, &gfn):
         # Aligning may have gone beyond slots.
         while s is not NULL and slot_end_gfn(s) <= gfn:
-            s = slotset_step(space_active(sp), s, 1)
+            s = slotset_step(set, s, 1)
         if s is NULL or s.base_gfn >= gfn + w.npages:
             found = True
             break

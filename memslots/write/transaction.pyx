@@ -309,6 +309,9 @@ cdef class Transaction(Target):
             attach_record(next)
             old = None if before is NULL else <object>before.record
             new = None if next is NULL else <object>next.record
+            if next is NULL and self.ids is not None and r.as_id in self.ids:
+                (<FreeIds>self.ids[r.as_id][0]).give_back(r.id)
+            # The last that can fail: what is put down here is made.
             if self.subscriptions or self.writer.mirror is not None:
                 displaced = None
                 if update_displaces(c, p.kind):
@@ -317,8 +320,6 @@ cdef class Transaction(Target):
                 if self.steps is None:
                     self.steps = []
                 self.steps.append((change_record(p.kind), old, new, displaced))
-            if next is NULL and self.ids is not None and r.as_id in self.ids:
-                (<FreeIds>self.ids[r.as_id][0]).give_back(r.id)
         except BaseException:
             release_record(next)
             update_discard(next, before, c.old)
@@ -491,10 +492,15 @@ cdef class Transaction(Target):
 
     cdef void return_ids(self) noexcept:
         """Gives back the ids that are on loan: what got a slot is found out when it is met."""
-        if self.ids is not None and self.is_held():
-            for as_id, (_, loan) in self.ids.items():
-                for id in loan:
-                    self.writer.give_back_id(id, as_id)
+        if self.ids is None:
+            return
+        try:
+            if self.is_held():
+                for as_id, (_, loan) in self.ids.items():
+                    for id in loan:
+                        self.writer.give_back_id(id, as_id)
+        except MemoryError:
+            self.writer.free_ids = None  # worked out anew when they are next asked for
         self.ids = None
 
     cdef uint32_t lowest_id(self, uint32_t as_id) except? 0xFFFFFFFF:

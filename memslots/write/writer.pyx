@@ -226,6 +226,7 @@ cdef class Writer(Target):
             return
         atomic_store_relaxed(&self.writer, 0)
         self.torn = True
+        self.free_ids = None  # what the other thread had of them is gone with it
         try:
             self.enter("a fork")
             self.leave()

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memslots import BAD_HVA, Flags, Memslots, ReadOnlyError
+from memslots import BAD_HVA, Backing, Flags, GuestMemory, Memslots, ReadOnlyError
 
 PAGES = 8
 STEP = 10  # from one slot's first page to the next's: a hole of two pages after each
@@ -189,6 +189,26 @@ def test_single_look_ups_make_it_a_part_at_a_time(drivers: Any, single: Any) -> 
     for gfn, _ in zip(pages(300, 2), range(500), strict=False):
         look_up(gfn)
     assert index.searches(vm) == searches
+
+
+def test_accesses_to_guest_memory_make_and_ask_it(drivers: Any) -> None:
+    index = drivers("index")
+    slots = 100
+    mem = GuestMemory(Memslots())
+    backing = Backing.anonymous(slots << 12)
+    for id in range(slots):
+        mem.place(id, id << 12, backing, id << 12, 1 << 12)
+        mem.write_u32(id << 12, id)
+    dice = random.Random(1)
+    for _ in range(3 * slots + index.pays(slots)):
+        id = dice.randrange(slots)
+        assert mem.read_u32(id << 12) == id
+    assert index.current(mem.vm)
+    index.rotate(mem.vm)  # what it says of a slot is true of the next
+    searches = index.searches(mem.vm)
+    for id in dice.sample(range(slots - 1), 50):
+        assert mem.read_u32(id << 12) == id + 1
+    assert index.searches(mem.vm) == searches
 
 
 def test_a_page_in_a_hole_was_searched_for_too(drivers: Any) -> None:

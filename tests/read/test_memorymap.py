@@ -260,6 +260,10 @@ def test_it_is_immutable() -> None:
     m = MemoryMap([(0, 1, 0)])
     with pytest.raises(TypeError, match="immutable"):
         m.__init__([(0, 2, 0)])
+    for empty in (MemoryMap(), Memslots().map()):
+        with pytest.raises(TypeError, match="immutable"):
+            empty.__init__([(0, 2, 0)])  # type: ignore[misc]
+        assert len(empty) == 0
     with pytest.raises(AttributeError):
         m.generation = 5  # type: ignore[misc]
     assert m != MemoryMap([(0, 1, 0)], as_id=1)

@@ -56,6 +56,8 @@ def use(vm: Memslots) -> None:
     slots = list(vm)
     assert not any(slot.flags & Flags.INVALID for slot in slots)
     assert vm.generation < 1 << 63
+    used = {slot.id for slot in slots}
+    assert vm.free_id() == next(id for id in range(len(used) + 1) if id not in used)
     id, gfn = vm.max_slots - 1, vm.max_gfn - 7
     vm.create(id, gfn, 8, HVA)
     vm.set_flags(id, Flags.LOG_DIRTY_PAGES)
@@ -232,6 +234,10 @@ def test_a_fork_in_the_middle_of_a_transaction() -> None:
 
     def change(vm: Memslots) -> None:
         kept[0].__enter__()
+        # Ids that are taken, and taken back, by who is not there in the child.
+        kept[0].create(kept[0].free_id(), 0x400, 1, HVA)
+        assert kept[0].free_id() == 4
+        kept[0].delete(3)
         kept[0].delete(0)
         kept[0].move(1, 0)
         kept[0].create(7, 0x100, 8, HVA, Flags.LOG_DIRTY_PAGES)
@@ -243,6 +249,7 @@ def test_a_fork_in_the_middle_of_a_transaction() -> None:
         assert list(vm) == before
         with pytest.raises(RuntimeError, match="another thread has begun it"):
             kept[0].delete(2)
+        assert vm.free_id() == 3
         # The slots that it was about go, and others take their memory.
         for id in range(3):
             vm.delete(id)
