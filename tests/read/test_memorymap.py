@@ -262,7 +262,7 @@ def test_it_is_immutable() -> None:
         m.__init__([(0, 2, 0)])
     for empty in (MemoryMap(), Memslots().map()):
         with pytest.raises(TypeError, match="immutable"):
-            empty.__init__([(0, 2, 0)])  # type: ignore[misc]
+            empty.__init__([(0, 2, 0)])
         assert len(empty) == 0
     with pytest.raises(AttributeError):
         m.generation = 5  # type: ignore[misc]
