@@ -26,7 +26,9 @@ from memslots.core.slotset cimport (
 )
 from memslots.core.space cimport space_active
 from memslots.core.units cimport gfn_t, hva_t
+from memslots.read.reader cimport Reader
 from memslots.read.sections cimport section, section_enter, section_leave
+from memslots.values.integers cimport u32
 from memslots.values.rules cimport check_id
 
 from memslots.errors import InvalidRegionError, NoSuchSlotError
@@ -208,3 +210,16 @@ cdef int put_log(const machine *m, uint32_t id, uint32_t as_id, bytes log) excep
     check_log(id, s.npages, log)
     dirty_put(s, log)
     return 0
+
+
+def take_over_log(Reader vm not None, id, as_id, log):
+    """Merges a backend's log of a slot into the slot's own. Every page is marked if it cannot be."""
+    cdef uint32_t number = u32(id, "id")
+    cdef uint32_t space = u32(as_id, "as_id")
+    check_log_of(vm.m, number, space)
+    try:
+        merge_log(vm.m, number, space, log)
+    except BaseException:
+        # What the backend has given up, nobody knows.
+        mark_all(vm.m, number, space)
+        raise

@@ -47,6 +47,7 @@ class KvmVcpu:
         self._run: mmap.mmap | None = mmap.mmap(fd.fileno(), run_size)
         self._answer: slice | None = None  # where in _run what the guest reads is to be
         self._runner: int | None = None  # the thread that is in run_once
+        self._runs = 0  # how often the guest was begun. Written with _runner
         # It stays there while this is held. A signal's handler may come by it twice.
         self._runner_lock = threading.RLock()
 
@@ -160,6 +161,7 @@ class KvmVcpu:
         _kept = self._kept()
         try:
             with self._runner_lock:
+                self._runs += 1
                 self._runner = threading.get_ident()
             while not self._fd.ioctl_once("KVM_RUN", ioctls.RUN, 0, Answer()):
                 if self._fd.closed:
@@ -180,6 +182,11 @@ class KvmVcpu:
         if self._fd.closed:
             raise self._fd.closed_error()
         return self._take(run)
+
+    def runs(self) -> int | None:
+        """How often the guest has begun to run; None: it runs now."""
+        with self._runner_lock:
+            return self._runs if self._runner is None else None
 
     def request_exit(self, signum: int | None = None) -> None:
         """Have `run` yield an InterruptedExit, at the latest when the guest exits next.

@@ -137,6 +137,11 @@ class KvmVM:
         # Last: now no guest can reach what goes with it. A vCPU that runs has the list.
         self._kept = []
 
+    def runs(self) -> int | None:
+        """How often the guest's vCPUs have begun to run, together; None while one of them runs."""
+        counts = [vcpu.runs() for vcpu in list(self._vcpus)]
+        return None if None in counts else sum(filter(None, counts))
+
     @property
     def _lock(self) -> threading.RLock:
         """What to hold while using the slots. After a fork it might be held by nobody that is.

@@ -6,7 +6,7 @@ done nothing, and raises a MemslotError. A `memslots.kvm.KvmVM` is one. What els
 
 One change of a Memslots is one call, made when everybody has agreed to the change and nothing else
 can fail. A transaction is several calls, since a backend cannot change several slots at once:
-plan.py puts them in order. Where one of them is refused, those before it are undone.
+planner.py puts them in order. Where one of them is refused, those before it are undone.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from collections.abc import Iterable, Mapping, Sized
 from types import EllipsisType
 from typing import TYPE_CHECKING, Protocol, SupportsIndex
 
+from memslots.dirty.logs import take_over_log
 from memslots.errors import MemslotError
-from memslots.mirror.plan import Call, Step, plan
+from memslots.mirror.planner import Call, Step, calls_of_steps
 from memslots.values.integers import field
 from memslots.values.limits import DEFAULT_LIMITS
-from memslots.values.records import Slot, deletion_arguments, region_arguments
+from memslots.values.records import Flags, Slot, deletion_arguments, region_arguments
 
 if TYPE_CHECKING:
     from memslots.memslots import Memslots
@@ -41,7 +42,11 @@ class Backend(Protocol):
     - ``keep(vm)``, which is called with the Memslots: it has to last as long as the backend's
       slots, since it is what keeps the memory that they are on;
     - ``get_dirty_log(slot, as_id)``, ``clear_dirty_log(slot, first_page, num_pages, bitmap,
-      as_id)``, as in Memslots: then the dirty logs of the Memslots have its marks as well.
+      as_id)``, as in Memslots: then the dirty logs of the Memslots have its marks as well;
+    - ``runs()``, for one that has dirty logs: how often a guest has begun to run, or None while one
+      runs. Its log is taken just before a call that loses it; what a guest writes in between is in
+      neither, so if one ran, every page is marked that is to keep its mark. A backend that has no
+      `runs` is taken at its word: its log is all that was written.
     """
 
     def set_region(
@@ -143,7 +148,7 @@ class Mirror:
 
     def plan(self, steps: Iterable[Step]) -> list[Call]:
         """What is to be called for a transaction's steps, in order."""
-        return plan(self.vm, steps)
+        return calls_of_steps(self.vm, steps)
 
     def make(self, calls: Iterable[Call]) -> None:
         """Make these calls, each noted in the journal before.
@@ -153,14 +158,16 @@ class Mirror:
         """
         self._pay()
         for call in calls:
+            began = self._take_log(call)
             self.journal.append(call)
             try:
                 self._put(call.before, call.after)
             except MemslotError:
                 self.journal.pop()  # nothing was done; of anything else that is not known
                 raise
-            for first, end in call.lost:
-                self._mark(call.slot.as_id, first, end)
+            if call.lost and (began is None or began != self._runs()):
+                for first, end in call.lost:
+                    self._mark(call.slot.as_id, first, end)
 
     def undo(self, error: BaseException) -> None:
         """Undo what is in the journal, after an error; should that be refused, it gets a note."""
@@ -187,6 +194,30 @@ class Mirror:
                 if slot is not None:
                     self._mark(slot.as_id, slot.base_gfn, slot.end_gfn)
             self.journal.pop()
+
+    def _take_log(self, call: Call) -> int | None:
+        """Take over what the backend's log has and a call loses. Returns `runs`, from before it."""
+        began = self._runs()
+        before = call.before
+        if before is None or not before.flags & Flags.LOG_DIRTY_PAGES:
+            return began
+        if call.lost or call.renews:
+            log = self.get_dirty_log(before.id, before.as_id)
+            if log is None:
+                return began
+            take_over_log(self.vm, before.id, before.as_id, log)
+            if call.renews and self.vm.manual_dirty_log:
+                # Reading it has not cleared it.
+                self.clear_dirty_log(before.id, 0, before.npages, log, before.as_id)
+        return began
+
+    def _runs(self) -> int | None:
+        """How often the backend's guests have begun to run, or None: one runs."""
+        runs = getattr(self.backend, "runs", None)
+        if runs is None:
+            return 0
+        count: int | None = runs()
+        return count
 
     def _mark(self, as_id: int, first: int, end: int) -> None:
         """Mark pages [first, end) whose marks the backend lost and the Memslots keeps.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from memslots import PAGE_SHIFT, Change, MemslotError, Memslots, Slot
-from memslots.mirror.plan import same_memory
+from memslots.mirror.planner import same_memory
 from memslots.traces import RegionCall
 from memslots.values.integers import slot_number, split_number
 from memslots.values.records import region_arguments

@@ -11,7 +11,7 @@ import pytest
 from backend import Backend
 
 from memslots import Memslots
-from memslots.mirror import plan
+from memslots.mirror import planner
 
 pytestmark = pytest.mark.untraced
 
@@ -20,7 +20,7 @@ Steps = Callable[[Memslots, int], None]
 
 
 def lines_of(work: Callable[[], object]) -> int:
-    """How many lines of plan.py are run."""
+    """How many lines of planner.py are run."""
     count = 0
 
     def local(frame: FrameType, event: str, argument: object) -> Any:
@@ -29,7 +29,7 @@ def lines_of(work: Callable[[], object]) -> int:
         return local
 
     def trace(frame: FrameType, event: str, argument: object) -> Any:
-        return local if frame.f_code.co_filename == plan.__file__ else None
+        return local if frame.f_code.co_filename == planner.__file__ else None
 
     before = sys.gettrace()
     sys.settrace(trace)

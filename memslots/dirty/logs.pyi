@@ -1,0 +1,3 @@
+from memslots.memslots import Memslots
+
+def take_over_log(vm: Memslots, id: int, as_id: int, log: bytes) -> None: ...
