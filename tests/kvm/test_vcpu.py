@@ -42,6 +42,17 @@ def test_out() -> None:
         assert vcpu.run_once() == IoExit(0x3F8, 2, 1, True, b"\x34\x12")
 
 
+def test_how_often_it_ran() -> None:
+    with guest(b"\xe6\x10" + HLT) as (vm, vcpu, _):
+        assert vm.runs() == vcpu.runs() == 0
+        vcpu.run_once()
+        assert vm.runs() == vcpu.runs() == 1
+        vm.create_vcpu()
+        assert vm.runs() == 1
+        vcpu.run_once()
+        assert vm.runs() == 2
+
+
 def test_out_of_a_string() -> None:
     code = b"\xf3\x6e" + HLT  # rep outsb
     with guest(code, rcx=5, rsi=0x2000, rdx=0x3F8) as (_, vcpu, memory):
