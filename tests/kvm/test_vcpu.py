@@ -47,7 +47,7 @@ def test_how_often_it_ran() -> None:
         assert vm.runs() == vcpu.runs() == 0
         vcpu.run_once()
         assert vm.runs() == vcpu.runs() == 1
-        vm.create_vcpu()
+        vm.create_vcpu(1)
         assert vm.runs() == 1
         vcpu.run_once()
         assert vm.runs() == 2
