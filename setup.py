@@ -18,13 +18,10 @@ TRACE = os.environ.get("MEMSLOTS_TRACE", "") not in ("", "0")
 SANITIZE = os.environ.get("MEMSLOTS_SANITIZE", "")
 
 # What a program calls a few times, and calls that take as long as the work they order: size is
-# what counts there. Python's calls elsewhere gain nothing from -O3 over -O2, and are a fifth to
+# what counts there. Python's calls elsewhere gain nothing from -O3 over -O2, and are a tenth to
 # two fifths slower with -Os; the loops of core/ gain from -O3.
 SELDOM_CALLED = {
-    "dirty/logs",
-    "dirty/runs",
     "memory/backing",
-    "memory/known",
     "memory/marks",
     "memory/segments",
     "values/limits",

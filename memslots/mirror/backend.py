@@ -158,7 +158,10 @@ class Mirror:
         """
         self._pay()
         for call in calls:
-            began = self._take_log(call)
+            began = self._runs() if call.lost else 0
+            before = call.before
+            if (call.lost or call.renews) and before and before.flags & Flags.LOG_DIRTY_PAGES:
+                self._take_log(before, call.renews)
             self.journal.append(call)
             try:
                 self._put(call.before, call.after)
@@ -195,21 +198,15 @@ class Mirror:
                     self._mark(slot.as_id, slot.base_gfn, slot.end_gfn)
             self.journal.pop()
 
-    def _take_log(self, call: Call) -> int | None:
-        """Take over what the backend's log has and a call loses. Returns `runs`, from before it."""
-        began = self._runs()
-        before = call.before
-        if before is None or not before.flags & Flags.LOG_DIRTY_PAGES:
-            return began
-        if call.lost or call.renews:
-            log = self.get_dirty_log(before.id, before.as_id)
-            if log is None:
-                return began
-            take_over_log(self.vm, before.id, before.as_id, log)
-            if call.renews and self.vm.manual_dirty_log:
-                # Reading it has not cleared it.
-                self.clear_dirty_log(before.id, 0, before.npages, log, before.as_id)
-        return began
+    def _take_log(self, slot: Slot, renews: bool) -> None:
+        """Take over what the backend's log has of a slot; have it empty after, if it `renews`."""
+        log = self.get_dirty_log(slot.id, slot.as_id)
+        if log is None:
+            return
+        take_over_log(self.vm, slot.id, slot.as_id, log)
+        if renews and self.vm.manual_dirty_log:
+            # Reading it has not cleared it.
+            self.clear_dirty_log(slot.id, 0, slot.npages, log, slot.as_id)
 
     def _runs(self) -> int | None:
         """How often the backend's guests have begun to run, or None: one runs."""

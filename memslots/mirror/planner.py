@@ -230,11 +230,10 @@ class _Matches:
 
 def _all_pairings(slots: list[Slot], places: list[Slot]) -> list[list[tuple[Slot, Slot]]]:
     if len(slots) <= len(places):
-        return [
-            list(zip(slots, chosen, strict=True)) for chosen in permutations(places, len(slots))
-        ]
-    ways = permutations(slots, len(places))
-    return [list(zip(way, places, strict=True)) for way in ways]
+        chosen = permutations(places, len(slots))
+        return [list(zip(slots, way, strict=True)) for way in chosen]
+    chosen = permutations(slots, len(places))
+    return [list(zip(way, places, strict=True)) for way in chosen]
 
 
 def _in_order(slots: list[Slot], places: list[Slot]) -> list[tuple[Slot, Slot]]:
@@ -270,7 +269,7 @@ class _Way:
                 [number[_key(other)] for other in olds.overlapping(new) if other is not old]
             )
             cost.append(_CALL + self._pages(old, new, keep))
-        #: The ids of those that step aside.
+        #: Which of the moves: their slots step aside.
         self.aside = least_breaks(waits, cost)
         stay = sum(cost) - _CALL * len(cost)  # all that moves might keep
         #: Lower is better. What pages a move keeps is a gain; a slot that steps aside keeps none.
@@ -478,17 +477,17 @@ class Aside:
 
     def __init__(self, *readers: AddressSpace | MemoryMap, max_gfn: int) -> None:
         self._readers = readers
-        self._end = max_gfn + 1
-        self._from = 0
-        # At the end of guest memory first, where no guest looks.
-        self._top = self._end
+        self._from = 0  # below it no hole is to be found any more
+        # From here on up all is given away. It begins at the end of guest memory, where no guest
+        # looks.
+        self._top = max_gfn + 1
 
     def __call__(self, npages: int) -> int | None:
         """The base gfn for so many pages; no other slot gets these."""
-        base: int | None = self._top - npages
-        if base is not None and base >= 0 and self._is_free(base, self._top):
-            self._top = base
-            return base
+        top = self._top - npages
+        if top >= 0 and self._is_free(top, self._top):
+            self._top = top
+            return top
         base = self._hole(npages)
         if base is not None:
             self._from = base + npages
