@@ -213,7 +213,7 @@ cdef int put_log(const machine *m, uint32_t id, uint32_t as_id, bytes log) excep
 
 
 def take_over_log(Reader vm not None, id, as_id, log):
-    """Merges a backend's log of a slot into the slot's own. Every page is marked if it cannot be."""
+    """Merges a backend's log of a slot into its own. Every page is marked if it cannot be."""
     cdef uint32_t number = u32(id, "id")
     cdef uint32_t space = u32(as_id, "as_id")
     check_log_of(vm.m, number, space)
