@@ -28,7 +28,8 @@ cdef enum:
     INDEX_LOGS = 1 << 0  # LOG_DIRTY_PAGES
     INDEX_READONLY = 1 << 1
     INDEX_INVALID = 1 << 2
-    INDEX_FLAGS = (1 << 3) - 1  # all of them
+    INDEX_FLAGS = (1 << 3) - 1  # all of these, which are the slot's
+    INDEX_ANY_ID = 1 << 3  # of a MemoryMap: the slot may have any id; the one here is a proposal
     INDEX_INVALID_SHIFT = 14  # from SLOT_INVALID to INDEX_INVALID; the others are as in SLOT_*
 
 cdef struct index:

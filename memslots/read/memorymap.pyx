@@ -7,41 +7,29 @@ but the slots and their Slots, which may be gone: a Slot that is asked for is ma
 import errno
 
 cimport cython
+from cpython.buffer cimport PyObject_CheckBuffer
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.object cimport PyTypeObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF, PyObject
-from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport int32_t, uint32_t, uint64_t
-from libc.stdlib cimport qsort
 from libc.string cimport memset
 
-from memslots.core.alloc cimport alloc_block, alloc_free
 from memslots.core.atomics cimport (
     atomic_compare_exchange_ptr,
     atomic_load_acquire_ptr,
     atomic_load_relaxed,
 )
-from memslots.core.idtable cimport (
-    idtable,
-    idtable_add,
-    idtable_clear,
-    idtable_find,
-    idtable_get_spare,
-    idtable_init,
-    idtable_spare,
-)
+from memslots.core.idtable cimport idtable_find
 from memslots.core.index cimport (
+    INDEX_ANY_ID,
     index,
-    index_add_row,
     index_drop,
     index_flags,
     index_gfn_to_hva,
     index_has_gfn,
     index_hold,
-    index_new,
     index_row,
     index_row_of,
-    index_seal,
     index_usable,
     index_userspace_addr,
 )
@@ -59,8 +47,25 @@ from memslots.core.lookup_batch cimport (
     lookup_kind,
 )
 from memslots.core.machine cimport machine
+from memslots.core.rows cimport (
+    ROWS_GOOD,
+    ROWS_NO_MEMORY,
+    ROWS_SAME_ID,
+    ROWS_TOO_MANY,
+    rows,
+    rows_add,
+    rows_cut,
+    rows_fault,
+    rows_free,
+    rows_index,
+    rows_join,
+    rows_number,
+    rows_pair,
+    rows_reserve,
+    rows_yield_ids,
+)
 from memslots.core.search cimport search_one
-from memslots.core.slot cimport region
+from memslots.core.slot cimport SLOT_CALLER_FLAGS, SLOT_INVALID, region
 from memslots.core.slotset cimport slotset, slotset_count
 from memslots.core.space cimport SWAPPING, space, space_active
 from memslots.core.units cimport (
@@ -69,21 +74,45 @@ from memslots.core.units cimport (
     PAGE_SHIFT,
     gfn_t,
     gpa_t,
+    gfn_range_fits,
     gpa_to_gfn,
     hva_t,
     page_aligned,
+)
+from memslots.core.views cimport (
+    views,
+    views_first_reaching,
+    views_free,
+    views_last_hva,
+    views_new,
 )
 from memslots.read.batch cimport kind_element
 from memslots.read.reader cimport Reader
 from memslots.read.ranges cimport extent, extent_end, extent_start, set_extent
 from memslots.read.room cimport set_wish, wish, wish_fits
 from memslots.read.sections cimport reader_of, section, section_enter, section_leave
-from memslots.values.buffers cimport buffers, release_batch, take_batch
+from memslots.values.buffers cimport (
+    buffers,
+    column,
+    column_get,
+    column_value,
+    release_batch,
+    release_column,
+    take_batch,
+    take_column,
+)
 from memslots.values.integers cimport u32, u64
 from memslots.values.records cimport record_region, region_record
 from memslots.values.rules cimport access_error
 
-from memslots.errors import InvalidRegionError, NoSuchSlotError, NotMappedError, OverlapError
+from memslots.errors import (
+    InvalidRegionError,
+    MemslotError,
+    NoRoomError,
+    NoSuchSlotError,
+    NotMappedError,
+    OverlapError,
+)
 from memslots.values.records import Slot
 
 cdef enum:
@@ -91,79 +120,13 @@ cdef enum:
     MOST_PAGES = 0x7FFFFFFF  # rule 4
     TRIES = 3  # builds of an index that a change may spoil before it is made in one section
 
-# What is worked out of a map when it is first asked for: its slots by id, and by host address.
-cdef struct views:
-    idtable ids  # of rows
-    uint32_t count  # of those that follow
-    const index_row **by_hva  # by userspace_addr, then by base_gfn
-    hva_t *reach  # [i]: the last host byte of any of by_hva[0] to by_hva[i]
+cdef enum operation:
+    LAY_OVER
+    TAKE_AWAY
+    KEEP_COMMON
+    JOIN
 
-
-cdef inline hva_t last_hva(const index_row *row) noexcept nogil:
-    return index_userspace_addr(row) + (<uint64_t>row.npages << PAGE_SHIFT) - 1
-
-
-cdef int compare_hva(const void *a, const void *b) noexcept nogil:
-    cdef const index_row *x = (<const index_row **>a)[0]
-    cdef const index_row *y = (<const index_row **>b)[0]
-    cdef hva_t at_x = index_userspace_addr(x)
-    cdef hva_t at_y = index_userspace_addr(y)
-    if at_x != at_y:
-        return 1 if at_x > at_y else -1
-    return 1 if x.base_gfn > y.base_gfn else -1
-
-
-cdef void views_free(views *v) noexcept nogil:
-    if v is not NULL:
-        idtable_clear(&v.ids)
-        alloc_free(v.by_hva)
-        alloc_free(v.reach)
-        alloc_free(v)
-
-
-cdef views *views_new(index *ix) noexcept nogil:
-    """Works out the views of an index, or NULL: no memory. O(n log n)."""
-    cdef views *v = <views *>alloc_block(sizeof(views))
-    cdef index_row shape  # only its layout is used
-    cdef idtable_spare spare
-    cdef uint32_t i
-    cdef hva_t reach = 0
-    if v is NULL:
-        return NULL
-    memset(v, 0, sizeof(views))
-    idtable_init(&v.ids, <ptrdiff_t>(<char *>&shape.id - <char *>&shape))
-    v.by_hva = <const index_row **>alloc_block(ix.count * sizeof(void *))
-    v.reach = <hva_t *>alloc_block(ix.count * sizeof(hva_t))
-    if (
-        v.by_hva is NULL
-        or v.reach is NULL
-        or idtable_get_spare(&v.ids, ix.count, &spare) != 0
-    ):
-        views_free(v)
-        return NULL
-    for i in range(ix.count):
-        idtable_add(&v.ids, &ix.rows[i], &spare)
-        v.by_hva[i] = &ix.rows[i]
-    qsort(v.by_hva, ix.count, sizeof(void *), compare_hva)
-    for i in range(ix.count):
-        reach = max(reach, last_hva(v.by_hva[i]))
-        v.reach[i] = reach
-    v.count = ix.count
-    return v
-
-
-cdef uint32_t first_reaching(const views *v, hva_t first) noexcept nogil:
-    """The first place in by_hva from which on there may be one that ends at `first` or after it."""
-    cdef uint32_t low = 0
-    cdef uint32_t high = v.count
-    cdef uint32_t middle
-    while low < high:
-        middle = low + (high - low) // 2
-        if v.reach[middle] < first:
-            low = middle + 1
-        else:
-            high = middle
-    return low
+cdef tuple COLUMNS = ("base_gfns", "npages", "userspace_addrs", "flags", "ids")
 
 
 @cython.final
@@ -171,14 +134,16 @@ cdef class MemoryMap:
     """The slots of an address space at one moment: an immutable value.
 
     ``vm.map()`` gives what a Memslots holds; or it is made of Slots. It looks up as a Memslots
-    does. Compares and hashes by value, the generation left out.
+    does. Compares and hashes by value, the generation left out; ids count where both have them.
+    ``a | b`` is `b` laid over `a`, ``a - b`` what of `a` lies outside of `b`'s pages, ``a & b`` what
+    lies inside; where a slot is cut, the first part keeps its id.
 
     Parameters
     ----------
     slots : iterable of Slot or of tuple, optional
         In any order, all of one address space. A tuple is (base_gfn, npages, userspace_addr), and
-        may have flags and an id after these; of those without an id each gets the lowest that no
-        other has, in the order given.
+        may have flags and an id after these. One without an id may have any: it is given the lowest
+        that is free, in gfn order, and its id does not count where maps are compared.
     as_id : int, optional
         The address space; if left out, that of the Slots, or 0.
     generation : int, default 0
@@ -216,12 +181,64 @@ cdef class MemoryMap:
             raise TypeError("a MemoryMap is immutable")
         cdef uint64_t remembered = u64(generation, "generation")
         cdef list given = list(slots)
+        cdef rows r
         if as_id is None:
             as_id = next((item.as_id for item in given if isinstance(item, Slot)), 0)
         cdef uint32_t number = u32(as_id, "as_id")
-        self.fill(slots_of(given, number), number)
+        memset(&r, 0, sizeof(r))
+        try:
+            rows_reserve(&r, len(given))
+            for item in given:
+                add_item(&r, item, number)
+            self.take_rows(&r, number)
+        finally:
+            rows_free(&r)
         self.generation = remembered
         self.is_made = True
+
+    @staticmethod
+    def from_arrays(
+        base_gfns, npages, userspace_addrs, flags=0, ids=None, *, as_id=0, generation=0
+    ):
+        """A MemoryMap of slots whose fields are in arrays.
+
+        Parameters
+        ----------
+        base_gfns, npages, userspace_addrs : C-contiguous buffer of integers
+            All of one length. numpy arrays, array.arrays or memoryviews, of any integer type.
+        flags : int, Flags or buffer
+            Of all slots, or of each.
+        ids : buffer, optional
+            If left out, the slots may have any.
+        as_id, generation : int
+
+        Returns
+        -------
+        MemoryMap
+
+        Raises
+        ------
+        OverlapError, InvalidRegionError, OverflowError
+            As MemoryMap.
+        TypeError, ValueError
+            For what is no such buffer, or is not as long as the others.
+
+        Notes
+        -----
+        O(n) where the slots are in order, else O(n log n). Nothing is kept of the arrays.
+        """
+        cdef MemoryMap made = MemoryMap.__new__(MemoryMap)
+        cdef uint32_t number = u32(as_id, "as_id")
+        cdef rows r
+        made.generation = u64(generation, "generation")
+        memset(&r, 0, sizeof(r))
+        try:
+            add_columns(&r, (base_gfns, npages, userspace_addrs, flags, ids), number)
+            made.take_rows(&r, number)
+        finally:
+            rows_free(&r)
+        made.is_made = True
+        return made
 
     def __dealloc__(self):
         cdef uint32_t i
@@ -232,24 +249,19 @@ cdef class MemoryMap:
         views_free(self.sorted)
         index_drop(self.ix)
 
-    cdef int fill(self, list all, uint32_t as_id) except -1:
-        """Makes the index of Slots that are in gfn order, and neither overlap nor share an id."""
-        cdef index *ix
-        cdef index_row row
-        cdef region r
+    cdef int take_rows(self, rows *r, uint32_t as_id) except -1:
+        """Makes the index of rows, or raises the error that says why there can be none."""
+        cdef rows_fault why
+        cdef rows_pair which
+        cdef uint32_t i
         self.as_id = as_id
-        if not all:
-            return 0
-        ix = index_new(<uint32_t>len(all), all[0].base_gfn, all[len(all) - 1].base_gfn)
-        if ix is NULL:
-            raise MemoryError("no memory for a MemoryMap")
-        for record in all:
-            record_region(record, &r)
-            index_row_of(&row, &r)
-            index_add_row(ix, &row)
-            self.nr_pages += r.npages
-        index_seal(ix)
-        self.ix = ix
+        with nogil:
+            self.ix = rows_index(r, &why, &which)
+        if why != ROWS_GOOD:
+            raise rows_error(r, why, &which, as_id)
+        if self.ix is not NULL:
+            for i in range(self.ix.count):
+                self.nr_pages += self.ix.rows[i].npages
         return 0
 
     cdef object slot_at(self, uint32_t i):
@@ -279,13 +291,7 @@ cdef class MemoryMap:
         return new
 
     cdef void region_at(self, uint32_t i, region *r) noexcept:
-        cdef const index_row *row = &self.ix.rows[i]
-        r.id = <uint32_t>row.id
-        r.as_id = self.as_id
-        r.flags = index_flags(row)
-        r.base_gfn = row.base_gfn
-        r.npages = row.npages
-        r.userspace_addr = index_userspace_addr(row)
+        region_of(&self.ix.rows[i], self.as_id, r)
 
     cdef inline const index_row *row_of(self, gfn_t gfn) noexcept nogil:
         """The row that has the gfn, or NULL. O(log n)."""
@@ -447,12 +453,12 @@ cdef class MemoryMap:
         v = self.views()
         if v is NULL:
             return found
-        for i in range(first_reaching(v, e.first), v.count):
+        for i in range(views_first_reaching(v, e.first), v.count):
             row = v.by_hva[i]
             hva = index_userspace_addr(row)
             if hva > e.last:
                 break
-            if last_hva(row) >= e.first:
+            if views_last_hva(row) >= e.first:
                 found.append(
                     (
                         self.slot_at(<uint32_t>(row - self.ix.rows)),
@@ -570,11 +576,11 @@ cdef class MemoryMap:
         cdef const index_row *row
         cdef uint32_t i
         if v is not NULL:
-            for i in range(first_reaching(v, address), v.count):
+            for i in range(views_first_reaching(v, address), v.count):
                 row = v.by_hva[i]
                 if index_userspace_addr(row) > address:
                     break
-                if last_hva(row) >= address:
+                if views_last_hva(row) >= address:
                     lowest = min(
                         lowest,
                         (row.base_gfn << PAGE_SHIFT) + (address - index_userspace_addr(row)),
@@ -625,31 +631,76 @@ cdef class MemoryMap:
     cdef list all(self):
         return [self.slot_at(i) for i in range(self.count())]
 
+    def __or__(self, other):
+        """Both, and where both have a page, `other`'s: what is laid over the map hides it."""
+        if not isinstance(self, MemoryMap) or not isinstance(other, MemoryMap):
+            return NotImplemented
+        return combined(<MemoryMap>self, <MemoryMap>other, LAY_OVER)
+
+    def __sub__(self, other):
+        """What of the map lies on no page of `other`."""
+        if not isinstance(self, MemoryMap) or not isinstance(other, MemoryMap):
+            return NotImplemented
+        return combined(<MemoryMap>self, <MemoryMap>other, TAKE_AWAY)
+
+    def __and__(self, other):
+        """What of the map lies on pages of `other`."""
+        if not isinstance(self, MemoryMap) or not isinstance(other, MemoryMap):
+            return NotImplemented
+        return combined(<MemoryMap>self, <MemoryMap>other, KEEP_COMMON)
+
+    def merged(self):
+        """The map with slots joined that go on in guest and in host memory with the same flags.
+
+        Returns
+        -------
+        MemoryMap
+            Of the fewest slots that hold the same. Each has the id of the first that went into it.
+
+        Notes
+        -----
+        O(n).
+        """
+        return combined(self, self, JOIN)
+
     def __eq__(self, other):
         if not isinstance(other, MemoryMap):
             return NotImplemented
         cdef MemoryMap that = <MemoryMap>other
-        cdef const index_row *x
-        cdef const index_row *y
         cdef uint32_t i
         if self.as_id != that.as_id or self.count() != that.count():
             return False
         if self.ix is that.ix:
             return True
         for i in range(self.count()):
-            x = &self.ix.rows[i]
-            y = &that.ix.rows[i]
-            if x.base_gfn != y.base_gfn or x.npages != y.npages:
-                return False
-            if x.hva != y.hva or x.id != y.id:
+            if not is_same(&self.ix.rows[i], &that.ix.rows[i]):
                 return False
         return True
 
     def __hash__(self):
-        return hash((self.as_id, tuple(self.all())))
+        # Ids are left out: maps are equal in which one does not have them.
+        cdef uint64_t mixed = self.as_id
+        cdef uint32_t i
+        cdef const index_row *row
+        for i in range(self.count()):
+            row = &self.ix.rows[i]
+            mixed = mix(mixed ^ row.base_gfn)
+            mixed = mix(mixed ^ (row.hva & ~<uint64_t>INDEX_ANY_ID))
+            mixed = mix(mixed ^ row.npages)
+        return <Py_hash_t>(mixed >> 1)
 
     def __reduce__(self):
-        return MemoryMap, (self.all(), self.as_id, self.generation)
+        return MemoryMap, (self.items(), self.as_id, self.generation)
+
+    cdef list items(self):
+        """The Slots, and tuples for those that may have any id."""
+        cdef uint32_t i
+        cdef list items = self.all()
+        for i in range(self.count()):
+            if self.ix.rows[i].hva & INDEX_ANY_ID:
+                slot = items[i]
+                items[i] = (slot.base_gfn, slot.npages, slot.userspace_addr, int(slot.flags))
+        return items
 
     def __copy__(self):
         return self
@@ -668,69 +719,246 @@ cdef class MemoryMap:
 (<PyTypeObject *>MemoryMap).tp_name = "memslots.MemoryMap"
 
 
-cdef object checked(object slot, uint32_t as_id, set ids):
-    """A Slot that may be in a map of an address space where these ids are in use."""
-    cdef region r
-    record_region(slot, &r)
-    if r.as_id != as_id:
-        raise InvalidRegionError(errno.EINVAL, f"{slot} is of address space {r.as_id}, not {as_id}")
-    if not page_aligned(r.userspace_addr):
-        raise InvalidRegionError(
-            errno.EINVAL, f"userspace_addr {r.userspace_addr:#x} is not a multiple of 4096", 2
-        )
-    if r.id > LAST_ID:
-        raise InvalidRegionError(errno.EINVAL, f"id {r.id} is above {LAST_ID}", 2)
-    if r.npages > MOST_PAGES:
-        raise InvalidRegionError(
-            errno.EINVAL, f"{r.npages} pages; a slot has at most {MOST_PAGES}", 4
-        )
-    if r.id in ids:
-        raise InvalidRegionError(errno.EEXIST, f"two slots have the id {r.id}")
-    ids.add(r.id)
-    return slot
+cdef inline uint64_t mix(uint64_t x) noexcept nogil:
+    """Spreads each bit over all (the end of splitmix64, Steele, Lea and Flood, 2014)."""
+    x = (x ^ x >> 30) * <uint64_t>0xBF58476D1CE4E5B9
+    x = (x ^ x >> 27) * <uint64_t>0x94D049BB133111EB
+    return x ^ x >> 31
 
 
-cdef object slot_of_fields(object fields, uint32_t as_id, object id):
-    """The Slot of (base_gfn, npages, userspace_addr, flags)."""
-    base_gfn, npages, userspace_addr, flags = fields
-    return Slot(id, as_id, base_gfn, npages, userspace_addr, flags)
+cdef inline bint is_same(const index_row *x, const index_row *y) noexcept nogil:
+    """Whether two rows are equal; their ids count where both have them."""
+    return (
+        x.base_gfn == y.base_gfn
+        and x.npages == y.npages
+        and not (x.hva ^ y.hva) & ~<uint64_t>INDEX_ANY_ID
+        and (x.id == y.id or bool((x.hva | y.hva) & INDEX_ANY_ID))
+    )
 
 
-cdef list slots_of(list given, uint32_t as_id):
-    """The Slots that a MemoryMap is to hold, in gfn order."""
-    cdef list all = []
-    cdef list unnumbered = []
-    cdef set ids = set()
-    cdef uint32_t id = 0
-    for item in given:
-        if isinstance(item, Slot):
-            all.append(checked(item, as_id, ids))
-            continue
+cdef void region_of(const index_row *row, uint32_t as_id, region *r) noexcept:
+    r.id = <uint32_t>row.id
+    r.as_id = as_id
+    r.flags = index_flags(row)
+    r.base_gfn = row.base_gfn
+    r.npages = row.npages
+    r.userspace_addr = index_userspace_addr(row)
+
+
+cdef object invalid(size_t number, str what, object rule):
+    return InvalidRegionError(errno.EINVAL, f"slot {number} of the map: {what}", rule)
+
+
+cdef int add_item(rows *r, object item, uint32_t as_id) except -1:
+    """Puts in the row of a Slot or a tuple."""
+    cdef region at
+    cdef index_row row
+    cdef size_t number = r.count
+    cdef bint any_id = False
+    if not isinstance(item, Slot):
         fields = tuple(item)
         if not 3 <= len(fields) <= 5:
             raise TypeError(
                 "a slot is a Slot or (base_gfn, npages, userspace_addr[, flags[, id]]),"
                 f" not {item!r}"
             )
-        if len(fields) == 5:
-            all.append(checked(slot_of_fields(fields[:4], as_id, fields[4]), as_id, ids))
-        else:
-            unnumbered.append(fields if len(fields) == 4 else (*fields, 0))
-    for fields in unnumbered:
-        while id in ids:
-            id += 1
-        all.append(checked(slot_of_fields(fields, as_id, id), as_id, ids))
-    all.sort(key=lambda slot: slot.base_gfn)
-    for before, after in zip(all, all[1:]):
-        if before.end_gfn > after.base_gfn:
-            raise OverlapError(
-                errno.EEXIST,
-                f"{after} and {before} have pages in common",
-                6,
-                existing=before,
-                requested=after,
+        any_id = len(fields) < 5
+        id = 0 if any_id else fields[4]
+        try:
+            item = Slot(id, as_id, *fields[:4])
+        except MemslotError as error:
+            raise invalid(number, error.strerror, error.rule) from None
+        except OverflowError as error:
+            raise OverflowError(f"slot {number} of the map: {error}") from None
+    record_region(item, &at)
+    if at.as_id != as_id:
+        raise invalid(number, f"{item} is of address space {at.as_id}, not {as_id}", None)
+    if not page_aligned(at.userspace_addr):
+        raise invalid(number, f"userspace_addr {at.userspace_addr:#x} is no multiple of 4096", 2)
+    if at.id > LAST_ID:
+        raise invalid(number, f"id {at.id} is above {LAST_ID}", 2)
+    if at.npages > MOST_PAGES:
+        raise invalid(number, f"{at.npages} pages; a slot has at most {MOST_PAGES}", 4)
+    index_row_of(&row, &at)
+    if any_id:
+        row.hva |= INDEX_ANY_ID
+    rows_add(r, &row)
+    return 0
+
+
+cdef int add_columns(rows *r, tuple given, uint32_t as_id) except -1:
+    """Puts in the rows whose fields are in buffers; the last two of `given` may be none."""
+    cdef column columns[5]
+    cdef uint64_t fields[5]
+    cdef int k
+    cdef size_t i, count
+    cdef region at
+    cdef index_row row
+    cdef bint good = True
+    at.as_id = as_id
+    memset(columns, 0, sizeof(columns))
+    memset(fields, 0, sizeof(fields))
+    try:
+        for k in range(5):
+            if k == 4 and given[k] is None:
+                continue
+            if k == 3 and not PyObject_CheckBuffer(given[k]):
+                fields[k] = u32(given[k], "flags")
+                continue
+            take_column(given[k], COLUMNS[k], &columns[k])
+            if columns[k].count != columns[0].count:
+                raise ValueError(
+                    f"{COLUMNS[k]} must have {columns[0].count} elements, as base_gfns has,"
+                    f" not {columns[k].count}"
+                )
+        count = columns[0].count
+        with nogil:
+            rows_reserve(r, count)
+            for i in range(count):
+                for k in range(5):
+                    if columns[k].buffer.buf is not NULL:
+                        good = good and column_get(&columns[k], i, &fields[k])
+                if (
+                    not good
+                    or fields[1] - 1 >= MOST_PAGES
+                    or not gfn_range_fits(fields[0], fields[1])
+                    or not page_aligned(fields[2])
+                    or fields[2] + (fields[1] << PAGE_SHIFT) - 1 < fields[2]
+                    or fields[3] & ~<uint64_t>(SLOT_CALLER_FLAGS | SLOT_INVALID)
+                    or fields[4] > LAST_ID
+                ):
+                    good = False
+                    break
+                at.base_gfn = fields[0]
+                at.npages = fields[1]
+                at.userspace_addr = fields[2]
+                at.flags = <uint32_t>fields[3]
+                at.id = <uint32_t>fields[4]
+                index_row_of(&row, &at)
+                if columns[4].buffer.buf is NULL:
+                    row.hva |= INDEX_ANY_ID
+                rows_add(r, &row)
+                if r.failed:
+                    break
+        if not good:
+            # What is wrong with it says who checks a tuple of the same numbers.
+            add_item(r, [column_value(&columns[k], i, fields[k]) for k in range(5)], as_id)
+    finally:
+        for k in range(5):
+            release_column(&columns[k])
+    return 0
+
+
+cdef object rows_error(rows *r, rows_fault why, const rows_pair *which, uint32_t as_id):
+    cdef region at
+    cdef const index_row *first
+    cdef const index_row *second
+    if why == ROWS_NO_MEMORY:
+        return MemoryError("no memory for a MemoryMap")
+    if why == ROWS_TOO_MANY:
+        return NoRoomError(errno.ENOSPC, f"{r.count} slots: more than there are ids")
+    first = &r.at[which.first]
+    second = &r.at[which.second]
+    if rows_number(first) > rows_number(second):
+        first, second = second, first
+    if why == ROWS_SAME_ID:
+        return InvalidRegionError(
+            errno.EEXIST,
+            f"slots {rows_number(first)} and {rows_number(second)} of the map have the id"
+            f" {first.id}",
+        )
+    region_of(first, as_id, &at)
+    existing = region_record(&at)
+    region_of(second, as_id, &at)
+    requested = region_record(&at)
+    return OverlapError(
+        errno.EEXIST,
+        f"slots {rows_number(first)} and {rows_number(second)} of the map have pages in common:"
+        f" {existing} and {requested}",
+        6,
+        existing=existing,
+        requested=requested,
+    )
+
+
+cdef MemoryMap combined(MemoryMap a, MemoryMap b, operation what):
+    """The map that a set operation makes of two."""
+    cdef MemoryMap made = MemoryMap.__new__(MemoryMap)
+    cdef rows r
+    cdef uint32_t i
+    if a.as_id != b.as_id:
+        raise ValueError(f"maps of address spaces {a.as_id} and {b.as_id} have nothing in common")
+    memset(&r, 0, sizeof(r))
+    try:
+        with nogil:
+            if what == JOIN:
+                rows_join(&r, a.ix, MOST_PAGES)
+            else:
+                rows_cut(&r, a.ix, b.ix, what == KEEP_COMMON)
+            if what == LAY_OVER and b.ix is not NULL:
+                if rows_yield_ids(&r, b.ix) != 0:
+                    r.failed = True
+                rows_reserve(&r, r.count + b.ix.count)
+                for i in range(b.ix.count):
+                    rows_add(&r, &b.ix.rows[i])
+        made.take_rows(&r, a.as_id)
+    finally:
+        rows_free(&r)
+    made.is_made = True
+    return made
+
+
+def changes_between(MemoryMap now not None, MemoryMap wanted not None):
+    """What has to go of one map, and what has to come, to make of it another of the same space.
+
+    Returns
+    -------
+    list of Slot, list of (Slot, bool)
+        In gfn order; with what comes, whether it may have any id.
+
+    Notes
+    -----
+    O(n + m); O(m log m) the first time, if some of `wanted`'s slots may have any id and some not.
+    """
+    cdef list gone = []
+    cdef list come = []
+    cdef uint32_t i = 0
+    cdef uint32_t j = 0
+    cdef uint32_t k
+    cdef uint32_t any_ids = 0
+    cdef views *v = NULL
+    cdef const index_row *x
+    cdef const index_row *y
+    cdef const index_row *other
+    cdef bint same
+    for k in range(wanted.count()):
+        any_ids += bool(wanted.ix.rows[k].hva & INDEX_ANY_ID)
+    if 0 < any_ids < wanted.count():
+        v = wanted.views()
+    while i < now.count() or j < wanted.count():
+        x = &now.ix.rows[i] if i < now.count() else NULL
+        y = &wanted.ix.rows[j] if j < wanted.count() else NULL
+        if x is not NULL and y is not NULL and x.base_gfn == y.base_gfn:
+            same = (
+                x.npages == y.npages
+                and not (x.hva ^ y.hva) & ~<uint64_t>INDEX_ANY_ID
+                and (x.id == y.id or bool(y.hva & INDEX_ANY_ID))
             )
-    return all
+            if same and v is not NULL and y.hva & INDEX_ANY_ID:
+                # It keeps its id, unless another is to have just this one.
+                other = <const index_row *>idtable_find(&v.ids, <uint32_t>x.id)
+                same = other is NULL or other is y or bool(other.hva & INDEX_ANY_ID)
+            if same:
+                i += 1
+                j += 1
+                continue
+        if x is not NULL and (y is NULL or x.base_gfn <= y.base_gfn):
+            gone.append(now.slot_at(i))
+            i += 1
+        else:
+            come.append((wanted.slot_at(j), bool(y.hva & INDEX_ANY_ID)))
+            j += 1
+    return gone, come
 
 
 def map_of(Reader reader not None, uint32_t as_id):

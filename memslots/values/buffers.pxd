@@ -3,6 +3,8 @@
 Not installed: Cython code outside goes through memslots.pxd.
 """
 
+from libc.stdint cimport uint64_t
+
 cdef struct buffers:
     Py_buffer numbers  # uint64
     Py_buffer results  # as many elements; its buf is NULL where there is no output
@@ -17,3 +19,19 @@ cdef struct buffers:
 # not as long as it must be, or where the two overlap (`out` may be `given` itself).
 cdef object take_batch(object given, str name, str element, object out, buffers *taken)
 cdef void release_batch(buffers *taken) noexcept
+
+# A buffer of integers of any type that C has.
+cdef struct column:
+    Py_buffer buffer  # its buf is NULL where there is none
+    size_t count  # of elements
+    bint has_sign
+
+
+# Takes hold of `given`, which errors call `name`; pair with release_column. TypeError for what is no
+# buffer of integers in this machine's byte order, ValueError where it is not C-contiguous.
+cdef int take_column(object given, str name, column *taken) except -1
+cdef void release_column(column *taken) noexcept
+# Reads an element. False: it is negative.
+cdef bint column_get(const column *from_, size_t i, uint64_t *value) noexcept nogil
+# The element as a Python integer; `absent` where there is no buffer.
+cdef object column_value(const column *from_, size_t i, uint64_t absent)

@@ -10,8 +10,8 @@ from cpython.buffer cimport (
     PyObject_CheckBuffer,
     PyObject_GetBuffer,
 )
-from libc.stdint cimport uintptr_t
-from libc.string cimport memset
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.string cimport memcpy, memset
 
 # What an element may be called: C's names for integers of a size differ from system to system.
 cdef dict FORMATS = {"int32": (b"i", b"l"), "uint64": (b"Q", b"L")}
@@ -100,3 +100,63 @@ cdef object take_batch(object given, str name, str element, object out, buffers 
 cdef void release_batch(buffers *taken) noexcept:
     PyBuffer_Release(&taken.results)
     PyBuffer_Release(&taken.numbers)
+
+
+cdef int take_column(object given, str name, column *taken) except -1:
+    cdef bytes format
+    if not PyObject_CheckBuffer(given):
+        raise TypeError(
+            f"{name} must be a buffer of integers (a numpy array, an array.array or a memoryview),"
+            f" not {type(given).__name__!r}"
+        )
+    PyObject_GetBuffer(given, &taken.buffer, PyBUF_FORMAT | PyBUF_STRIDES)
+    try:
+        format = taken.buffer.format if taken.buffer.format is not NULL else b"B"
+        format = format.lstrip(NATIVE)
+        if len(format) != 1 or format not in b"bBhHiIlLqQnN":
+            raise TypeError(
+                f"{name} must hold integers of this machine, not elements of"
+                f" {taken.buffer.itemsize} bytes with format {format.decode()!r}"
+            )
+        if not PyBuffer_IsContiguous(&taken.buffer, b"C"):
+            raise ValueError(f"{name} must be C-contiguous")
+    except BaseException:
+        PyBuffer_Release(&taken.buffer)
+        raise
+    taken.has_sign = format in b"bhilqn"
+    taken.count = taken.buffer.len // taken.buffer.itemsize
+    return 0
+
+
+cdef void release_column(column *taken) noexcept:
+    PyBuffer_Release(&taken.buffer)
+
+
+cdef bint column_get(const column *from_, size_t i, uint64_t *value) noexcept nogil:
+    cdef size_t size = from_.buffer.itemsize
+    # Copied: an element need not be aligned.
+    cdef const char *at = <const char *>from_.buffer.buf + i * size
+    cdef uint8_t narrow
+    cdef uint16_t short_
+    cdef uint32_t half
+    if size == 8:
+        memcpy(value, at, 8)
+    elif size == 4:
+        memcpy(&half, at, 4)
+        value[0] = half
+    elif size == 2:
+        memcpy(&short_, at, 2)
+        value[0] = short_
+    else:
+        memcpy(&narrow, at, 1)
+        value[0] = narrow
+    return not (from_.has_sign and value[0] >> (8 * size - 1))
+
+
+cdef object column_value(const column *from_, size_t i, uint64_t absent):
+    cdef uint64_t value = absent
+    cdef object number
+    if from_.buffer.buf is NULL or column_get(from_, i, &value):
+        return value
+    number = value
+    return number - 2 ** (8 * <object>from_.buffer.itemsize)

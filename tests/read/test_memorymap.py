@@ -225,8 +225,8 @@ def test_made_of_slots() -> None:
     expect(m, vm, 303)
     assert MemoryMap() == MemoryMap([]) == Memslots().map()
     assert list(MemoryMap([(5, 2, 0x1000), (0, 1, 0x8000, 2), (9, 1, 0x3000, 1, 0)])) == [
-        Slot(2, 0, 0, 1, 0x8000, 2),
-        Slot(1, 0, 5, 2, 0x1000),
+        Slot(1, 0, 0, 1, 0x8000, 2),
+        Slot(2, 0, 5, 2, 0x1000),
         Slot(0, 0, 9, 1, 0x3000, 1),
     ]
     assert MemoryMap([(0, 1, 0)], as_id=3)[0].as_id == 3
@@ -236,11 +236,15 @@ def test_made_of_slots() -> None:
 @pytest.mark.parametrize(
     ("slots", "error", "text"),
     [
-        ([(0, 5, 0), (4, 1, 0)], OverlapError, "have pages in common"),
-        ([Slot(1, 0, 0, 1, 0), Slot(1, 0, 5, 1, 0)], InvalidRegionError, "two slots have the id 1"),
+        ([(0, 5, 0), (4, 1, 0)], OverlapError, "slots 0 and 1 of the map have pages"),
+        (
+            [Slot(1, 0, 0, 1, 0), Slot(1, 0, 5, 1, 0)],
+            InvalidRegionError,
+            "slots 0 and 1 of the map have the id 1",
+        ),
         ([Slot(1, 0, 0, 1, 0), Slot(1, 1, 5, 1, 0)], InvalidRegionError, "address space 1, not 0"),
         ([(0, 0, 0)], InvalidRegionError, "0 pages"),
-        ([(0, 1, 5)], InvalidRegionError, "not a multiple of 4096"),
+        ([(0, 1, 5)], InvalidRegionError, "slot 0 of the map: userspace_addr 0x5 is no multiple"),
         ([(0, 1 << 31, 0)], InvalidRegionError, "at most 2147483647"),
         ([(0, 1, 0, 0, 1 << 31)], InvalidRegionError, "id 2147483648 is above"),
         ([(0, 1, 0, 64)], InvalidRegionError, "unknown flags"),
@@ -269,8 +273,16 @@ def test_it_is_immutable() -> None:
     assert m != MemoryMap([(0, 1, 0)], as_id=1)
     assert m != 5
     assert m == MemoryMap([(0, 1, 0)], generation=9)
-    for other in ((0, 2, 0), (1, 1, 0), (0, 1, 4096), (0, 1, 0, 1), (0, 1, 0, 0, 2)):
+    for other in ((0, 2, 0), (1, 1, 0), (0, 1, 4096), (0, 1, 0, 1)):
         assert m != MemoryMap([other])
+
+
+def test_ids_count_where_both_have_them() -> None:
+    any_id, two, three = (MemoryMap([(0, 1, 0, 0, *id)]) for id in ((), (2,), (3,)))
+    assert two != three
+    assert any_id == two == any_id == three
+    assert hash(any_id) == hash(two) == hash(three)
+    assert [any_id[0]] == list(any_id) and any_id.get(2) is None
 
 
 def test_repr() -> None:
