@@ -14,6 +14,7 @@ from memslots.errors import (
     NoRoomError,
     NoSuchSlotError,
     NotMappedError,
+    NoWindowError,
     OverlapError,
     ReadOnlyError,
     SnapshotError,
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from memslots.dirty.runs import DirtyRun
     from memslots.memory.backing import Backing
     from memslots.memory.guestmemory import GuestMemory
+    from memslots.plans.plan import Plan, Window, plan
+    from memslots.read.diff import MapDiff
     from memslots.read.memorymap import MemoryMap
     from memslots.write.transaction import Transaction
 
@@ -50,13 +53,16 @@ __all__ = [
     "KvmClosedError",
     "KvmError",
     "KvmUnavailableError",
+    "MapDiff",
     "MemoryMap",
     "MemslotError",
     "Memslots",
     "NoRoomError",
     "NoSuchSlotError",
+    "NoWindowError",
     "NotMappedError",
     "OverlapError",
+    "Plan",
     "ReadOnlyError",
     "Slot",
     "SnapshotError",
@@ -64,6 +70,8 @@ __all__ = [
     "Transaction",
     "Vcpu",
     "VcpuStats",
+    "Window",
+    "plan",
 ]
 
 # What many programs never use is imported when it is first asked for.
@@ -71,8 +79,12 @@ _LATE = {
     "Backing": "memslots.memory.backing",
     "DirtyRun": "memslots.dirty.runs",
     "GuestMemory": "memslots.memory.guestmemory",
+    "MapDiff": "memslots.read.diff",
     "MemoryMap": "memslots.read.memorymap",
+    "Plan": "memslots.plans.plan",
     "Transaction": "memslots.write.transaction",
+    "Window": "memslots.plans.plan",
+    "plan": "memslots.plans.plan",
 }
 
 

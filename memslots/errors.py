@@ -91,6 +91,10 @@ class NoRoomError(MemslotError):
     """All ids of an address space are in use (ENOSPC)."""
 
 
+class NoWindowError(MemslotError):
+    """Pages that a plan is to keep cannot be there all the time (EBUSY)."""
+
+
 class NoSuchSlotError(MemslotError, KeyError):
     """There is no such slot.
 

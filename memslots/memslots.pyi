@@ -1,3 +1,4 @@
+from collections.abc import Iterable
 from typing import Self, SupportsIndex, overload
 
 import numpy as np
@@ -7,7 +8,8 @@ from typing_extensions import disjoint_base
 
 from memslots.dirty.runs import DirtyRun
 from memslots.mirror.backend import Backend
-from memslots.read.memorymap import MemoryMap
+from memslots.plans.plan import Plan
+from memslots.read.memorymap import Fields, MemoryMap
 from memslots.read.reader import AddressSpace, Reader, Vcpu
 from memslots.values.records import Change, Slot
 from memslots.write.listeners import Subscription
@@ -85,6 +87,18 @@ class Memslots(Reader):
         """Begin changes that readers see all at once, or not at all, for a with statement.
 
         BusyError: begun from inside a listener or another transaction. O(k log n) for k changes.
+        """
+    def apply(self, plan: Plan) -> None:
+        """Make what a plan comes to, as one transaction. InvalidRegionError. O(k log n)."""
+    def become(
+        self,
+        wanted: MemoryMap | Iterable[Slot | Fields],
+        *,
+        as_id: SupportsIndex | None = None,
+        keep: Iterable[tuple[SupportsIndex, SupportsIndex]] = (),
+    ) -> Plan:
+        """Change what differs from a map, and nothing else. NoRoomError, NoWindowError,
+        InvalidRegionError, OverlapError. O(n + m + k log n).
         """
     def mark_dirty(self, gfn: SupportsIndex, as_id: SupportsIndex = 0) -> None:
         """Mark a guest page as written.

@@ -315,6 +315,59 @@ cdef class Memslots(Reader):
         """
         return late("memslots.write.transaction", "transaction_of")(self, self.writer)
 
+    def apply(self, plan):
+        """Make what a plan comes to (memslots.plan), as one transaction.
+
+        Parameters
+        ----------
+        plan : Plan
+            Of the slots that are here: those that it touches have not changed since it was made.
+
+        Raises
+        ------
+        InvalidRegionError
+            A slot is not as the plan begins with it (ESTALE).
+        OverlapError, BusyError, MemoryError, Exception
+            As a transaction's end.
+
+        Notes
+        -----
+        After an error nothing has changed. Readers see all of it at once; a backend is asked for
+        the plan's calls. Marks are kept as in any transaction. O(k log n).
+        """
+        late("memslots.plans.plan", "apply")(self, plan)
+
+    def become(self, wanted, *, as_id=None, keep=()):
+        """Change what differs from a map, and nothing else: `plan` and `apply` in one step.
+
+        Parameters
+        ----------
+        wanted : MemoryMap, or what makes one
+            What its address space is to hold.
+        as_id : int, optional
+            The address space, where `wanted` does not say it.
+        keep : iterable of (int, int), optional
+            As for `plan`: pages that a backend is to have all the time. Readers here never miss a
+            page that is in both maps.
+
+        Returns
+        -------
+        Plan
+            What was done.
+
+        Raises
+        ------
+        NoRoomError, NoWindowError, InvalidRegionError, OverlapError
+            As `plan`.
+        BusyError, MemoryError, Exception
+            As a transaction's end.
+
+        Notes
+        -----
+        After an error nothing has changed. O(n + m + k log n) for k slots that change.
+        """
+        return late("memslots.plans.plan", "become")(self, wanted, as_id, keep)
+
     def mark_dirty(self, gfn, as_id=0):
         """Mark a guest page as written, in its slot's dirty log.
 

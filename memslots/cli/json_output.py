@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from memslots import PAGE_SHIFT, Flags, Slot, __version__
+from memslots import PAGE_SHIFT, Slot, __version__
 from memslots.bench import Report as BenchReport
 from memslots.bench import RivalsResult, Row, Timing
 from memslots.cli.lookup import Answer, look_up
+from memslots.read.document import slot_document
 from memslots.replay import Disagreement, Report, VmReport, errno_name
 from memslots.replay.live import Live
 from memslots.traces import TraceError
@@ -21,11 +22,6 @@ from memslots.traces.gaps import Gap
 from memslots.traces.samples import SAMPLES
 
 Document = dict[str, Any]
-
-
-def flag_names(flags: int) -> str:
-    """`LOG_DIRTY_PAGES|READONLY`; `-` for none."""
-    return "|".join(flag.name for flag in Flags if flag & flags and flag.name) or "-"
 
 
 def replay(reports: Sequence[Report | TraceError]) -> Document:
@@ -142,14 +138,7 @@ def _gap(gap: Gap) -> Document:
 
 
 def _slot(slot: Slot) -> Document:
-    return {
-        "as_id": slot.as_id,
-        "id": slot.id,
-        "flags": flag_names(slot.flags).replace("-", ""),
-        "guest_phys_addr": hex(slot.guest_phys_addr),
-        "memory_size": slot.memory_size,
-        "userspace_addr": hex(slot.userspace_addr),
-    }
+    return {"as_id": slot.as_id, **slot_document(slot)}
 
 
 def lookup(report: Report, gpas: Sequence[int]) -> Document:

@@ -10,7 +10,6 @@ import io
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 
 from rich.console import Console
 from rich.padding import Padding
@@ -20,23 +19,17 @@ from rich.text import Text
 from memslots import PAGE_SHIFT, __version__
 from memslots.bench import CASES, TESTS, RivalsResult, Row
 from memslots.bench import Report as BenchReport
-from memslots.cli.json_output import BENCH_LIMITS, flag_names
+from memslots.cli.json_output import BENCH_LIMITS
 from memslots.cli.lookup import look_up
+from memslots.read.table import flag_names, slot_lines
 from memslots.replay import Report, VmReport, errno_name
 from memslots.replay.live import Live, number_of, slot_name
 from memslots.traces import Counts, RegionCall
 from memslots.traces.samples import SAMPLES
+from memslots.values.records import size_text
 
 #: How many gaps are listed; --json has all.
 GAPS_SHOWN = 20
-
-
-def size_text(size: int) -> str:
-    """A size in the largest unit that gives a whole number: `44 KiB`, `255 MiB`, `2 GiB`."""
-    for unit, bits in (("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)):
-        if size and not size & ((1 << bits) - 1):
-            return f"{size >> bits} {unit}"
-    return f"{size} B"
 
 
 def time_text(nanoseconds: int | None) -> str:
@@ -257,20 +250,10 @@ def _show_map(page: _Page, vm: VmReport) -> None:
     page.line(f"  final map: {_count(len(slots), 'slot')}", "bold")
     if not slots:
         return
-    right = ("space", "id", "gpa", "end", "size", "hva")
-    table = _table("space", "id", "gpa", "end", "size", "hva", "flags", right=right)
-    for _, space in groupby(slots, key=lambda slot: slot.as_id):
-        for slot in space:
-            table.add_row(
-                str(slot.as_id),
-                str(slot.id),
-                hex(slot.guest_phys_addr),
-                hex(slot.guest_phys_addr + slot.memory_size),
-                size_text(slot.memory_size),
-                hex(slot.userspace_addr),
-                flag_names(slot.flags),
-            )
-    page.table(table, 4)
+    head, *rows = slot_lines(slots)
+    page.line(f"    {head}", "bold")
+    for row in rows:
+        page.line(f"    {row}")
 
 
 def lookup(report: Report, gpas: Sequence[int]) -> str:

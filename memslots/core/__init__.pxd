@@ -36,14 +36,17 @@ For memslots alone:
   debug        debug_assert
   alloc        CACHE_LINE alloc_block alloc_zeroed alloc_lines alloc_free
   rbtree       rb_node rb_root rb_init rb_floor rb_insert_after
-  idtable      idtable idtable_spare idtable_drop_spare idtable_fits idtable_get_spare idtable_init
-               idtable_add idtable_clear idtable_find
+  idtable      idtable idtable_spare idtable_drop_spare idtable_fits idtable_get_spare idtable_find
   srcu         srcu_reader_get srcu_init srcu_reader_put srcu_shared srcu_depth srcu_wait srcu_alone
                srcu_idle srcu_forget
   slot         SLOT_CALLER_FLAGS slot_number slot_number_id slot_number_as_id slot_free
   dirtylog     dirty_words dirty_new dirty_free dirty_get dirty_put dirty_clear dirty_merge
-  index        index index_row index_usable index_gfn_to_hva index_has_gfn index_userspace_addr
-               index_flags index_new index_add_row index_row_of index_seal index_hold index_drop
+  index        index index_row INDEX_ANY_ID index_usable index_gfn_to_hva index_has_gfn
+               index_userspace_addr index_flags index_row_of index_hold index_drop
+  rows         rows rows_fault rows_pair ROWS_GOOD ROWS_NO_MEMORY ROWS_SAME_ID ROWS_TOO_MANY
+               rows_add rows_cut rows_free rows_index rows_join rows_number rows_reserve
+               rows_yield_ids
+  views        views views_first_reaching views_free views_last_hva views_new
   slotset      slotset_init slotset_clash slotset_drop_index
   space        SWAPPING space_swap_end space_swap_begin space_inactive
   region       refusal ALLOWED UNKNOWN_FLAGS SIZE_NOT_ALIGNED GPA_NOT_ALIGNED HVA_NOT_ALIGNED

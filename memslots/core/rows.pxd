@@ -35,8 +35,8 @@ cdef void rows_reserve(rows *r, size_t room) noexcept nogil
 # Puts in a copy of a row, with a number; sets `failed` where there is no memory. O(1) over many.
 cdef void rows_add(rows *r, const index_row *row) noexcept nogil
 
-# What of `a` lies outside of `b` (keep_common: inside), in gfn order. Of a row that is cut the first
-# part keeps the id, the others may have any (INDEX_ANY_ID). O(n + m).
+# What of `a` lies outside of `b` (keep_common: inside), in gfn order. Of a row that is cut the
+# first part keeps the id, the others may have any (INDEX_ANY_ID). O(n + m).
 cdef void rows_cut(rows *r, const index *a, const index *b, bint keep_common) noexcept nogil
 # The rows of `a`, with neighbours joined that go on in guest and in host memory and have the same
 # flags, up to `most` pages; the first gives the id. O(n).
@@ -44,9 +44,9 @@ cdef void rows_join(rows *r, const index *a, uint32_t most) noexcept nogil
 # Lets rows have any id whose id a row of `other` is to have. -1: no memory. O(n + m).
 cdef int rows_yield_ids(rows *r, const index *other) noexcept nogil
 
-# Sorts, checks and makes an index, whose rows with INDEX_ANY_ID get the lowest ids that are free, in
-# gfn order. NULL and `why` otherwise; NULL and ROWS_GOOD for no rows. O(n log n), O(n) where they
-# are in order.
+# Sorts, checks and makes an index, whose rows with INDEX_ANY_ID get the lowest ids that are free,
+# in gfn order. NULL and `why` otherwise; NULL and ROWS_GOOD for no rows. O(n log n), O(n) where
+# they are in order.
 cdef index *rows_index(rows *r, rows_fault *why, rows_pair *which) noexcept nogil
 
 

@@ -17,7 +17,8 @@ cdef struct views:
 cdef views *views_new(index *ix) noexcept nogil
 # NULL does nothing.
 cdef void views_free(views *v) noexcept nogil
-# The first place in by_hva from which on there may be one that ends at `first` or after it. O(log n)
+# The first place in by_hva from which on there may be one that ends at `first` or after it.
+# O(log n).
 cdef uint32_t views_first_reaching(const views *v, hva_t first) noexcept nogil
 
 

@@ -33,6 +33,8 @@ Step = tuple[Change, Slot | None, Slot | None, Slot | None]
 #: Where several slots are on the same host memory, so many ways to give them their new places are
 #: compared; of more than these, the one is taken in which they keep their order.
 _MOST_WAYS = 1000
+#: Nor so many moves in all of these ways.
+_MOST_MOVES = 20_000
 # One call more costs more than any number of pages (there are 2**52); a page that is to be kept
 # costs more than any number of calls.
 _CALL = 1 << 64
@@ -221,7 +223,9 @@ class _Matches:
     def ways(self) -> Iterator[list[tuple[Slot, Slot]]]:
         """The moves, in each way that is to be compared; no two of them have fewer calls."""
         groups = self._groups
-        if prod(perm(max(map(len, g)), min(map(len, g))) for g in groups) > _MOST_WAYS:
+        moves = len(self.moves) + sum(min(map(len, group)) for group in groups)
+        most = min(_MOST_WAYS, _MOST_MOVES // max(moves, 1))
+        if prod(perm(max(map(len, g)), min(map(len, g))) for g in groups) > max(most, 1):
             yield self.moves + [pair for group in groups for pair in _in_order(*group)]
             return
         for way in product(*(_all_pairings(*group) for group in groups)):

@@ -1,18 +1,20 @@
 from array import array
 from collections.abc import Iterable, Iterator
-from typing import Self, SupportsIndex, TypeAlias, TypeVar, final, overload
+from typing import Any, Self, SupportsIndex, TypeAlias, TypeVar, final, overload
 
 import numpy as np
 from _typeshed import ReadableBuffer, WriteableBuffer
 from numpy.typing import NDArray
 
+from memslots.read.diff import MapDiff
 from memslots.read.reader import Reader
 from memslots.values.records import Slot
 
+_Numbers: TypeAlias = ReadableBuffer | NDArray[np.integer[Any]]
 _Input: TypeAlias = ReadableBuffer | NDArray[np.uint64]
 _Out = TypeVar("_Out", bound=WriteableBuffer | NDArray[np.int32] | NDArray[np.uint64])
 _Default = TypeVar("_Default")
-_Fields: TypeAlias = (
+Fields: TypeAlias = (
     tuple[SupportsIndex, SupportsIndex, SupportsIndex]
     | tuple[SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex]
     | tuple[SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex]
@@ -28,10 +30,43 @@ class MemoryMap:
 
     def __init__(
         self,
-        slots: Iterable[Slot | _Fields] = (),
+        slots: Iterable[Slot | Fields] = (),
         as_id: SupportsIndex | None = None,
         generation: SupportsIndex = 0,
     ) -> None: ...
+    @staticmethod
+    def from_arrays(
+        base_gfns: _Numbers,
+        npages: _Numbers,
+        userspace_addrs: _Numbers,
+        flags: SupportsIndex | _Numbers = 0,
+        ids: _Numbers | None = None,
+        *,
+        as_id: SupportsIndex = 0,
+        generation: SupportsIndex = 0,
+    ) -> MemoryMap:
+        """A MemoryMap of slots whose fields are in buffers of integers. Errors as MemoryMap."""
+    @staticmethod
+    def from_json(text: str | bytes) -> MemoryMap:
+        """The map that a JSON text is of. ValueError, OverlapError."""
+    def to_json(self) -> str:
+        """The map as JSON text."""
+    def diff(self, other: MemoryMap) -> MapDiff:
+        """What is different in another map: pages and slots that came, went or changed."""
+    def merged(self) -> MemoryMap:
+        """The map with slots joined that go on in guest and host memory with the same flags."""
+    def svg(self) -> str:
+        """The map as a picture, in SVG."""
+    def _repr_html_(self) -> str: ...
+    def __or__(self, other: MemoryMap, /) -> MemoryMap:
+        """Both, and where both have a page, `other`'s."""
+    def __sub__(self, other: MemoryMap, /) -> MemoryMap:
+        """What of the map lies on no page of `other`."""
+    def __and__(self, other: MemoryMap, /) -> MemoryMap:
+        """What of the map lies on pages of `other`."""
+    def __ror__(self, other: MemoryMap, /) -> MemoryMap: ...
+    def __rsub__(self, other: MemoryMap, /) -> MemoryMap: ...
+    def __rand__(self, other: MemoryMap, /) -> MemoryMap: ...
     def __reduce__(self) -> tuple[object, ...]: ...
     def __copy__(self) -> Self: ...
     def __deepcopy__(self, memo: dict[int, object], /) -> Self: ...
@@ -110,3 +145,8 @@ class MemoryMap:
 
 def map_of(reader: Reader, as_id: SupportsIndex) -> MemoryMap:
     """The MemoryMap of what an address space holds now."""
+
+def changes_between(
+    now: MemoryMap, wanted: MemoryMap
+) -> tuple[list[Slot], list[tuple[Slot, bool]]]:
+    """What has to go of one map, and what has to come; with it, whether it may have any id."""

@@ -135,8 +135,8 @@ cdef class MemoryMap:
 
     ``vm.map()`` gives what a Memslots holds; or it is made of Slots. It looks up as a Memslots
     does. Compares and hashes by value, the generation left out; ids count where both have them.
-    ``a | b`` is `b` laid over `a`, ``a - b`` what of `a` lies outside of `b`'s pages, ``a & b`` what
-    lies inside; where a slot is cut, the first part keeps its id.
+    ``a | b`` is `b` laid over `a`, ``a - b`` what of `a` lies outside of `b`'s pages, ``a & b``
+    what lies inside; where a slot is cut, the first part keeps its id.
 
     Parameters
     ----------
@@ -314,7 +314,7 @@ cdef class MemoryMap:
     cdef uint32_t count(self) noexcept nogil:
         return self.ix.count if self.ix is not NULL else 0
 
-    cdef views *views(self) except? NULL:
+    cdef views *get_views(self) except? NULL:
         """The views, which are worked out at the first time; NULL: there are no slots."""
         cdef void *there = atomic_load_acquire_ptr(<void *const *>&self.sorted)
         cdef views *made
@@ -450,7 +450,7 @@ cdef class MemoryMap:
         cdef list found = []
         if not set_extent(&e, True, start, end):
             return found
-        v = self.views()
+        v = self.get_views()
         if v is NULL:
             return found
         for i in range(views_first_reaching(v, e.first), v.count):
@@ -571,7 +571,7 @@ cdef class MemoryMap:
         O(log n + k) for k slots that are on it or begin before it; O(n log n) the first time.
         """
         cdef hva_t address = u64(hva, "hva")
-        cdef views *v = self.views()
+        cdef views *v = self.get_views()
         cdef gpa_t lowest = ~<gpa_t>0
         cdef const index_row *row
         cdef uint32_t i
@@ -605,7 +605,7 @@ cdef class MemoryMap:
 
     cdef object slot_of(self, uint32_t id):
         """The Slot of an id, or None."""
-        cdef views *v = self.views()
+        cdef views *v = self.get_views()
         cdef const index_row *row = NULL
         if v is not NULL:
             row = <const index_row *>idtable_find(&v.ids, id)
@@ -662,6 +662,92 @@ cdef class MemoryMap:
         O(n).
         """
         return combined(self, self, JOIN)
+
+    def diff(self, other):
+        """What is different in another map: pages and slots that came, went or changed.
+
+        Parameters
+        ----------
+        other : MemoryMap
+            What this map has become.
+
+        Returns
+        -------
+        MapDiff
+            False where nothing is; prints like a diff. Ids are not compared.
+
+        Notes
+        -----
+        O(n + m), and O(k log k) for k slots that are different.
+        """
+        if not isinstance(other, MemoryMap):
+            raise TypeError(f"a MemoryMap has a diff to another, not to {type(other).__name__!r}")
+        cdef MemoryMap that = <MemoryMap>other
+        from memslots.read.diff import differences
+
+        return differences(self.all(), that.all())
+
+    def to_json(self):
+        """The map as JSON text: its slots, the address space, the generation.
+
+        Returns
+        -------
+        str
+        """
+        from memslots.read.document import text_of
+
+        return text_of(self.as_id, self.generation, self.items())
+
+    @staticmethod
+    def from_json(text):
+        """The map that a JSON text is of.
+
+        Parameters
+        ----------
+        text : str or bytes
+            What `to_json` gave; or a list of slots alone, objects with guest_phys_addr,
+            memory_size, userspace_addr (numbers, or strings like "0x1000"), and, if they have
+            them, flags and id.
+
+        Returns
+        -------
+        MemoryMap
+
+        Raises
+        ------
+        ValueError
+            For what is no JSON; InvalidRegionError, which is one, for JSON that is no map.
+        OverlapError, OverflowError
+            As MemoryMap.
+        """
+        from memslots.read.document import map_of_text
+
+        return MemoryMap(*map_of_text(text))
+
+    def svg(self):
+        """The map as a picture, in SVG: a str.
+
+        From guest address 0 down the page, holes folded, slots coloured by their flags; a line
+        joins those that are on the same host memory. Of more than 256 slots the first are drawn.
+        """
+        from memslots.read.picture import svg
+
+        return svg(self.all(), self.title())
+
+    def _repr_html_(self):
+        from memslots.read.picture import html
+
+        return html(self.all(), self.title())
+
+    cdef str title(self):
+        return f"address space {self.as_id}: {self.count()} slot{'' if self.count() == 1 else 's'}"
+
+    def __str__(self):
+        if self.count() == 0:
+            return "no slots"
+        from memslots.read.table import slot_lines
+
+        return "\n".join(slot_lines(self.all()))
 
     def __eq__(self, other):
         if not isinstance(other, MemoryMap):
@@ -934,7 +1020,7 @@ def changes_between(MemoryMap now not None, MemoryMap wanted not None):
     for k in range(wanted.count()):
         any_ids += bool(wanted.ix.rows[k].hva & INDEX_ANY_ID)
     if 0 < any_ids < wanted.count():
-        v = wanted.views()
+        v = wanted.get_views()
     while i < now.count() or j < wanted.count():
         x = &now.ix.rows[i] if i < now.count() else NULL
         y = &wanted.ix.rows[j] if j < wanted.count() else NULL

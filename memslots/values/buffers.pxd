@@ -27,8 +27,8 @@ cdef struct column:
     bint has_sign
 
 
-# Takes hold of `given`, which errors call `name`; pair with release_column. TypeError for what is no
-# buffer of integers in this machine's byte order, ValueError where it is not C-contiguous.
+# Takes hold of `given`, which errors call `name`; pair with release_column. TypeError for what is
+# no buffer of integers in this machine's byte order, ValueError where it is not C-contiguous.
 cdef int take_column(object given, str name, column *taken) except -1
 cdef void release_column(column *taken) noexcept
 # Reads an element. False: it is negative.

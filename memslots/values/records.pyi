@@ -80,3 +80,6 @@ def region_arguments(slot: Slot) -> tuple[int, int, int, int, int]:
 
 def deletion_arguments(slot: Slot) -> tuple[int, int, int, int, int]:
     """Returns the arguments of the set_region that deletes a slot."""
+
+def size_text(size: int) -> str:
+    """A number of bytes in the largest unit in which it has at most two digits after the point."""

@@ -58,16 +58,16 @@ cdef dict FLAGS = {
 }
 
 
-cdef str size_text(uint64_t size):
-    """A number of bytes in the largest unit that divides it."""
-    cdef str unit = "KiB"
-    size >>= 10
-    for larger in ("MiB", "GiB", "TiB"):
-        if size == 0 or size & 1023:
-            break
-        size >>= 10
-        unit = larger
-    return f"{size} {unit}"
+def size_text(size):
+    """A number of bytes in the largest unit in which it has at most two digits after the point.
+
+    `44 KiB`, `255.75 MiB`, `2 GiB`.
+    """
+    for unit, bits in (("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        whole = 1 << bits
+        if size >= whole and not size * 100 % whole:
+            return f"{size / whole:.2f}".rstrip("0").rstrip(".") + f" {unit}"
+    return f"{size} B"
 
 
 @cython.final

@@ -1,6 +1,8 @@
+from collections.abc import Iterable
 from types import TracebackType
 from typing import NoReturn, Self, SupportsIndex, TypeVar, final, overload
 
+from memslots.mirror.planner import Call
 from memslots.values.records import Change, Slot
 
 _Default = TypeVar("_Default")
@@ -68,3 +70,6 @@ class Transaction:
 
 def transaction_of(owner: object, writer: object) -> Transaction:
     """A Transaction on what a Writer writes, not begun."""
+
+def set_calls(tx: Transaction, calls: Iterable[Call]) -> None:
+    """Has a backend make these calls at the end, which come to what all steps came to so far."""

@@ -144,6 +144,8 @@ cdef class Transaction(Target):
     # by as_id: an own FreeIds of what is deleted here, and what is on loan from the Writer's; None:
     # no id was asked for
     cdef dict ids
+    # those that a backend is asked for in place of what `steps` come to (set_calls), or None
+    cdef object calls
     cdef uint32_t additions[MAX_SPACES]  # ids of each space that the active set does not hold
     cdef idtable_spare spare[MAX_SPACES]  # memory for these to go into the set that is active now
 
@@ -392,7 +394,9 @@ cdef class Transaction(Target):
                     ask_prepare(self.subscriptions, kind, old, new)
                 # Last: what it does is done, and nothing after it can fail.
                 if self.writer.mirror is not None:
-                    self.writer.make_calls(self.writer.mirror.plan(self.steps))
+                    if self.calls is None:
+                        self.calls = self.writer.mirror.plan(self.steps)
+                    self.writer.make_calls(self.calls)
         except BaseException as error:
             try:
                 self.writer.undo_calls(error)
@@ -544,6 +548,11 @@ cdef class Transaction(Target):
         self.room = FEW
         for as_id in range(self.m.lim.nspaces):
             idtable_drop_spare(&self.spare[as_id])
+
+
+def set_calls(Transaction tx not None, calls):
+    """Has a backend make these calls at the end, which come to what all steps came to so far."""
+    tx.calls = calls
 
 
 def transaction_of(owner, Writer writer not None):

@@ -28,6 +28,7 @@ from memslots import (
     KvmClosedError,
     KvmError,
     KvmUnavailableError,
+    MapDiff,
     MemoryMap,
     MemslotError,
     Memslots,
@@ -121,6 +122,15 @@ def maps(vm: Memslots, slot: Slot, out: npt.NDArray[np.int32]) -> None:
     assert_type(list(m) + list(reversed(m)), list[Slot])
     assert_type(len(m) + m.generation + m.nr_pages + m.as_id + hash(m), int)
     assert_type(slot in m, bool)
+    assert_type((m | m) - (m & m), MemoryMap)
+    assert_type(MemoryMap.from_arrays(array("Q"), np.zeros(2, np.int32), array("q"), 1), MemoryMap)
+    assert_type(MemoryMap.from_json(m.to_json()).merged(), MemoryMap)
+    assert_type(m.svg(), str)
+    diff = m.diff(m)
+    assert_type(diff, MapDiff)
+    assert_type(diff.came + diff.went, list[tuple[int, int]])
+    assert_type(diff.slots[0].before, Slot | None)
+    m | 5  # type: ignore[operator]
     m.generation = 2  # type: ignore[misc]
     try:
         assert_type(vm.free_id(as_id=1), int)

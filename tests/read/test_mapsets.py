@@ -12,35 +12,9 @@ import pytest
 from allocations import each_failure
 from hypothesis import given
 from hypothesis import strategies as st
+from maps import HOST, maps, pages
 
 from memslots import Flags, InvalidRegionError, MemoryMap, OverlapError, Slot
-
-Pages = dict[int, tuple[int, int]]  # gfn: hva and flags of the page
-HOST = 1 << 30
-
-
-@st.composite
-def maps(draw: st.DrawFn) -> MemoryMap:
-    """A map of few pages, often of slots that go on in host memory; ids given or not."""
-    items: list[Any] = []
-    ids = draw(st.permutations(range(12)))
-    gfn = draw(st.integers(0, 4))
-    while gfn < 40 and len(items) < 8 and draw(st.integers(0, 9)):
-        npages = draw(st.integers(1, 6))
-        hva = HOST + (gfn << 12) + draw(st.sampled_from([0, 0, 0, 1 << 20]))
-        flags = draw(st.sampled_from([0, 0, 0, 1, 2, 3]))
-        id = draw(st.sampled_from([(), (ids[len(items)],)]))
-        items.append((gfn, npages, hva, flags, *id))
-        gfn += npages + draw(st.sampled_from([0, 0, 0, 1, 3]))
-    return MemoryMap(draw(st.permutations(items)))
-
-
-def pages(m: MemoryMap) -> Pages:
-    return {
-        gfn: (slot.gfn_to_hva(gfn), int(slot.flags))
-        for slot in m
-        for gfn in range(slot.base_gfn, slot.end_gfn)
-    }
 
 
 def whole(m: MemoryMap) -> None:
@@ -104,11 +78,12 @@ def test_ids_of_what_is_cut_and_joined() -> None:
 def test_what_cannot_be_joined() -> None:
     end = (1 << 64) - 4096
     most = (1 << 31) - 1
-    for slots in (
+    cases: list[list[Any]] = [
         [(0, 1, end), (1, 1, 0)],  # host memory does not go on after its end
         [(0, most, 0), (most, 1, most << 12)],  # rule 4
         [(0, 1, 0), (1, 1, 4096, 2)],
-    ):
+    ]
+    for slots in cases:
         m = MemoryMap(slots)
         assert len(m.merged()) == 2 and m.merged() == m
 
@@ -206,13 +181,13 @@ def test_what_is_wrong_with_arrays() -> None:
 def test_no_memory(drivers: Any) -> None:
     a = MemoryMap([(10 * i, 8, i << 30) for i in range(40)])
     b = MemoryMap([(10 * i + 3, 8, i << 31, 0, i) for i in range(30)])
-    columns = [array("Q", [getattr(slot, name) for slot in a]) for name in ("base_gfn", "npages")]
+    bases, npages = (array("Q", [getattr(slot, n) for slot in a]) for n in ("base_gfn", "npages"))
     uses: list[tuple[Callable[[], object], int]] = [
         (lambda: a | b, 4),
         (lambda: a - b, 3),
         (lambda: a & b, 3),
         (lambda: a.merged(), 3),
-        (lambda: MemoryMap.from_arrays(*columns, columns[0] * 0 + array("Q", [0] * 40)), 3),
+        (lambda: MemoryMap.from_arrays(bases, npages, array("Q", [0] * 40)), 3),
         (lambda: MemoryMap([(0, 1, 0)]), 3),
     ]
     for use, least in uses:

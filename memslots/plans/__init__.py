@@ -1,0 +1,1 @@
+"""Getting from one map to another."""

@@ -1,0 +1,426 @@
+"""Plan: how to get from the map that is to the map that is wanted, in the fewest calls."""
+
+from __future__ import annotations
+
+import errno
+from bisect import bisect_left, insort
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple, SupportsIndex
+
+from memslots.errors import (
+    InvalidRegionError,
+    NoRoomError,
+    NoWindowError,
+    WrongAnswerError,
+)
+from memslots.memslots import Memslots
+from memslots.mirror.planner import (
+    Aside,
+    Call,
+    Goal,
+    Ids,
+    Surroundings,
+    least_calls,
+    same_memory,
+)
+from memslots.read.memorymap import MemoryMap, changes_between
+from memslots.read.table import COLUMNS, cells, lines
+from memslots.values.integers import PAGE_SHIFT, field, slot_number
+from memslots.values.records import Change, Slot, size_text
+from memslots.write.transaction import Transaction, set_calls
+
+if TYPE_CHECKING:
+    from memslots.read.memorymap import Fields
+
+#: What KVM has on x86.
+_MAX_SLOTS = 32764
+_MAX_GFN = (1 << 40) - 1
+
+
+class SetRegion(NamedTuple):
+    """The arguments of a call of set_region: ``vm.set_region(*call)`` makes it."""
+
+    slot: int
+    """The id in bits 0-15, the address space in bits 16-31."""
+    flags: int
+    guest_phys_addr: int
+    memory_size: int
+    userspace_addr: int
+
+
+class Window(NamedTuple):
+    """Pages that both maps have and that have no slot for a moment.
+
+    A guest that touches them between the two calls finds no memory there.
+    """
+
+    start_gfn: int
+    end_gfn: int
+    from_call: int
+    """The number of the call that takes them away; the first call is 0."""
+    to_call: int
+    """The number of the call that gives them back."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The calls that make one map of another; made by `plan`.
+
+    Prints as a table of its calls and windows. ``len(plan)`` is the number of calls.
+    """
+
+    current: MemoryMap
+    """The map that it begins with."""
+    wanted: MemoryMap
+    """The map that it ends with."""
+    max_slots: int
+    max_gfn: int
+    steps: tuple[Call, ...]
+    """The calls, each with the slot before it and after, None where there is none."""
+    windows: tuple[Window, ...]
+    """What both maps have and is absent in between, in order of the call that takes it away."""
+
+    @cached_property
+    def calls(self) -> list[SetRegion]:
+        """The arguments of set_region, in order.
+
+        OverflowError for an id or an address space of more than 16 bits, which no such call takes.
+        """
+        return [_call(step) for step in self.steps]
+
+    @property
+    def rebuild_calls(self) -> int:
+        """How many calls it takes to delete all slots and make those that are wanted."""
+        return len(self.current) + len(self.wanted)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def check(self) -> None:
+        """Make the calls on a fresh Memslots, by the rules, and look whether all is as it says.
+
+        Raises
+        ------
+        MemslotError
+            A call is refused, or the map or a window is not as it was told.
+
+        Notes
+        -----
+        O(n + k log n).
+        """
+        vm = Memslots(
+            max_slots=max(self.max_slots, 1),
+            address_spaces=self.wanted.as_id + 1,
+            max_gfn=self.max_gfn,
+        )
+        reader = vm.address_space(self.wanted.as_id)
+        for slot in self.current:
+            _set(vm, Call(None, slot))
+        begin: dict[int, list[Window]] = {}
+        end: dict[int, list[Window]] = {}
+        for window in self.windows:
+            begin.setdefault(window.from_call, []).append(window)
+            end.setdefault(window.to_call, []).append(window)
+        for number, step in enumerate(self.steps):
+            for first, last, *_ in end.get(number, ()):
+                if reader.holes(first, last) != [(first, last)]:
+                    raise WrongAnswerError(f"{_pages(first, last)} are there before call {number}")
+            _set(vm, step)
+            for windows, there in ((begin, False), (end, True)):
+                for first, last, *_ in windows.get(number, ()):
+                    if reader.is_mapped(first, last) != there:
+                        what = "not there" if there else "there"
+                        raise WrongAnswerError(f"{_pages(first, last)} {what} after call {number}")
+        vm.check()
+        if vm.map(self.wanted.as_id) != self.wanted:
+            raise WrongAnswerError("the calls do not make the map that is wanted")
+
+    def __str__(self) -> str:
+        kinds = Counter(_change(step).name for step in self.steps)
+        what = ", ".join(f"{count} {name}" for name, count in sorted(kinds.items()))
+        number = f"{len(self)} call{'' if len(self) == 1 else 's'}"
+        head = f"{number}: {what}" if self.steps else "no calls"
+        rows: list[tuple[str, ...]] = [("call", "", *COLUMNS)]
+        rows += [
+            (str(i), _change(step).name, *cells(step.slot)) for i, step in enumerate(self.steps)
+        ]
+        return "\n".join([head, *(lines(rows) if self.steps else ()), *self._windows()])
+
+    def _windows(self) -> Iterator[str]:
+        for start, end, first, last in self.windows:
+            yield f"absent between calls {first} and {last}: {_pages(start, end)}"
+
+
+def _pages(start: int, end: int) -> str:
+    size = size_text((end - start) << PAGE_SHIFT)
+    return f"gpa [{start << PAGE_SHIFT:#x}, {end << PAGE_SHIFT:#x}), {size}"
+
+
+def _change(step: Call) -> Change:
+    if step.before is None:
+        return Change.CREATE
+    if step.after is None:
+        return Change.DELETE
+    return Change.FLAGS_ONLY if step.before.base_gfn == step.after.base_gfn else Change.MOVE
+
+
+def _call(step: Call) -> SetRegion:
+    slot = step.slot
+    size = 0 if step.after is None else slot.memory_size
+    return SetRegion(
+        slot_number(slot.id, slot.as_id),
+        int(slot.flags),
+        slot.guest_phys_addr,
+        size,
+        slot.userspace_addr,
+    )
+
+
+def _set(vm: Memslots | Transaction, step: Call) -> None:
+    """Make a step of a plan: as set_region would, and for ids of any size."""
+    before, after = step.before, step.after
+    if after is None:
+        vm.delete(step.slot.id, as_id=step.slot.as_id)
+    elif before is None:
+        vm.create(
+            after.id,
+            after.base_gfn,
+            after.npages,
+            after.userspace_addr,
+            after.flags,
+            as_id=after.as_id,
+        )
+    else:
+        if before.base_gfn != after.base_gfn:
+            vm.move(after.id, after.base_gfn, as_id=after.as_id)
+        if before.flags != after.flags:
+            vm.set_flags(after.id, after.flags, as_id=after.as_id)
+
+
+def plan(
+    current: Memslots | MemoryMap,
+    wanted: MemoryMap | Iterable[Slot | Fields],
+    *,
+    max_slots: SupportsIndex | None = None,
+    max_gfn: SupportsIndex | None = None,
+    keep: Iterable[tuple[SupportsIndex, SupportsIndex]] = (),
+) -> Plan:
+    """The fewest calls of set_region from one map to another.
+
+    Among plans of as few calls it is one with the fewest pages absent in between. A slot that is in
+    both maps is not touched. A slot that is wanted elsewhere, or with other flags, is moved or
+    changed where rule 5 allows it, and keeps its dirty log. No two slots overlap on the way; where
+    slots wait for each other's places, one steps aside.
+
+    Parameters
+    ----------
+    current : Memslots or MemoryMap
+        What there is.
+    wanted : MemoryMap, or what makes one
+        What there is to be, in the same address space; of a Memslots, in that of `wanted`. A slot
+        without an id of its own keeps the id that the slot in its place has, else it gets the
+        lowest that is free.
+    max_slots, max_gfn : int, optional
+        Ids are below, pages at most; if left out, those of `current`, or of a Memslots by default.
+    keep : iterable of (int, int), optional
+        Runs of pages [start_gfn, end_gfn) that are to be there all the time if both maps have them,
+        even at the price of more calls.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    NoRoomError
+        `wanted` has more slots than there may be.
+    NoWindowError
+        A page that is to be kept cannot be: its slot must be replaced.
+    InvalidRegionError, OverlapError
+        `wanted` cannot be: an id that is not below max_slots (rule 2), a page above max_gfn
+        (rule 7), another address space; or, where it is not a MemoryMap, as MemoryMap.
+
+    Notes
+    -----
+    O(n + m + k log k) for k slots that change. Where several slots on the same host memory are to
+    be in several places, a thousand ways to pair them are compared, fewer if there are many; and
+    slots that wait for each other in a circle take longer (docs/kvm.md).
+    """
+    if not isinstance(current, Memslots | MemoryMap):
+        raise TypeError(f"current is a Memslots or MemoryMap, not {type(current).__name__!r}")
+    if not isinstance(wanted, MemoryMap):
+        wanted = MemoryMap(wanted, current.as_id)
+    now = current.map(wanted.as_id) if isinstance(current, Memslots) else current
+    slots = _limit(current, "max_slots", max_slots, _MAX_SLOTS)
+    top = _limit(current, "max_gfn", max_gfn, _MAX_GFN)
+    ranges = _ranges(keep)
+    gone, come = changes_between(now, wanted)
+    _check(now, wanted, come, slots, top)
+    goals = [Goal(slot, any_id) for slot, any_id in come]
+    aside = Aside(now, wanted, max_gfn=top)
+    around = Surroundings(
+        lambda _, npages: aside(npages),
+        {now.as_id: Ids(slots, lambda id: now.get(id) is not None)},
+        ranges,
+    )
+    steps = tuple(least_calls(gone, goals, around)) if gone or goals else ()
+    windows = tuple(_windows(steps, wanted))
+    for start, end in ranges:
+        for window in windows:
+            if window.start_gfn < end and start < window.end_gfn:
+                first, last = max(start, window.start_gfn), min(end, window.end_gfn)
+                raise NoWindowError(
+                    errno.EBUSY,
+                    f"{_pages(first, last)} cannot be kept: it is absent between call"
+                    f" {window.from_call}, which takes {steps[window.from_call].before} away, and"
+                    f" call {window.to_call}",
+                )
+    return Plan(now, wanted, slots, top, steps, windows)
+
+
+def _limit(current: object, name: str, given: SupportsIndex | None, default: int) -> int:
+    if given is not None:
+        return field(given, name, 64)
+    found: int = getattr(current, name, default)
+    return found
+
+
+def _ranges(keep: Iterable[tuple[SupportsIndex, SupportsIndex]]) -> list[tuple[int, int]]:
+    ranges = [(field(start, "start", 64), field(end, "end", 64)) for start, end in keep]
+    for start, end in ranges:
+        if start > end:
+            raise ValueError(f"a run of pages to keep begins at {start:#x}, above its end {end:#x}")
+    return ranges
+
+
+def _check(
+    now: MemoryMap,
+    wanted: MemoryMap,
+    come: Sequence[tuple[Slot, bool]],
+    max_slots: int,
+    max_gfn: int,
+) -> None:
+    """Whether the slots that come can be."""
+    if wanted.as_id != now.as_id:
+        raise InvalidRegionError(
+            errno.EINVAL, f"what is wanted is of address space {wanted.as_id}, not {now.as_id}"
+        )
+    if len(wanted) > max_slots:
+        raise NoRoomError(
+            errno.ENOSPC, f"{len(wanted)} slots are wanted; there may be {max_slots} at most"
+        )
+    for slot, any_id in come:
+        if slot.id >= max_slots and not any_id:
+            raise InvalidRegionError(
+                errno.EINVAL, f"{slot}: its id is not below max_slots, {max_slots}", 2
+            )
+        if slot.end_gfn - 1 > max_gfn:
+            raise InvalidRegionError(errno.EINVAL, f"{slot} is above max_gfn, {max_gfn:#x}", 7)
+
+
+def _windows(steps: Sequence[Call], wanted: MemoryMap) -> Iterator[Window]:
+    """What is absent in between, in the order in which it goes, then by page."""
+    absent: list[tuple[int, int, int]] = []  # start, end, since which call; they do not overlap
+    found = []
+    for number, (before, after, *_) in enumerate(steps):
+        if after is not None:
+            found += _given_back(absent, after, number)
+        if before is None or (after is not None and before.base_gfn == after.base_gfn):
+            continue
+        for slot in wanted.in_gfn_range(before.base_gfn, before.end_gfn):
+            start, end = max(slot.base_gfn, before.base_gfn), min(slot.end_gfn, before.end_gfn)
+            # What the slot has in its new place as well is not absent.
+            ranges = [(start, end)]
+            if after is not None:
+                low, high = max(start, after.base_gfn), min(end, after.end_gfn)
+                if low < high:
+                    ranges = [(start, low), (high, end)]
+            for first, last in ranges:
+                if first < last:
+                    insort(absent, (first, last, number))
+    found.sort(key=lambda window: (window.from_call, window.to_call, window.start_gfn))
+    joined: list[Window] = []
+    for window in found:
+        last_one = joined[-1] if joined else None
+        if last_one and (last_one.end_gfn, *last_one[2:]) == (window.start_gfn, *window[2:]):
+            window = Window(last_one.start_gfn, *window[1:])
+            joined.pop()
+        joined.append(window)
+    return iter(joined)
+
+
+def _given_back(absent: list[tuple[int, int, int]], slot: Slot, number: int) -> list[Window]:
+    """Takes out what a slot has from now on."""
+    first = bisect_left(absent, (slot.base_gfn,))
+    if first and absent[first - 1][1] > slot.base_gfn:
+        first -= 1
+    last = first
+    rest = []
+    found = []
+    while last < len(absent) and absent[last][0] < slot.end_gfn:
+        start, end, since = absent[last]
+        low, high = max(start, slot.base_gfn), min(end, slot.end_gfn)
+        found.append(Window(low, high, since, number))
+        rest += [(s, e, since) for s, e in ((start, low), (high, end)) if s < e]
+        last += 1
+    absent[first:last] = rest
+    return found
+
+
+def apply(vm: Memslots, plan: Plan) -> None:
+    """Make what a plan comes to, as one transaction."""
+    if not isinstance(plan, Plan):
+        raise TypeError(f"a Plan is made by memslots.plan; this is {type(plan).__name__!r}")
+    with vm.transaction() as tx:
+        _stage(tx, plan)
+
+
+def become(
+    vm: Memslots,
+    wanted: MemoryMap | Iterable[Slot | Fields],
+    as_id: SupportsIndex | None,
+    keep: Iterable[tuple[SupportsIndex, SupportsIndex]],
+) -> Plan:
+    """Plan and apply, with no change of anybody else's in between."""
+    if not isinstance(wanted, MemoryMap):
+        wanted = MemoryMap(wanted, as_id)
+    elif as_id is not None and field(as_id, "as_id", 32) != wanted.as_id:
+        raise ValueError(f"the map is of address space {wanted.as_id}, not {as_id}")
+    with vm.transaction() as tx:
+        made = plan(vm, wanted, keep=keep)
+        _stage(tx, made)
+    return made
+
+
+def _stage(tx: Transaction, plan: Plan) -> None:
+    """Make the net change, in any order: slots may overlap until a transaction ends."""
+    first: dict[int, Slot | None] = {}
+    last: dict[int, Slot | None] = {}
+    as_id = plan.wanted.as_id
+    for before, after, *_ in plan.steps:
+        id = (after or before).id  # type: ignore[union-attr]
+        first.setdefault(id, before)
+        last[id] = after
+    for id, before in first.items():
+        there = tx.get(id, as_id=as_id)
+        if there != before:
+            raise InvalidRegionError(
+                errno.ESTALE,
+                f"the plan begins with {before or f'no slot {id}'},"
+                f" and there is {there or f'no slot {id}'}",
+            )
+    changed = [
+        (before, last[id])
+        for id, before in first.items()
+        if before != last[id]
+    ]  # fmt: skip
+    for before, after in changed:
+        if before is not None and (after is None or not same_memory(before, after)):
+            _set(tx, Call(before, None))
+    for before, after in changed:
+        if after is not None:
+            _set(tx, Call(before if before and same_memory(before, after) else None, after))
+    set_calls(tx, plan.steps)

@@ -1,0 +1,100 @@
+"""A MemoryMap as JSON, and back.
+
+Addresses are strings in hexadecimal, since a JSON number does not hold 64 bits everywhere.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from memslots.errors import InvalidRegionError
+from memslots.read.table import flag_names
+from memslots.values.integers import PAGE_SHIFT, PAGE_SIZE
+from memslots.values.records import Flags, Slot
+
+#: Of a slot; "flags" and "id" may be left out.
+_ADDRESSES = ("guest_phys_addr", "memory_size", "userspace_addr")
+
+
+def slot_document(slot: Slot, any_id: bool = False) -> dict[str, Any]:
+    """A slot for json.dumps; one that may have any id has none."""
+    document: dict[str, Any] = {} if any_id else {"id": slot.id}
+    document["flags"] = flag_names(slot.flags).replace("-", "")
+    document["guest_phys_addr"] = hex(slot.guest_phys_addr)
+    document["memory_size"] = slot.memory_size
+    document["userspace_addr"] = hex(slot.userspace_addr)
+    return document
+
+
+def text_of(as_id: int, generation: int, items: Iterable[Slot | tuple[int, ...]]) -> str:
+    """The JSON text of a map; tuples are slots that may have any id."""
+    slots = [
+        slot_document(item) if isinstance(item, Slot) else slot_document(Slot(0, 0, *item), True)
+        for item in items
+    ]
+    document = {"as_id": as_id, "generation": generation, "slots": slots}
+    return json.dumps(document, indent=1)
+
+
+def map_of_text(text: str | bytes) -> tuple[list[tuple[int, ...]], int, int]:
+    """The slots as tuples, the address space and the generation that a JSON text says.
+
+    ValueError for what is no JSON; InvalidRegionError for JSON that is no map.
+    """
+    return map_of_document(json.loads(text))
+
+
+def map_of_document(document: object) -> tuple[list[tuple[int, ...]], int, int]:
+    """The same of what json.loads gave: the document, or its list of slots alone."""
+    if isinstance(document, list):
+        document = {"slots": document}
+    if not isinstance(document, dict) or not isinstance(document.get("slots"), list):
+        raise InvalidRegionError(errno.EINVAL, 'a map is a JSON object with a list "slots"')
+    numbers = [_number(document.get(name, 0), name) for name in ("as_id", "generation")]
+    slots = [_slot(slot, f"slot {i} of the map") for i, slot in enumerate(document["slots"])]
+    return slots, numbers[0], numbers[1]
+
+
+def _slot(slot: object, name: str) -> tuple[int, ...]:
+    if not isinstance(slot, dict):
+        raise InvalidRegionError(errno.EINVAL, f"{name} is no JSON object: {slot!r}")
+    for key in _ADDRESSES:
+        if key not in slot:
+            raise InvalidRegionError(errno.EINVAL, f'{name} has no "{key}"')
+    gpa, size, hva = (_number(slot[key], f"{name}: {key}") for key in _ADDRESSES)
+    for number, key in ((gpa, "guest_phys_addr"), (size, "memory_size")):
+        if number % PAGE_SIZE:
+            raise InvalidRegionError(
+                errno.EINVAL, f"{name}: {key} {number:#x} is no multiple of {PAGE_SIZE}", 2
+            )
+    fields = (gpa >> PAGE_SHIFT, size >> PAGE_SHIFT, hva, _flags(slot.get("flags", 0), name))
+    if slot.get("id") is None:
+        return fields
+    return (*fields, _number(slot["id"], f"{name}: id"))
+
+
+def _number(given: object, name: str) -> int:
+    """A JSON number, or a string as Python and C write numbers."""
+    if isinstance(given, str):
+        try:
+            return int(given, 0)
+        except ValueError:
+            pass
+    elif isinstance(given, int) and not isinstance(given, bool):
+        return given
+    raise InvalidRegionError(errno.EINVAL, f"{name} is no whole number: {given!r}")
+
+
+def _flags(given: object, name: str) -> int:
+    """Names with bars between, or the number."""
+    if not isinstance(given, str) or given.strip()[:1].isdigit():
+        return _number(given, f"{name}: flags")
+    flags = 0
+    for word in filter(None, (part.strip() for part in given.split("|"))):
+        if word not in Flags.__members__:
+            raise InvalidRegionError(errno.EINVAL, f"{name}: unknown flag {word!r}", 1)
+        flags |= Flags[word]
+    return flags
