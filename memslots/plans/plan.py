@@ -28,8 +28,14 @@ from memslots.mirror.planner import (
 )
 from memslots.read.memorymap import MemoryMap, changes_between
 from memslots.read.table import COLUMNS, cells, lines
-from memslots.values.integers import PAGE_SHIFT, field, slot_number
-from memslots.values.records import Change, Slot, size_text
+from memslots.values.integers import PAGE_SHIFT, field
+from memslots.values.records import (
+    Change,
+    Slot,
+    deletion_arguments,
+    region_arguments,
+    size_text,
+)
 from memslots.write.transaction import Transaction, set_calls
 
 if TYPE_CHECKING:
@@ -168,15 +174,9 @@ def _change(step: Call) -> Change:
 
 
 def _call(step: Call) -> SetRegion:
-    slot = step.slot
-    size = 0 if step.after is None else slot.memory_size
-    return SetRegion(
-        slot_number(slot.id, slot.as_id),
-        int(slot.flags),
-        slot.guest_phys_addr,
-        size,
-        slot.userspace_addr,
-    )
+    if step.after is None:
+        return SetRegion(*deletion_arguments(step.slot))
+    return SetRegion(*region_arguments(step.after))
 
 
 def _set(vm: Memslots | Transaction, step: Call) -> None:
