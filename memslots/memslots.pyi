@@ -83,6 +83,26 @@ class Memslots(Reader):
         """Change a slot's flags. NoSuchSlotError, InvalidRegionError. O(1)."""
     def delete(self, slot: SupportsIndex, as_id: SupportsIndex = 0) -> Slot:
         """Delete a slot; gives it as it was. NoSuchSlotError, InvalidRegionError. O(log n)."""
+    def unmap(self, start: SupportsIndex, end: SupportsIndex, as_id: SupportsIndex = 0) -> None:
+        """Take pages away from slots. NoRoomError, ValueError."""
+    def protect(
+        self,
+        start: SupportsIndex,
+        end: SupportsIndex,
+        flags: SupportsIndex,
+        as_id: SupportsIndex = 0,
+    ) -> None:
+        """Give pages other flags. NotMappedError, NoRoomError, ValueError."""
+    def split(
+        self,
+        slot: SupportsIndex,
+        gfn: SupportsIndex,
+        id: SupportsIndex | None = None,
+        as_id: SupportsIndex = 0,
+    ) -> tuple[Slot, Slot]:
+        """Make two slots of one. NoSuchSlotError, InvalidRegionError, NoRoomError."""
+    def merge(self, first: SupportsIndex, second: SupportsIndex, as_id: SupportsIndex = 0) -> Slot:
+        """Make one slot of two. NoSuchSlotError, InvalidRegionError."""
     def transaction(self) -> Transaction:
         """Begin changes that readers see all at once, or not at all, for a with statement.
 

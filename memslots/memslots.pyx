@@ -298,6 +298,119 @@ cdef class Memslots(Reader):
         """
         return operation_delete(self.writer, slot, as_id)
 
+    def unmap(self, start, end, as_id=0):
+        """Take pages away from the slots that hold them, and cut these where need be.
+
+        Parameters
+        ----------
+        start, end : int
+            The guest pages [start, end). Holes are nothing to do.
+        as_id : int
+
+        Raises
+        ------
+        NoRoomError
+            There is no id for the second part of a slot that is cut.
+        ValueError
+            start is above end.
+        InvalidRegionError, BusyError, MemoryError, Exception
+            As set_region.
+
+        Notes
+        -----
+        All at once for readers, and after an error nothing has changed. Of a slot that is cut in
+        two, the first part keeps the id, the second has the lowest that is free. Marks of pages
+        that stay are kept. O((k + 1) log n) for k slots.
+        """
+        with self.transaction() as tx:
+            tx.unmap(start, end, as_id)
+
+    def protect(self, start, end, flags, as_id=0):
+        """Give pages other flags; slots are cut where need be.
+
+        READONLY too: where rule 5 does not let a slot change, it is made anew.
+
+        Parameters
+        ----------
+        start, end : int
+            The guest pages [start, end).
+        flags : int or Flags
+            All of them, as they are to be.
+        as_id : int
+
+        Raises
+        ------
+        NotMappedError
+            A page is in no slot; nothing is done.
+        NoRoomError, ValueError, InvalidRegionError, BusyError, MemoryError, Exception
+            As unmap.
+
+        Notes
+        -----
+        As unmap.
+        """
+        with self.transaction() as tx:
+            tx.protect(start, end, flags, as_id)
+
+    def split(self, slot, gfn, id=None, as_id=0):
+        """Make two slots of one.
+
+        Parameters
+        ----------
+        slot, as_id : int
+            The slot's id and address space.
+        gfn : int
+            The first page of the second; not the first of the slot.
+        id : int, optional
+            Of the second; the lowest that is free if left out. The first keeps the slot's.
+
+        Returns
+        -------
+        Slot, Slot
+
+        Raises
+        ------
+        NoSuchSlotError
+        InvalidRegionError
+            The slot has no such page, or it is the first; an id that is in use or cannot be.
+        NoRoomError, BusyError, MemoryError, Exception
+            As unmap.
+
+        Notes
+        -----
+        Marks are kept. O(log n).
+        """
+        with self.transaction() as tx:
+            return tx.split(slot, gfn, id, as_id)
+
+    def merge(self, first, second, as_id=0):
+        """Make one slot of two that are side by side in guest and in host memory.
+
+        Parameters
+        ----------
+        first, second, as_id : int
+            The slots' ids, in any order, and their address space.
+
+        Returns
+        -------
+        Slot
+            With the id of `first`.
+
+        Raises
+        ------
+        NoSuchSlotError
+        InvalidRegionError
+            They are not side by side, have different flags, or would be too many pages (rule 4).
+        BusyError, MemoryError, Exception
+            As unmap.
+
+        Notes
+        -----
+        Marks are kept. O(log n).
+        """
+        with self.transaction() as tx:
+            return tx.merge(first, second, as_id)
+
     def transaction(self):
         """Begin changes that readers see all at once, or not at all (Transaction).
 

@@ -51,6 +51,36 @@ class Transaction:
         """As Memslots.set_flags, in this transaction."""
     def delete(self, slot: SupportsIndex, as_id: SupportsIndex = 0) -> Slot:
         """As Memslots.delete, in this transaction."""
+    def unmap(self, start: SupportsIndex, end: SupportsIndex, as_id: SupportsIndex = 0) -> None:
+        """As Memslots.unmap, in this transaction. NoRoomError, ValueError."""
+    def protect(
+        self,
+        start: SupportsIndex,
+        end: SupportsIndex,
+        flags: SupportsIndex,
+        as_id: SupportsIndex = 0,
+    ) -> None:
+        """As Memslots.protect, in this transaction. NotMappedError, NoRoomError, ValueError."""
+    def split(
+        self,
+        slot: SupportsIndex,
+        gfn: SupportsIndex,
+        id: SupportsIndex | None = None,
+        as_id: SupportsIndex = 0,
+    ) -> tuple[Slot, Slot]:
+        """As Memslots.split, in this transaction. NoSuchSlotError, NoRoomError."""
+    def merge(self, first: SupportsIndex, second: SupportsIndex, as_id: SupportsIndex = 0) -> Slot:
+        """As Memslots.merge, in this transaction. NoSuchSlotError, InvalidRegionError."""
+    def in_gfn_range(
+        self, start: SupportsIndex, end: SupportsIndex, as_id: SupportsIndex = 0
+    ) -> list[Slot]:
+        """The slots that will overlap the pages [start, end). ValueError. O(k + log n + m)."""
+    def _check_cut(
+        self, as_id: SupportsIndex, additions: int, id: SupportsIndex | None = None
+    ) -> None:
+        """Raises what would come of so many more slots, one of them of this id."""
+    def _spoil(self) -> None:
+        """Makes the transaction one that can only be rolled back."""
     def lookup(self, gfn: SupportsIndex, as_id: SupportsIndex = 0) -> Slot | None:
         """The slot that will hold a guest page if the transaction ends now. O(k + log n)."""
     def free_id(self, as_id: SupportsIndex = 0) -> int:

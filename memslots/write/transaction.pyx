@@ -33,6 +33,8 @@ from memslots.core.slotset cimport (
     slotset,
     slotset_by_id,
     slotset_clash,
+    slotset_count,
+    slotset_first,
     slotset_floor,
     slotset_step,
 )
@@ -56,8 +58,9 @@ from memslots.core.update cimport (
     update_stage_get,
     update_unstage,
 )
+from memslots.read.ranges cimport extent, set_extent
 from memslots.values.integers cimport u32, u64
-from memslots.values.rules cimport check_as_id, refusal_error, room_for
+from memslots.values.rules cimport check_as_id, check_id, refusal_error, room_for
 from memslots.write.freeids cimport FreeIds
 from memslots.write.listeners cimport ask_prepare, tell_commit, tell_invalidate
 from memslots.write.operations cimport (
@@ -71,7 +74,13 @@ from memslots.write.operations cimport (
 )
 from memslots.write.writer cimport Writer, finish, attach_record, release_record
 
-from memslots.errors import busy
+import errno
+from operator import attrgetter
+
+from memslots.errors import InvalidRegionError, busy
+from memslots.write.cuts import merge, protect, split, unmap
+
+cdef object base_of = attrgetter("base_gfn")
 
 cdef enum progress:
     NEW  # made, not begun
@@ -131,6 +140,8 @@ cdef class Transaction(Target):
     cdef progress state
     # a method is at work: what it runs in between (a finalizer, say) may not begin another
     cdef bint in_step
+    # a cut could not be finished, nor undone: it can only be rolled back
+    cdef bint is_spoiled
     cdef tuple subscriptions  # who hears of it: those of when it was begun that are there still
     cdef change first[FEW]
     # one for each id that is changed, in the order they came up; `first`, or what more of them got
@@ -175,11 +186,15 @@ cdef class Transaction(Target):
         return self
 
     def __exit__(self, exc_type, exc, traceback):
+        cdef bint spoiled = self.is_spoiled
+        self.is_spoiled = False
         self.enter("the end of a transaction")
-        if exc_type is not None:
+        if exc_type is not None or spoiled:
             self.roll_back()
         else:
             self.commit()
+        if spoiled and exc_type is None:
+            raise RuntimeError("a change was begun and not finished: nothing was changed")
         return False
 
     def set_region(self, slot, flags, guest_phys_addr, memory_size, userspace_addr):
@@ -201,6 +216,22 @@ cdef class Transaction(Target):
     def delete(self, slot, as_id=0):
         """As Memslots.delete, in this transaction."""
         return operation_delete(self, slot, as_id)
+
+    def unmap(self, start, end, as_id=0):
+        """As Memslots.unmap, in this transaction."""
+        unmap(self, start, end, as_id)
+
+    def protect(self, start, end, flags, as_id=0):
+        """As Memslots.protect, in this transaction."""
+        protect(self, start, end, flags, as_id)
+
+    def split(self, slot, gfn, id=None, as_id=0):
+        """As Memslots.split, in this transaction."""
+        return split(self, slot, gfn, id, as_id)
+
+    def merge(self, first, second, as_id=0):
+        """As Memslots.merge, in this transaction."""
+        return merge(self, first, second, as_id)
 
     def lookup(self, gfn, as_id=0):
         """The slot that will hold a guest page if the transaction ends now, or None.
@@ -247,6 +278,44 @@ cdef class Transaction(Target):
         s = slotset_by_id(self.slots(number), wanted)
         return default if s is NULL else <object>s.record
 
+    def in_gfn_range(self, start, end, as_id=0):
+        """The slots that will overlap the pages [start, end) if the transaction ends now.
+
+        A list, in gfn order. ValueError where start is above end. O(k + log n + m) after k changes,
+        for m slots.
+        """
+        cdef uint32_t number = u32(as_id, "as_id")
+        cdef extent e
+        cdef slotset *set
+        cdef slot_t *s
+        cdef size_t n
+        cdef dict found = {}
+        cdef bint any = set_extent(&e, False, start, end)
+        self.enter("a look-up in a transaction")
+        self.leave()
+        check_as_id(&self.m.lim, number)
+        if not any:
+            return []
+        set = self.slots(number)
+        # As in lookup: what is not of this transaction is no more than `count` slots away.
+        s = slotset_floor(set, e.first)
+        for _ in range(self.count + 1):
+            if s is NULL:
+                break
+            if slot_has_gfn(s, e.first):
+                found[s.id] = <object>s.record
+            s = slotset_step(set, s, 0)
+        for n in range(self.count):
+            s = self.changes[n].new
+            if s is not NULL and self.changes[n].sp.as_id == number and slot_has_gfn(s, e.first):
+                found[s.id] = <object>s.record
+        s = slotset_floor(set, e.first)
+        s = slotset_first(set) if s is NULL else slotset_step(set, s, 1)
+        while s is not NULL and s.base_gfn <= e.last:
+            found[s.id] = <object>s.record
+            s = slotset_step(set, s, 1)
+        return sorted(found.values(), key=base_of)
+
     def free_id(self, as_id=0):
         """The lowest id that no slot will have. Memslots.free_id says more."""
         cdef uint32_t number = u32(as_id, "as_id")
@@ -259,7 +328,30 @@ cdef class Transaction(Target):
             self.leave()
         return room_for(id, number, self.m.lim.max_slots)
 
+    def _check_cut(self, as_id, additions, id=None):
+        """Raises what would come of so many more slots, one of them of this id.
+
+        For write/cuts.py: so that what a caller may have done wrong is found before anything is
+        done.
+        """
+        cdef uint32_t number = u32(as_id, "as_id")
+        cdef uint32_t new
+        check_as_id(&self.m.lim, number)
+        if slotset_count(self.slots(number)) + <uint64_t>additions > self.m.lim.max_slots:
+            room_for(self.m.lim.max_slots, number, self.m.lim.max_slots)
+        if id is not None:
+            new = u32(id, "id")
+            check_id(self.lim, new, number)
+            if self.find(new, number) is not NULL:
+                raise InvalidRegionError(errno.EINVAL, f"slot {new} is there already", 5)
+
+    def _spoil(self):
+        """Makes the transaction one that can only be rolled back. For write/cuts.py."""
+        self.is_spoiled = True
+
     cdef int enter(self, str what) except -1:
+        if self.is_spoiled and self.state == OPEN:
+            raise RuntimeError(f"{what}: a change was begun and not finished; it can only be left")
         if self.state == ENDING:
             raise busy(what)
         if self.state != OPEN:

@@ -1,0 +1,207 @@
+"""Changes that cut and join slots, each made of deletes and creates in a transaction.
+
+Rule T1 (docs/changes.md) keeps the marks of the pages that stay.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING, NamedTuple, SupportsIndex
+
+from memslots.errors import InvalidRegionError, NoSuchSlotError, NotMappedError
+from memslots.values.integers import PAGE_SHIFT, field
+from memslots.values.records import Flags, Slot
+
+if TYPE_CHECKING:
+    from memslots.write.transaction import Transaction
+
+
+_FLAGS = Flags.LOG_DIRTY_PAGES | Flags.READONLY
+_MOST_PAGES = (1 << 31) - 1  # rule 4
+
+
+class _Part(NamedTuple):
+    """Pages of a slot, with the flags that they are to have."""
+
+    start_gfn: int
+    end_gfn: int
+    flags: int
+
+
+def unmap(tx: Transaction, start: SupportsIndex, end: SupportsIndex, as_id: SupportsIndex) -> None:
+    """Transaction.unmap."""
+    first, last = field(start, "start", 64), field(end, "end", 64)
+    cut = [
+        (slot, list(_outside(slot, first, last)))
+        for slot in tx.in_gfn_range(first, last, as_id=as_id)
+    ]
+    tx._check_cut(as_id, _additions(cut))
+    with _AllOrNothing(tx) as steps:
+        for slot, parts in cut:
+            steps.cut(slot, parts)
+
+
+def protect(
+    tx: Transaction,
+    start: SupportsIndex,
+    end: SupportsIndex,
+    flags: SupportsIndex,
+    as_id: SupportsIndex,
+) -> None:
+    """Transaction.protect."""
+    first, last = field(start, "start", 64), field(end, "end", 64)
+    bits = field(flags, "flags", 32)
+    if bits & ~_FLAGS:
+        raise InvalidRegionError(errno.EINVAL, f"unknown flags {bits:#x}", 1)
+    slots = tx.in_gfn_range(first, last, as_id=as_id)
+    gfn = first
+    for slot in slots:
+        if slot.base_gfn > gfn:
+            break
+        gfn = max(gfn, slot.end_gfn)
+    if gfn < last:
+        raise NotMappedError(errno.EFAULT, f"no slot holds gfn {gfn:#x}, so it has no flags")
+    cut = []
+    for slot in slots:
+        if slot.flags != bits:
+            inside = _Part(max(first, slot.base_gfn), min(last, slot.end_gfn), bits)
+            cut.append((slot, sorted([*_outside(slot, first, last), inside])))
+    tx._check_cut(as_id, _additions(cut))
+    with _AllOrNothing(tx) as steps:
+        for slot, parts in cut:
+            steps.cut(slot, parts)
+
+
+def split(
+    tx: Transaction,
+    slot: SupportsIndex,
+    gfn: SupportsIndex,
+    id: SupportsIndex | None,
+    as_id: SupportsIndex,
+) -> tuple[Slot, Slot]:
+    """Transaction.split."""
+    old = _slot(tx, slot, as_id)
+    page = field(gfn, "gfn", 64)
+    if not old.base_gfn < page < old.end_gfn:
+        raise InvalidRegionError(errno.EINVAL, f"{old} cannot be split at gfn {page:#x}")
+    parts = [_Part(old.base_gfn, page, old.flags), _Part(page, old.end_gfn, old.flags)]
+    tx._check_cut(as_id, 1, id)
+    with _AllOrNothing(tx) as steps:
+        one, two = steps.cut(old, parts, None if id is None else field(id, "id", 32))
+    return one, two
+
+
+def merge(
+    tx: Transaction, first: SupportsIndex, second: SupportsIndex, as_id: SupportsIndex
+) -> Slot:
+    """Transaction.merge."""
+    named, other = _slot(tx, first, as_id), _slot(tx, second, as_id)
+    one, two = sorted((named, other), key=lambda slot: slot.base_gfn)
+    why = ""
+    if one.end_gfn != two.base_gfn:
+        why = "they are not side by side in guest memory"
+    elif one.userspace_addr + one.memory_size != two.userspace_addr:
+        why = "host memory does not go on from one to the other"
+    elif one.flags != two.flags:
+        why = "their flags are different"
+    elif one.npages + two.npages > _MOST_PAGES:
+        why = f"a slot has at most {_MOST_PAGES} pages"
+    if why:
+        raise InvalidRegionError(errno.EINVAL, f"{one} and {two} cannot be merged: {why}")
+    with _AllOrNothing(tx) as steps:
+        steps.change(other, None)
+        steps.change(named, None)
+        npages = one.npages + two.npages
+        return steps.change(
+            None,
+            Slot(named.id, one.as_id, one.base_gfn, npages, one.userspace_addr, one.flags),
+        )
+
+
+def _slot(tx: Transaction, id: SupportsIndex, as_id: SupportsIndex) -> Slot:
+    found = tx.get(id, as_id=as_id)
+    if found is None:
+        raise NoSuchSlotError(errno.EINVAL, f"there is no slot {field(id, 'slot', 32)}", 3)
+    return found
+
+
+def _additions(cut: Sequence[tuple[Slot, Sequence[_Part]]]) -> int:
+    """How many slots more there are meanwhile, at most."""
+    return max(accumulate((len(parts) - 1 for _, parts in cut), initial=0))
+
+
+def _outside(slot: Slot, start: int, end: int) -> Iterator[_Part]:
+    """What of a slot lies outside of [start, end)."""
+    if slot.base_gfn < start:
+        yield _Part(slot.base_gfn, start, slot.flags)
+    if slot.end_gfn > end:
+        yield _Part(end, slot.end_gfn, slot.flags)
+
+
+class _AllOrNothing:
+    """Steps of a transaction that are undone if one of them fails."""
+
+    def __init__(self, tx: Transaction) -> None:
+        self._tx = tx
+        self._made: list[tuple[Slot | None, Slot | None]] = []
+
+    def __enter__(self) -> _AllOrNothing:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is None or not self._made:
+            return
+        try:
+            # Nothing of what it is to be again can be refused: it was so before.
+            for old, new in reversed(self._made):
+                self._step(new, old)
+        except BaseException:
+            # There is no memory, or a signal's handler has raised.
+            self._tx._spoil()
+            raise
+
+    def change(self, old: Slot | None, new: Slot | None) -> Slot:
+        """Delete (`new` is None), create (`old` is None) or change the flags of a slot."""
+        # Before: what is interrupted may be made.
+        self._made.append((old, new))
+        try:
+            return self._step(old, new)
+        except BaseException:
+            slot = old or new
+            assert slot is not None
+            if self._tx.get(slot.id, as_id=slot.as_id) == old:
+                self._made.pop()
+            raise
+
+    def _step(self, old: Slot | None, new: Slot | None) -> Slot:
+        if new is None:
+            assert old is not None
+            return self._tx.delete(old.id, as_id=old.as_id)
+        if old is not None:
+            return self._tx.set_flags(new.id, new.flags, as_id=new.as_id)
+        return self._tx.create(
+            new.id, new.base_gfn, new.npages, new.userspace_addr, new.flags, as_id=new.as_id
+        )
+
+    def cut(self, slot: Slot, parts: Sequence[_Part], id: int | None = None) -> list[Slot]:
+        """Put parts of a slot in its place. The first keeps the id, others get `id` or any."""
+        if len(parts) == 1 and parts[0][:2] == (slot.base_gfn, slot.end_gfn):
+            flags = parts[0].flags
+            if not (flags ^ slot.flags) & Flags.READONLY:
+                return [self.change(slot, _part(slot, slot.id, parts[0]))]
+        self.change(slot, None)
+        made = []
+        for number, part in enumerate(parts):
+            new_id = slot.id
+            if number:
+                new_id = self._tx.free_id(slot.as_id) if id is None else id
+            made.append(self.change(None, _part(slot, new_id, part)))
+        return made
+
+
+def _part(slot: Slot, id: int, part: _Part) -> Slot:
+    start, end, flags = part
+    hva = slot.userspace_addr + ((start - slot.base_gfn) << PAGE_SHIFT)
+    return Slot(id, slot.as_id, start, end - start, hva, flags)
