@@ -81,7 +81,7 @@ def mirrored(manual_dirty_log: int = 0) -> tuple[Memslots, Backend]:
     return vm, backend
 
 
-def agree(vm: Memslots, backend: Backend) -> None:
+def agree(vm: Memslots, backend: Logless) -> None:
     vm.check()
     backend.agrees(vm)
 

@@ -15,11 +15,13 @@ from backend import Logless
 from model import (
     BAD_HVA,
     NONE,
+    READONLY,
     Answer,
     Model,
     ModelSlot,
     ModelTransaction,
     Refused,
+    cut_steps,
     plain,
     state_of,
 )
@@ -33,6 +35,7 @@ from memslots import (
     MemoryMap,
     MemslotError,
     Memslots,
+    NoRoomError,
     NoSuchSlotError,
     NotMappedError,
     OverlapError,
@@ -54,6 +57,14 @@ class ListenerSaysNo(Exception):
 
 class GivenUp(Exception):
     pass
+
+
+def is_same_memory(old: ModelSlot, new: ModelSlot) -> bool:
+    """Whether a slot can become the other without being made anew (rule 5)."""
+    return (
+        (old.userspace_addr, old.npages) == (new.userspace_addr, new.npages)
+        and not (old.flags ^ new.flags) & READONLY
+    )  # fmt: skip
 
 
 def caught(kind: type[E], call: Callable[..., object], *args: object, **named: object) -> E:
@@ -291,6 +302,50 @@ class Compared:
         assert self.events == self.expected_events_of(told, gone, answer, before, hearing)
         if answer.refused_by is not None:
             self.trouble = None
+
+    def cut(
+        self, tx: Transaction, told: ModelTransaction, span: tuple[int, int, int | None], as_id: int
+    ) -> None:
+        """An unmap or, with flags, a protect."""
+        start, end, flags = span
+        try:
+            steps = cut_steps(told.trial, start, end, flags, as_id)
+        except ValueError:
+            steps = None
+        try:
+            if flags is None:
+                tx.unmap(start, end, as_id=as_id)
+            else:
+                tx.protect(start, end, flags, as_id)
+        except MemslotError:
+            assert steps is None
+            return
+        assert steps is not None
+        for verb, *args in steps:
+            assert told.step(verb, *args).done
+
+    def become(self, slots: list[tuple[int, ...]], as_id: int) -> None:
+        """To other slots, in as many calls as the plan has; without listeners."""
+        wanted = MemoryMap(slots, as_id)  # type: ignore[arg-type]
+        if len(wanted) > self.model.max_slots:
+            assert isinstance(caught(MemslotError, self.vm.become, wanted), NoRoomError)
+            return
+        made = self.vm.become(wanted)
+        assert self.vm.map(as_id) == wanted
+        told = ModelTransaction(self.model)
+        ids = {step.slot.id for step in made.steps}
+        pairs = [(told.trial.get(as_id, id), self.vm.map(as_id).get(id)) for id in ids]
+        for old, new in pairs:
+            if old and not (new and is_same_memory(old, plain(new))):
+                told.step("delete", old.id, as_id)
+        for old, new in pairs:
+            if new and old and is_same_memory(old, plain(new)):
+                told.step("move", old.id, new.base_gfn, as_id)
+                told.step("set_flags", old.id, int(new.flags), as_id)
+            elif new:
+                args = (new.base_gfn, new.npages, new.userspace_addr, int(new.flags))
+                told.step("create", new.id, *args, as_id)
+        assert told.end().done
 
     def step(self, tx: Transaction, told: ModelTransaction, verb: str, *args: int) -> None:
         if verb == "mark_dirty":  # by a reader, where the slots are still as they were

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from errno import EEXIST, EFAULT, EINVAL, ENOENT
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -421,6 +422,47 @@ class ModelTransaction:
                     for gfn in (old.base_gfn + page for page in list(log)):
                         if new.holds(gfn) and new.hva_of(gfn) == old.hva_of(gfn):
                             marks.add(gfn - new.base_gfn)
+
+
+Step = tuple[str, *tuple[int, ...]]  # a verb, and what it is called with
+
+
+def cut_steps(model: Model, start: int, end: int, flags: int | None, as_id: int) -> list[Step]:
+    """What unmap (flags None) or protect comes to, slot by slot. ValueError: it is refused."""
+    steps: list[Step] = []
+    held = model.in_gfn_range(as_id, start, end)
+    if flags is not None and sum(min(s.end_gfn, end) - max(s.base_gfn, start) for s in held) < (
+        end - start
+    ):
+        raise ValueError("a hole")
+    used = set(model.slots[as_id])
+    if flags is not None and flags & ~3:
+        raise ValueError("unknown flags")
+    for slot in held:
+        if slot.flags == flags:
+            continue
+        edges = sorted({slot.base_gfn, slot.end_gfn, *(e for e in (start, end) if slot.holds(e))})
+        parts = [
+            (first, last, flags if start <= first < end else slot.flags)
+            for first, last in pairwise(edges)
+        ]
+        parts = [part for part in parts if part[2] is not None]
+        if len(parts) == 1 and len(edges) == 2 and not (slot.flags ^ (parts[0][2] or 0)) & READONLY:
+            steps.append(("set_flags", slot.id, parts[0][2] or 0, as_id))
+            continue
+        steps.append(("delete", slot.id, as_id))
+        for number, (first, last, bits) in enumerate(parts):
+            id = slot.id
+            if number:
+                id = next(id for id in range(len(used) + 1) if id not in used)
+                used.add(id)
+            args = (id, first, last - first, slot.hva_of(first), bits or 0, as_id)
+            steps.append(("create", *args))
+        if not parts:
+            used.discard(slot.id)
+    if len(used) > model.max_slots:
+        raise ValueError("no room")
+    return steps
 
 
 def to_bitmap(pages: set[int], npages: int) -> bytearray:

@@ -131,6 +131,55 @@ class Machine(RuleBasedStateMachine):
 
         self.both.transaction(body)
 
+    @rule(
+        cuts=st.lists(
+            st.tuples(
+                st.integers(0, 60),
+                st.integers(0, 30),
+                st.sampled_from([None, None, 0, 1, 1, 2, 3, 4]),
+                good_as_ids,
+            ),
+            min_size=1,
+            max_size=3,
+        )
+    )
+    def cut(self, cuts: list[tuple[int, int, int | None, int]]) -> None:
+        """Unmap and protect."""
+
+        def body(tx: Transaction, told: ModelTransaction) -> None:
+            for start, length, bits, as_id in cuts:
+                self.both.cut(tx, told, (start, start + length, bits), as_id)
+            self.both.look_at_steps(tx, told.trial)
+
+        self.both.transaction(body)
+
+    @precondition(lambda self: not self.both.listeners)
+    @rule(as_id=good_as_ids, data=st.data())
+    def become(self, as_id: int, data: st.DataObject) -> None:
+        """Some slots as they are, some elsewhere or otherwise, some new."""
+        slots: list[tuple[int, ...]] = []
+        gfn = 0
+        there = self.both.model.in_order(as_id)
+        number: int = data.draw(st.integers(0, 7))
+        for _ in range(number):
+            gfn += data.draw(st.sampled_from([0, 0, 1, 7]))
+            length = data.draw(st.integers(1, 9))
+            hva = data.draw(hvas) % MAX_HVA & ~0xFFF
+            bits = 0
+            id: tuple[int, ...] = ()
+            again: int = data.draw(st.integers(0, 3))
+            if there and again:
+                old = data.draw(st.sampled_from(there))
+                length, hva, bits = old.npages, old.userspace_addr, old.flags
+                gfn = max(gfn, old.base_gfn) if data.draw(st.booleans()) else gfn
+                id = (old.id,) if data.draw(st.booleans()) else ()
+            if id and any(id == slot[4:] for slot in slots):
+                id = ()
+            if hva + (length << 12) <= MAX_HVA and gfn + length <= MAX_GFN:
+                slots.append((gfn, length, hva, data.draw(st.sampled_from([bits, 1])), *id))
+                gfn += length
+        self.both.become(slots, as_id)
+
     # Listeners
 
     @rule(number=st.integers(0, 3), kind=st.sampled_from([Listener, FullListener]))
