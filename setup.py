@@ -25,7 +25,7 @@ SELDOM_CALLED = {
     "memory/marks",
     "memory/segments",
     "values/limits",
-    "write/pickling",
+    "write/filling",
 }
 
 

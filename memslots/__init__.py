@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from memslots.dirty.runs import DirtyRun
     from memslots.memory.backing import Backing
     from memslots.memory.guestmemory import GuestMemory
-    from memslots.plans.plan import Plan, Window, plan
+    from memslots.mirror.plan import Plan, Window
+    from memslots.planning import plan
     from memslots.read.diff import MapDiff
     from memslots.read.memorymap import MemoryMap
     from memslots.write.transaction import Transaction
@@ -81,10 +82,10 @@ _LATE = {
     "GuestMemory": "memslots.memory.guestmemory",
     "MapDiff": "memslots.read.diff",
     "MemoryMap": "memslots.read.memorymap",
-    "Plan": "memslots.plans.plan",
+    "Plan": "memslots.mirror.plan",
     "Transaction": "memslots.write.transaction",
-    "Window": "memslots.plans.plan",
-    "plan": "memslots.plans.plan",
+    "Window": "memslots.mirror.plan",
+    "plan": "memslots.planning",
 }
 
 

@@ -8,7 +8,7 @@ from typing_extensions import disjoint_base
 
 from memslots.dirty.runs import DirtyRun
 from memslots.mirror.backend import Backend
-from memslots.plans.plan import Plan
+from memslots.mirror.plan import Plan
 from memslots.read.memorymap import Fields, MemoryMap
 from memslots.read.reader import AddressSpace, Reader, Vcpu
 from memslots.values.records import Change, Slot
@@ -24,7 +24,7 @@ class Memslots(Reader):
     inside a listener), MemoryError, and whatever a listener raises to refuse.
     """
 
-    # Two, so that limits can be given as a dictionary of numbers.
+    # Several, so that limits can be given as a dictionary of numbers.
     @overload
     def __new__(
         cls,
@@ -45,6 +45,30 @@ class Memslots(Reader):
         max_hva: SupportsIndex = ...,
         manual_dirty_log: SupportsIndex = ...,
         backend: Backend | None,
+    ) -> Self: ...
+    @overload
+    def __new__(
+        cls,
+        max_slots: SupportsIndex = ...,
+        *,
+        address_spaces: SupportsIndex = ...,
+        max_gfn: SupportsIndex = ...,
+        max_hva: SupportsIndex = ...,
+        manual_dirty_log: SupportsIndex = ...,
+        backend: Backend | None = ...,
+        map: MemoryMap | None,
+    ) -> Self: ...
+    @overload
+    def __new__(
+        cls,
+        map: MemoryMap,
+        /,
+        *,
+        address_spaces: SupportsIndex = ...,
+        max_gfn: SupportsIndex = ...,
+        max_hva: SupportsIndex = ...,
+        manual_dirty_log: SupportsIndex = ...,
+        backend: Backend | None = ...,
     ) -> Self: ...
     def set_region(
         self,
@@ -72,6 +96,10 @@ class Memslots(Reader):
 
         InvalidRegionError, OverlapError. O(log n).
         """
+    def create_many(
+        self, slots: MemoryMap | Iterable[Slot | Fields], *, as_id: SupportsIndex | None = None
+    ) -> list[Slot]:
+        """Create all of the slots, or none; in gfn order. Errors as create, and NoRoomError."""
     def move(self, slot: SupportsIndex, base_gfn: SupportsIndex, as_id: SupportsIndex = 0) -> Slot:
         """Move a slot to another first page.
 

@@ -57,6 +57,7 @@ For memslots alone:
   machine      machine_new machine_free
   index_policy index_policy_current index_policy_pays
                index_policy_build index_policy_copy
+  fill         fill fill_get fill_put fill_drop
   lookup       lookup_row lookup_shared
   search       search_one
   layout       layout_number

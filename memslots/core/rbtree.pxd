@@ -104,6 +104,11 @@ cdef rb_node *rb_end(const rb_root *root, int side) noexcept nogil
 # walk.
 cdef rb_node *rb_step(const rb_node *node, int side) noexcept nogil
 
+# Makes a tree, which is empty, of `count` nodes in order, each `distance` from the address in
+# `items`. O(count).
+cdef void rb_build(
+    rb_root *root, void *const *items, size_t count, ptrdiff_t distance
+) noexcept nogil
 # Puts in a node that is in no tree, after all nodes of an equal key. O(log n).
 cdef void rb_insert(rb_root *root, rb_node *node) noexcept nogil
 # The same where it is known after which node (NULL: it is the first). Its key must sort there. Only

@@ -241,6 +241,38 @@ cdef void rb_insert_after(rb_root *root, rb_node *before, rb_node *node) noexcep
     link_at(root, parent, link, node)
 
 
+cdef rb_node *build(
+    rb_root *root, void *const *items, size_t count, ptrdiff_t distance, rb_node *parent, int reds
+) noexcept nogil:
+    """A subtree of the nodes; those `reds` levels below are red.
+
+    Halving leaves no two ways of lengths that differ by more than one. All levels but the last are
+    full: these are black (R4), and the last one is red under black parents (R3).
+    """
+    cdef size_t middle = count // 2
+    cdef rb_node *node
+    if count == 0:
+        return NULL
+    node = <rb_node *>(<char *>items[middle] + distance)
+    node.parent_and_color = <size_t>parent | (RB_RED if reds == 0 else RB_BLACK)
+    node.child[0] = build(root, items, middle, distance, node, reds - 1)
+    node.child[1] = build(
+        root, items + middle + 1, count - middle - 1, distance, node, reds - 1
+    )
+    if root.refresh is not NULL:
+        root.refresh(root, node)
+    return node
+
+
+cdef void rb_build(
+    rb_root *root, void *const *items, size_t count, ptrdiff_t distance
+) noexcept nogil:
+    cdef int full = 0  # levels that have all their nodes
+    while (<size_t>2 << full) - 1 <= count:
+        full += 1
+    root.node = build(root, items, count, distance, NULL, full)
+
+
 cdef void rb_erase(rb_root *root, rb_node *node) noexcept nogil:
     cdef rb_node *heir  # takes the place of `node`
     cdef rb_node *orphan  # takes the place that the heir leaves, or the node's own; may be NULL

@@ -67,6 +67,10 @@ cdef void slotset_follow(slotset *set, slot *old, slot *new, idtable_spare *spar
 cdef void slotset_put_after(
     slotset *set, slot *before, slot *new, idtable_spare *spare
 ) noexcept nogil
+# Fills a set that is empty with slots, given by gfn and by host address; takes `spare`. O(count).
+cdef void slotset_fill(
+    slotset *set, slot **slots, slot **by_hva, uint32_t count, idtable_spare *spare
+) noexcept nogil
 # A slot other than `except_for` (may be NULL) that has a gfn in [base_gfn, base_gfn + npages), or
 # NULL; in *before the last slot that begins at base_gfn or before it, or NULL. O(log n).
 cdef slot *slotset_overlap(

@@ -20,6 +20,7 @@ from memslots.core.idtable cimport (
 )
 from memslots.core.index cimport INDEX_FEW, index_drop
 from memslots.core.rbtree cimport (
+    rb_build,
     rb_erase,
     rb_init,
     rb_insert,
@@ -207,3 +208,19 @@ cdef slot *slotset_clash(const slotset *set, const slot *s) noexcept nogil:
     if before is not NULL and slot_end_gfn(before) > s.base_gfn:
         return before
     return after if after is not NULL and after.base_gfn < slot_end_gfn(s) else NULL
+
+
+cdef void slotset_fill(
+    slotset *set, slot **slots, slot **by_hva, uint32_t count, idtable_spare *spare
+) noexcept nogil:
+    cdef slot shape  # only its layout is used
+    cdef uint32_t i
+    rb_build(
+        &set.gfn_tree, <void *const *>slots, count, distance(&shape, &shape.gfn_node[set.k])
+    )
+    rb_build(
+        &set.hva_tree, <void *const *>by_hva, count, distance(&shape, &shape.hva_node[set.k])
+    )
+    for i in range(count):
+        idtable_add(&set.ids, slots[i], spare)
+        set.npages += slots[i].npages

@@ -33,6 +33,9 @@ from memslots.core.region cimport change_kind, limits, refusal, region, ruling
 from memslots.core.slot cimport slot
 from memslots.core.space cimport space
 
+cdef enum:
+    DIRTY_LOG_INITIALLY_SET = 1 << 1  # the bit of manual_dirty_log for it
+
 cdef struct change:
     change_kind kind
     space *sp

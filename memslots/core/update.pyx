@@ -40,9 +40,6 @@ from memslots.core.space cimport (
 )
 from memslots.core.units cimport gfn_t
 
-cdef enum:
-    DIRTY_LOG_INITIALLY_SET = 1 << 1  # the bit of manual_dirty_log for it
-
 
 cdef void hold(change *c, slotset *set, slot *s) noexcept nogil:
     """Makes the set hold `s` in this change's place."""

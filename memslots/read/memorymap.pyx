@@ -1089,3 +1089,11 @@ def map_of(Reader reader not None, uint32_t as_id):
     made.nr_pages = npages
     made.is_made = True
     return made
+
+
+cdef int map_index(object map, const index **ix, uint32_t *as_id) except -1:
+    if not isinstance(map, MemoryMap):
+        raise TypeError(f"not a MemoryMap: {type(map).__name__!r}")
+    ix[0] = (<MemoryMap>map).ix
+    as_id[0] = (<MemoryMap>map).as_id
+    return 0

@@ -3,6 +3,7 @@ from types import TracebackType
 from typing import NoReturn, Self, SupportsIndex, TypeVar, final, overload
 
 from memslots.mirror.planner import Call
+from memslots.read.memorymap import Fields, MemoryMap
 from memslots.values.records import Change, Slot
 
 _Default = TypeVar("_Default")
@@ -43,6 +44,10 @@ class Transaction:
         as_id: SupportsIndex = 0,
     ) -> Slot:
         """As Memslots.create, in this transaction."""
+    def create_many(
+        self, slots: MemoryMap | Iterable[Slot | Fields], as_id: SupportsIndex | None = None
+    ) -> list[Slot]:
+        """As Memslots.create_many, in this transaction."""
     def move(self, slot: SupportsIndex, base_gfn: SupportsIndex, as_id: SupportsIndex = 0) -> Slot:
         """As Memslots.move, in this transaction."""
     def set_flags(
@@ -79,6 +84,8 @@ class Transaction:
         self, as_id: SupportsIndex, additions: int, id: SupportsIndex | None = None
     ) -> None:
         """Raises what would come of so many more slots, one of them of this id."""
+    def _set_calls(self, calls: Iterable[Call]) -> None:
+        """Has a backend make these calls at the end, not those that the steps come to."""
     def _spoil(self) -> None:
         """Makes the transaction one that can only be rolled back."""
     def lookup(self, gfn: SupportsIndex, as_id: SupportsIndex = 0) -> Slot | None:
@@ -100,6 +107,3 @@ class Transaction:
 
 def transaction_of(owner: object, writer: object) -> Transaction:
     """A Transaction on what a Writer writes, not begun."""
-
-def set_calls(tx: Transaction, calls: Iterable[Call]) -> None:
-    """Has a backend make these calls at the end, which come to what all steps came to so far."""

@@ -140,7 +140,7 @@ cdef class Transaction(Target):
     cdef progress state
     # a method is at work: what it runs in between (a finalizer, say) may not begin another
     cdef bint in_step
-    # a cut could not be finished, nor undone: it can only be rolled back
+    # a change of many steps could not be finished, nor undone: it can only be rolled back
     cdef bint is_spoiled
     cdef tuple subscriptions  # who hears of it: those of when it was begun that are there still
     cdef change first[FEW]
@@ -155,7 +155,7 @@ cdef class Transaction(Target):
     # by as_id: an own FreeIds of what is deleted here, and what is on loan from the Writer's; None:
     # no id was asked for
     cdef dict ids
-    # those that a backend is asked for in place of what `steps` come to (set_calls), or None
+    # those that a backend is asked for in place of what `steps` come to (_set_calls), or None
     cdef object calls
     cdef uint32_t additions[MAX_SPACES]  # ids of each space that the active set does not hold
     cdef idtable_spare spare[MAX_SPACES]  # memory for these to go into the set that is active now
@@ -216,6 +216,12 @@ cdef class Transaction(Target):
     def delete(self, slot, as_id=0):
         """As Memslots.delete, in this transaction."""
         return operation_delete(self, slot, as_id)
+
+    def create_many(self, slots, as_id=None):
+        """As Memslots.create_many, in this transaction."""
+        from memslots.write.filling import create_many
+
+        return create_many(self, slots, as_id)
 
     def unmap(self, start, end, as_id=0):
         """As Memslots.unmap, in this transaction."""
@@ -331,7 +337,7 @@ cdef class Transaction(Target):
     def _check_cut(self, as_id, additions, id=None):
         """Raises what would come of so many more slots, one of them of this id.
 
-        For write/cuts.py: so that what a caller may have done wrong is found before anything is
+        For cuts.py: so that what a caller may have done wrong is found before anything is
         done.
         """
         cdef uint32_t number = u32(as_id, "as_id")
@@ -345,8 +351,15 @@ cdef class Transaction(Target):
             if self.find(new, number) is not NULL:
                 raise InvalidRegionError(errno.EINVAL, f"slot {new} is there already", 5)
 
+    def _set_calls(self, calls):
+        """Has a backend make these calls at the end, which come to what all steps came to so far.
+
+        For mirror/plan.py.
+        """
+        self.calls = calls
+
     def _spoil(self):
-        """Makes the transaction one that can only be rolled back. For write/cuts.py."""
+        """Makes the transaction one that can only be rolled back: part of a change is made."""
         self.is_spoiled = True
 
     cdef int enter(self, str what) except -1:
@@ -640,11 +653,6 @@ cdef class Transaction(Target):
         self.room = FEW
         for as_id in range(self.m.lim.nspaces):
             idtable_drop_spare(&self.spare[as_id])
-
-
-def set_calls(Transaction tx not None, calls):
-    """Has a backend make these calls at the end, which come to what all steps came to so far."""
-    tx.calls = calls
 
 
 def transaction_of(owner, Writer writer not None):

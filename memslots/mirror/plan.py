@@ -7,6 +7,7 @@ from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, SupportsIndex
 
@@ -16,7 +17,6 @@ from memslots.errors import (
     NoWindowError,
     WrongAnswerError,
 )
-from memslots.memslots import Memslots
 from memslots.mirror.planner import (
     Aside,
     Call,
@@ -36,10 +36,11 @@ from memslots.values.records import (
     region_arguments,
     size_text,
 )
-from memslots.write.transaction import Transaction, set_calls
 
 if TYPE_CHECKING:
+    from memslots.memslots import Memslots
     from memslots.read.memorymap import Fields
+    from memslots.write.transaction import Transaction
 
 #: What KVM has on x86.
 _MAX_SLOTS = 32764
@@ -73,7 +74,7 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """The calls that make one map of another; made by `plan`.
+    """The calls that make one map of another; made by `memslots.plan`.
 
     Prints as a table of its calls and windows. ``len(plan)`` is the number of calls.
     """
@@ -88,6 +89,7 @@ class Plan:
     """The calls, each with the slot before it and after, None where there is none."""
     windows: tuple[Window, ...]
     """What both maps have and is absent in between, in order of the call that takes it away."""
+    _memslots: type[Memslots] = dataclass_field(repr=False, compare=False)
 
     @cached_property
     def calls(self) -> list[SetRegion]:
@@ -117,7 +119,7 @@ class Plan:
         -----
         O(n + k log n).
         """
-        vm = Memslots(
+        vm = self._memslots(
             max_slots=max(self.max_slots, 1),
             address_spaces=self.wanted.as_id + 1,
             max_gfn=self.max_gfn,
@@ -200,60 +202,20 @@ def _set(vm: Memslots | Transaction, step: Call) -> None:
             vm.set_flags(after.id, after.flags, as_id=after.as_id)
 
 
-def plan(
+def plan_between(
     current: Memslots | MemoryMap,
     wanted: MemoryMap | Iterable[Slot | Fields],
-    *,
-    max_slots: SupportsIndex | None = None,
-    max_gfn: SupportsIndex | None = None,
-    keep: Iterable[tuple[SupportsIndex, SupportsIndex]] = (),
+    max_slots: SupportsIndex | None,
+    max_gfn: SupportsIndex | None,
+    keep: Iterable[tuple[SupportsIndex, SupportsIndex]],
+    memslots: type[Memslots],
 ) -> Plan:
-    """The fewest calls of set_region from one map to another.
-
-    Among plans of as few calls it is one with the fewest pages absent in between. A slot that is in
-    both maps is not touched. A slot that is wanted elsewhere, or with other flags, is moved or
-    changed where rule 5 allows it, and keeps its dirty log. No two slots overlap on the way; where
-    slots wait for each other's places, one steps aside.
-
-    Parameters
-    ----------
-    current : Memslots or MemoryMap
-        What there is.
-    wanted : MemoryMap, or what makes one
-        What there is to be, in the same address space; of a Memslots, in that of `wanted`. A slot
-        without an id of its own keeps the id that the slot in its place has, else it gets the
-        lowest that is free.
-    max_slots, max_gfn : int, optional
-        Ids are below, pages at most; if left out, those of `current`, or of a Memslots by default.
-    keep : iterable of (int, int), optional
-        Runs of pages [start_gfn, end_gfn) that are to be there all the time if both maps have them,
-        even at the price of more calls.
-
-    Returns
-    -------
-    Plan
-
-    Raises
-    ------
-    NoRoomError
-        `wanted` has more slots than there may be.
-    NoWindowError
-        A page that is to be kept cannot be: its slot must be replaced.
-    InvalidRegionError, OverlapError
-        `wanted` cannot be: an id that is not below max_slots (rule 2), a page above max_gfn
-        (rule 7), another address space; or, where it is not a MemoryMap, as MemoryMap.
-
-    Notes
-    -----
-    O(n + m + k log k) for k slots that change. Where several slots on the same host memory are to
-    be in several places, a thousand ways to pair them are compared, fewer if there are many; and
-    slots that wait for each other in a circle take longer (docs/kvm.md).
-    """
-    if not isinstance(current, Memslots | MemoryMap):
+    """memslots.plan; `memslots` is the class that the plan can be tried on."""
+    if not isinstance(current, memslots | MemoryMap):
         raise TypeError(f"current is a Memslots or MemoryMap, not {type(current).__name__!r}")
     if not isinstance(wanted, MemoryMap):
         wanted = MemoryMap(wanted, current.as_id)
-    now = current.map(wanted.as_id) if isinstance(current, Memslots) else current
+    now = current if isinstance(current, MemoryMap) else current.map(wanted.as_id)
     slots = _limit(current, "max_slots", max_slots, _MAX_SLOTS)
     top = _limit(current, "max_gfn", max_gfn, _MAX_GFN)
     ranges = _ranges(keep)
@@ -278,7 +240,7 @@ def plan(
                     f" {window.from_call}, which takes {steps[window.from_call].before} away, and"
                     f" call {window.to_call}",
                 )
-    return Plan(now, wanted, slots, top, steps, windows)
+    return Plan(now, wanted, slots, top, steps, windows, memslots)
 
 
 def _limit(current: object, name: str, given: SupportsIndex | None, default: int) -> int:
@@ -370,8 +332,8 @@ def _given_back(absent: list[tuple[int, int, int]], slot: Slot, number: int) -> 
     return found
 
 
-def apply(vm: Memslots, plan: Plan) -> None:
-    """Make what a plan comes to, as one transaction."""
+def apply(vm: Memslots, plan: object) -> None:
+    """Memslots.apply."""
     if not isinstance(plan, Plan):
         raise TypeError(f"a Plan is made by memslots.plan; this is {type(plan).__name__!r}")
     with vm.transaction() as tx:
@@ -383,14 +345,15 @@ def become(
     wanted: MemoryMap | Iterable[Slot | Fields],
     as_id: SupportsIndex | None,
     keep: Iterable[tuple[SupportsIndex, SupportsIndex]],
+    memslots: type[Memslots],
 ) -> Plan:
-    """Plan and apply, with no change of anybody else's in between."""
+    """Memslots.become."""
     if not isinstance(wanted, MemoryMap):
         wanted = MemoryMap(wanted, as_id)
     elif as_id is not None and field(as_id, "as_id", 32) != wanted.as_id:
         raise ValueError(f"the map is of address space {wanted.as_id}, not {as_id}")
     with vm.transaction() as tx:
-        made = plan(vm, wanted, keep=keep)
+        made = plan_between(vm, wanted, None, None, keep, memslots)
         _stage(tx, made)
     return made
 
@@ -423,4 +386,4 @@ def _stage(tx: Transaction, plan: Plan) -> None:
     for before, after in changed:
         if after is not None:
             _set(tx, Call(before if before and same_memory(before, after) else None, after))
-    set_calls(tx, plan.steps)
+    tx._set_calls(plan.steps)

@@ -1,0 +1,34 @@
+"""An address space that is empty and that nobody reads yet, filled in one pass.
+
+The trees are built from the bottom, not slot by slot: O(n), where the slots are in the order of
+their host addresses too, else O(n log n).
+
+    fill_get     all memory, and the rules; the only step that can fail
+    ... the owner of the sets attaches the records to the slots ...
+    then either  fill_put    both sets hold the slots (P1)
+    or           fill_drop   they are freed; the records are the caller's, to let go before
+"""
+
+from libc.stdint cimport uint32_t
+
+from memslots.core.idtable cimport idtable_spare
+from memslots.core.index cimport index
+from memslots.core.region cimport limits, refusal, region
+from memslots.core.slot cimport slot
+from memslots.core.space cimport space
+
+cdef struct fill:
+    space *sp
+    slot **slots  # by gfn
+    slot **by_hva  # by host address; may be `slots` itself
+    uint32_t count  # of either
+    idtable_spare spare[2]  # [k]: for set k's id table
+
+
+# Makes a slot of each row. Anything but ALLOWED: nothing is left allocated; for what a rule
+# refuses, *wrong is the region.
+cdef refusal fill_get(
+    fill *f, space *sp, const index *ix, const limits *lim, region *wrong
+) noexcept nogil
+cdef void fill_put(fill *f) noexcept nogil
+cdef void fill_drop(fill *f) noexcept nogil

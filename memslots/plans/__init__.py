@@ -1,1 +1,0 @@
-"""Getting from one map to another."""

@@ -1,0 +1,182 @@
+"""Many slots at once: a Memslots made of a map or of a pickle, and create_many."""
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from memslots.core.fill cimport fill, fill_drop, fill_get, fill_put
+from memslots.core.index cimport (
+    INDEX_ANY_ID,
+    index,
+    index_flags,
+    index_row,
+    index_userspace_addr,
+)
+from memslots.core.region cimport ALLOWED, NO_MEMORY, change_kind, refusal
+from memslots.core.slot cimport region
+from memslots.core.space cimport SWAPPING, space, space_generation
+from memslots.dirty.logs cimport get_log, put_log
+from memslots.read.memorymap cimport map_index
+from memslots.read.reader cimport Reader
+from memslots.values.integers cimport u32, u64
+from memslots.values.limits cimport limits_of
+from memslots.values.rules cimport check_as_id, check_region, refusal_error, room_for
+from memslots.write.operations cimport Target, operation_create, operation_delete
+from memslots.write.writer cimport Writer, attach_record, release_record
+
+from memslots.read.memorymap import MemoryMap
+from memslots.values.records import Flags
+
+
+cdef object space_state(Reader reader):
+    """An address space: its generation, and its Slots with their dirty logs or None."""
+    slots = [
+        (
+            record,
+            bytes(get_log(reader.m, record.id, record.as_id, False))
+            if record.flags & Flags.LOG_DIRTY_PAGES
+            else None,
+        )
+        for record in reader
+    ]
+    return space_generation(reader.sp), slots
+
+
+cdef int restore_space(Writer writer, uint32_t as_id, object state) except -1:
+    """Fills an empty address space. A state that breaks a rule is refused by that rule."""
+    cdef space *sp = writer.m.spaces[as_id]
+    generation, slots = state
+    cdef uint64_t last = u64(generation, "generation")
+    for record, log in slots:
+        operation_create(
+            writer,
+            record.id,
+            record.base_gfn,
+            record.npages,
+            record.userspace_addr,
+            record.flags,
+            as_id,
+        )
+        if log is not None:
+            put_log(writer.m, record.id, as_id, log)
+    # Nobody else has seen this machine yet, so no cache holds one of its generations.
+    check_generation(as_id, sp.nspaces, last)
+    sp.active.generation = last
+    return 0
+
+
+cdef int check_generation(uint32_t as_id, uint32_t nspaces, uint64_t generation) except -1:
+    # There must be room to go on.
+    if generation % nspaces != as_id or generation >= SWAPPING >> 1:
+        raise ValueError(f"address space {as_id} cannot have generation {generation:#x}")
+    return 0
+
+
+cdef int check_spaces(uint32_t nspaces, object spaces) except -1:
+    if len(spaces) != nspaces:
+        raise ValueError(f"{len(spaces)} address spaces where there are {nspaces}")
+    return 0
+
+
+def state_of(vm):
+    """Returns the limits, as the arguments of Memslots, and for each address space its generation,
+    and the Slots with their dirty logs. The caller is the writer, so that it is all of one moment.
+    """
+    spaces = [space_state(vm.address_space(as_id)) for as_id in range(vm.address_spaces)]
+    return limits_of(vm), spaces
+
+
+def restore(Writer writer not None, spaces):
+    """Makes a Writer's machine, which is new and empty, what the second of these says."""
+    check_spaces(writer.m.lim.nspaces, spaces)
+    for as_id, state in enumerate(spaces):
+        restore_space(writer, as_id, state)
+
+
+def fill_with(Writer writer not None, map):
+    """Puts the slots of a MemoryMap into a Writer's machine, which is new and empty. O(n)."""
+    cdef const index *ix
+    cdef uint32_t as_id
+    cdef uint32_t i
+    cdef region wrong
+    cdef refusal why
+    cdef fill f
+    map_index(map, &ix, &as_id)
+    check_as_id(writer.lim, as_id)
+    if ix is NULL:
+        return
+    with nogil:
+        why = fill_get(&f, writer.m.spaces[as_id], ix, writer.lim, &wrong)
+    if why == NO_MEMORY:
+        raise MemoryError("no memory for the slots of a MemoryMap")
+    if why != ALLOWED:
+        raise refusal_error(why, writer.lim, &wrong, NULL, "")
+    try:
+        for i in range(f.count):
+            attach_record(f.slots[i])
+    except BaseException:
+        for i in range(f.count):
+            release_record(f.slots[i])
+        fill_drop(&f)
+        raise
+    with nogil:
+        fill_put(&f)
+
+
+def create_many(Target to not None, slots, as_id):
+    """Creates all the slots in a transaction, or none.
+
+    Returns
+    -------
+    list of Slot
+        In gfn order.
+    """
+    cdef const index *ix
+    cdef uint32_t space_id
+    cdef uint32_t i, count
+    cdef list made
+    cdef uint32_t id = 0
+    map = slots if isinstance(slots, MemoryMap) else MemoryMap(slots, as_id)
+    map_index(map, &ix, &space_id)
+    if as_id is not None and u32(as_id, "as_id") != space_id:
+        raise ValueError(f"the map is of address space {space_id}, not {as_id}")
+    check_as_id(to.lim, space_id)
+    count = ix.count if ix is not NULL else 0
+    made = [None] * count
+    try:
+        # Those with ids of their own first: the others take what is free.
+        for i in range(count):
+            if not ix.rows[i].hva & INDEX_ANY_ID:
+                made[i] = create_row(to, &ix.rows[i], space_id, <uint32_t>ix.rows[i].id)
+        for i in range(count):
+            if ix.rows[i].hva & INDEX_ANY_ID:
+                while id < to.lim.max_slots and to.find(id, space_id) is not NULL:
+                    id += 1
+                if id == to.lim.max_slots:
+                    room_for(id, space_id, id)
+                made[i] = create_row(to, &ix.rows[i], space_id, id)
+    except BaseException:
+        try:
+            for slot in made:
+                if slot is not None:
+                    operation_delete(to, slot.id, slot.as_id)
+        except BaseException:
+            to._spoil()
+            raise
+        raise
+    return made
+
+
+cdef object create_row(Target to, const index_row *row, uint32_t as_id, uint32_t id):
+    cdef region r
+    cdef change_kind done
+    r.id = id
+    r.as_id = as_id
+    r.flags = index_flags(row)
+    r.base_gfn = row.base_gfn
+    r.npages = row.npages
+    r.userspace_addr = index_userspace_addr(row)
+    to.enter("a change")
+    try:
+        check_region(to.lim, &r)
+        return to.make(&r, to.find(r.id, as_id), True, &done)
+    finally:
+        to.leave()

@@ -1,0 +1,193 @@
+"""Many slots at once: Memslots(map) and create_many."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from allocations import each_failure
+from backend import Backend, agree
+from hypothesis import given
+from hypothesis import strategies as st
+from maps import maps
+from model import state_of
+
+from memslots import (
+    Change,
+    Flags,
+    InvalidRegionError,
+    MemoryMap,
+    Memslots,
+    NoRoomError,
+    OverlapError,
+    Slot,
+)
+
+
+def map_of(n: int, turned: bool = False) -> MemoryMap:
+    """n slots; in host memory in the other order if `turned`."""
+    return MemoryMap([(3 * i, 2, ((n - i) if turned else i) << 20, i % 4) for i in range(n)])
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_of_any_number_of_slots(turned: bool) -> None:
+    """The checker walks the trees, which are built from the bottom."""
+    for n in [*range(70), 127, 128, 129, 1000]:
+        m = map_of(n, turned)
+        vm = Memslots(m)
+        vm.check()
+        assert vm.map() == m and list(vm) == list(m) and vm.nr_pages == m.nr_pages
+        assert vm.generation == Memslots().generation
+        for slot in list(m)[::7]:
+            assert vm.lookup(slot.base_gfn + 1) == slot == vm.get(slot.id)
+            assert vm.hva_to_gpa(slot.userspace_addr) == slot.guest_phys_addr
+    for slot in list(vm)[::3]:
+        vm.delete(slot.id)
+        vm.check()
+    vm.create(0, 1 << 30, 1, 0)
+    vm.check()
+
+
+@given(maps(), st.sampled_from([0, 1, 3]))
+def test_as_if_created_one_by_one(m: MemoryMap, mode: int) -> None:
+    vm = Memslots(map=m, manual_dirty_log=mode)
+    one_by_one = Memslots(manual_dirty_log=mode)
+    together = Memslots(manual_dirty_log=mode)
+    for slot in m:
+        one_by_one.create(slot.id, slot.base_gfn, slot.npages, slot.userspace_addr, slot.flags)
+    assert together.create_many(m) == list(m) == list(vm)
+    runs = one_by_one.take_dirty_runs()
+    for other in (vm, together):
+        other.check()
+        assert other.map() == one_by_one.map()
+        assert other.take_dirty_runs() == runs
+
+
+def test_a_map_of_another_address_space() -> None:
+    m = MemoryMap([(0, 1, 0)], as_id=1)
+    vm = Memslots(m, address_spaces=2)
+    assert len(vm) == 0 and list(vm.address_space(1)) == list(m)
+    vm.check()
+    with pytest.raises(InvalidRegionError, match="address space"):
+        Memslots(m)
+
+
+def test_with_a_backend() -> None:
+    backend = Backend(100, max_gfn=200)
+    m = map_of(9)
+    vm = Memslots(backend=backend, max_gfn=200, max_slots=100, map=m)
+    agree(vm, backend)
+    assert vm.map() == m
+
+
+@pytest.mark.parametrize(
+    ("limits", "error"),
+    [
+        ({"max_slots": 9}, InvalidRegionError),
+        ({"max_gfn": 27}, InvalidRegionError),
+        ({"max_hva": 5 << 20}, InvalidRegionError),
+    ],
+)
+def test_what_the_limits_refuse(limits: dict[str, int], error: type[Exception]) -> None:
+    m = map_of(10)
+    with pytest.raises(error) as refused:
+        Memslots(map=m, **limits)  # type: ignore[call-overload]
+    one_by_one = Memslots(**limits)
+    with pytest.raises(error) as same:
+        for slot in m:
+            one_by_one.create(slot.id, slot.base_gfn, slot.npages, slot.userspace_addr)
+    assert refused.value.args == same.value.args
+
+
+def test_what_is_no_map() -> None:
+    for wrong in ("abc", [(0, 1, 0)], 5.0):
+        with pytest.raises(TypeError):
+            Memslots(wrong)  # type: ignore[call-overload]
+        with pytest.raises(TypeError, match="not a MemoryMap"):
+            Memslots(map=wrong)  # type: ignore[call-overload]
+
+
+def test_no_memory_for_a_memslots(drivers: Any) -> None:
+    m = map_of(40, turned=True)
+
+    def make() -> None:
+        Memslots(map=m)
+        gc.collect()
+
+    assert each_failure(drivers("alloc"), make, gc.collect) > 10  # type: ignore[arg-type]
+
+
+# create_many
+
+
+def test_ids_and_what_is_there_already() -> None:
+    vm = Memslots(max_slots=8)
+    vm.create(1, 0, 1, 0)
+    vm.create(3, 1, 1, 0)
+    made = vm.create_many([(10, 1, 0), (20, 1, 0, 1, 2), (15, 1, 0), (30, 1, 0)])
+    assert [(slot.id, slot.base_gfn) for slot in made] == [(0, 10), (4, 15), (2, 20), (5, 30)]
+    with vm.transaction() as tx:
+        tx.delete(0)
+        assert [slot.id for slot in tx.create_many([(40, 1, 0)])] == [0]
+        assert tx.create_many([]) == []
+    vm.check()
+
+
+WRONG: list[tuple[Callable[[Any], object], type[Exception], str]] = [
+    (lambda to: to.create_many([(50, 1, 0), (60, 1, 0, 0, 3)]), InvalidRegionError, "in use"),
+    (lambda to: to.create_many([(50, 1, 0), (60, 1, 0, 0, 8)]), InvalidRegionError, "slot 8 of"),
+    (lambda to: to.create_many([(50 + i, 1, 0) for i in range(7)]), NoRoomError, "no free id"),
+    (lambda to: to.create_many([(50, 1, 0), (1 << 41, 1, 0)]), InvalidRegionError, "max_gfn"),
+    (lambda to: to.create_many([(50, 1, 0)], as_id=1), InvalidRegionError, "address space"),
+    (lambda to: to.create_many([(50, 2, 0), (51, 1, 0)]), OverlapError, "slots 0 and 1"),
+    (lambda to: to.create_many(MemoryMap(), as_id=5), ValueError, "of address space 0, not 5"),
+    (lambda to: to.create_many(5), TypeError, "not iterable"),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "text"), WRONG)
+def test_all_or_nothing(call: Callable[[Any], object], error: type[Exception], text: str) -> None:
+    vm = Memslots(max_slots=8)
+    vm.create(1, 0, 1, 0)
+    vm.create(3, 1, 1, 0)
+    before = state_of(vm)
+    with pytest.raises(error, match=text):
+        call(vm)
+    assert state_of(vm) == before
+    with vm.transaction() as tx:
+        with pytest.raises(error, match=text):
+            call(tx)
+        assert tx.in_gfn_range(0, 1 << 50) == list(vm)
+    assert state_of(vm) == before
+    with pytest.raises(OverlapError):
+        vm.create_many([(50, 1, 0), (0, 1, 0)])
+    assert state_of(vm) == before
+
+
+def test_no_memory(drivers: Any) -> None:
+    vm = Memslots()
+    vm.create(0, 0, 1, 0)
+    before = state_of(vm)
+
+    def unharmed() -> None:
+        assert state_of(vm) == before
+        vm.check()
+
+    m = map_of(20) - MemoryMap([(0, 4, 0)])
+    assert each_failure(drivers("alloc"), lambda: vm.create_many(m), unharmed) > 10
+
+
+def test_listeners_hear_of_each() -> None:
+    told: list[tuple[Change, Slot | None]] = []
+
+    class Listener:
+        def commit(self, change: Change, old: Slot | None, new: Slot | None) -> None:
+            told.append((change, new))
+
+    vm = Memslots()
+    vm.subscribe(Listener())
+    made = vm.create_many(map_of(5))
+    assert told == [(Change.CREATE, slot) for slot in made]
+    assert made[1].flags is Flags.LOG_DIRTY_PAGES
