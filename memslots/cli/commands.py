@@ -1,4 +1,4 @@
-"""The commands of `memslots`: replay, lookup and bench."""
+"""The commands of `memslots`: replay, plan, diff, lookup and bench."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from memslots import __version__, bench
+from memslots import PAGE_SHIFT, MemslotError, Plan, __version__, bench, plan
 from memslots.cli import json_output, text_output
 from memslots.cli.kernel_memory import (
     Allowance,
@@ -32,8 +32,9 @@ from memslots.cli.kernel_memory import (
     available,
     size,
 )
+from memslots.cli.maps import Maps, read_maps
 from memslots.cli.plots import draw
-from memslots.errors import KvmError
+from memslots.errors import KvmError, KvmUnavailableError
 from memslots.replay import Report, replay
 from memslots.replay.live import LiveVM
 from memslots.traces import FORMATS, Trace, TraceError, open_trace
@@ -351,6 +352,142 @@ def _plotter(path: str) -> Callable[[bench.Report], None] | None:
     except ModuleNotFoundError:
         return None
     return lambda report: draw(report, path)
+
+
+def _two_maps(first: str, second: str, vm: int) -> tuple[Maps, Maps] | None:
+    """What the arguments name, or None: a complaint was made."""
+    try:
+        return read_maps(first, vm), read_maps(second, vm)
+    except TraceError as error:
+        _complain(error)
+        return None
+
+
+def _read_range(text: str) -> tuple[int, int]:
+    """`START-END`, guest addresses, as gfns."""
+    start, _, end = text.partition("-")
+    first, last = _read_gpa(start), _read_gpa(end)
+    if first > last:
+        raise click.UsageError(f"--keep {text}: it ends before it starts.")
+    return first >> PAGE_SHIFT, -(-last >> PAGE_SHIFT)
+
+
+_vm_option = click.option(
+    "--vm",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Of a trace of several VMs, this one.",
+)
+
+
+@command.command("plan")
+@click.argument("current", metavar="CURRENT")
+@click.argument("wanted", metavar="WANTED")
+@_vm_option
+@click.option(
+    "--keep",
+    "keep",
+    metavar="START-END",
+    multiple=True,
+    help="Guest addresses that must be there all the time; repeatable.",
+)
+@click.option("--max-slots", type=click.IntRange(1), default=32764, show_default=True)
+@click.option("--check", is_flag=True, help="Make the calls by the rules: does the map result?")
+@click.option("--kvm", is_flag=True, help="Make them on a VM of this machine's /dev/kvm as well.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="With --kvm: take as much of the kernel's memory as the slots need, without asking.",
+)
+@click.option("--json", "as_json", is_flag=True, help=_JSON_HELP)
+def plan_command(
+    current: str,
+    wanted: str,
+    vm: int,
+    keep: tuple[str, ...],
+    max_slots: int,
+    check: bool,
+    kvm: bool,
+    force: bool,
+    as_json: bool,
+) -> int:
+    """The fewest memslot calls that make the map WANTED of the map CURRENT.
+
+    Prints the calls, in order, and the guest memory that is absent between two of them.
+
+    A map is a file in JSON (MemoryMap.to_json, or memslots replay --json), or a trace: as it is at
+    its end, or after a line (FILE:LINE). sample:NAME is a trace that ships with memslots.
+
+    Exit status: 0; 1 if there is no such plan or a check fails; 2 if an input, or /dev/kvm, cannot
+    be used.
+    """
+    ranges = [_read_range(text) for text in keep]
+    both = _two_maps(current, wanted, vm)
+    if both is None:
+        return 2
+    now, then = both
+    plans = []
+    try:
+        for as_id in sorted({*now.spaces, *then.spaces, 0}):
+            made = plan(now.of(as_id), then.of(as_id), max_slots=max_slots, keep=ranges)
+            if len(made.current) or len(made.wanted) or as_id == 0:
+                plans.append(made)
+            if check or kvm:
+                made.check()
+        if kvm:
+            opened = _kvm(force)
+            for made in plans:
+                _check_on(opened, made)
+    except (KvmUnavailableError, KernelMemoryError) as error:
+        click.echo(f"memslots: {getattr(error, 'strerror', None) or error}", err=True)
+        return 2
+    except MemslotError as error:
+        click.echo(f"memslots: {error.strerror}", err=True)
+        return 1
+    checked = "by the rules and on this kernel" if kvm else "by the rules" if check else ""
+    _print(
+        json_output.plan(plans, now.name, then.name, checked)
+        if as_json
+        else text_output.plan(plans, now.name, then.name, checked)
+    )
+    return 0
+
+
+def _check_on(opened: Callable[[], LiveVM], made: Plan) -> None:
+    vm = opened()
+    try:
+        made.check(vm)
+    finally:
+        vm.close()
+
+
+@command.command("diff")
+@click.argument("first", metavar="FIRST")
+@click.argument("second", metavar="SECOND")
+@_vm_option
+@click.option("--json", "as_json", is_flag=True, help=_JSON_HELP)
+def diff_command(first: str, second: str, vm: int, as_json: bool) -> int:
+    """What is different between two maps: slots and pages that came, went or changed.
+
+    A map is a file in JSON (MemoryMap.to_json, or memslots replay --json), or a trace: as it is at
+    its end, or after a line (FILE:LINE). sample:NAME is a trace that ships with memslots.
+
+    Exit status: 0 if nothing is different, 1 if something is, 2 if an input cannot be used.
+    """
+    both = _two_maps(first, second, vm)
+    if both is None:
+        return 2
+    one, two = both
+    diffs = {
+        as_id: one.of(as_id).diff(two.of(as_id)) for as_id in sorted({*one.spaces, *two.spaces})
+    }
+    _print(
+        json_output.diff(diffs, one.name, two.name)
+        if as_json
+        else text_output.diff(diffs, one.name, two.name)
+    )
+    return 1 if any(diffs.values()) else 0
 
 
 @command.command("lookup")

@@ -6,15 +6,16 @@ counts, ids and lines are numbers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from memslots import PAGE_SHIFT, Slot, __version__
+from memslots import PAGE_SHIFT, MapDiff, Plan, Slot, __version__
 from memslots.bench import Report as BenchReport
 from memslots.bench import RivalsResult, Row, Timing
 from memslots.cli.lookup import Answer, look_up
 from memslots.read.document import slot_document
+from memslots.read.table import flag_names
 from memslots.replay import Disagreement, Report, VmReport, errno_name
 from memslots.replay.live import Live
 from memslots.traces import TraceError
@@ -139,6 +140,86 @@ def _gap(gap: Gap) -> Document:
 
 def _slot(slot: Slot) -> Document:
     return {"as_id": slot.as_id, **slot_document(slot)}
+
+
+def plan(plans: Sequence[Plan], current: str, wanted: str, checked: str) -> Document:
+    """The calls of all address spaces, and what is absent in between."""
+    return {
+        "memslots": __version__,
+        "current": current,
+        "wanted": wanted,
+        "checked": checked,
+        "plans": [
+            {
+                "as_id": made.wanted.as_id,
+                "rebuild_calls": made.rebuild_calls,
+                "calls": [
+                    {
+                        "slot": call.slot,
+                        "flags": call.flags,
+                        "guest_phys_addr": hex(call.guest_phys_addr),
+                        "memory_size": call.memory_size,
+                        "userspace_addr": hex(call.userspace_addr),
+                    }
+                    for call in made.calls
+                ],
+                "windows": [
+                    {
+                        **_range(window.start_gfn, window.end_gfn),
+                        "from_call": window.from_call,
+                        "to_call": window.to_call,
+                    }
+                    for window in made.windows
+                ],
+            }
+            for made in plans
+        ],
+    }
+
+
+def diff(diffs: Mapping[int, MapDiff], first: str, second: str) -> Document:
+    """What is different in each address space."""
+    return {
+        "memslots": __version__,
+        "first": first,
+        "second": second,
+        "different": any(diffs.values()),
+        "spaces": [
+            {
+                "as_id": as_id,
+                "slots": [
+                    {
+                        "change": change.name,
+                        "before": None if before is None else slot_document(before),
+                        "after": None if after is None else slot_document(after),
+                    }
+                    for change, before, after in found.slots
+                ],
+                "went": [_range(*pages) for pages in found.went],
+                "came": [_range(*pages) for pages in found.came],
+                "memory": [
+                    {**_range(start, end), "before": hex(before), "after": hex(after)}
+                    for start, end, before, after in found.memory
+                ],
+                "flags": [
+                    {
+                        **_range(start, end),
+                        "before": flag_names(old).replace("-", ""),
+                        "after": flag_names(new).replace("-", ""),
+                    }
+                    for start, end, old, new in found.flags
+                ],
+            }
+            for as_id, found in diffs.items()
+        ],
+    }
+
+
+def _range(start_gfn: int, end_gfn: int) -> Document:
+    return {
+        "guest_phys_addr": hex(start_gfn << PAGE_SHIFT),
+        "memory_size": (end_gfn - start_gfn) << PAGE_SHIFT,
+    }
 
 
 def lookup(report: Report, gpas: Sequence[int]) -> Document:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import io
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from memslots import PAGE_SHIFT, __version__
+from memslots import PAGE_SHIFT, MapDiff, Plan, __version__
 from memslots.bench import CASES, TESTS, RivalsResult, Row
 from memslots.bench import Report as BenchReport
 from memslots.cli.json_output import BENCH_LIMITS
@@ -254,6 +254,35 @@ def _show_map(page: _Page, vm: VmReport) -> None:
     page.line(f"    {head}", "bold")
     for row in rows:
         page.line(f"    {row}")
+
+
+def plan(plans: Sequence[Plan], current: str, wanted: str, checked: str) -> str:
+    """The plans of all address spaces."""
+    page = _Page()
+    page.line(f"from {current}", "bold")
+    page.line(f"to   {wanted}", "bold")
+    for made in plans:
+        page.line()
+        if len(plans) > 1:
+            page.line(f"address space {made.wanted.as_id}", "bold")
+        for row in str(made).splitlines():
+            page.line(row)
+    page.line()
+    page.line(f"a rebuild would take {_count(sum(made.rebuild_calls for made in plans), 'call')}")
+    if checked:
+        page.line(f"checked {checked}", "green")
+    return page.text()
+
+
+def diff(diffs: Mapping[int, MapDiff], first: str, second: str) -> str:
+    """What is different in all address spaces."""
+    page = _Page()
+    page.line(f"--- {first}", "bold")
+    page.line(f"+++ {second}", "bold")
+    different = [str(found) for found in diffs.values() if found]
+    for row in "\n".join(different or ["no difference"]).splitlines():
+        page.line(row, {"-": "red", "+": "green", "!": "yellow"}.get(row[:1], ""))
+    return page.text()
 
 
 def lookup(report: Report, gpas: Sequence[int]) -> str:

@@ -39,6 +39,7 @@ from memslots.values.records import (
 
 if TYPE_CHECKING:
     from memslots.memslots import Memslots
+    from memslots.mirror.backend import Backend
     from memslots.read.memorymap import Fields
     from memslots.write.transaction import Transaction
 
@@ -107,8 +108,14 @@ class Plan:
     def __len__(self) -> int:
         return len(self.steps)
 
-    def check(self) -> None:
+    def check(self, backend: Backend | None = None) -> None:
         """Make the calls on a fresh Memslots, by the rules, and look whether all is as it says.
+
+        Parameters
+        ----------
+        backend : optional
+            Of that Memslots: a memslots.kvm.KvmVM, to ask this machine's kernel as well. It must
+            have no slots.
 
         Raises
         ------
@@ -119,11 +126,9 @@ class Plan:
         -----
         O(n + k log n).
         """
-        vm = self._memslots(
-            max_slots=max(self.max_slots, 1),
-            address_spaces=self.wanted.as_id + 1,
-            max_gfn=self.max_gfn,
-        )
+        limits = {"max_slots": max(self.max_slots, 1), "max_gfn": self.max_gfn}
+        limits["address_spaces"] = self.wanted.as_id + 1
+        vm = self._memslots(**limits) if backend is None else self._memslots(backend=backend)
         reader = vm.address_space(self.wanted.as_id)
         for slot in self.current:
             _set(vm, Call(None, slot))

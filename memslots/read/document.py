@@ -39,7 +39,7 @@ def text_of(as_id: int, generation: int, items: Iterable[Slot | tuple[int, ...]]
     return json.dumps(document, indent=1)
 
 
-def map_of_text(text: str | bytes) -> tuple[list[tuple[int, ...]], int, int]:
+def map_of_text(text: str | bytes) -> tuple[list[Any], int, int]:
     """The slots as tuples, the address space and the generation that a JSON text says.
 
     ValueError for what is no JSON; InvalidRegionError for JSON that is no map.
@@ -47,7 +47,7 @@ def map_of_text(text: str | bytes) -> tuple[list[tuple[int, ...]], int, int]:
     return map_of_document(json.loads(text))
 
 
-def map_of_document(document: object) -> tuple[list[tuple[int, ...]], int, int]:
+def map_of_document(document: object) -> tuple[list[Any], int, int]:
     """The same of what json.loads gave: the document, or its list of slots alone."""
     if isinstance(document, list):
         document = {"slots": document}

@@ -163,8 +163,9 @@ def replay(
     trace: Trace,
     watch: Callable[[int, int], None] | None = None,
     live: Callable[[], LiveVM] | None = None,
+    until: int | None = None,
 ) -> Report:
-    """Replay an opened trace to its end.
+    """Replay an opened trace to its end, or to a line.
 
     Takes O(log n) for each call on a map of n slots, and memory in proportion to the calls (not to
     the lines) of the trace.
@@ -177,6 +178,8 @@ def replay(
     live : callable, optional
         Makes a VM of this machine's kernel, such as `memslots.kvm.KvmVM`. It is called for each VM
         of the trace, at its first memslot call; every VM is closed in the end, however that comes.
+    until : int, optional
+        The number of a line: what ends after it is left out.
 
     Raises
     ------
@@ -193,7 +196,10 @@ def replay(
         for done, event in enumerate(events):
             if watch is not None and not done % 4096:
                 watch(done, len(events))
-            replayer.feed(event)
+            if until is not None and event.line > until:
+                break
+            if until is None or not isinstance(event, RegionCall) or event.end_line <= until:
+                replayer.feed(event)
         vms = [vm for vm in replayer.vms if vm.calls]
         for vm in vms:
             if vm.live is not None:

@@ -1,0 +1,117 @@
+"""The maps that an argument of `memslots plan` and `memslots diff` names.
+
+A file that holds a map in JSON, or a trace: as it is at the end, or after a line (`FILE:LINE`).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from memslots import MemoryMap, MemslotError
+from memslots.read.document import map_of_document
+from memslots.replay import replay
+from memslots.traces import TraceError, open_trace
+from memslots.traces.samples import SAMPLES
+from memslots.traces.source import Source
+
+#: A file that begins so is a map in JSON. No line of a trace does.
+_JSON = re.compile(rb"\s*(\{|\[\s*(\{|\]))")
+
+
+@dataclass(frozen=True)
+class Maps:
+    """The maps of all address spaces, by number; `name` is how it was asked for."""
+
+    name: str
+    spaces: Mapping[int, MemoryMap]
+
+    def of(self, as_id: int) -> MemoryMap:
+        """The map of an address space, of no slots if nothing is known of it."""
+        return self.spaces.get(as_id) or MemoryMap(as_id=as_id)
+
+
+def read_maps(name: str, vm: int) -> Maps:
+    """The maps that `name` names, of the trace's VM number `vm` (the first is 1).
+
+    TraceError for what cannot be read, or is no map.
+    """
+    path, until = _split(name)
+    sample = path.removeprefix("sample:") if path.startswith("sample:") else None
+    if sample is not None and sample not in SAMPLES:
+        raise TraceError(name, f"there is no such sample; there are {', '.join(SAMPLES)}")
+    if sample is None:
+        stream = _stream(path)
+        text = _json_text(path, stream)
+        if text is not None:
+            return _map_in_json(name, text, until)
+        if stream is not None:
+            stream.seek(0)
+        with open_trace(path, "auto", stream) as trace:
+            report = replay(trace, until=until)
+    else:
+        with SAMPLES[sample].open() as sampled, open_trace(path, "auto", sampled) as trace:
+            report = replay(trace, until=until)
+    if not report.vms and vm == 1:
+        return Maps(name, {})  # nothing had been called by then
+    if not 1 <= vm <= len(report.vms):
+        raise TraceError(name, f"it has {len(report.vms)} VMs, so there is no number {vm}")
+    memslots = report.vms[vm - 1].memslots
+    return Maps(name, {k: memslots.map(k) for k in range(memslots.address_spaces)})
+
+
+def _split(name: str) -> tuple[str, int | None]:
+    """The path, and the line after which to stop."""
+    path, colon, line = name.rpartition(":")
+    if colon and path and line.isascii() and line.isdigit() and not Path(name).exists():
+        return path, int(line)
+    return name, None
+
+
+def _stream(path: str) -> BinaryIO | None:
+    """What can be read once only, read; None: a file, which can be read again."""
+    if path == "-":
+        return io.BytesIO(sys.stdin.buffer.read())
+    if Path(path).is_file() or not Path(path).exists() or Path(path).is_dir():
+        return None
+    return io.BytesIO(Path(path).read_bytes())
+
+
+def _json_text(path: str, stream: BinaryIO | None) -> bytes | None:
+    """The whole of a file that begins like JSON, else None."""
+    with Source(path, stream) as source:
+        blocks = source.blocks()
+        first = next(blocks, b"")
+        return b"".join([first, *blocks]) if _JSON.match(first) else None
+
+
+def _map_in_json(name: str, text: bytes, until: int | None) -> Maps:
+    if until is not None:
+        raise TraceError(name, "it is a map in JSON, which is of one moment: it has no lines")
+    try:
+        document = json.loads(text)
+        # The document of `memslots replay --json`: the first VM of its first file.
+        if isinstance(document, dict) and "files" in document:
+            return Maps(name, _of_replay(document))
+        m = MemoryMap(*map_of_document(document))
+    except (MemslotError, OverflowError, ValueError) as error:
+        raise TraceError(name, getattr(error, "strerror", None) or str(error)) from None
+    return Maps(name, {m.as_id: m})
+
+
+def _of_replay(document: dict[str, object]) -> dict[int, MemoryMap]:
+    try:
+        slots = document["files"][0]["vms"][0]["final_map"]  # type: ignore[index]
+        spaces = sorted({slot["as_id"] for slot in slots})
+    except (LookupError, TypeError):
+        raise ValueError("it is no map, and no document of `memslots replay --json`") from None
+    return {
+        k: MemoryMap(map_of_document([slot for slot in slots if slot["as_id"] == k])[0], k)
+        for k in spaces
+    }
