@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from memslots.dirty.runs import DirtyRun
     from memslots.memory.backing import Backing
     from memslots.memory.guestmemory import GuestMemory
-    from memslots.mirror.plan import Plan, Window
+    from memslots.mirror.plan import Plan, SetRegion, Window
     from memslots.planning import plan
-    from memslots.read.diff import MapDiff
+    from memslots.read.diff import FlagsChange, MapDiff, MemoryChange, SlotChange
     from memslots.read.memorymap import MemoryMap
     from memslots.write.transaction import Transaction
 
@@ -48,6 +48,7 @@ __all__ = [
     "Change",
     "DirtyRun",
     "Flags",
+    "FlagsChange",
     "GuestMemory",
     "InvalidRegionError",
     "InvariantError",
@@ -55,6 +56,7 @@ __all__ = [
     "KvmError",
     "KvmUnavailableError",
     "MapDiff",
+    "MemoryChange",
     "MemoryMap",
     "MemslotError",
     "Memslots",
@@ -65,7 +67,9 @@ __all__ = [
     "OverlapError",
     "Plan",
     "ReadOnlyError",
+    "SetRegion",
     "Slot",
+    "SlotChange",
     "SnapshotError",
     "TraceError",
     "Transaction",
@@ -80,9 +84,13 @@ _LATE = {
     "Backing": "memslots.memory.backing",
     "DirtyRun": "memslots.dirty.runs",
     "GuestMemory": "memslots.memory.guestmemory",
+    "FlagsChange": "memslots.read.diff",
     "MapDiff": "memslots.read.diff",
+    "MemoryChange": "memslots.read.diff",
     "MemoryMap": "memslots.read.memorymap",
     "Plan": "memslots.mirror.plan",
+    "SetRegion": "memslots.mirror.plan",
+    "SlotChange": "memslots.read.diff",
     "Transaction": "memslots.write.transaction",
     "Window": "memslots.mirror.plan",
     "plan": "memslots.planning",

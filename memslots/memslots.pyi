@@ -9,7 +9,7 @@ from typing_extensions import disjoint_base
 from memslots.dirty.runs import DirtyRun
 from memslots.mirror.backend import Backend
 from memslots.mirror.plan import Plan
-from memslots.read.memorymap import Fields, MemoryMap
+from memslots.read.memorymap import MemoryMap, _Fields
 from memslots.read.reader import AddressSpace, Reader, Vcpu
 from memslots.values.records import Change, Slot
 from memslots.write.listeners import Subscription
@@ -97,7 +97,7 @@ class Memslots(Reader):
         InvalidRegionError, OverlapError. O(log n).
         """
     def create_many(
-        self, slots: MemoryMap | Iterable[Slot | Fields], *, as_id: SupportsIndex | None = None
+        self, slots: MemoryMap | Iterable[Slot | _Fields], *, as_id: SupportsIndex | None = None
     ) -> list[Slot]:
         """Create all of the slots, or none; in gfn order. Errors as create, and NoRoomError."""
     def move(self, slot: SupportsIndex, base_gfn: SupportsIndex, as_id: SupportsIndex = 0) -> Slot:
@@ -140,7 +140,7 @@ class Memslots(Reader):
         """Make what a plan comes to, as one transaction. InvalidRegionError. O(k log n)."""
     def become(
         self,
-        wanted: MemoryMap | Iterable[Slot | Fields],
+        wanted: MemoryMap | Iterable[Slot | _Fields],
         *,
         as_id: SupportsIndex | None = None,
         keep: Iterable[tuple[SupportsIndex, SupportsIndex]] = (),

@@ -11,12 +11,12 @@ from memslots.read.memorymap import MemoryMap
 from memslots.values.records import Slot
 
 if TYPE_CHECKING:
-    from memslots.read.memorymap import Fields
+    from memslots.read.memorymap import _Fields
 
 
 def plan(
     current: Memslots | MemoryMap,
-    wanted: MemoryMap | Iterable[Slot | Fields],
+    wanted: MemoryMap | Iterable[Slot | _Fields],
     *,
     max_slots: SupportsIndex | None = None,
     max_gfn: SupportsIndex | None = None,

@@ -36,6 +36,7 @@ from memslots import (
     bench,
     errors,
     kvm,
+    plan,
     replay,
     traces,
 )
@@ -47,6 +48,8 @@ STORED_PROTOCOLS = (0, 5)
 
 SLOT = Slot(7, 1, 0x100, 64, 0x7F00_0000_0000, Flags.LOG_DIRTY_PAGES)
 OTHER = Slot(8, 1, 0x120, 64, 0x7F10_0000_0000)
+HERE = MemoryMap([(0, 8, 0), (16, 8, 1 << 30, 1), (40, 8, 1 << 20)])
+THERE = MemoryMap([(0, 8, 0, 1), (16, 8, 1 << 31, 1), (50, 8, 1 << 20)])
 CALL = traces.RegionCall(9, 1 << 16 | 7, 1, 0x100000, 0x40000, 0x7F00_0000_0000, 17, 4, 5, 6, 10, 3)
 LOST = traces.LostCall(3, "cut off", "ioctl(", 17)
 COUNTS = traces.Counts(9, 4, 3, Counter({"cut off": 2}), 1, [LOST])
@@ -89,6 +92,13 @@ EXAMPLES: dict[str, object] = {
     "slot": SLOT,
     "slot-of-a-listener": Slot(0, 0, 0, 1, 0, Flags.INVALID),
     "memory-map": MemoryMap([SLOT, Slot(9, 1, 0x200, 1, 0, Flags(3))], generation=7),
+    "map-diff": HERE.diff(THERE),
+    "slot-change": HERE.diff(THERE).slots[0],
+    "memory-change": HERE.diff(THERE).memory[0],
+    "flags-change": HERE.diff(THERE).flags[0],
+    "plan": plan(HERE, THERE),
+    "set-region": plan(HERE, THERE).calls[0],
+    "window": plan(HERE, THERE).windows[0],
     "flags": Flags.LOG_DIRTY_PAGES | Flags.READONLY,
     "flag": Flags.INVALID,
     "no-flags": Flags(0),
@@ -130,6 +140,7 @@ EXAMPLES: dict[str, object] = {
     "invalid-region-error": errors.InvalidRegionError(22, "no page", 1),
     "overlap-error": OVERLAP,
     "no-such-slot-error": errors.NoSuchSlotError(2, "slot 9", 4),
+    "no-window-error": errors.NoWindowError(16, "gpa 0x1000"),
     "no-room-error": errors.NoRoomError(28, "no free id"),
     "not-mapped-error": errors.NotMappedError(14, "gpa 0x1000"),
     "read-only-error": errors.ReadOnlyError(14, "gpa 0x1000"),

@@ -40,7 +40,7 @@ from memslots.values.records import (
 if TYPE_CHECKING:
     from memslots.memslots import Memslots
     from memslots.mirror.backend import Backend
-    from memslots.read.memorymap import Fields
+    from memslots.read.memorymap import _Fields
     from memslots.write.transaction import Transaction
 
 #: What KVM has on x86.
@@ -105,6 +105,15 @@ class Plan:
         """How many calls it takes to delete all slots and make those that are wanted."""
         return len(self.current) + len(self.wanted)
 
+    def __post_init__(self) -> None:
+        # A pickle has them as plain tuples: it names public classes only.
+        object.__setattr__(self, "steps", tuple(Call(*step) for step in self.steps))
+
+    def __reduce__(self) -> tuple[type[Plan], tuple[object, ...]]:
+        steps = tuple(tuple(step) for step in self.steps)
+        values = (self.current, self.wanted, self.max_slots, self.max_gfn, steps, self.windows)
+        return Plan, (*values, self._memslots)
+
     def __len__(self) -> int:
         return len(self.steps)
 
@@ -167,6 +176,12 @@ class Plan:
             yield f"absent between calls {first} and {last}: {_pages(start, end)}"
 
 
+# Pickles name a value by its public module. It stays when the value's own module is moved.
+for _value in (Plan, SetRegion, Window):
+    _value.__module__ = "memslots"
+del _value
+
+
 def _pages(start: int, end: int) -> str:
     size = size_text((end - start) << PAGE_SHIFT)
     return f"gpa [{start << PAGE_SHIFT:#x}, {end << PAGE_SHIFT:#x}), {size}"
@@ -209,7 +224,7 @@ def _set(vm: Memslots | Transaction, step: Call) -> None:
 
 def plan_between(
     current: Memslots | MemoryMap,
-    wanted: MemoryMap | Iterable[Slot | Fields],
+    wanted: MemoryMap | Iterable[Slot | _Fields],
     max_slots: SupportsIndex | None,
     max_gfn: SupportsIndex | None,
     keep: Iterable[tuple[SupportsIndex, SupportsIndex]],
@@ -347,7 +362,7 @@ def apply(vm: Memslots, plan: object) -> None:
 
 def become(
     vm: Memslots,
-    wanted: MemoryMap | Iterable[Slot | Fields],
+    wanted: MemoryMap | Iterable[Slot | _Fields],
     as_id: SupportsIndex | None,
     keep: Iterable[tuple[SupportsIndex, SupportsIndex]],
     memslots: type[Memslots],

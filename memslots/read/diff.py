@@ -83,6 +83,12 @@ class MapDiff:
             yield f"! {_range(start, end)} flags {flag_names(old)} are now {flag_names(new)}"
 
 
+# Pickles name a value by its public module. It stays when the value's own module is moved.
+for _value in (FlagsChange, MapDiff, MemoryChange, SlotChange):
+    _value.__module__ = "memslots"
+del _value
+
+
 def _range(start: int, end: int) -> str:
     size = size_text((end - start) << PAGE_SHIFT)
     return f"gpa [{start << PAGE_SHIFT:#x}, {end << PAGE_SHIFT:#x}), {size}:"

@@ -14,7 +14,7 @@ _Numbers: TypeAlias = ReadableBuffer | NDArray[np.integer[Any]]
 _Input: TypeAlias = ReadableBuffer | NDArray[np.uint64]
 _Out = TypeVar("_Out", bound=WriteableBuffer | NDArray[np.int32] | NDArray[np.uint64])
 _Default = TypeVar("_Default")
-Fields: TypeAlias = (
+_Fields: TypeAlias = (
     tuple[SupportsIndex, SupportsIndex, SupportsIndex]
     | tuple[SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex]
     | tuple[SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex]
@@ -30,7 +30,7 @@ class MemoryMap:
 
     def __init__(
         self,
-        slots: Iterable[Slot | Fields] = (),
+        slots: Iterable[Slot | _Fields] = (),
         as_id: SupportsIndex | None = None,
         generation: SupportsIndex = 0,
     ) -> None: ...

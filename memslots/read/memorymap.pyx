@@ -682,10 +682,11 @@ cdef class MemoryMap:
         """
         if not isinstance(other, MemoryMap):
             raise TypeError(f"a MemoryMap has a diff to another, not to {type(other).__name__!r}")
-        cdef MemoryMap that = <MemoryMap>other
         from memslots.read.diff import differences
 
-        return differences(self.all(), that.all())
+        # What is the same in both makes no difference.
+        gone, come = changes_between(self, other)
+        return differences(gone, [slot for slot, _ in come])
 
     def to_json(self):
         """The map as JSON text: its slots, the address space, the generation.

@@ -3,7 +3,7 @@ from types import TracebackType
 from typing import NoReturn, Self, SupportsIndex, TypeVar, final, overload
 
 from memslots.mirror.planner import Call
-from memslots.read.memorymap import Fields, MemoryMap
+from memslots.read.memorymap import MemoryMap, _Fields
 from memslots.values.records import Change, Slot
 
 _Default = TypeVar("_Default")
@@ -45,7 +45,7 @@ class Transaction:
     ) -> Slot:
         """As Memslots.create, in this transaction."""
     def create_many(
-        self, slots: MemoryMap | Iterable[Slot | Fields], as_id: SupportsIndex | None = None
+        self, slots: MemoryMap | Iterable[Slot | _Fields], as_id: SupportsIndex | None = None
     ) -> list[Slot]:
         """As Memslots.create_many, in this transaction."""
     def move(self, slot: SupportsIndex, base_gfn: SupportsIndex, as_id: SupportsIndex = 0) -> Slot:

@@ -22,6 +22,7 @@ from memslots import (
     Change,
     DirtyRun,
     Flags,
+    FlagsChange,
     GuestMemory,
     InvalidRegionError,
     InvariantError,
@@ -29,21 +30,28 @@ from memslots import (
     KvmError,
     KvmUnavailableError,
     MapDiff,
+    MemoryChange,
     MemoryMap,
     MemslotError,
     Memslots,
     NoRoomError,
     NoSuchSlotError,
     NotMappedError,
+    NoWindowError,
     OverlapError,
+    Plan,
     ReadOnlyError,
+    SetRegion,
     Slot,
+    SlotChange,
     SnapshotError,
     TraceError,
     Transaction,
     Vcpu,
     VcpuStats,
+    Window,
     __version__,
+    plan,
 )
 from memslots.baseline import ArrayAddressSpace, ArrayMemslots, ArrayVcpu
 from memslots.write.listeners import Subscription
@@ -106,6 +114,28 @@ def reading(face: Reader, slot: Slot) -> None:
     face.lookup("0")  # type: ignore[arg-type]
 
 
+def plans(vm: Memslots, m: MemoryMap) -> None:
+    made = plan(vm, m, max_slots=5, keep=[(0, 1)])
+    assert_type(made, Plan)
+    assert_type(made.calls, list[SetRegion])
+    assert_type(vm.set_region(*made.calls[0]), Change)
+    assert_type(made.windows, tuple[Window, ...])
+    assert_type(vm.become([(0, 1, 0)], as_id=0), Plan)
+    assert_type(Memslots(m), Memslots)
+    assert_type(Memslots(5, map=m), Memslots)
+    assert_type(vm.create_many(m), list[Slot])
+    assert_type(vm.split(0, 5), tuple[Slot, Slot])
+    assert_type(vm.merge(0, 1), Slot)
+    vm.unmap(0, 1)
+    vm.protect(0, 1, Flags.READONLY, as_id=0)
+    try:
+        vm.apply(made)
+        made.check()
+    except NoWindowError:
+        pass
+    plan(5, m)  # type: ignore[arg-type]
+
+
 def maps(vm: Memslots, slot: Slot, out: npt.NDArray[np.int32]) -> None:
     m = vm.map(as_id=1)
     assert_type(m, MemoryMap)
@@ -126,6 +156,9 @@ def maps(vm: Memslots, slot: Slot, out: npt.NDArray[np.int32]) -> None:
     assert_type(MemoryMap.from_arrays(array("Q"), np.zeros(2, np.int32), array("q"), 1), MemoryMap)
     assert_type(MemoryMap.from_json(m.to_json()).merged(), MemoryMap)
     assert_type(m.svg(), str)
+    assert_type(m.diff(m).memory, list[MemoryChange])
+    assert_type(m.diff(m).flags, list[FlagsChange])
+    assert_type(m.diff(m).slots, list[SlotChange])
     diff = m.diff(m)
     assert_type(diff, MapDiff)
     assert_type(diff.came + diff.went, list[tuple[int, int]])

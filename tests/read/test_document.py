@@ -51,7 +51,7 @@ def test_what_people_write(slot: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("document", "error", "text"),
     [
-        ("{", ValueError, ""),
+        ("{", ValueError, "Expecting"),
         ("5", InvalidRegionError, 'a list "slots"'),
         ("{}", InvalidRegionError, 'a list "slots"'),
         ([5], InvalidRegionError, "slot 0 of the map is no JSON object"),
