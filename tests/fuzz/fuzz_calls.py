@@ -12,6 +12,7 @@ its number is its place in TABLE, and the kept cases mean what they meant.
 from __future__ import annotations
 
 import sys
+from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,13 +26,22 @@ if __name__ == "__main__":
     main("fuzz.fuzz_calls")
 
 from backend import Logless
-from compared import ListenerSaysNo, caught
+from compared import GivenUp, ListenerSaysNo, caught
 from fuzz import changes, reads  # noqa: F401 (they fill TABLE, in this order)
-from fuzz.choices import Byte, Choices, Numbers
+from fuzz.choices import Byte, Choice, Choices, Numbers
 from fuzz.target import MACHINE, MOST_CALLS, SORTS, TABLE, U32, U64, Call, Target, operation
-from model import to_bitmap
+from model import ModelTransaction, plain, to_bitmap
 
-from memslots import InvalidRegionError, Memslots, NoRoomError
+from memslots import (
+    InvalidRegionError,
+    MemoryMap,
+    MemslotError,
+    Memslots,
+    NoRoomError,
+    Slot,
+    Transaction,
+    plan,
+)
 
 # Inputs as calls, and calls as inputs
 
@@ -180,3 +190,132 @@ def free_id(on: Target, as_id: Any) -> None:
     assert call(as_id) == lowest
     with on.vm.transaction() as tx:
         assert on.of(tx, "free_id")(as_id) == lowest
+
+
+@operation(Byte(), Byte(), Choice((None, 0, 1, 2, 3, 4)), Byte())
+def cut(on: Target, start: int, length: int, flags: int | None, space: int) -> None:
+    """Unmap and protect, where slots are few and small."""
+    as_id = space % on.model.address_spaces
+    bits = flags if flags is None or flags > 3 or on.sort.logs else flags & ~1
+    for name in ("unmap", "protect"):
+        on.of(on.vm, name)
+    caught(ValueError, on.vm.unmap, start + 1, start)
+    caught(ValueError, on.vm.protect, start + 1, start, 0)
+
+    def body(tx: Transaction, told: ModelTransaction) -> None:
+        for name in ("unmap", "protect", "in_gfn_range"):
+            on.of(tx, name)
+        on.both.cut(tx, told, (start, start + length, bits), as_id)
+        found = [plain(slot) for slot in tx.in_gfn_range(0, 1 << 52, as_id)]
+        assert found == told.trial.in_order(as_id)
+
+    on.both.transaction(body)
+
+
+@operation(Byte(), Byte())
+def split_and_merge(on: Target, number: int, part: int) -> None:
+    """One slot is split and made whole again, in one transaction."""
+    for name in ("split", "merge"):
+        on.of(on.vm, name)
+    used = on.both.used()
+    if not used:
+        return
+    as_id, id = used[number % len(used)]
+    old = on.model.slots[as_id][id]
+    gfn = old.base_gfn + part % old.npages
+    caught(MemslotError, on.vm.split, id, old.end_gfn, as_id=as_id)
+    caught(MemslotError, on.vm.merge, id, id, as_id=as_id)
+    if gfn == old.base_gfn or len(on.model.slots[as_id]) == on.model.max_slots:
+        caught(MemslotError, on.vm.split, id, gfn, as_id=as_id)
+        return
+
+    def body(tx: Transaction, told: ModelTransaction) -> None:
+        one, two = on.of(tx, "split")(id, gfn, as_id=as_id)
+        whole = on.of(tx, "merge")(id, two.id, as_id=as_id)
+        assert plain(whole) == old and one.id == id
+        told.step("delete", id, as_id)
+        for slot in (one, two):
+            told.step("create", *fields_of(slot))
+        told.step("delete", two.id, as_id)
+        told.step("delete", id, as_id)
+        told.step("create", *fields_of(whole))
+
+    on.both.transaction(body)
+
+
+def fields_of(slot: Slot) -> tuple[int, ...]:
+    """As create takes them."""
+    place = (slot.id, slot.base_gfn, slot.npages, slot.userspace_addr)
+    return *place, int(slot.flags), slot.as_id
+
+
+@operation(Byte(), Numbers())
+def create_many(on: Target, space: int, gfns: list[int]) -> None:
+    """Slots of a page, all of them or none."""
+    as_id = space % on.model.address_spaces
+    on.of(on.vm, "create_many")
+    slots = [(gfn % 64, 1, 0) for gfn in dict.fromkeys(gfn % 64 for gfn in gfns)]
+    free = [id for id in range(on.model.max_slots) if id not in on.model.slots[as_id]]
+
+    def body(tx: Transaction, told: ModelTransaction) -> None:
+        call = on.of(tx, "create_many")
+        if len(slots) > len(free):
+            caught(NoRoomError, call, slots, as_id)
+            raise GivenUp
+        made = call(slots, as_id)
+        assert [(slot.id, slot.base_gfn) for slot in made] == [
+            (id, gfn) for id, (gfn, *_) in zip(free, sorted(slots), strict=False)
+        ]
+        for slot in made:
+            assert told.step("create", *fields_of(slot)).done
+
+    on.both.transaction(body)
+
+
+@operation(Byte(), Byte(), Numbers())
+def become(on: Target, space: int, kept: int, gfns: list[int]) -> None:
+    """What was once, or something else; without listeners."""
+    as_id = space % on.model.address_spaces
+    for name in ("become", "apply"):
+        on.of(on.vm, name)
+    maps = [m for m, _ in on.maps if m.as_id == as_id]
+    wanted = maps[kept % len(maps)] if maps else on.vm.map(as_id)
+    for gfn in gfns:
+        wanted |= MemoryMap([(gfn % 64, 1 + gfn % 5, 0)], as_id)
+    plan(on.vm, wanted, max_slots=1 << 20, max_gfn=(1 << 52) - 1)
+    if not on.both.listeners and on.both.trouble is None:
+        items = wanted.__reduce__()[1][0]  # type: ignore[index]
+        fits = all(
+            slot.id < on.model.max_slots or not isinstance(item, Slot)
+            for slot, item in zip(wanted, items, strict=True)
+        )
+        if fits and all(slot.end_gfn <= on.model.max_gfn + 1 for slot in wanted):
+            on.both.become(list(items), as_id)
+
+
+@operation(Byte(), Numbers())
+def combine_maps(on: Target, space: int, gfns: list[int]) -> None:
+    """Everything that makes something else of a map."""
+    as_id = space % on.model.address_spaces
+    m = on.vm.map(as_id)
+    other = MemoryMap(
+        [(gfn, 1, gfn << 12) for gfn in dict.fromkeys(gfn % 64 for gfn in gfns)], as_id
+    )
+    over, less, common = (on.of(m, f"__{name}__")(other) for name in ("or", "sub", "and"))
+    assert less | common != 5 and over - other == less and less & other == MemoryMap(as_id=as_id)
+    assert less.nr_pages + common.nr_pages == m.nr_pages
+    assert over.nr_pages == less.nr_pages + other.nr_pages
+    for name in ("ror", "rsub", "rand"):
+        assert on.of(m, f"__{name}__")(5) is NotImplemented
+    assert on.of(m, "merged")().nr_pages == m.nr_pages
+    for changed in (m, over, less):
+        assert on.of(m, "diff")(changed).slots or m == changed
+        assert len(str(m.diff(changed))) > 0
+        assert on.of(m, "from_json")(on.of(changed, "to_json")()) == changed
+    assert len(on.of(m, "__str__")().splitlines()) == len(m) + (len(m) > 0) or len(m) == 0
+    assert on.of(m, "svg")() in on.of(m, "_repr_html_")()
+    columns = [
+        array("Q", [int(getattr(slot, name)) for slot in m])
+        for name in ("base_gfn", "npages", "userspace_addr", "flags", "id")
+    ]
+    assert on.of(m, "from_arrays")(*columns, as_id=as_id) == m
