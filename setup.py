@@ -21,11 +21,17 @@ SANITIZE = os.environ.get("MEMSLOTS_SANITIZE", "")
 # what counts there. Python's calls elsewhere gain nothing from -O3 over -O2, and are a tenth to
 # two fifths slower with -Os; the loops of core/ gain from -O3.
 SELDOM_CALLED = {
+    "dirty/logs",
+    "dirty/runs",
     "memory/backing",
+    "memory/known",
     "memory/marks",
     "memory/segments",
     "values/limits",
+    "values/rules",
     "write/filling",
+    "write/freeids",
+    "write/listeners",
 }
 
 
@@ -52,7 +58,8 @@ def compiler_options() -> tuple[list[str], list[str], list[tuple[str, str | None
     elif not SANITIZE:
         # Python's own flags ask for debug information, which is four fifths of a module's size;
         # the names of static functions are a sixth of what is left.
-        compile_args += ["-g0"]
+        # So is what unwinding needs of a module's size, a twelfth: nothing here throws.
+        compile_args += ["-g0", "-fno-asynchronous-unwind-tables", "-fno-unwind-tables"]
         link_args += ["-Wl,--strip-all"]
     if TRACE:
         macros += [("CYTHON_TRACE_NOGIL", "1"), ("CYTHON_USE_SYS_MONITORING", "0")]

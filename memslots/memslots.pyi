@@ -64,6 +64,7 @@ class Memslots(Reader):
         map: MemoryMap,
         /,
         *,
+        max_slots: SupportsIndex = ...,
         address_spaces: SupportsIndex = ...,
         max_gfn: SupportsIndex = ...,
         max_hva: SupportsIndex = ...,

@@ -113,8 +113,10 @@ cdef class Memslots(Reader):
 
     def __cinit__(
         self,
-        max_slots=...,
+        max_slots_or_map=...,
+        /,
         *,
+        max_slots=...,
         address_spaces=...,
         max_gfn=...,
         max_hva=...,
@@ -123,9 +125,16 @@ cdef class Memslots(Reader):
         map=None,
     ):
         cdef limits lim
-        if map is None and max_slots is not ... and not hasattr(max_slots, "__index__"):
-            if isinstance(max_slots, late("memslots.read.memorymap", "MemoryMap")):
-                map, max_slots = max_slots, ...
+        if max_slots_or_map is not ...:
+            # Without importing MemoryMap, which most do without.
+            if type(max_slots_or_map).__name__ == "MemoryMap":
+                if map is not None:
+                    raise TypeError("there are two maps: one by position, and `map`")
+                map = max_slots_or_map
+            elif max_slots is not ...:
+                raise TypeError("max_slots is there twice: by position, and by name")
+            else:
+                max_slots = max_slots_or_map
         given = {
             "max_slots": max_slots,
             "address_spaces": address_spaces,

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from array import array
+from collections.abc import Callable
+
 import pytest
 from backend import Backend, Interrupt, KernelSaysNo, Logless, agree
 from hypothesis import given
@@ -109,3 +114,54 @@ def test_what_the_backend_is_to_keep() -> None:
         made = vm.become(wanted, keep=keep)
         assert backend.calls == made.calls
         assert all(window.end_gfn <= 1 or window.start_gfn >= 10 for window in made.windows)
+
+
+def test_readers_beside_become() -> None:
+    """None misses a page that is in both maps, however it is asked for."""
+    here = MemoryMap([(10 * i, 8, i << 30, i % 2) for i in range(40)])
+    # Slots cut, moved up, on other memory, with other flags; pages 2 to 5 of each stay.
+    there = MemoryMap([(10 * i + (i % 3), 6, (i + 100 * (i % 4)) << 30, i % 4) for i in range(40)])
+    stay = array("Q", [10 * i + page for i in range(40) for page in range(2, 6)])
+    vm = Memslots(here, max_slots=50)
+    vcpu = vm.vcpu()
+    end = time.monotonic() + 1.5
+    failures: list[BaseException] = []
+    rounds: list[int] = []
+
+    def run(once: Callable[[], None]) -> None:
+        count = 0
+        try:
+            while time.monotonic() < end and not failures:
+                once()
+                count += 1
+        except BaseException as failure:  # noqa: BLE001 (a thread's failure is the test's)
+            failures.append(failure)
+        rounds.append(count)
+
+    def write() -> None:
+        assert len(vm.become(there)) and len(vm.become(here))
+
+    def in_batches() -> None:
+        assert min(vm.lookup_many(stay)) >= 0
+
+    def one_by_one() -> None:
+        assert all(vm.lookup(gfn) is not None for gfn in stay)
+
+    def by_vcpu() -> None:
+        for gfn in stay:
+            vcpu.gpa_to_hva(gfn << 12)
+
+    def in_maps() -> None:
+        m = vm.map()
+        assert m in (here, there) and all(m.lookup(gfn) for gfn in stay)
+
+    threads = [
+        threading.Thread(target=run, args=(once,))
+        for once in (write, in_batches, one_by_one, by_vcpu, in_maps)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == [] and min(rounds) > 0
+    vm.check()

@@ -101,6 +101,16 @@ def test_what_the_limits_refuse(limits: dict[str, int], error: type[Exception]) 
     assert refused.value.args == same.value.args
 
 
+def test_by_position_or_by_name() -> None:
+    m = map_of(3)
+    for vm in (Memslots(m, max_slots=5), Memslots(5, map=m), Memslots(max_slots=5, map=m)):
+        assert vm.map() == m and vm.max_slots == 5
+    with pytest.raises(TypeError, match="two maps"):
+        Memslots(m, map=m)  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="max_slots is there twice"):
+        Memslots(5, max_slots=5)  # type: ignore[call-overload]
+
+
 def test_what_is_no_map() -> None:
     for wrong in ("abc", [(0, 1, 0)], 5.0):
         with pytest.raises(TypeError):
