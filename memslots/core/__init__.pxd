@@ -68,8 +68,8 @@ For memslots alone:
                update_stage_get update_stage update_carry update_carry_marks update_unstage
                update_displaces update_abandon_get update_abandon_begin update_abandon_end
                update_abandon_drop update_discard update_must_invalidate update_leftover
-  access       access span access_kind ACCESS_READ ACCESS_WRITE ACCESS_RESTORE ACCESS_BAD
+  access       access span access_kind ACCESS_READ ACCESS_WRITE ACCESS_RESTORE ACCESS_ALL ACCESS_BAD
                access_result ACCESS_NO_MEMORY access_free access_init access_mark access_meets
-               access_read access_write access_fill access_load access_store
+               access_probe access_read access_write access_fill access_load access_store
   invariants   property_id HOLDS S1 S2 S3 S4 D1 report invariants_check_space
 """

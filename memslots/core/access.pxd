@@ -22,6 +22,7 @@ cdef struct span:
     uint64_t npages  # the slot's
     hva_t slot_hva  # the slot's userspace_addr
     bint readonly  # the slot is READONLY
+    bint may_fault  # the memory may go away meanwhile; for whoever knows it to set
 
 cdef enum access_kind:
     ACCESS_READ
@@ -52,20 +53,29 @@ cdef void access_free(access *a) noexcept nogil
 # O(k log n + m) more if m slots replaced the old ones.
 cdef void access_mark(const access *a, slotset *set) noexcept nogil
 
-# Copying. The caller must keep the host memory of all spans mapped.
+# Copying. The caller must keep the host memory of all spans mapped. What may_fault is copied by
+# core.guarded: the result is ACCESS_ALL, or the first guest address that was not there. Then what
+# comes before it was copied.
+
+cdef enum:
+    ACCESS_ALL = 0xFFFFFFFFFFFFFFFF
+
+# Looks whether all memory that may_fault is there now.
+cdef gpa_t access_probe(const access *a) noexcept nogil
 
 # Returns whether the copy of one span may overwrite part of `memory`, `size` bytes, that another
-# span is copied from or to. An access of one span never does.
+# span is copied from or to. An access of one span does so only where it may_fault.
 cdef bint access_meets(const access *a, const void *memory, uint64_t size) noexcept nogil
 # Copies the whole access to `out`.
-cdef void access_read(const access *a, void *out) noexcept nogil
+cdef gpa_t access_read(const access *a, void *out) noexcept nogil
 # Copies `data` to the whole access.
-cdef void access_write(const access *a, const void *data) noexcept nogil
+cdef gpa_t access_write(const access *a, const void *data) noexcept nogil
 # Sets every byte of the access.
-cdef void access_fill(const access *a, int byte) noexcept nogil
-# Returns the little-endian number of 1, 2, 4 or 8 bytes that is accessed. An aligned number is read
-# with one instruction, so the result is never half old and half new. Acquire: virtio's rings need
-# what is read after the number to be read after it.
-cdef uint64_t access_load(const access *a, int size) noexcept nogil
+cdef gpa_t access_fill(const access *a, int byte) noexcept nogil
+# Reads the little-endian number of 1, 2, 4 or 8 bytes that is accessed. An aligned number is read
+# with one instruction, so the result is never half old and half new. (In memory that may_fault the
+# kernel reads it, until it has found the same twice.) Acquire: virtio's rings need what is read
+# after the number to be read after it.
+cdef gpa_t access_load(const access *a, int size, uint64_t *value) noexcept nogil
 # Writes a number likewise. Release: what was written before the number is seen with it.
-cdef void access_store(const access *a, uint64_t value, int size) noexcept nogil
+cdef gpa_t access_store(const access *a, uint64_t value, int size) noexcept nogil

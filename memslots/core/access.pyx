@@ -1,10 +1,16 @@
 """An access to guest memory. The contract of each function is in access.pxd."""
 
-from libc.string cimport memmove, memset
+from libc.string cimport memcmp, memcpy, memmove, memset
 
 from memslots.core.alloc cimport alloc_free, alloc_zeroed
 from memslots.core.dirtylog cimport dirty_mark_range
 from memslots.core.endian cimport endian_le
+from memslots.core.guarded cimport (
+    guarded_fill,
+    guarded_probe,
+    guarded_read,
+    guarded_write,
+)
 from memslots.core.index cimport INDEX_READONLY, index_row, index_usable, index_userspace_addr
 from memslots.core.lookup cimport lookup_row
 from memslots.core.slot cimport SLOT_READONLY, slot_usable
@@ -44,6 +50,10 @@ cdef extern from *:
     void store_number "memslots_store_number"(void *at, uint64_t value, int size) noexcept nogil
 
 
+cdef enum:
+    TRIES = 16  # reads of a number that somebody may be writing
+
+
 cdef size_t find_spans(
     slotset *set, slot *s, access *a, gpa_t gpa, uint64_t size, access_kind kind, size_t room
 ) noexcept nogil:
@@ -68,6 +78,7 @@ cdef size_t find_spans(
             at.npages = s.npages
             at.slot_hva = s.userspace_addr
             at.readonly = s.flags & SLOT_READONLY
+            at.may_fault = False
         count += 1
         size -= length
         if size == 0:
@@ -98,6 +109,7 @@ cdef access_result access_init(
             a.few[0].npages = row.npages
             a.few[0].slot_hva = index_userspace_addr(row)
             a.few[0].readonly = row.hva & INDEX_READONLY
+            a.few[0].may_fault = False
             return ACCESS_DONE
     s = slotset_search(set, gpa_to_gfn(gpa))
     a.count = find_spans(set, s, a, gpa, size, kind, FEW_SPANS)
@@ -145,7 +157,7 @@ cdef void access_mark(const access *a, slotset *set) noexcept nogil:
 cdef bint access_meets(const access *a, const void *memory, uint64_t size) noexcept nogil:
     cdef hva_t hva = <hva_t>memory
     cdef size_t n
-    if a.count == 1:
+    if a.count == 1 and not a.spans[0].may_fault:
         return False  # memmove copies overlapping memory correctly
     for n in range(a.count):
         if a.spans[n].hva - hva < size or hva - a.spans[n].hva < a.spans[n].size:
@@ -153,26 +165,66 @@ cdef bint access_meets(const access *a, const void *memory, uint64_t size) noexc
     return False
 
 
-cdef void access_read(const access *a, void *out) noexcept nogil:
+cdef gpa_t access_probe(const access *a) noexcept nogil:
+    cdef const span *at
+    cdef uint64_t there
+    cdef size_t n
+    for n in range(a.count):
+        at = &a.spans[n]
+        if at.may_fault:
+            there = guarded_probe(at.hva, at.size)
+            if there < at.size:
+                return at.gpa + there
+    return ACCESS_ALL
+
+
+cdef gpa_t access_read(const access *a, void *out) noexcept nogil:
     cdef char *to = <char *>out
+    cdef const span *at
+    cdef uint64_t done
     cdef size_t n
     for n in range(a.count):
-        memmove(to, <const void *>a.spans[n].hva, a.spans[n].size)
-        to += a.spans[n].size
+        at = &a.spans[n]
+        if at.may_fault:
+            done = guarded_read(to, at.hva, at.size)
+            if done < at.size:
+                return at.gpa + done
+        else:
+            memmove(to, <const void *>at.hva, at.size)
+        to += at.size
+    return ACCESS_ALL
 
 
-cdef void access_write(const access *a, const void *data) noexcept nogil:
+cdef gpa_t access_write(const access *a, const void *data) noexcept nogil:
     cdef const char *bytes_ = <const char *>data
+    cdef const span *at
+    cdef uint64_t done
     cdef size_t n
     for n in range(a.count):
-        memmove(<void *>a.spans[n].hva, bytes_, a.spans[n].size)
-        bytes_ += a.spans[n].size
+        at = &a.spans[n]
+        if at.may_fault:
+            done = guarded_write(at.hva, bytes_, at.size)
+            if done < at.size:
+                return at.gpa + done
+        else:
+            memmove(<void *>at.hva, bytes_, at.size)
+        bytes_ += at.size
+    return ACCESS_ALL
 
 
-cdef void access_fill(const access *a, int byte) noexcept nogil:
+cdef gpa_t access_fill(const access *a, int byte) noexcept nogil:
+    cdef const span *at
+    cdef uint64_t done
     cdef size_t n
     for n in range(a.count):
-        memset(<void *>a.spans[n].hva, byte, a.spans[n].size)
+        at = &a.spans[n]
+        if at.may_fault:
+            done = guarded_fill(at.hva, byte, at.size)
+            if done < at.size:
+                return at.gpa + done
+        else:
+            memset(<void *>at.hva, byte, at.size)
+    return ACCESS_ALL
 
 
 cdef inline bint at_once(const access *a, int size) noexcept nogil:
@@ -180,24 +232,34 @@ cdef inline bint at_once(const access *a, int size) noexcept nogil:
     return a.count == 1 and not a.spans[0].hva & (size - 1)
 
 
-cdef uint64_t access_load(const access *a, int size) noexcept nogil:
+cdef gpa_t access_load(const access *a, int size, uint64_t *value) noexcept nogil:
     cdef unsigned char raw[8]
-    cdef uint64_t value = 0
+    cdef unsigned char before[8]
+    cdef gpa_t bad
     cdef int i
+    if at_once(a, size) and not a.spans[0].may_fault:
+        value[0] = endian_le(load_number(<const void *>a.spans[0].hva, size), size)
+        return ACCESS_ALL
+    bad = access_read(a, raw)
     if at_once(a, size):
-        return endian_le(load_number(<const void *>a.spans[0].hva, size), size)
-    access_read(a, raw)
+        for _ in range(TRIES):
+            memcpy(before, raw, size)
+            if bad == ACCESS_ALL:
+                bad = access_read(a, raw)
+            if bad != ACCESS_ALL or memcmp(before, raw, size) == 0:
+                break
+    value[0] = 0
     for i in range(size):
-        value |= <uint64_t>raw[i] << (8 * i)
-    return value
+        value[0] |= <uint64_t>raw[i] << (8 * i)
+    return bad
 
 
-cdef void access_store(const access *a, uint64_t value, int size) noexcept nogil:
+cdef gpa_t access_store(const access *a, uint64_t value, int size) noexcept nogil:
     cdef unsigned char raw[8]
     cdef int i
-    if at_once(a, size):
+    if at_once(a, size) and not a.spans[0].may_fault:
         store_number(<void *>a.spans[0].hva, endian_le(value, size), size)
-        return
+        return ACCESS_ALL
     for i in range(size):
         raw[i] = <unsigned char>(value >> (8 * i))
-    access_write(a, raw)
+    return access_write(a, raw)

@@ -71,6 +71,11 @@ cdef class Backing:
                 f"{self.memory.len:#x} bytes at {<hva_t>self.memory.buf:#x}: the address and the"
                 " length of host memory for slots must be multiples of 4096, above 0; an mmap's are"
             )
+        from memslots.memory.mappings import mapping_of
+
+        self.may_fault, self.device, self.inode, self.file_offset = mapping_of(
+            <hva_t>self.memory.buf, self.memory.len
+        )
 
     def __dealloc__(self):
         PyBuffer_Release(&self.memory)
@@ -174,8 +179,8 @@ cdef class Backing:
         Notes
         -----
         Should somebody make the file shorter, GuestMemory refuses to touch the part that is not
-        whole any more. A view, or a guest, that touches it is ended by the kernel (SIGBUS, EFAULT):
-        that is how mapped files are.
+        whole any more, and what it is copying just then ends with an error. A view, or a guest,
+        that touches it is ended by the kernel (SIGBUS, EFAULT): that is how mapped files are.
         """
         cdef uint64_t begin = u64(offset, "offset")
         cdef uint64_t length
@@ -270,6 +275,19 @@ cdef class Backing:
             return True
         return fstat(self.fd, &status) == 0 and <uint64_t>status.st_size >= self.file_end
 
+    cdef bint shares(
+        self, hva_t hva, uint64_t size, Backing other, hva_t other_hva, uint64_t other_size
+    ) noexcept:
+        cdef uint64_t first, second
+        if self.inode == 0 or other.inode == 0:
+            # Of a file that is not known it may be any.
+            return (self.may_fault and self.inode == 0) or (other.may_fault and other.inode == 0)
+        if self.inode != other.inode or self.device != other.device:
+            return False
+        first = self.file_offset + (hva - self.start())
+        second = other.file_offset + (other_hva - other.start())
+        return first - second < other_size or second - first < size
+
 
 cdef Backing named(Backing made, str kind):
     made.kind = kind
@@ -294,6 +312,7 @@ cdef Backing memfd_of(uint64_t length, str name, int flags):
         os.close(fd)
         raise
     take_fd(made, fd)
+    made.may_fault = False  # sealed
     if flags:
         made.huge_pages = "hugetlb"
     return made

@@ -15,6 +15,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from memslots.core.access cimport (
+    ACCESS_ALL,
     ACCESS_BAD,
     ACCESS_NO_MEMORY,
     ACCESS_READ,
@@ -28,6 +29,7 @@ from memslots.core.access cimport (
     access_load,
     access_mark,
     access_meets,
+    access_probe,
     access_read,
     access_result,
     access_store,
@@ -37,7 +39,14 @@ from memslots.core.access cimport (
 from memslots.core.machine cimport machine
 from memslots.core.slot cimport SLOT_READONLY
 from memslots.core.space cimport space, space_active
-from memslots.core.units cimport PAGE_SHIFT, gpa_t, page_aligned
+from memslots.core.units cimport (
+    PAGE_OFFSET_MASK,
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    gpa_t,
+    hva_t,
+    page_aligned,
+)
 from memslots.memory.backing cimport Backing
 from memslots.memory.known cimport Backings, backing_at, backings_of
 from memslots.memslots cimport memslots_machine, memslots_space, memslots_writer
@@ -286,7 +295,7 @@ cdef class GuestMemory:
         _held = self.begin(&a, address, size, ACCESS_READ)
         try:
             out = PyBytes_FromStringAndSize(NULL, size)
-            copy_out(&a, PyBytes_AS_STRING(out), size)
+            self.came(copy_out(&a, PyBytes_AS_STRING(out), size))
         finally:
             access_free(&a)
         return out
@@ -321,7 +330,7 @@ cdef class GuestMemory:
             if view.len != 0:
                 _held = self.begin(&a, address, view.len, ACCESS_READ)
                 try:
-                    self.gather(&a, <char *>view.buf, view.len)
+                    self.gather(&a, &view, _held)
                 finally:
                     access_free(&a)
             return size
@@ -360,7 +369,7 @@ cdef class GuestMemory:
             if view.len != 0:
                 _held = self.begin(&a, address, view.len, ACCESS_WRITE)
                 try:
-                    self.scatter(&a, <const char *>view.buf, view.len)
+                    self.scatter(&a, &view, _held)
                 finally:
                     access_free(&a)
             return size
@@ -378,17 +387,21 @@ cdef class GuestMemory:
         cdef access a
         cdef uint64_t size = u64(n, "n")
         cdef int byte = field_of(value, "value", 8)
+        cdef gpa_t bad
         cdef gpa_t address = u64(gpa, "gpa")
         if size == 0:
             return
         _held = self.begin(&a, address, size, ACCESS_WRITE)
-        if size > LONG_COPY:
-            with nogil:
-                access_fill(&a, byte)
-        else:
-            access_fill(&a, byte)
-        self.mark(&a)
-        access_free(&a)
+        try:
+            if size > LONG_COPY:
+                with nogil:
+                    bad = access_fill(&a, byte)
+            else:
+                bad = access_fill(&a, byte)
+            self.mark(&a, bad)
+            self.came(bad)
+        finally:
+            access_free(&a)
 
     # Numbers
 
@@ -631,6 +644,10 @@ cdef class GuestMemory:
                 continue
             wrong = find_wrong(a, held, kind)
             if wrong is NULL:
+                if note_faults(a, held) and kind != ACCESS_READ:
+                    # Else part of it would be written. What is in one page is all there or not.
+                    if (gpa & PAGE_OFFSET_MASK) + size > PAGE_SIZE:
+                        self.must_be_there(a)
                 return held
             if self.known.get() is held:
                 try:
@@ -639,6 +656,24 @@ cdef class GuestMemory:
                     access_free(a)
             # The slot may be on what has become known since: once more.
             access_free(a)
+
+    cdef int must_be_there(self, access *a) except -1:
+        """NotMappedError where memory that may go away is not there; access_free is done then."""
+        cdef gpa_t bad = access_probe(a)
+        if bad != ACCESS_ALL:
+            access_free(a)
+            self.came(bad)
+        return 0
+
+    cdef int came(self, gpa_t bad) except -1:
+        """NotMappedError for what access_read and the like have found not to be there."""
+        if bad != ACCESS_ALL:
+            raise NotMappedError(
+                errno.EFAULT,
+                f"gpa {bad:#x} is in {self.reader.lookup(bad >> PAGE_SHIFT)}, whose host memory is"
+                " not there: it is of a file that is shorter, or full, or has no such page",
+            )
+        return 0
 
     cdef object no_memory(self, const span *at, tuple held, access_kind kind):
         """Why the host memory of a span cannot be accessed: what find_wrong found."""
@@ -658,31 +693,38 @@ cdef class GuestMemory:
             errno.EFAULT, f"gpa {gpa:#x} is in {self.reader.get(at.id, f'slot {at.id}')}, {why}"
         )
 
-    cdef void mark(self, const access *a) noexcept:
-        """Marks what was written."""
-        cdef section at = section_enter(self.m, NULL)
+    cdef void mark(self, const access *a, gpa_t bad) noexcept:
+        """Marks what was written, up to `bad` at least."""
+        cdef section at
+        if bad == a.spans[0].gpa:
+            return  # nothing was
+        at = section_enter(self.m, NULL)
         access_mark(a, space_active(self.sp))
         section_leave(&at)
 
-    cdef int gather(self, const access *a, char *out, uint64_t size) except -1:
-        """Reads what is accessed, `size` bytes in all, into somebody's memory."""
+    cdef int gather(self, const access *a, const Py_buffer *to, tuple held) except -1:
+        """Reads what is accessed into somebody's memory of that size."""
         cdef bytes apart
-        if not access_meets(a, out, size):
-            copy_out(a, out, size)
+        self.came(access_probe(a))
+        if not access_meets(a, to.buf, to.len) and not is_aliased(a, to, held):
+            self.came(copy_out(a, <char *>to.buf, to.len))
             return 0
-        apart = PyBytes_FromStringAndSize(NULL, size)
-        copy_out(a, PyBytes_AS_STRING(apart), size)
-        memcpy(out, PyBytes_AS_STRING(apart), size)
+        apart = PyBytes_FromStringAndSize(NULL, to.len)
+        self.came(copy_out(a, PyBytes_AS_STRING(apart), to.len))
+        memcpy(to.buf, PyBytes_AS_STRING(apart), to.len)
         return 0
 
-    cdef int scatter(self, const access *a, const char *data, uint64_t size) except -1:
-        """Writes what is accessed, `size` bytes in all, and marks it."""
+    cdef int scatter(self, const access *a, const Py_buffer *data, tuple held) except -1:
+        """Writes somebody's memory to what is accessed, which has that size, and marks it."""
         cdef bytes apart
-        if access_meets(a, data, size):
-            apart = PyBytes_FromStringAndSize(data, size)
-            data = PyBytes_AS_STRING(apart)
-        copy_in(a, data, size)
-        self.mark(a)
+        cdef const char *from_ = <const char *>data.buf
+        cdef gpa_t bad
+        if access_meets(a, from_, data.len) or is_aliased(a, data, held):
+            apart = PyBytes_FromStringAndSize(from_, data.len)
+            from_ = PyBytes_AS_STRING(apart)
+        bad = copy_in(a, from_, data.len)
+        self.mark(a, bad)
+        self.came(bad)
         return 0
 
     cdef list parts(self, object gpa, object n, access_kind kind):
@@ -713,8 +755,9 @@ cdef class GuestMemory:
         cdef access a
         cdef uint64_t value
         cdef tuple _held = self.begin(&a, u64(gpa, "gpa"), size, ACCESS_READ)
-        value = access_load(&a, size)
+        cdef gpa_t bad = access_load(&a, size, &value)
         access_free(&a)
+        self.came(bad)
         return value
 
     cdef int put_number(self, object gpa, object given, int size) except -1:
@@ -725,9 +768,10 @@ cdef class GuestMemory:
         if size < 8 and value >> (8 * size):
             field_of(given, "value", 8 * size)  # raises
         cdef tuple _held = self.begin(&a, address, size, ACCESS_WRITE)
-        access_store(&a, value, size)
-        self.mark(&a)
+        cdef gpa_t bad = access_store(&a, value, size)
+        self.mark(&a, bad)
         access_free(&a)
+        self.came(bad)
         return 0
 
 
@@ -761,19 +805,61 @@ cdef const span *find_wrong(const access *a, tuple held, access_kind kind) noexc
     return NULL
 
 
-cdef void copy_out(const access *a, char *out, uint64_t size) noexcept:
+cdef bint note_faults(access *a, tuple held) noexcept:
+    """Notes of each span whether its memory may go away; whether any may."""
+    cdef size_t n
+    cdef bint any = False
+    for n in range(a.count):
+        a.spans[n].may_fault = (<Backing>backing_at(held, a.spans[n].hva)).may_fault
+        any |= a.spans[n].may_fault
+    return any
+
+
+cdef bint is_aliased(const access *a, const Py_buffer *memory, tuple held):
+    """Whether somebody's memory may be part of what is accessed, at other addresses.
+
+    Only memory of a file can be.
+    """
+    cdef hva_t hva = <hva_t>memory.buf
+    cdef uint64_t size = memory.len
+    cdef void *found
+    cdef Backing backing
+    cdef bint of_files = False
+    cdef size_t n
+    for n in range(a.count):
+        backing = <Backing>backing_at(held, a.spans[n].hva)
+        of_files |= backing.inode != 0 or backing.may_fault
+    if not of_files:
+        return False
+    found = backing_at(held, hva)
+    if found is not NULL and (<Backing>found).holds(hva, size):
+        for n in range(a.count):
+            backing = <Backing>backing_at(held, a.spans[n].hva)
+            if backing.shares(a.spans[n].hva, a.spans[n].size, <Backing>found, hva, size):
+                return True
+        return False
+    # Of what is not known here, what Python itself has got is no file's.
+    owner = <object>memory.obj
+    while isinstance(owner, memoryview):
+        owner = owner.obj
+    return type(owner) not in (bytes, bytearray)
+
+
+cdef gpa_t copy_out(const access *a, char *out, uint64_t size) noexcept:
     """Reads what is accessed, `size` bytes in all."""
+    cdef gpa_t bad
     if size > LONG_COPY:
         with nogil:
-            access_read(a, out)
-    else:
-        access_read(a, out)
+            bad = access_read(a, out)
+        return bad
+    return access_read(a, out)
 
 
-cdef void copy_in(const access *a, const char *data, uint64_t size) noexcept:
+cdef gpa_t copy_in(const access *a, const char *data, uint64_t size) noexcept:
     """Writes what is accessed, `size` bytes in all."""
+    cdef gpa_t bad
     if size > LONG_COPY:
         with nogil:
-            access_write(a, data)
-    else:
-        access_write(a, data)
+            bad = access_write(a, data)
+        return bad
+    return access_write(a, data)
