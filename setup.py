@@ -27,6 +27,8 @@ SELDOM_CALLED = {
     "memory/known",
     "memory/marks",
     "memory/segments",
+    "read/memorymap",
+    "values/buffers",
     "values/limits",
     "values/rules",
     "write/filling",
