@@ -88,7 +88,9 @@ class GuestMemory:
         """Mark `n` bytes as written, after writing to a view."""
     def load(self, path: str | os.PathLike[str], gpa: SupportsIndex) -> int:
         """Write a file to guest memory; how many bytes. NotMappedError, ReadOnlyError, OSError."""
-    def dump(self, path: str | os.PathLike[str], *, restart_log: bool = False) -> int:
+    def dump(
+        self, path: str | os.PathLike[str], *, restart_log: bool = False, sparse: bool = False
+    ) -> int:
         """Write all memory to a snapshot file; how many bytes. NotMappedError, OSError.
 
         With `restart_log` the marks are taken before, so the next dump_dirty has what is written

@@ -551,7 +551,7 @@ cdef class GuestMemory:
                     self.parts(address, fits, ACCESS_WRITE)
         return self.write(address, data)
 
-    def dump(self, path, *, restart_log=False):
+    def dump(self, path, *, restart_log=False, sparse=False):
         """Write all memory, of every address space, to a snapshot file.
 
         See `memslots.memory.snapshot`, and `restore`. Returns how many bytes of memory are in it.
@@ -563,6 +563,9 @@ cdef class GuestMemory:
             Whether to take all marks, before the bytes are read: then the next `dump_dirty` has
             what is written from now on. Otherwise it has what was marked before, too. After an
             error the marks are there again.
+
+        sparse : bool
+            Whether to leave out pages that are zeros. Those that were never touched are not read.
 
         Raises
         ------
@@ -577,7 +580,7 @@ cdef class GuestMemory:
         has it when os.fsync says so. A pipe or a device is written to as it is. Which slots there
         are, and where, is of one moment, for which changes wait; the bytes are read after it.
         """
-        return snapshots().dump(self, path, bool(restart_log))
+        return snapshots().dump(self, path, bool(restart_log), bool(sparse))
 
     def dump_dirty(self, path):
         """Write the memory of all dirty pages to a snapshot file, and take their marks.

@@ -12,6 +12,9 @@ class Batch:
     def offset(self) -> int: ...
     @property
     def views(self) -> list[memoryview]: ...
+    @property
+    def zeros(self) -> bool:
+        """The views are to be zeros, and nothing of the file."""
     def mark(self) -> None:
         """Mark all of it as written. Cannot fail."""
 
@@ -33,13 +36,17 @@ class Segments:
 
         NotMappedError.
         """
+    def sparse(
+        self, mem: GuestMemory, views: list[memoryview]
+    ) -> tuple[Segments, list[memoryview]]:
+        """The same without what is zeros, and the memory that is in the file."""
     def table(self, begin: int) -> bytes:
         """Their program headers, for a file whose memory begins at `begin`."""
     def take(self, table: bytes, length: int) -> None:
         """Add those of a file of `length` bytes, of its program headers. ValueError."""
     def refuse_overlaps(self) -> None:
         """ValueError where two have different bytes of the file for the same memory."""
-    def places(self, fd: int, number: int) -> list[Batch]:
+    def places(self, fd: int, number: int, zeros: int = -1) -> list[Batch]:
         """Where the segments of a part are to be read to.
 
         NotMappedError, ReadOnlyError, OSError.

@@ -15,19 +15,24 @@ from libc.string cimport memcpy
 
 from memslots.core.alloc cimport alloc_free, alloc_zeroed
 from memslots.core.endian cimport endian_le64
+from memslots.core.guarded cimport guarded_read
 from memslots.core.machine cimport machine
 from memslots.core.rbtree cimport (
+    rb_end,
     rb_floor,
     rb_init,
     rb_insert_after,
     rb_node,
     rb_root,
+    rb_step,
 )
 from memslots.core.units cimport LAST_GFN, PAGE_SHIFT, gfn_t, gpa_t, gpa_to_gfn, hva_t
 from memslots.dirty.logs cimport mark_range
+from memslots.memory.backing cimport Backing
 from memslots.memslots cimport memslots_machine
 
 from memslots.errors import NotMappedError, ReadOnlyError
+from memslots.memory.absent import pages_there
 from memslots.memory.backing import address_of
 
 cdef enum:
@@ -43,6 +48,7 @@ cdef enum:
     SPACE_SHIFT = 20
     SPACE_MASK = 0xFF
     ALIGNMENT = 1 << PAGE_SHIFT
+    PAGE_WORDS = 512  # of 64 bits
     PART = 1024  # segments: what one call of preadv can read if each is one span
     COMPARED = 1 << 20  # bytes at a time
 
@@ -53,6 +59,7 @@ cdef struct segment:  # a cache line
     uint64_t size  # in bytes, at least 1
     uint64_t offset  # in the file; while it is laid out, from the file's first byte of memory on
     uint32_t flags  # p_flags
+    uint32_t zeros  # 1: it is all zeros, and has no bytes in the file
 
 cdef struct segment_part:
     segment_part *next  # those after these; NULL: none
@@ -153,6 +160,26 @@ cdef class Window:
         return 0
 
 
+cdef bint is_zeros(hva_t hva, uint64_t offset, const char *touched, bint may_fault) noexcept nogil:
+    """Whether a page is all zeros. Of memory that may go away it is not, once it is gone."""
+    cdef uint64_t copy[PAGE_WORDS]
+    cdef const uint64_t *word = <const uint64_t *>(hva + offset)
+    cdef uint64_t any = 0
+    cdef int i, k
+    if touched is not NULL and not touched[offset >> PAGE_SHIFT]:
+        return True
+    if may_fault:
+        if guarded_read(copy, hva + offset, ALIGNMENT) != ALIGNMENT:
+            return False
+        word = copy
+    for i in range(0, PAGE_WORDS, 64):
+        for k in range(64):
+            any |= word[i + k]
+        if any:
+            return False
+    return True
+
+
 # no_gc_clear, here and below: the collector must not take away what pointers lead into.
 @cython.final
 @cython.no_gc_clear
@@ -162,6 +189,7 @@ cdef class Batch:
 
     cdef readonly uint64_t offset
     cdef readonly list views
+    cdef readonly bint zeros  # the views are to be zeros, and nothing of the file
     cdef Segments home  # whose they are
     cdef const segment *first  # of the segments
     cdef size_t count  # of these
@@ -293,6 +321,97 @@ cdef class Segments:
         self.size += size
         return True
 
+    def sparse(self, mem, list views not None):
+        """The same without what is zeros: other Segments, and the memory that is in the file.
+
+        `views` is what lay_out gave. Pages that were never touched are not read, where the kernel
+        tells which these are. O(bytes).
+        """
+        cdef Segments made = Segments(mem)
+        cdef list memory = []
+        cdef const segment_part *part = self.head
+        cdef const segment *at
+        cdef uint64_t laid_out = 0
+        cdef Py_ssize_t n = 0
+        cdef size_t i
+        while part is not NULL:
+            for i in range(part.count):
+                at = &part.all[i]
+                PyErr_CheckSignals()
+                if at.offset == laid_out:  # the first with this memory
+                    made.put_without_zeros(at, views[n], memory)
+                    laid_out += at.size
+                    n += 1
+                else:
+                    made.put_again(at)
+            part = part.next
+        return made, memory
+
+    cdef int put_without_zeros(self, const segment *at, object view, list memory) except -1:
+        """Segments for the runs of pages that are zeros, and for those that are not."""
+        cdef object backing = view.obj
+        cdef bytes there = pages_there(backing, at.hva, at.size)
+        cdef const char *touched = PyBytes_AS_STRING(there) if there is not None else NULL
+        cdef bint may_fault = (<Backing?>backing).may_fault
+        cdef uint64_t begin = 0
+        cdef uint64_t end
+        cdef bint zeros
+        while begin < at.size:
+            PyErr_CheckSignals()
+            with nogil:
+                zeros = is_zeros(at.hva, begin, touched, may_fault)
+                end = begin + ALIGNMENT
+                while end < at.size and is_zeros(at.hva, end, touched, may_fault) == zeros:
+                    end += ALIGNMENT
+            self.put_part(at, begin, end - begin, zeros)
+            if not zeros:
+                memory.append(view[begin:end])
+            begin = end
+        return 0
+
+    cdef int put_again(self, const segment *at) except -1:
+        """Segments for memory that is in the file already, where it is not zeros."""
+        cdef uint64_t begin = 0
+        cdef uint64_t size
+        cdef rb_node *before
+        cdef rb_node *after
+        cdef const segment *found
+        while begin < at.size:
+            size = at.size - begin
+            before = rb_floor(&self.held, at.hva + begin, HVA_OFFSET)
+            found = <const segment *>before
+            if before is not NULL and at.hva + begin - found.hva < found.size:
+                size = min(size, found.size - (at.hva + begin - found.hva))
+                self.append_part(at, begin, size).offset = (
+                    found.offset + (at.hva + begin - found.hva)
+                )
+            else:
+                after = rb_step(before, 1) if before is not NULL else rb_end(&self.held, 0)
+                if after is not NULL:
+                    size = min(size, (<const segment *>after).hva - (at.hva + begin))
+                self.append_part(at, begin, size).zeros = 1
+            begin += size
+        return 0
+
+    cdef segment *append_part(
+        self, const segment *at, uint64_t begin, uint64_t size
+    ) except NULL:
+        cdef segment *new = self.append()
+        new.hva = at.hva + begin
+        new.gpa = at.gpa + begin
+        new.size = size
+        new.flags = at.flags
+        return new
+
+    cdef int put_part(self, const segment *at, uint64_t begin, uint64_t size, bint zeros) except -1:
+        cdef segment *new = self.append_part(at, begin, size)
+        new.zeros = zeros
+        if not zeros:
+            rb_insert_after(&self.held, rb_floor(&self.held, new.hva, HVA_OFFSET), &new.node)
+            new.offset = self.size
+            self.size += size
+        return 0
+
     def table(self, uint64_t begin):
         """Their program headers, for a file whose memory begins at `begin`: bytes."""
         cdef bytes table = PyBytes_FromStringAndSize(NULL, HEADER_SIZE * len(self))
@@ -308,7 +427,8 @@ cdef class Segments:
                 words[0] = endian_le64(PT_LOAD | <uint64_t>at.flags << 32)
                 words[1] = endian_le64(begin + at.offset)
                 words[2] = words[3] = endian_le64(at.gpa)
-                words[4] = words[5] = endian_le64(at.size)
+                words[4] = endian_le64(0 if at.zeros else at.size)
+                words[5] = endian_le64(at.size)
                 memcpy(out, words, HEADER_SIZE)
                 out += HEADER_SIZE
             part = part.next
@@ -325,7 +445,6 @@ cdef class Segments:
         cdef uint32_t spaces = len(self.window.spaces)
         cdef uint64_t words[HEADER_WORDS]
         cdef segment found
-        cdef segment *new
         cdef Py_ssize_t i
         cdef int n
         for i in range(len(table) // HEADER_SIZE):
@@ -338,13 +457,13 @@ cdef class Segments:
             found.offset = words[1]
             found.gpa = words[3]
             found.size = words[5]
-            if words[4] != found.size:
+            if words[4] > found.size:
                 raise ValueError(
-                    f"gpa {found.gpa:#x}: {words[4]:#x} of {found.size:#x} bytes are there"
+                    f"gpa {found.gpa:#x}: {words[4]:#x} bytes for a size of {found.size:#x}"
                 )
-            if found.offset > length or found.size > length - found.offset:
+            if words[4] and (found.offset > length or words[4] > length - found.offset):
                 raise ValueError(
-                    f"cut off: gpa {found.gpa:#x} ends at {int(found.offset) + found.size}, of"
+                    f"cut off: gpa {found.gpa:#x} ends at {int(found.offset) + words[4]}, of"
                     f" {length} bytes"
                 )
             if found.gpa + found.size - 1 < found.gpa:
@@ -356,12 +475,12 @@ cdef class Segments:
                 raise ValueError(
                     f"gpa {found.gpa:#x} is of address space {space_of(&found)}; here are {spaces}"
                 )
-            new = self.append()
-            new.flags = found.flags
-            new.offset = found.offset
-            new.gpa = found.gpa
-            new.size = found.size
             self.size += found.size
+            if words[4]:
+                self.append_part(&found, 0, words[4]).offset = found.offset
+            # What the file has no bytes for is zeros.
+            if words[4] < found.size:
+                self.append_part(&found, words[4], found.size - words[4]).zeros = 1
 
     def refuse_overlaps(self):
         """ValueError where two segments have different bytes of the file for the same memory.
@@ -397,7 +516,11 @@ cdef class Segments:
                 if (
                     space_of(at) == space_of(last)
                     and at.gpa - last.gpa < last.size
-                    and at.offset - last.offset != at.gpa - last.gpa
+                    and not (at.zeros and last.zeros)
+                    and (
+                        at.zeros != last.zeros
+                        or at.offset - last.offset != at.gpa - last.gpa
+                    )
                 ):
                     raise ValueError(
                         f"the segments at gpa {last.gpa:#x} and {at.gpa:#x} overlap and have"
@@ -410,11 +533,11 @@ cdef class Segments:
         finally:
             alloc_free(sorted)
 
-    def places(self, int fd, Py_ssize_t number):
+    def places(self, int fd, Py_ssize_t number, int zeros=-1):
         """Where the segments of a part, below `parts`, are to be read to: a list of Batches.
 
         What cannot be written is in none: it must have the bytes of the file `fd`, as a firmware's
-        memory may.
+        memory may. `zeros` is a file of zeros, for the segments that are.
 
         NotMappedError; ReadOnlyError where it has others; OSError.
         """
@@ -438,11 +561,14 @@ cdef class Segments:
             while done < at.size:
                 size = self.window.reach(space_of(at), at.gpa + done, at.size - done)
                 if self.window.refusal is not None:
-                    self.window.compare(at.gpa + done, size, fd, at.offset + done)
+                    self.window.compare(
+                        at.gpa + done, size, zeros if at.zeros else fd, at.offset + done
+                    )
                     done += size
                     continue
-                if batch is None or upto != at.offset + done:
+                if batch is None or upto != at.offset + done or batch.zeros != bool(at.zeros):
                     batch = Batch.__new__(Batch)
+                    batch.zeros = bool(at.zeros)
                     batch.offset = at.offset + done
                     batch.home = self
                     batch.first = at

@@ -4,7 +4,8 @@ The file is an ELF core, 64-bit and little-endian, as dumps of guest memory are:
 others read it. Each PT_LOAD segment is a run of guest memory in one slot, at the guest address
 `p_paddr`; bits 20 to 27 of its `p_flags` (the first eight that ELF leaves to operating systems)
 are the number of its address space. Host memory that several slots are on is in the file once, if
-one of the segments before holds all of it.
+one of the segments before holds all of it. A segment whose p_filesz is less than its p_memsz goes
+on with zeros, as in any ELF file: so a sparse snapshot leaves them out.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import platform
 import struct
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,7 +41,7 @@ _RUNS = 1024  # laid out at a time
 Run = tuple[int, int, int]  # as_id, start_gfn, end_gfn
 
 
-def dump(mem: GuestMemory, path: str | os.PathLike[str], restart_log: bool) -> int:
+def dump(mem: GuestMemory, path: str | os.PathLike[str], restart_log: bool, sparse: bool) -> int:
     """All memory; what `GuestMemory.dump` does."""
 
     def all_memory(logs: list[object]) -> list[Run]:
@@ -51,18 +53,19 @@ def dump(mem: GuestMemory, path: str | os.PathLike[str], restart_log: bool) -> i
             for slot in mem.vm.address_space(as_id)
         ]
 
-    return _write(mem, path, all_memory)
+    return _write(mem, path, all_memory, sparse)
 
 
 def dump_dirty(mem: GuestMemory, path: str | os.PathLike[str]) -> int:
     """What is dirty; what `GuestMemory.dump_dirty` does."""
-    return _write(mem, path, lambda logs: take_runs(mem.vm, logs))
+    return _write(mem, path, lambda logs: take_runs(mem.vm, logs), False)
 
 
 def _write(
     mem: GuestMemory,
     path: str | os.PathLike[str],
     runs_of: Callable[[list[object]], Sequence[Run]],
+    sparse: bool,
 ) -> int:
     """Write the runs that it is told of, which puts the marks that it takes down in a list.
 
@@ -79,8 +82,12 @@ def _write(
 
     try:
         without_changes(mem.vm, lay_out)
+        written = segments
+        if sparse:
+            # Not before: it reads all memory, and changes need not wait for that.
+            written, memory = segments.sparse(mem, memory)
         with replacing(path) as fd:
-            _write_all(fd, [memoryview(_headers(segments)), *memory])
+            _write_all(fd, [memoryview(_headers(written)), *memory])
     except BaseException:
         return_marks(mem.vm, logs)
         raise
@@ -116,16 +123,18 @@ def _write_all(fd: int, views: list[memoryview]) -> None:
 
 def restore(mem: GuestMemory, path: str | os.PathLike[str]) -> int:
     """Write it back; what `GuestMemory.restore` does."""
-    with Path(path).open("rb") as file:
+    with ExitStack() as opened:
+        file = opened.enter_context(Path(path).open("rb"))
         fd, name = file.fileno(), os.fspath(path)
         segments = _read_segments(mem, fd, name)
         # All of it has a place before any of it is written.
         batches: list[Batch] = []
+        zeros = opened.enter_context(Path("/dev/zero").open("rb", buffering=0)).fileno()
         for number in range(segments.parts):
-            batches += segments.places(fd, number)
+            batches += segments.places(fd, number, zeros)
         for batch in batches:
             try:
-                _read_all(fd, batch.views, batch.offset, name)
+                _read_all(zeros if batch.zeros else fd, batch.views, batch.offset, name)
             finally:
                 # Also what there is of it, should the rest fail.
                 batch.mark()

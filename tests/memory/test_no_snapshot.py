@@ -61,9 +61,10 @@ WRONG: dict[str, tuple[Callable[[bytes], bytes], str]] = {
         lambda data: patched(patched(data, 56, "H", 0xFFFF), 40, "Q", 1 << 63),
         "first section",
     ),
-    "less in the file": (lambda data: patched(data, FIRST + 32, "Q", PAGE), "0x1000 of 0x46000"),
-    "nothing in the file": (lambda data: patched(data, FIRST + 32, "Q", 0), "0x0 of 0x46000"),
-    "more in the file": (lambda data: patched(data, FIRST + 40, "Q", PAGE), "0x46000 of 0x1000"),
+    "more in the file": (
+        lambda data: patched(data, FIRST + 40, "Q", PAGE),
+        "0x46000 bytes for a size of 0x1000",
+    ),
     "memory beyond the end": (
         lambda data: patched(data, FIRST + 8, "Q", len(data) - PAGE),
         "gpa 0x0 ends at",
