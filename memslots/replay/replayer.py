@@ -22,7 +22,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import combinations
 
-from memslots import PAGE_SHIFT, PAGE_SIZE, Change, MemslotError, Memslots, Slot
+from memslots import PAGE_SHIFT, PAGE_SIZE, Change, Flags, MemslotError, Memslots, Slot
 from memslots.replay.live import Live, LiveVM, number_of, slot_name
 from memslots.traces import Counts, Event, RegionCall, Trace, TraceError
 from memslots.traces.events import GUEST_MEMFD_FLAG, Capability
@@ -56,6 +56,8 @@ _MAX_HVA = (
     (1 << 64) - PAGE_SIZE,
 )
 _MOST_SPACES = 16
+#: Those that the rules know.
+_FLAGS = int(Flags.LOG_DIRTY_PAGES | Flags.READONLY)
 
 
 def errno_name(number: int) -> str:
@@ -383,6 +385,15 @@ class _Step:
             return "there was nothing to delete"
         if call.as_id >= self.vm.memslots.address_spaces:
             return "the call was left out"
+        without = ""
+        if unknown := self.flags & ~_FLAGS:
+            # A newer kernel knows flags that no rule here does.
+            self.flags &= _FLAGS
+            without = f" without flags {unknown:#x}"
+            answer, _ = self.attempt()
+            if not answer:
+                self._count()
+                return self.change.name + without
         space = self.vm.memslots.address_space(call.as_id)
         base = call.guest_phys_addr >> PAGE_SHIFT
         end = base + (call.memory_size >> PAGE_SHIFT)
@@ -401,7 +412,8 @@ class _Step:
             return "the call was left out"
         self._count()
         names = ", ".join(f"slot {slot.id}" for slot in self.dropped)
-        return f"{names} dropped, then {self.change.name}" if names else f"{self.change.name}"
+        done = self.change.name + without
+        return f"{names} dropped, then {done}" if names else done
 
     def _count(self) -> None:
         """The map changed as the kernel's did: count the change, and tell the gaps.

@@ -150,6 +150,8 @@ class Trace:
 
 
 def _recognised(text: str) -> Format | None:
+    if re.search(r"kvm_set_user_memory\b(?!.*ioctl\().*\bguest_phys_addr ?= ?\w", text):
+        return "qemu"
     head = HEAD.match(text)
     if head is not None:
         if head["resumed"] or head["ended"] or head["signal"] or head["note"]:

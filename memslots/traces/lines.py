@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from memslots.traces.wrapping import Wrapping
+
 #: A line longer than this is cut: no memslot call is, but a traced write(2) may be.
 LINE_LIMIT = 1 << 20
 
@@ -28,6 +30,7 @@ class Lines:
 
     def __init__(self, blocks: Iterator[bytes]) -> None:
         self._blocks = blocks
+        self._wrapping = Wrapping()
         self._lines = self._read()
         self._again: tuple[int, bytes] | None = None
         self.words: tuple[bytes, ...] | None = None
@@ -62,11 +65,11 @@ class Lines:
                 text, overlong = carry + b"\n" + block[first:end], False
             else:
                 text = carry + block[:end]
-            yield from self._select(text)
+            yield from self._select(self._wrapping.taken_off(text))
             carry, overlong = self._grow(b"", block[end:], False)
         if carry:
             self.cut = True
-            yield from self._select(carry + b"\n")
+            yield from self._select(self._wrapping.taken_off(carry + b"\n"))
 
     def _grow(self, carry: bytes, more: bytes, overlong: bool) -> tuple[bytes, bool]:
         if overlong:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
-from memslots.traces.events import Counts, Event, RegionCall
+from memslots.traces.events import GUEST_MEMFD_FLAG, Counts, Event, RegionCall
 from memslots.traces.lines import Lines
 
 WORDS = (b"kvm_set_user_memory",)
@@ -22,11 +23,21 @@ CALL = re.compile(
     r" ua=(?P<ua>0x[0-9a-f]+)"
     r"(?: guest_memfd=(?P<memfd>-?\d{1,20}) guest_memfd_offset=(?:0x)?[0-9a-f]+)?"
     r" ret=(?P<ret>-?\d{1,20})(?![0-9])"
+    r"(?: restricted_fd=(?P<restricted>-?\d{1,20}) restricted_offset=(?:0x)?[0-9a-f]+)?"
 )
 #: The end of an event, at the start of a log that was cut out of another.
 _BEHEADED = re.compile(r"size=0x[0-9a-f]+ ua=0x[0-9a-f]+.* ret=-?\d+")
 #: The event, and not QEMU's error message of a similar name.
-_EVENT = re.compile(r"kvm_set_user_memory(?![_a-z:])")
+_EVENT = re.compile(r"kvm_set_user_memory(?![_a-z]|:(?! \{))")
+
+
+#: Fields with names: `slot=0x0`, or `slot = 0`.
+_FIELD = re.compile(r"\b([a-z_]+) ?= ?(-?(?:0x[0-9a-f]{1,16}|\d{1,20}))\b")
+_FIELDS = ("slot", "flags", "guest_phys_addr", "memory_size", "userspace_addr")
+_TIME_OF_DAY = re.compile(r"\[(?P<h>\d\d):(?P<m>\d\d):(?P<s>\d\d)\.(?P<ns>\d{1,9})\]")
+#: A line of simpletrace.py: how many microseconds after the one before.
+_SIMPLE = re.compile(r"[a-z_0-9]+ (?P<us>\d{1,15})\.(?P<ns>\d{3}) pid=\d+ ")
+_FTRACE = re.compile(r"\s(?P<s>\d{1,12})\.(?P<ns>\d{6}): tracing_mark_write: $")
 
 
 class QemuReader:
@@ -36,12 +47,14 @@ class QemuReader:
         self.counts = counts
         self.notes: list[str] = []
         self._lines = lines
+        self._simple_ns: int | None = None
 
     def __iter__(self) -> Iterator[Event]:
         self._lines.words = WORDS
         related = 0
         for number, raw in self._lines:
             text = raw.decode("ascii", "replace").rstrip("\r")
+            elapsed = self._elapsed(text)
             starts = [found.start() for found in _EVENT.finditer(text)]
             related += bool(starts)
             if number == 1 and not starts and _BEHEADED.search(text):
@@ -50,6 +63,10 @@ class QemuReader:
             last_line_cut = self._lines.cut and number == self._lines.total
             for start in starts:
                 found = CALL.match(text, _prefix_start(text, start))
+                if found is None and (call := _by_names(text, start, number)):
+                    self.counts.calls += 1
+                    yield call if elapsed is None else replace(call, time_ns=elapsed)
+                    continue
                 cut = last_line_cut and (found is None or found.end() == len(text))
                 # "ret=-1" may be the beginning of "ret=-17": only what follows ends a number.
                 if found is None or (cut and found["ret"] != "0"):
@@ -60,11 +77,23 @@ class QemuReader:
                     )
                     self.counts.lose(number, reason, text[start:])
                 else:
-                    yield from self._call(number, found)
+                    yield from self._call(number, found, _time_of(text[:start]))
         self.counts.lines = self._lines.total
         self.counts.unrelated = self.counts.lines - related
 
-    def _call(self, number: int, found: re.Match[str]) -> Iterator[Event]:
+    def _elapsed(self, text: str) -> int | None:
+        """The time of a line of simpletrace.py since the first, in nanoseconds."""
+        found = _SIMPLE.match(text)
+        if found is None:
+            return self._simple_ns
+        if self._simple_ns is None:
+            # Every line has its part of the time.
+            self._lines.words = None
+            self._simple_ns = 0
+        self._simple_ns += int(found["us"]) * 1000 + int(found["ns"])
+        return self._simple_ns
+
+    def _call(self, number: int, found: re.Match[str], time_ns: int | None) -> Iterator[Event]:
         space = int(found["space"] or 0)
         slot = space << 16 | int(found["slot"]) if found["space"] else int(found["slot"])
         flags, ret = int(found["flags"], 16), int(found["ret"])
@@ -72,10 +101,12 @@ class QemuReader:
         if slot >> 32 or flags >> 32 or (gpa | size | ua) >> 64:
             self.counts.lose(number, "a number does not fit its field", found[0], -ret or None)
             return
-        time_ns = None
         if found["seconds"]:
             time_ns = int(found["seconds"]) * 10**9 + int(found["micros"].ljust(6, "0")) * 1000
-        memfd = int(found["memfd"]) if found["memfd"] else -1
+        given: str | None = found["memfd"] or found["restricted"]
+        memfd = int(given) if given else -1
+        # QEMU 9.0 tells of the flag, and not which file it is.
+        names_memfd = memfd >= 0 or (not given and not ret and bool(flags & GUEST_MEMFD_FLAG))
         self.counts.calls += 1
         yield RegionCall(
             line=number,
@@ -88,8 +119,59 @@ class QemuReader:
             tid=int(found["tid"]) if found["tid"] else None,
             time_ns=time_ns,
             end_line=number,
-            guest_memfd=memfd if memfd >= 0 else None,
+            guest_memfd=memfd if names_memfd else None,
         )
+
+
+def _by_names(text: str, start: int, line: int) -> RegionCall | None:
+    """The call of an event whose fields have names, as simpletrace.py and LTTng print them."""
+    following = text.find("kvm_set_user_memory", start + 1)
+    end = following if following >= 0 else len(text)
+    fields: dict[str, str] = dict(_FIELD.findall(text, start, end))
+    try:
+        slot, flags, gpa, size, ua = (_number(fields[name]) for name in _FIELDS)
+        ret = _number(fields["ret"])
+        space = _number(fields.get("as", "0"))
+        memfd = _number(fields.get("fd", "-1"))
+    except (KeyError, ValueError):
+        return None
+    slot |= space << 16
+    if slot >> 32 or flags >> 32 or (gpa | size | ua) >> 64 or space >> 16:
+        return None
+    return RegionCall(
+        line=line,
+        slot=slot,
+        flags=flags,
+        guest_phys_addr=gpa,
+        memory_size=size,
+        userspace_addr=ua,
+        errno=max(-_signed(ret), 0),
+        time_ns=_time_of(text[:start]),
+        end_line=line,
+        guest_memfd=memfd if _signed(memfd) >= 0 else None,
+    )
+
+
+def _number(text: str) -> int:
+    """Of either base; a zero in front of a decimal means nothing."""
+    return int(text, 16 if text.removeprefix("-")[:2] == "0x" else 10)
+
+
+def _signed(number: int) -> int:
+    """A C int that may have been printed as if it had no sign."""
+    number &= 0xFFFFFFFF
+    return number - (1 << 32) if number >> 31 else number
+
+
+def _time_of(text: str) -> int | None:
+    """The time in front of an event of LTTng or ftrace, in nanoseconds."""
+    if written := _FTRACE.search(text):
+        return int(written["s"]) * 10**9 + int(written["ns"]) * 1000
+    found = _TIME_OF_DAY.match(text)
+    if found is None:
+        return None
+    hours, minutes, seconds = (int(found[name]) for name in ("h", "m", "s"))
+    return ((hours * 60 + minutes) * 60 + seconds) * 10**9 + int(found["ns"].ljust(9, "0"))
 
 
 def _prefix_start(text: str, start: int) -> int:

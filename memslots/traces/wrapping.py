@@ -1,0 +1,75 @@
+"""What others put around the lines of a trace: taken off before anybody reads them.
+
+People paste traces into mails, logs of a CI and pages; programs colour them. None of this changes
+how many lines there are, so that numbers of lines stay what an editor shows.
+"""
+
+from __future__ import annotations
+
+import re
+
+#: Colours, and what else a terminal is told (ECMA-48); the titles of windows.
+_TERMINAL = re.compile(
+    rb"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b\n]*(?:\x07|\x1b\\)|\x1b[()][A-Z0-9]"
+)
+_NO_BREAK_SPACE = b"\xc2\xa0"
+_ENTITY = re.compile(rb"&(lt|gt|amp|quot|nbsp|#39|#x27|#34|#60|#62);")
+_ENTITIES = {
+    b"lt": b"<", b"#60": b"<", b"gt": b">", b"#62": b">", b"amp": b"&", b"quot": b'"',
+    b"#34": b'"', b"#39": b"'", b"#x27": b"'", b"nbsp": b" ",
+}  # fmt: skip
+_TAGS = re.compile(
+    rb"</?(?:pre|code|span|tt|samp|font|div|p|b|i|td|tr)(?: [^<>\n]*)?>", re.IGNORECASE
+)
+#: What stands before each line, and what a line is then. Of an input in which most lines have it.
+_PREFIXES = (
+    # A quotation in a mail.
+    re.compile(rb"^(?:[>|] ?)+", re.MULTILINE),
+    # A CI's time.
+    re.compile(
+        rb"^\[?\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)\]?[ \t]",
+        re.MULTILINE,
+    ),
+)
+#: A call in a comment of a program's source.
+_COMMENT = re.compile(
+    rb"^[ \t]*(?://|#|\*) ?(?=[^\n]*(?:kvm_set_user_memory|ioctl\(|resumed>|clone3?\(|close\())",
+    re.MULTILINE,
+)
+
+
+class Wrapping:
+    """What is around the lines of one input. The first lines decide about what is on every line."""
+
+    def __init__(self) -> None:
+        self._prefixes: list[re.Pattern[bytes]] | None = None
+        self._is_page = False
+
+    def taken_off(self, text: bytes) -> bytes:
+        """Whole lines, without it; as many as before."""
+        if b"\x1b" in text:
+            text = _TERMINAL.sub(b"", text)
+        if _NO_BREAK_SPACE in text:
+            text = text.replace(_NO_BREAK_SPACE, b" ")
+        if self._prefixes is None:
+            self._is_page = b"&lt;" in text or b"&gt;" in text or b"&quot;" in text
+            self._prefixes = self._find_prefixes(text)
+        if self._is_page:
+            text = _TAGS.sub(b"", text)
+            text = _ENTITY.sub(lambda found: _ENTITIES[found[1]], text)
+        for prefix in self._prefixes:
+            text = prefix.sub(b"", text)
+        return text
+
+    @staticmethod
+    def _find_prefixes(text: bytes) -> list[re.Pattern[bytes]]:
+        """One may be within another: a CI's time in a mail."""
+        found = []
+        for prefix in _PREFIXES * 2:
+            lines = sum(bool(line.strip()) for line in text.splitlines())
+            if lines and 2 * len(prefix.findall(text)) > lines:
+                found.append(prefix)
+                text = prefix.sub(b"", text)
+        if _COMMENT.search(text):
+            found.append(_COMMENT)
+        return found

@@ -1,0 +1,146 @@
+"""Traces as people paste them: with what mails, pages, CIs and terminals put around the lines."""
+
+from __future__ import annotations
+
+import html
+import io
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memslots.traces import RegionCall, open_trace
+from memslots.traces.wrapping import Wrapping
+
+STRACE = """\
+501 10:11:12.000100 ioctl(3</dev/kvm>, KVM_CREATE_VM, 0) = 4<anon_inode:kvm-vm>
+501 10:11:12.000200 ioctl(4<anon_inode:kvm-vm>, KVM_SET_USER_MEMORY_REGION, {slot=0, flags=0, \
+guest_phys_addr=0, memory_size=1048576, userspace_addr=0x7f0000000000}) = 0
+502 10:11:12.000250 write(1, "a < b && c > \\"d\\"", 3) = 3
+501 10:11:12.000300 ioctl(4<anon_inode:kvm-vm>, KVM_SET_USER_MEMORY_REGION, {slot=1, \
+flags=KVM_MEM_READONLY, guest_phys_addr=0x100000, memory_size=4096, \
+userspace_addr=0x7f0000100000} <unfinished ...>
+502 10:11:12.000350 ioctl(5, KVM_RUN, 0) = 0
+501 10:11:12.000400 <... ioctl resumed>) = 0
+"""
+QEMU = """\
+123@1.000100:kvm_set_user_memory Slot#0 flags=0x0 gpa=0x0 size=0x8000000 ua=0x7f2c0be00000 ret=0
+something else
+123@1.000200:kvm_set_user_memory Slot#1 flags=0x2 gpa=0xfffc0000 size=0x40000 ua=0x7f2c0000 ret=0
+"""
+
+
+def prefixed(prefix: str) -> Callable[[str], str]:
+    return lambda text: "".join(f"{prefix}{line}\n" for line in text.splitlines())
+
+
+WAYS: dict[str, Callable[[str], str]] = {
+    "as it is": str,
+    "quoted": prefixed("> "),
+    "quoted twice": prefixed("> > "),
+    "quoted without spaces": prefixed(">>"),
+    "a CI's time": prefixed("[2026-03-02T21:01:29.045Z] "),
+    "another CI's time": prefixed("2026-03-02T21:01:29.0451234Z "),
+    "a CI's time in a mail": lambda text: prefixed("> ")(prefixed("[2026-03-02T21:01:29Z] ")(text)),
+    "a page": lambda text: f"<pre>{html.escape(text)}</pre>\n",
+    "a page's table": lambda text: "".join(
+        f'<td class="line">{html.escape(line)}</td>\n' for line in text.splitlines()
+    ),
+    "no-break spaces": lambda text: text.replace(", ", ",\u00a0").replace(" gpa", "\u00a0gpa"),
+    "colours": lambda text: text.replace("KVM_SET", "\x1b[01;31m\x1b[KKVM_SET").replace(
+        "kvm_set_user_memory", "\x1b[32mkvm_set_user_memory\x1b[0m"
+    ),
+    "comments": prefixed("    // "),
+    "comments among code": lambda text: "fn main() {\n" * 30 + prefixed("  # ")(text),
+}
+
+
+def calls(text: str) -> list[RegionCall]:
+    with open_trace("pasted", stream=io.BytesIO(text.encode())) as trace:
+        found = [event for event in trace if isinstance(event, RegionCall)]
+    assert trace.counts.lost_total == 0 and trace.counts.lines == text.count("\n")
+    return found
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("text", [STRACE, QEMU], ids=["strace", "qemu"])
+def test_the_same_calls(text: str, way: str) -> None:
+    wrapped = WAYS[way](text)
+    before = wrapped.count("fn main")
+    assert [
+        (call.line - before, call.slot, call.flags, call.guest_phys_addr, call.time_ns)
+        for call in calls(wrapped)
+    ] == [
+        (call.line, call.slot, call.flags, call.guest_phys_addr, call.time_ns)
+        for call in calls(text)
+    ]
+
+
+@given(st.binary(max_size=300).map(lambda data: data + b"\n"))
+def test_lines_stay_lines(data: bytes) -> None:
+    assert Wrapping().taken_off(data).count(b"\n") == data.count(b"\n")
+
+
+def test_what_only_looks_so_stays() -> None:
+    for text in (
+        b'501 write(1, "&lt;b> \\33[1m", 3) = 3\n501 close(3) = 0\n',
+        b"one\n> two\nthree\n",
+        b"# a comment\ncode\n",
+    ):
+        expected = text.replace(b"&lt;", b"<")
+        assert Wrapping().taken_off(text) in (text, expected)
+
+
+# Other forms of QEMU's event
+
+SIMPLE = """\
+kvm_run_exit 0.000 pid=4321 cpu_index=0x0 reason=0x2
+kvm_set_user_memory 104.221 pid=4321 as=0x1 slot=0x2 flags=0x2 guest_phys_addr=0xfffc0000 \
+memory_size=0x40000 userspace_addr=0x7f2c0bc00000 fd=0xffffffff fd_offset=0x0 ret=0x0
+kvm_run_exit 20.500 pid=4321 cpu_index=0x0 reason=0x2
+kvm_set_user_memory 1.000 pid=4321 as=0x0 slot=0x3 flags=0x0 guest_phys_addr=0xfffc0000 \
+memory_size=0x40000 userspace_addr=0x7f2c0bc00000 fd=0x9 fd_offset=0x0 ret=0xffffffef
+"""
+LTTNG = """\
+[10:11:12.270000000] (+?.?????????) host7 qemu:kvm_set_user_memory: { cpu_id = 2 }, { slot = 0, \
+flags = 2, guest_phys_addr = 4294705152, memory_size = 262144, userspace_addr = 139826895093760, \
+ret = -17 }
+"""
+FTRACE = """\
+# tracer: nop
+       CPU 0/KVM-4325    [001] .....   812.345778: tracing_mark_write: kvm_set_user_memory Slot#7 \
+flags=0x0 gpa=0x1000 size=0x1000 ua=0x7f2c0be00000 ret=0
+"""
+
+
+def test_simpletrace() -> None:
+    first, second = calls(SIMPLE)
+    assert (first.slot, first.flags, first.guest_phys_addr, first.errno) == (
+        0x10002,
+        2,
+        0xFFFC0000,
+        0,
+    )
+    assert (first.memory_size, first.userspace_addr) == (0x40000, 0x7F2C0BC00000)
+    # Each line says how long after the one before it came.
+    assert (first.time_ns, second.time_ns) == (104_221, 125_721)
+    assert (first.guest_memfd, second.guest_memfd, second.errno) == (None, 9, 17)
+
+
+def test_lttng_and_ftrace() -> None:
+    (call,) = calls(LTTNG)
+    assert (call.slot, call.flags, call.guest_phys_addr, call.errno) == (0, 2, 0xFFFC0000, 17)
+    assert call.time_ns == ((10 * 60 + 11) * 60 + 12) * 10**9 + 270_000_000
+    (call,) = calls(FTRACE)
+    assert (call.slot, call.time_ns) == (7, 812_345_778_000)
+
+
+def test_a_guest_memfd_by_other_names() -> None:
+    line = "kvm_set_user_memory AddrSpace#0 Slot#0 flags=0x4 gpa=0x0 size=0x1000 ua=0x7f0000000000 "
+    (call,) = calls(f"{line}ret=0 restricted_fd=19 restricted_offset=0x0\n")
+    assert call.guest_memfd == 19
+    (call,) = calls(f"{line}ret=0\n")
+    assert call.guest_memfd is not None  # which, QEMU 9.0 does not say
+    (call,) = calls(f"{line}ret=-22\n")
+    assert call.guest_memfd is None
