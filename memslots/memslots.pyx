@@ -265,11 +265,15 @@ cdef class Memslots(Reader):
 
         Notes
         -----
-        As a transaction: readers see all of them at once. O(m log n) for m slots. For a Memslots
-        that is to begin with them, ``Memslots(map=...)`` takes a fifth of the time.
+        As a transaction: readers see all of them at once. O(m log n) for m slots; where the address
+        space is empty, and there is neither a listener nor a backend, in one pass: a fifth of the
+        time.
         """
-        with self.transaction() as tx:
-            return tx.create_many(slots, as_id)
+        made = late("memslots.write.filling", "create_at_once")(self.writer, slots, as_id)
+        if made is None:
+            with self.transaction() as tx:
+                made = tx.create_many(slots, as_id)
+        return made
 
     def move(self, slot, base_gfn, as_id=0):
         """Move a slot to another place in guest memory; its dirty log goes with it.

@@ -35,7 +35,7 @@ For memslots alone:
                atomic_fetch_add_acq_rel atomic_fetch_sub_acq_rel
   debug        debug_assert
   alloc        CACHE_LINE alloc_block alloc_zeroed alloc_lines alloc_free
-  rbtree       rb_node rb_root rb_init rb_floor rb_insert_after
+  rbtree       rb_node rb_root rb_init rb_end rb_floor rb_insert_after rb_step
   idtable      idtable idtable_spare idtable_drop_spare idtable_fits idtable_get_spare idtable_find
   srcu         srcu_reader_get srcu_init srcu_reader_put srcu_shared srcu_depth srcu_wait srcu_alone
                srcu_idle srcu_forget
@@ -57,7 +57,7 @@ For memslots alone:
   machine      machine_new machine_free
   index_policy index_policy_current index_policy_pays
                index_policy_build index_policy_copy
-  fill         fill fill_get fill_put fill_drop
+  fill         fill fill_begin fill_drop fill_end fill_get fill_put
   lookup       lookup_row lookup_shared
   search       search_one
   layout       layout_number
@@ -68,6 +68,7 @@ For memslots alone:
                update_stage_get update_stage update_carry update_carry_marks update_unstage
                update_displaces update_abandon_get update_abandon_begin update_abandon_end
                update_abandon_drop update_discard update_must_invalidate update_leftover
+  guarded      guarded_read
   access       access span access_kind ACCESS_READ ACCESS_WRITE ACCESS_RESTORE ACCESS_ALL ACCESS_BAD
                access_result ACCESS_NO_MEMORY access_free access_init access_mark access_meets
                access_probe access_read access_write access_fill access_load access_store

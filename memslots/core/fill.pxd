@@ -1,11 +1,14 @@
-"""An address space that is empty and that nobody reads yet, filled in one pass.
+"""An address space that is empty, filled in one pass.
 
 The trees are built from the bottom, not slot by slot: O(n), where the slots are in the order of
 their host addresses too, else O(n log n).
 
     fill_get     all memory, and the rules; the only step that can fail
     ... the owner of the sets attaches the records to the slots ...
-    then either  fill_put    both sets hold the slots (P1)
+    then either  fill_begin  readers find the slots
+                   wait for the readers (srcu_wait)
+                 fill_end    both sets hold them (P1)
+    or           fill_put    the same, where nobody reads yet: no generation goes by
     or           fill_drop   they are freed; the records are the caller's, to let go before
 """
 
@@ -30,5 +33,7 @@ cdef struct fill:
 cdef refusal fill_get(
     fill *f, space *sp, const index *ix, const limits *lim, region *wrong
 ) noexcept nogil
+cdef void fill_begin(fill *f) noexcept nogil
+cdef void fill_end(fill *f) noexcept nogil
 cdef void fill_put(fill *f) noexcept nogil
 cdef void fill_drop(fill *f) noexcept nogil

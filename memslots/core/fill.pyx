@@ -16,7 +16,8 @@ from memslots.core.region cimport (
     region_check,
 )
 from memslots.core.slot cimport SLOT_LOG_DIRTY_PAGES, slot_free, slot_new
-from memslots.core.slotset cimport slotset_fill
+from memslots.core.slotset cimport slotset, slotset_fill
+from memslots.core.space cimport space_inactive, space_swap_begin, space_swap_end
 from memslots.core.update cimport DIRTY_LOG_INITIALLY_SET
 
 
@@ -105,10 +106,24 @@ cdef void free_lists(fill *f) noexcept nogil:
     alloc_free(f.slots)
 
 
+cdef void put(fill *f, slotset *set) noexcept nogil:
+    slotset_fill(set, f.slots, f.by_hva, f.count, &f.spare[set.k])
+
+
+cdef void fill_begin(fill *f) noexcept nogil:
+    put(f, space_inactive(f.sp))
+    space_swap_begin(f.sp)
+
+
+cdef void fill_end(fill *f) noexcept nogil:
+    space_swap_end(f.sp)
+    put(f, space_inactive(f.sp))
+    free_lists(f)
+
+
 cdef void fill_put(fill *f) noexcept nogil:
-    cdef int k
-    for k in range(2):
-        slotset_fill(&f.sp.sets[k], f.slots, f.by_hva, f.count, &f.spare[k])
+    put(f, &f.sp.sets[0])
+    put(f, &f.sp.sets[1])
     free_lists(f)
 
 

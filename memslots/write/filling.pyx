@@ -2,7 +2,14 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from memslots.core.fill cimport fill, fill_drop, fill_get, fill_put
+from memslots.core.fill cimport (
+    fill,
+    fill_begin,
+    fill_drop,
+    fill_end,
+    fill_get,
+    fill_put,
+)
 from memslots.core.index cimport (
     INDEX_ANY_ID,
     index,
@@ -12,7 +19,8 @@ from memslots.core.index cimport (
 )
 from memslots.core.region cimport ALLOWED, NO_MEMORY, change_kind, refusal
 from memslots.core.slot cimport region
-from memslots.core.space cimport SWAPPING, space, space_generation
+from memslots.core.slotset cimport slotset_count
+from memslots.core.space cimport SWAPPING, space, space_active, space_generation
 from memslots.dirty.logs cimport get_log, put_log
 from memslots.read.memorymap cimport map_index
 from memslots.read.reader cimport Reader
@@ -91,20 +99,13 @@ def restore(Writer writer not None, spaces):
         restore_space(writer, as_id, state)
 
 
-def fill_with(Writer writer not None, map):
-    """Puts the slots of a MemoryMap into a Writer's machine, which is new and empty. O(n)."""
-    cdef const index *ix
-    cdef uint32_t as_id
+cdef int get_filled(fill *f, Writer writer, const index *ix, uint32_t as_id) except -1:
+    """Slots with their records, for an empty address space."""
     cdef uint32_t i
     cdef region wrong
     cdef refusal why
-    cdef fill f
-    map_index(map, &ix, &as_id)
-    check_as_id(writer.lim, as_id)
-    if ix is NULL:
-        return
     with nogil:
-        why = fill_get(&f, writer.m.spaces[as_id], ix, writer.lim, &wrong)
+        why = fill_get(f, writer.m.spaces[as_id], ix, writer.lim, &wrong)
     if why == NO_MEMORY:
         raise MemoryError("no memory for the slots of a MemoryMap")
     if why != ALLOWED:
@@ -115,10 +116,65 @@ def fill_with(Writer writer not None, map):
     except BaseException:
         for i in range(f.count):
             release_record(f.slots[i])
-        fill_drop(&f)
+        fill_drop(f)
         raise
-    with nogil:
-        fill_put(&f)
+    return 0
+
+
+def fill_with(Writer writer not None, map):
+    """Puts the slots of a MemoryMap into a Writer's machine, which is new and empty. O(n)."""
+    cdef const index *ix
+    cdef uint32_t as_id
+    cdef fill f
+    map_index(map, &ix, &as_id)
+    check_as_id(writer.lim, as_id)
+    if ix is not NULL:
+        get_filled(&f, writer, ix, as_id)
+        with nogil:
+            fill_put(&f)
+
+
+def create_at_once(Writer writer not None, slots, as_id):
+    """Does what create_many does, where nothing is there yet and nobody is to be told.
+
+    Returns
+    -------
+    list of Slot or None
+        None: it is for create_many.
+
+    Notes
+    -----
+    O(n) where the slots are in the order of their host addresses too.
+    """
+    cdef const index *ix
+    cdef uint32_t number
+    cdef uint32_t i
+    cdef fill f
+    cdef list made
+    if writer.mirror is not None or not isinstance(slots, MemoryMap):
+        return None
+    map_index(slots, &ix, &number)
+    check_as_id(writer.lim, number)
+    if ix is NULL or (as_id is not None and as_id != number):
+        return None
+    writer.enter("many slots")
+    try:
+        if slotset_count(space_active(writer.m.spaces[number])) or writer.subscriptions.get():
+            return None
+        get_filled(&f, writer, ix, number)
+        try:
+            made = [<object>f.slots[i].record for i in range(f.count)]
+        except BaseException:
+            for i in range(f.count):
+                release_record(f.slots[i])
+            fill_drop(&f)
+            raise
+        fill_begin(&f)
+        writer.wait_for_readers()
+        fill_end(&f)
+    finally:
+        writer.leave()
+    return made
 
 
 def create_many(Target to not None, slots, as_id):

@@ -176,6 +176,38 @@ def test_all_or_nothing(call: Callable[[Any], object], error: type[Exception], t
     assert state_of(vm) == before
 
 
+def test_into_an_empty_address_space() -> None:
+    """In one pass, with one swap; readers and generations as after a transaction."""
+    for turned in (False, True):
+        vm = Memslots(address_spaces=2)
+        vcpu = vm.vcpu()
+        assert vcpu.lookup(0) is None
+        m = map_of(300, turned)
+        assert vm.create_many(m) == list(m) == list(vm)
+        assert vm.generation == 2
+        vm.check()
+        assert vcpu.lookup(4) == m.lookup(4)
+        vm.create_many(MemoryMap([(5, 1, 0, 0, 7)], as_id=1))
+        assert [slot.id for slot in vm.address_space(1)] == [7]
+        vm.delete(0)
+        vm.check()
+
+
+def test_no_memory_for_an_empty_one(drivers: Any) -> None:
+    vm = Memslots()
+    vm.create(0, 0, 1, 0)
+    vm.delete(0)  # the pool of slots keeps what it has got for this
+    before = state_of(vm)
+    m = map_of(12, turned=True)
+
+    def unharmed() -> None:
+        assert state_of(vm) == before
+        vm.check()
+
+    assert each_failure(drivers("alloc"), lambda: vm.create_many(m), unharmed) > 10
+    assert vm.map() == m
+
+
 def test_no_memory(drivers: Any) -> None:
     vm = Memslots()
     vm.create(0, 0, 1, 0)
