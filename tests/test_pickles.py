@@ -108,6 +108,7 @@ EXAMPLES: dict[str, object] = {
     "region-call": CALL,
     "vm-created": traces.VmCreated(1, 4, 8),
     "fd-closed": traces.FdClosed(2, 4, 8),
+    "fd-duplicated": traces.FdDuplicated(2, 4, 8, 9),
     "task-started": traces.TaskStarted(3, 4, 5, True),
     "task-ended": traces.TaskEnded(4, 5, True),
     "capability": traces.Capability(5, 4, "KVM_CAP_NR_MEMSLOTS", 32764),

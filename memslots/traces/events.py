@@ -66,6 +66,16 @@ class FdClosed:
 
 
 @dataclass(frozen=True, slots=True)
+class FdDuplicated:
+    """`tid` has what it has at `fd` at `new_fd` too: dup, dup2, dup3, fcntl(F_DUPFD)."""
+
+    line: int
+    tid: int | None
+    fd: int
+    new_fd: int
+
+
+@dataclass(frozen=True, slots=True)
 class TaskStarted:
     """`parent` started `child`: a thread of its process, or a new process."""
 
@@ -94,7 +104,7 @@ class Capability:
     value: int
 
 
-Event = RegionCall | VmCreated | FdClosed | TaskStarted | TaskEnded | Capability
+Event = RegionCall | VmCreated | FdClosed | FdDuplicated | TaskStarted | TaskEnded | Capability
 
 
 @dataclass(frozen=True, slots=True)

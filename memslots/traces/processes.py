@@ -13,7 +13,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from memslots.traces.events import Event, FdClosed, RegionCall, TaskEnded, TaskStarted, VmCreated
+from memslots.traces.events import (
+    Event,
+    FdClosed,
+    FdDuplicated,
+    RegionCall,
+    TaskEnded,
+    TaskStarted,
+    VmCreated,
+)
 
 V = TypeVar("V")
 
@@ -63,6 +71,13 @@ class Machines(Generic[V]):
         elif isinstance(event, FdClosed):
             if closer := self._of_tid.get(event.tid):
                 closer.fds.pop(event.fd, None)
+        elif isinstance(event, FdDuplicated):
+            # What is closed by it (dup2) is gone; what is no VM is none at the new number.
+            if owner := self._of_tid.get(event.tid):
+                held = owner.fds.get(event.fd)
+                owner.fds.pop(event.new_fd, None)
+                if held is not None:
+                    owner.fds[event.new_fd] = held
         elif isinstance(event, TaskStarted):
             self._started(event)
         elif isinstance(event, TaskEnded):

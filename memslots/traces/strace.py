@@ -14,7 +14,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from memslots.traces.clock import EPOCH_FROM, Clock
-from memslots.traces.events import Counts, Event, FdClosed, TaskEnded, TaskStarted
+from memslots.traces.events import (
+    Counts,
+    Event,
+    FdClosed,
+    FdDuplicated,
+    TaskEnded,
+    TaskStarted,
+)
 from memslots.traces.lines import Lines
 from memslots.traces.strace_inner import ARGUMENT_NAME, Found, is_quoted, memslot_calls
 from memslots.traces.strace_ioctls import (
@@ -39,6 +46,10 @@ WORDS = (
     b"clone",
     b"fork(",
     b"close(",
+    b"dup(",
+    b"dup2(",
+    b"dup3(",
+    b"F_DUPFD",
     b"execve",
     b"attached",
     b"+++",
@@ -63,10 +74,28 @@ HEAD = re.compile(_HEAD, re.VERBOSE)
 _PID = re.compile(r"\[pid\s+\d{1,20}\]")
 _GREP = re.compile(r"(?:[^\s:(]*[^\s:(\d][^\s:(]*[:-])?(?:\d+[:-])?(?=[\s\[<\d a-z])")
 _CLOSE = re.compile(rf"close\({ARGUMENT_NAME}(?:0x([0-9a-f]{{1,16}})|(\d{{1,20}}))\b")
+_DUP = re.compile(
+    rf"(?:dup[23]?|(?P<fcntl>fcntl))\({ARGUMENT_NAME}(?:0x([0-9a-f]{{1,16}})|(\d{{1,20}}))"
+    rf"(?:<[^>]*>)?(?(fcntl), {ARGUMENT_NAME}F_DUPFD|[,)])"
+)
 _ATTACHED = re.compile(r"strace: Process (\d{1,20}) attached")
 _UNFINISHED = "<unfinished ...>"
 _FOLLOWED = frozenset(
-    ("ioctl", "clone", "clone2", "clone3", "fork", "vfork", "close", "execve", "execveat")
+    (
+        "ioctl",
+        "clone",
+        "clone2",
+        "clone3",
+        "fork",
+        "vfork",
+        "close",
+        "execve",
+        "execveat",
+        "dup",
+        "dup2",
+        "dup3",
+        "fcntl",
+    )
 )
 
 
@@ -270,6 +299,11 @@ class StraceReader:
             if found := _CLOSE.match(text):
                 fd = int(found[1], 16) if found[1] else int(found[2])
                 yield FdClosed(number, head.tid, fd)
+        elif name == "fcntl" or name.startswith("dup"):
+            if found := _DUP.match(text):
+                fd = int(found[2], 16) if found[2] else int(found[3])
+                if fd != result.value:
+                    yield FdDuplicated(number, head.tid, fd, result.value)
         elif name.startswith("execve"):
             yield TaskEnded(number, head.tid, by_exec=True)
         elif result.value > 0:

@@ -6,7 +6,15 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from memslots.traces import Event, FdClosed, RegionCall, TaskEnded, TaskStarted, VmCreated
+from memslots.traces import (
+    Event,
+    FdClosed,
+    FdDuplicated,
+    RegionCall,
+    TaskEnded,
+    TaskStarted,
+    VmCreated,
+)
 from memslots.traces.processes import Machines, births_first
 
 
@@ -153,3 +161,21 @@ def test_births_first_keeps_everything_else_in_order() -> None:
         call(1, 5), TaskEnded(2, 5), call(3, 7), call(4, 5), TaskStarted(5, 7, 5, False), call(6, 5)
     ]  # fmt: skip
     assert [event.line for event in births_first(events)] == [1, 2, 3, 5, 4, 6]
+
+
+def test_a_vm_at_two_descriptors() -> None:
+    """As long as one of them is there, whichever was closed."""
+    vms, notes = sort(
+        VmCreated(1, 100, 8),
+        FdDuplicated(2, 100, 8, 9),
+        call(3, 100, 9),
+        FdClosed(4, 100, 8),
+        call(5, 100, 9),
+        FdDuplicated(6, 999, 8, 9),  # of a process that nothing is known of
+        FdDuplicated(7, 100, 3, 9),  # what is no VM takes its place
+        VmCreated(8, 100, 8),
+        FdDuplicated(9, 100, 8, 9),
+        call(10, 100, 9),
+    )
+    assert vms == [(100, 8, [3, 5]), (100, 8, [10])]
+    assert notes == []

@@ -8,6 +8,7 @@ from stracetext import CALL, fields, one, read
 from memslots.traces import (
     Capability,
     FdClosed,
+    FdDuplicated,
     TaskEnded,
     TaskStarted,
     VmCreated,
@@ -205,3 +206,23 @@ def test_who_had_no_pid_before_the_second_thread() -> None:
     events, _ = read(text)
     assert TaskStarted(4, None, 200, True) in events
     assert all(event.child != 201 for event in events if isinstance(event, TaskStarted))
+
+
+def test_descriptors_that_are_duplicated() -> None:
+    text = """\
+100 dup(8) = 9
+100 dup2(8<anon_inode:kvm-vm>, 8<anon_inode:kvm-vm>) = 8<anon_inode:kvm-vm>
+100 dup3(8, 10, O_CLOEXEC) = 10
+100 fcntl(8<anon_inode:kvm-vm>, F_DUPFD_CLOEXEC, 0) = 37<anon_inode:kvm-vm>
+100 fcntl(8, F_DUPFD <unfinished ...>
+101 fcntl(8, F_DUPFD, 3) = -1 EMFILE (Too many open files)
+100 <... fcntl resumed>, 20) = 20
+100 fcntl(8, F_GETFD) = 1 /* F_DUPFD */
+"""
+    found = [event for event in read(text + CALL)[0] if isinstance(event, FdDuplicated)]
+    assert [(event.line, event.fd, event.new_fd) for event in found] == [
+        (1, 8, 9),
+        (3, 8, 10),
+        (4, 8, 37),
+        (7, 8, 20),
+    ]
