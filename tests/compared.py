@@ -324,6 +324,23 @@ class Compared:
         for verb, *args in steps:
             assert told.step(verb, *args).done
 
+    def create_many(
+        self, tx: Transaction, told: ModelTransaction, slots: list[tuple[int, int, int]], as_id: int
+    ) -> None:
+        """All of them with the lowest ids that are free; or GivenUp, where these are too few."""
+        used = told.trial.slots[as_id]
+        free = [id for id in range(self.model.max_slots) if id not in used]
+        if len(slots) > len(free):
+            caught(NoRoomError, tx.create_many, slots, as_id)
+            raise GivenUp
+        made = tx.create_many(slots, as_id)
+        assert [(s.id, s.base_gfn, s.npages, s.userspace_addr) for s in made] == [
+            (id, *fields) for id, fields in zip(free, sorted(slots), strict=False)
+        ]
+        for slot in made:
+            args = (slot.id, slot.base_gfn, slot.npages, slot.userspace_addr, 0, as_id)
+            assert told.step("create", *args).done
+
     def become(self, slots: list[tuple[int, ...]], as_id: int) -> None:
         """To other slots, in as many calls as the plan has; without listeners."""
         wanted = MemoryMap(slots, as_id)  # type: ignore[arg-type]

@@ -153,6 +153,18 @@ class Machine(RuleBasedStateMachine):
 
         self.both.transaction(body)
 
+    @rule(
+        as_id=good_as_ids, places=st.sets(st.integers(0, 60), max_size=5), pages=st.integers(1, 5)
+    )
+    def create_many(self, as_id: int, places: set[int], pages: int) -> None:
+        slots = [(5 * gfn, pages, gfn << 12) for gfn in sorted(places)]
+
+        def body(tx: Transaction, told: ModelTransaction) -> None:
+            self.both.create_many(tx, told, slots, as_id)
+            self.both.look_at_steps(tx, told.trial)
+
+        self.both.transaction(body)
+
     @precondition(lambda self: not self.both.listeners)
     @rule(as_id=good_as_ids, data=st.data())
     def become(self, as_id: int, data: st.DataObject) -> None:
