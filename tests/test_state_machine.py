@@ -154,7 +154,7 @@ class Machine(RuleBasedStateMachine):
         self.both.transaction(body)
 
     @rule(
-        as_id=good_as_ids, places=st.sets(st.integers(0, 60), max_size=5), pages=st.integers(1, 5)
+        as_id=good_as_ids, places=st.sets(st.integers(0, 30), max_size=5), pages=st.integers(1, 5)
     )
     def create_many(self, as_id: int, places: set[int], pages: int) -> None:
         slots = [(5 * gfn, pages, gfn << 12) for gfn in sorted(places)]
