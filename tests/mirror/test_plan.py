@@ -6,6 +6,7 @@ import os
 import pickle
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ from memslots import (
     Window,
     plan,
 )
+from memslots.errors import WrongAnswerError
 from memslots.mirror.planner import Goal
 
 #: How many pairs of small maps are tried; `MEMSLOTS_PAIRS=100000 pytest ...` tries more.
@@ -281,3 +283,22 @@ def test_what_stays_is_not_touched() -> None:
     assert len(made) == 20
     assert {step.slot.base_gfn for step in made.steps} == set(range(0, 4 * n, 4 * n // 10))
     made.check()
+
+
+def test_a_plan_that_is_not_right() -> None:
+    """`check` finds it: by hand, since none that is made is so."""
+    now = MemoryMap([(0, 256, HOSTS[1] << 12)])
+    made = plan(now, now | MemoryMap([(160, 32, 1 << 40)]))
+    made.check()
+    window = made.windows[1]
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"steps": made.steps[:-1], "windows": ()}, "do not make the map that is wanted"),
+        ({"windows": (Window(0, 160, 0, 2),)}, "are there before call 2"),
+        ({"windows": (Window(0, 160, 1, 1),)}, "there after call 1"),
+        ({"windows": (window._replace(end_gfn=window.end_gfn + 64),)}, "not there after call"),
+    ]
+    for changed, text in wrong:
+        with pytest.raises(WrongAnswerError, match=text):
+            replace(made, **changed).check()
+    with pytest.raises((InvalidRegionError, OverlapError)):
+        replace(made, steps=made.steps[1:], windows=()).check()
