@@ -1,5 +1,5 @@
 import os
-from typing import Any, Self, SupportsIndex, final
+from typing import Any, SupportsIndex, final
 
 from _typeshed import ReadableBuffer
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ class Backing:
     buffer itself.
     """
 
-    def __new__(cls, buffer: ReadableBuffer | NDArray[Any]) -> Self: ...
+    def __init__(self, buffer: ReadableBuffer | NDArray[Any]) -> None: ...
     def __reduce__(self) -> tuple[object, ...]: ...
     @staticmethod
     def anonymous(size: SupportsIndex, *, huge_pages: bool = False) -> Backing:

@@ -66,11 +66,15 @@ cdef class Backing:
     def __cinit__(self, buffer):
         PyObject_GetBuffer(buffer, &self.memory, PyBUF_SIMPLE)
         self.kind = "buffer"
+        self.may_fault = True  # until it is known better
         if self.memory.len == 0 or (<hva_t>self.memory.buf | self.memory.len) & PAGE_OFFSET_MASK:
             raise ValueError(
                 f"{self.memory.len:#x} bytes at {<hva_t>self.memory.buf:#x}: the address and the"
                 " length of host memory for slots must be multiples of 4096, above 0; an mmap's are"
             )
+
+    def __init__(self, buffer):
+        # Not where __new__ alone is called: what is anonymous needs no look at all mappings.
         from memslots.memory.mappings import mapping_of
 
         self.may_fault, self.device, self.inode, self.file_offset = mapping_of(
@@ -106,21 +110,21 @@ cdef class Backing:
         cdef Backing made
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         if not huge_pages:
-            return named(Backing(mmap.mmap(-1, length, flags=flags)), "anonymous")
+            return anonymous_of(mmap.mmap(-1, length, flags=flags))
         if length % HUGE_PAGE == 0:
             try:
                 memory = mmap.mmap(-1, length, flags=flags | MAP_HUGETLB | MAP_HUGE_2MB)
             except OSError:
                 pass  # the pool has not so many
             else:
-                made = named(Backing(memory), "anonymous")
+                made = anonymous_of(memory)
                 made.huge_pages = "hugetlb"
                 return made
         # From the start of a huge page on: where a slot begins at one in guest memory too, the
         # processor's tables can map it by huge pages.
         memory = mmap.mmap(-1, length + HUGE_PAGE, flags=flags)
-        skip = -<hva_t>Backing(memory).start() % HUGE_PAGE
-        made = named(Backing(memoryview(memory)[skip : skip + length]), "anonymous")
+        skip = -<hva_t>anonymous_of(memory).start() % HUGE_PAGE
+        made = anonymous_of(memoryview(memory)[skip : skip + length])
         try:
             memory.madvise(mmap.MADV_HUGEPAGE, skip, length)
             made.huge_pages = "transparent"
@@ -291,6 +295,12 @@ cdef class Backing:
 
 cdef Backing named(Backing made, str kind):
     made.kind = kind
+    return made
+
+
+cdef Backing anonymous_of(object memory):
+    cdef Backing made = named(Backing.__new__(Backing, memory), "anonymous")
+    made.may_fault = False
     return made
 
 

@@ -28,7 +28,7 @@ from memslots.mirror.planner import (
 )
 from memslots.read.memorymap import MemoryMap, changes_between
 from memslots.read.table import COLUMNS, cells, lines
-from memslots.values.integers import PAGE_SHIFT, field
+from memslots.values.integers import PAGE_SHIFT, PAGE_SIZE, field
 from memslots.values.records import (
     Change,
     Slot,
@@ -137,6 +137,7 @@ class Plan:
         """
         limits = {"max_slots": max(self.max_slots, 1), "max_gfn": self.max_gfn}
         limits["address_spaces"] = self.wanted.as_id + 1
+        limits["max_hva"] = (1 << 64) - PAGE_SIZE  # where user space ends is no matter of a plan
         vm = self._memslots(**limits) if backend is None else self._memslots(backend=backend)
         reader = vm.address_space(self.wanted.as_id)
         for slot in self.current:

@@ -155,7 +155,7 @@ def create_at_once(Writer writer not None, slots, as_id):
         return None
     map_index(slots, &ix, &number)
     check_as_id(writer.lim, number)
-    if ix is NULL or (as_id is not None and as_id != number):
+    if ix is NULL or ix.count > writer.lim.max_slots or (as_id is not None and as_id != number):
         return None
     writer.enter("many slots")
     try:

@@ -230,3 +230,16 @@ def test_what_is_behind_a_buffer() -> None:
     assert found.may_fault and (found.inode, found.offset) == (os.fstat(fd).st_ino, PAGE)
     os.close(fd)
     assert mapping_of(0, PAGE) == UNKNOWN
+
+
+def test_anonymous_memory_is_not_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine may have thousands of Backings: each would read all mappings."""
+
+    def fail(hva: int, size: int) -> None:
+        raise AssertionError("it is known what it is")
+
+    monkeypatch.setattr("memslots.memory.mappings.mapping_of", fail)
+    for huge_pages in (False, True):
+        Backing.anonymous(SIZE, huge_pages=huge_pages)
+    with pytest.raises(AssertionError):
+        Backing(mmap.mmap(-1, SIZE))

@@ -258,6 +258,13 @@ def test_other_address_spaces() -> None:
     assert len(vm) == 1 and len(vm.address_space(1)) == 0
 
 
+def test_host_addresses_beyond_four_levels() -> None:
+    made = plan(MemoryMap(), [(0, 1, 1 << 56)])
+    made.check()
+    with pytest.raises(InvalidRegionError):
+        Memslots().apply(made)
+
+
 def test_marks_stay() -> None:
     vm = Memslots()
     vm.create(0, 0, 100, 0, 1)

@@ -193,6 +193,16 @@ def test_into_an_empty_address_space() -> None:
         vm.check()
 
 
+def test_too_many_for_an_empty_one() -> None:
+    vm = Memslots(max_slots=2)
+    before = state_of(vm)
+    with pytest.raises(NoRoomError):
+        vm.create_many(MemoryMap([(5 * i, 1, 0) for i in range(3)]))
+    with pytest.raises(InvalidRegionError):
+        vm.create_many(MemoryMap([(0, 1, 0, 0, 2)]))
+    assert state_of(vm) == before
+
+
 def test_no_memory_for_an_empty_one(drivers: Any) -> None:
     vm = Memslots()
     vm.create(0, 0, 1, 0)
