@@ -52,6 +52,9 @@ def optimisation(module: Path) -> str:
 def compiler_options() -> tuple[list[str], list[str], list[tuple[str, str | None]]]:
     """The C compiler's arguments, the linker's, and the macros, for the switches that are set."""
     compile_args = ["-std=gnu11", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-function"]
+    # Of Python's own flags, all of which CFLAGS in the environment takes away: numbers that wrap,
+    # and no assertions.
+    compile_args += ["-fwrapv"] if DEBUG else ["-fwrapv", "-DNDEBUG"]
     link_args: list[str] = []
     macros: list[tuple[str, str | None]] = []
     if DEBUG:
