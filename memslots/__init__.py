@@ -30,10 +30,11 @@ if TYPE_CHECKING:
     from memslots.dirty.runs import DirtyRun
     from memslots.memory.backing import Backing
     from memslots.memory.guestmemory import GuestMemory
-    from memslots.mirror.plan import Plan, SetRegion, Window
+    from memslots.mirror.plan import Plan, SetRegion, SetRegion2, Window
     from memslots.planning import plan
     from memslots.read.diff import FlagsChange, MapDiff, MemoryChange, SlotChange
     from memslots.read.memorymap import MemoryMap
+    from memslots.values.guestmemfd import GuestMemfd
     from memslots.write.transaction import Transaction
 
 __version__ = "0.1.0"
@@ -49,6 +50,7 @@ __all__ = [
     "DirtyRun",
     "Flags",
     "FlagsChange",
+    "GuestMemfd",
     "GuestMemory",
     "InvalidRegionError",
     "InvariantError",
@@ -68,6 +70,7 @@ __all__ = [
     "Plan",
     "ReadOnlyError",
     "SetRegion",
+    "SetRegion2",
     "Slot",
     "SlotChange",
     "SnapshotError",
@@ -83,6 +86,7 @@ __all__ = [
 _LATE = {
     "Backing": "memslots.memory.backing",
     "DirtyRun": "memslots.dirty.runs",
+    "GuestMemfd": "memslots.values.guestmemfd",
     "GuestMemory": "memslots.memory.guestmemory",
     "FlagsChange": "memslots.read.diff",
     "MapDiff": "memslots.read.diff",
@@ -90,6 +94,7 @@ _LATE = {
     "MemoryMap": "memslots.read.memorymap",
     "Plan": "memslots.mirror.plan",
     "SetRegion": "memslots.mirror.plan",
+    "SetRegion2": "memslots.mirror.plan",
     "SlotChange": "memslots.read.diff",
     "Transaction": "memslots.write.transaction",
     "Window": "memslots.mirror.plan",

@@ -42,13 +42,14 @@ class MemslotError(OSError):
         kind of error it is.
     strerror : str
         Which rule, which slot, which values.
-    rule : int or None
-        The number of the rule of set_region that refused (docs/rules.md), where one did.
+    rule : int, str or None
+        The rule of set_region that refused (docs/rules.md), where one did: its number, or "G5" and
+        so on, one of those about guest_memfd.
     """
 
-    rule: int | None
+    rule: int | str | None
 
-    def __init__(self, errno: int, strerror: str, rule: int | None = None) -> None:
+    def __init__(self, errno: int, strerror: str, rule: int | str | None = None) -> None:
         super().__init__(errno, strerror)
         self.rule = rule
 
@@ -75,7 +76,7 @@ class OverlapError(MemslotError):
         self,
         errno: int,
         strerror: str,
-        rule: int | None = None,
+        rule: int | str | None = None,
         *,
         existing: Slot | None = None,
         requested: Slot | None = None,

@@ -11,6 +11,7 @@ from memslots.mirror.backend import Backend
 from memslots.mirror.plan import Plan
 from memslots.read.memorymap import MemoryMap, _Fields
 from memslots.read.reader import AddressSpace, Reader, Vcpu
+from memslots.values.guestmemfd import GuestMemfd
 from memslots.values.records import Change, Slot
 from memslots.write.listeners import Subscription
 from memslots.write.transaction import Transaction
@@ -84,6 +85,23 @@ class Memslots(Reader):
 
         InvalidRegionError, OverlapError, NoSuchSlotError. O(log n).
         """
+    def set_region2(
+        self,
+        slot: SupportsIndex,
+        flags: SupportsIndex,
+        guest_phys_addr: SupportsIndex,
+        memory_size: SupportsIndex,
+        userspace_addr: SupportsIndex,
+        guest_memfd: GuestMemfd | SupportsIndex | None = None,
+        guest_memfd_offset: SupportsIndex = 0,
+    ) -> Change:
+        """The ioctl KVM_SET_USER_MEMORY_REGION2: as set_region; with GUEST_MEMFD (4) the slot is
+        bound to a range of a file.
+
+        InvalidRegionError (EBADF for what is not open), OverlapError, NoSuchSlotError. O(log n).
+        """
+    def _create_slot(self, slot: Slot) -> Slot:
+        """Creates what a Slot says. For mirror/plan.py."""
     def create(
         self,
         slot: SupportsIndex,

@@ -31,10 +31,12 @@ from memslots.values.limits cimport set_limits, with_default_limits
 from memslots.values.rules cimport check_as_id, room_for
 from memslots.write.operations cimport (
     operation_create,
+    operation_create_slot,
     operation_delete,
     operation_move,
     operation_set_flags,
     operation_set_region,
+    operation_set_region2,
 )
 from memslots.write.writer cimport Writer
 
@@ -211,6 +213,61 @@ cdef class Memslots(Reader):
         return operation_set_region(
             self.writer, slot, flags, guest_phys_addr, memory_size, userspace_addr
         )
+
+    def set_region2(
+        self,
+        slot,
+        flags,
+        guest_phys_addr,
+        memory_size,
+        userspace_addr,
+        guest_memfd=None,
+        guest_memfd_offset=0,
+    ):
+        """The ioctl KVM_SET_USER_MEMORY_REGION2: set_region, for slots of a guest_memfd too.
+
+        Parameters
+        ----------
+        slot, flags, guest_phys_addr, memory_size, userspace_addr : int
+            As in set_region. With GUEST_MEMFD (4) in `flags` userspace_addr may be 0.
+        guest_memfd : GuestMemfd or int
+            The file whose range the slot is bound to; an integer is an open descriptor of a
+            guest_memfd. Not looked at without GUEST_MEMFD, nor where memory_size is 0.
+        guest_memfd_offset : int
+            Where in the file the slot's first page is, in bytes, page aligned.
+
+        Returns
+        -------
+        Change
+            CREATE or DELETE of a slot with GUEST_MEMFD, which can do no other; else as set_region.
+
+        Raises
+        ------
+        InvalidRegionError
+            Rules G1, G2 and G5, or rule G7: no open descriptor (EBADF); another file, one of
+            another Memslots, a range that is not inside it, or that meets another slot's (EINVAL).
+        OverlapError, NoSuchSlotError, TypeError, OverflowError, MemoryError
+            As set_region.
+
+        Notes
+        -----
+        docs/rules.md has the rules of guest_memfd, G1 to G12. O(log n), and O(k) for k slots that
+        the file has.
+        """
+        return operation_set_region2(
+            self.writer,
+            slot,
+            flags,
+            guest_phys_addr,
+            memory_size,
+            userspace_addr,
+            guest_memfd,
+            guest_memfd_offset,
+        )
+
+    def _create_slot(self, slot):
+        """Creates what a Slot says. For mirror/plan.py."""
+        return operation_create_slot(self.writer, slot)
 
     def create(self, slot, base_gfn, npages, userspace_addr, flags=0, as_id=0):
         """Create a slot.

@@ -5,17 +5,21 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Iterator
+from errno import EINVAL
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import pytest
+from memfdmodel import FOREIGN, PLAIN, File, MemfdModel
 from model import Model, Refused
 
-from memslots import MemslotError, Memslots
+from memslots import Flags, GuestMemfd, MemslotError, Memslots
 
 DATA = Path(__file__).parent / "data" / "kernel"
-FILES = sorted(path.name.removesuffix(".jsonl.gz") for path in DATA.glob("*.jsonl.gz"))
+ALL = sorted(path.name.removesuffix(".jsonl.gz") for path in DATA.glob("*.jsonl.gz"))
+FILES = [name for name in ALL if not name.startswith("gmem")]
+GMEM_FILES = [name for name in ALL if name.startswith("gmem")]
 
 # One call of the file: its number, and the call with the kernel's result as the last element.
 Line = tuple[int, list[Any]]
@@ -94,6 +98,7 @@ def replay(vm: Memslots, line: Line, as_id: int = 0) -> None:
 def test_all_files_are_here() -> None:
     assert len(FILES) == 10
     assert sum(1 for name in FILES for _ in lines(name)) == 66_175
+    assert sum(1 for name in GMEM_FILES for _ in lines(name)) == 10_000
 
 
 def model_answer(model: Model, call: list[Any]) -> object:
@@ -154,3 +159,80 @@ def test_two_spaces_at_once(name: str, other: str) -> None:
         for as_id, line in enumerate(pair):
             if line is not None:
                 replay(vm, line, as_id)
+
+
+# guest_memfd. A line names a file by a number, or says what it is in place of one.
+
+
+def gmem_answer(vm: Memslots, files: dict[File, GuestMemfd | int], call: list[Any]) -> object:
+    """Make a call of a gmem file; None: nothing to compare."""
+    try:
+        match call:
+            case ["gmem", number, size, flags, _]:
+                if flags & ~3:
+                    return -EINVAL  # a GuestMemfd has none
+                files[number] = GuestMemfd(size)
+            case ["close", number]:
+                memfd = files.pop(number)
+                assert isinstance(memfd, GuestMemfd)
+                memfd.close()
+                return None
+            case ["set2", slot, flags, gpa, size, hva, file, offset, _]:
+                vm.set_region2(slot, flags, gpa, size, hva, files.get(file, -1), offset)
+            case ["dirty", gpa]:
+                kernel_write(vm, gpa, 0)
+                return None
+            case _:
+                return answer(vm, call, 0)
+    except MemslotError as error:
+        assert error.errno is not None
+        return -error.errno
+    return 0
+
+
+def gmem_model_answer(model: MemfdModel, call: list[Any]) -> object:
+    match call:
+        case ["gmem", number, size, flags, _]:
+            return model.create(number, size, flags)
+        case ["close", number]:
+            model.close(number)
+            return None
+        case ["set2", *arguments, _]:
+            return model.set_region2(*arguments)
+        case ["set", *arguments, _]:
+            return model.set_region(*arguments)
+        case _:
+            return model_answer(model.plain, call)
+
+
+def gmem_expected(call: list[Any], npages: int) -> object:
+    match call:
+        case ["close" | "dirty", *_]:
+            return None
+        case ["get", _, _, result, bitmap]:
+            return (result, None) if bitmap is None else (result, bytes.fromhex(bitmap)[:npages])
+        case _:
+            return call[-1]
+
+
+@pytest.mark.parametrize("name", GMEM_FILES)
+def test_guest_memfd(name: str, tmp_path: Path) -> None:
+    vm, model = Memslots(), MemfdModel(Model())
+    other, foreign = Memslots(), GuestMemfd(64 << 12)
+    other.set_region2(0, Flags.GUEST_MEMFD, 0, 4096, 0, foreign)
+    with (tmp_path / "plain").open("wb") as plain:
+        files: dict[File, GuestMemfd | int] = {FOREIGN: foreign, PLAIN: plain.fileno()}
+        for number, call in lines(name):
+            space = vm.address_space(0)
+            slot = space.get(call[1] & 0xFFFF) if call[0] == "get" else None
+            want = gmem_expected(call, -(-slot.npages // 64) * 8 if slot else 0)
+            assert gmem_answer(vm, files, call) == want, f"line {number}: {call}"
+            assert gmem_model_answer(model, call) == want, f"line {number}: {call}"
+            vm.check()
+    private = {slot.id: slot for slot in vm if slot.guest_memfd is not None}
+    assert private.keys() == model.private
+    for id, (start, _, file) in model.bound.items():
+        assert private[id].guest_memfd_offset == start
+        memfd = private[id].guest_memfd
+        assert memfd is not None
+        assert memfd.closed if file not in files else memfd is files[file]

@@ -339,9 +339,9 @@ CASES: dict[Callable[[Memslots], None], int] = {
     slots_that_are_kept: 1000,
     transactions: 500,
     guest_memory: 1000,
-    snapshots: 100,
+    snapshots: 400,
     backings: 400,
-    machines_with_memory: 300,
+    machines_with_memory: 600,
 }
 
 
@@ -414,7 +414,8 @@ else:
         # A leak of one pointer a round is 8 kB at least, of one slot a round 64 kB and more; the
         # allocators' own slack is in pages.
         assert grown["rss"] < 512 * 1024, grown
-        assert grown["blocks"] < 100, grown
+        # One a round is 400 at least; a hundred come and go with the sizes of Python's own tables.
+        assert grown["blocks"] < 200, grown
         assert grown["traced"] < 4096, grown
         # Of what the kernel gives nothing is left; the allocators may map a few more of their own.
         assert (grown["fds"], grown["guests"]) == (0, 0), grown

@@ -28,9 +28,11 @@ from memslots import (
     Change,
     DirtyRun,
     Flags,
+    GuestMemfd,
     GuestMemory,
     MemoryMap,
     Memslots,
+    SetRegion2,
     Slot,
     VcpuStats,
     bench,
@@ -98,6 +100,8 @@ EXAMPLES: dict[str, object] = {
     "flags-change": HERE.diff(THERE).flags[0],
     "plan": plan(HERE, THERE),
     "set-region": plan(HERE, THERE).calls[0],
+    "set-region-2": SetRegion2(0, 4, 0, 4096, 0, GuestMemfd(4096), 0),
+    "guest-memfd": GuestMemfd(4096),
     "window": plan(HERE, THERE).windows[0],
     "flags": Flags.LOG_DIRTY_PAGES | Flags.READONLY,
     "flag": Flags.INVALID,
@@ -200,7 +204,9 @@ def parts(value: object) -> object:
     if is_dataclass(value) and not isinstance(value, type):
         inner = {field.name: parts(getattr(value, field.name)) for field in fields(value)}
         return type(value), inner
-    if type(value) is list:
+    if isinstance(value, GuestMemfd):  # equal by identity
+        return GuestMemfd, value.size, value.closed
+    if isinstance(value, (list, SetRegion2)):
         return [parts(each) for each in value]
     return type(value), value, str(value), repr(value)
 

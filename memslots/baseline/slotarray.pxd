@@ -96,6 +96,8 @@ cdef inline void slot_from_array(const array_slot *s, uint32_t as_id, slot *out)
     out.npages = s.npages
     out.userspace_addr = s.userspace_addr
     out.last_hva = s.userspace_addr + (s.npages << PAGE_SHIFT) - 1
+    out.guest_memfd = 0
+    out.guest_memfd_offset = 0
     out.id = s.id
     out.as_id = as_id
     out.flags = s.flags

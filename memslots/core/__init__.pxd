@@ -17,8 +17,8 @@ of these modules and of those that they need are installed; the others are not:
   units        gfn_t PAGE_SHIFT gpa_t hva_t PAGE_SIZE PAGE_OFFSET_MASK BAD_HVA LAST_GFN gpa_to_gfn
                page_aligned gfn_range_fits
   srcu         srcu_reader srcu_enter srcu_leave
-  slot         SLOT_LOG_DIRTY_PAGES SLOT_READONLY SLOT_INVALID slot region slot_region slot_end_gfn
-               slot_has_gfn slot_usable slot_gfn_to_hva
+  slot         SLOT_LOG_DIRTY_PAGES SLOT_READONLY SLOT_GUEST_MEMFD SLOT_INVALID slot region
+               slot_region slot_end_gfn slot_has_gfn slot_usable slot_gfn_to_hva
   dirtylog     dirty_mark dirty_mark_range
   slotset      slotset slotset_count slotset_floor slotset_search slotset_by_id slotset_first
                slotset_last slotset_step slotset_first_from slotset_first_hva slotset_next_hva
@@ -39,18 +39,20 @@ For memslots alone:
   idtable      idtable idtable_spare idtable_drop_spare idtable_fits idtable_get_spare idtable_find
   srcu         srcu_reader_get srcu_init srcu_reader_put srcu_shared srcu_depth srcu_wait srcu_alone
                srcu_idle srcu_forget
-  slot         SLOT_CALLER_FLAGS slot_number slot_number_id slot_number_as_id slot_free
+  slot         SLOT_CALLER_FLAGS SLOT_KNOWN_FLAGS slot_number slot_number_id slot_number_as_id
+               slot_free
   dirtylog     dirty_words dirty_new dirty_free dirty_get dirty_put dirty_clear dirty_merge
-  index        index index_row INDEX_ANY_ID index_usable index_gfn_to_hva index_has_gfn
-               index_userspace_addr index_flags index_row_of index_hold index_drop
+  index        index index_row INDEX_ANY_ID INDEX_GUEST_MEMFD index_usable index_gfn_to_hva
+               index_has_gfn index_userspace_addr index_flags index_row_of index_hold index_drop
   rows         rows rows_fault rows_pair ROWS_GOOD ROWS_NO_MEMORY ROWS_SAME_ID ROWS_TOO_MANY
                rows_add rows_cut rows_free rows_index rows_join rows_number rows_reserve
                rows_yield_ids
   views        views views_first_reaching views_free views_last_hva views_new
   slotset      slotset_init slotset_clash slotset_drop_index
   space        SWAPPING space_swap_end space_swap_begin space_inactive
-  region       refusal ALLOWED UNKNOWN_FLAGS SIZE_NOT_ALIGNED GPA_NOT_ALIGNED HVA_NOT_ALIGNED
-               HVA_BEYOND_MAX NO_SUCH_SPACE ID_BEYOND_MAX GPA_WRAPS NO_SUCH_SLOT TOO_MANY_PAGES
+  region       refusal ALLOWED UNKNOWN_FLAGS FLAGS_EXCLUDE SIZE_NOT_ALIGNED GPA_NOT_ALIGNED
+               HVA_NOT_ALIGNED HVA_BEYOND_MAX NO_SUCH_SPACE ID_BEYOND_MAX GPA_WRAPS
+               OFFSET_NOT_ALIGNED OFFSET_WRAPS NO_SUCH_SLOT TOO_MANY_PAGES ONLY_DELETED
                HVA_DIFFERS NPAGES_DIFFER READONLY_TOGGLES OVERLAPS BEYOND_MAX_GFN NO_PAGES ID_IN_USE
                NO_MEMORY change_kind CHANGE_NONE CHANGE_CREATE CHANGE_DELETE CHANGE_MOVE ruling
                region_from_bytes region_check region_classify region_place region_beyond_max_gfn

@@ -55,6 +55,9 @@ cdef refusal make_slot(
     r.base_gfn = row.base_gfn
     r.npages = row.npages
     r.userspace_addr = index_userspace_addr(row)
+    # A row does not have them: who fills with slots of guest_memfds does it one by one.
+    r.guest_memfd = 0
+    r.guest_memfd_offset = 0
     why = region_check(lim, r)
     if why != ALLOWED:
         return why

@@ -27,10 +27,11 @@ cdef struct index_row:
 cdef enum:
     INDEX_LOGS = 1 << 0  # LOG_DIRTY_PAGES
     INDEX_READONLY = 1 << 1
-    INDEX_INVALID = 1 << 2
-    INDEX_FLAGS = (1 << 3) - 1  # all of these, which are the slot's
-    INDEX_ANY_ID = 1 << 3  # of a MemoryMap: the slot may have any id; the one here is a proposal
-    INDEX_INVALID_SHIFT = 14  # from SLOT_INVALID to INDEX_INVALID; the others are as in SLOT_*
+    INDEX_GUEST_MEMFD = 1 << 2
+    INDEX_INVALID = 1 << 3
+    INDEX_FLAGS = (1 << 4) - 1  # all of these, which are the slot's
+    INDEX_ANY_ID = 1 << 4  # of a MemoryMap: the slot may have any id; the one here is a proposal
+    INDEX_INVALID_SHIFT = 13  # from SLOT_INVALID to INDEX_INVALID; the others are as in SLOT_*
 
 cdef struct index:
     index_row *rows  # by base_gfn
@@ -88,7 +89,7 @@ cdef inline hva_t index_hva(hva_t userspace_addr, uint32_t flags) noexcept nogil
 cdef inline uint32_t index_flags(const index_row *row) noexcept nogil:
     """The flags of the slot that a row is of."""
     return <uint32_t>(
-        (row.hva & (INDEX_LOGS | INDEX_READONLY))
+        (row.hva & (INDEX_LOGS | INDEX_READONLY | INDEX_GUEST_MEMFD))
         | (row.hva & INDEX_INVALID) << INDEX_INVALID_SHIFT
     )
 

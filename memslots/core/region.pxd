@@ -20,6 +20,8 @@ cdef enum refusal:
     ALLOWED = 0
     # rule 1
     UNKNOWN_FLAGS
+    # rule G1
+    FLAGS_EXCLUDE  # each other
     # rule 2
     SIZE_NOT_ALIGNED
     GPA_NOT_ALIGNED
@@ -28,10 +30,15 @@ cdef enum refusal:
     NO_SUCH_SPACE
     ID_BEYOND_MAX
     GPA_WRAPS
+    # rule G2
+    OFFSET_NOT_ALIGNED
+    OFFSET_WRAPS
     # rule 3, and the operations that need a slot
     NO_SUCH_SLOT
     # rule 4
     TOO_MANY_PAGES
+    # rule G5
+    ONLY_DELETED  # a slot of a guest_memfd can be, and no other can become one
     # rule 5
     HVA_DIFFERS
     NPAGES_DIFFER
@@ -61,8 +68,8 @@ cdef struct ruling:
     slot *before  # once rule 6 allowed a CREATE: the slot that it comes after by gfn, or NULL
 
 
-# Rules 1 and 2 for the call in bytes, and the region that it names. `slot_arg` has the space in
-# bits 16 to 31.
+# Rules 1 and 2 for the call in bytes, and the region that it names, but for its guest_memfd, which
+# `out` has. `slot_arg` has the space in bits 16 to 31.
 cdef refusal region_from_bytes(
     const limits *lim,
     uint32_t slot_arg,
@@ -72,7 +79,7 @@ cdef refusal region_from_bytes(
     hva_t userspace_addr,
     region *out,
 ) noexcept nogil
-# Rules 1 and 2 for a region in pages.
+# Rules 1, 2, G1 and G2 for a region in pages.
 cdef refusal region_check(const limits *lim, const region *r) noexcept nogil
 # Rules 3 to 5, against the slot of the region's id, or NULL. With `creates`, as the method create
 # asks: there must be pages, and the id must be in no use. O(1).

@@ -2,6 +2,8 @@
 
 from memslots.core.slot cimport (
     SLOT_CALLER_FLAGS,
+    SLOT_GUEST_MEMFD,
+    SLOT_KNOWN_FLAGS,
     SLOT_READONLY,
     slot_number_as_id,
     slot_number_id,
@@ -37,8 +39,14 @@ cdef refusal region_from_bytes(
 
 
 cdef refusal region_check(const limits *lim, const region *r) noexcept nogil:
-    if r.flags & ~<uint32_t>SLOT_CALLER_FLAGS:
+    cdef uint32_t known = SLOT_KNOWN_FLAGS if r.guest_memfd else SLOT_CALLER_FLAGS
+    if r.flags & ~known:
         return UNKNOWN_FLAGS
+    if r.flags & SLOT_GUEST_MEMFD:
+        if r.flags & SLOT_CALLER_FLAGS:
+            return FLAGS_EXCLUDE
+        if not page_aligned(r.guest_memfd_offset):
+            return OFFSET_NOT_ALIGNED
     if not page_aligned(r.userspace_addr):
         return HVA_NOT_ALIGNED
     if r.as_id >= lim.nspaces:
@@ -50,6 +58,11 @@ cdef refusal region_check(const limits *lim, const region *r) noexcept nogil:
     # npages fits an address space now, so the shift loses nothing.
     if r.userspace_addr > lim.max_hva or r.npages << PAGE_SHIFT > lim.max_hva - r.userspace_addr:
         return HVA_BEYOND_MAX
+    if (
+        r.flags & SLOT_GUEST_MEMFD
+        and r.guest_memfd_offset + (r.npages << PAGE_SHIFT) < r.guest_memfd_offset
+    ):
+        return OFFSET_WRAPS
     return ALLOWED
 
 
@@ -72,6 +85,8 @@ cdef refusal region_classify(
     else:
         if creates:
             return ID_IN_USE
+        if (r.flags | old.flags) & SLOT_GUEST_MEMFD:
+            return ONLY_DELETED
         if r.userspace_addr != old.userspace_addr:
             return HVA_DIFFERS
         if r.npages != old.npages:

@@ -19,6 +19,7 @@ from memslots.core.idtable cimport (
 from memslots.core.index cimport (
     INDEX_ANY_ID,
     INDEX_FLAGS,
+    INDEX_GUEST_MEMFD,
     index,
     index_add_row,
     index_new,
@@ -121,6 +122,7 @@ cdef inline bint goes_on(
         and index_userspace_addr(row) + size == index_userspace_addr(next)
         and index_userspace_addr(next) != 0
         and not (row.hva ^ next.hva) & INDEX_FLAGS
+        and not row.hva & INDEX_GUEST_MEMFD
         and <uint64_t>row.npages + next.npages <= most
     )
 

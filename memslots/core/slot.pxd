@@ -17,8 +17,10 @@ from memslots.core.units cimport PAGE_SHIFT, gfn_t, hva_t
 cdef enum:
     SLOT_LOG_DIRTY_PAGES = 1 << 0  # as KVM_MEM_LOG_DIRTY_PAGES
     SLOT_READONLY = 1 << 1  # as KVM_MEM_READONLY
+    SLOT_GUEST_MEMFD = 1 << 2  # as KVM_MEM_GUEST_MEMFD
     SLOT_INVALID = 1 << 16  # about to go or to move; never given by a caller
     SLOT_CALLER_FLAGS = (1 << 0) | (1 << 1)  # what a caller may give
+    SLOT_KNOWN_FLAGS = (1 << 3) - 1  # and who gives a guest_memfd
 
 cdef enum:
     SLOT_AS_ID_SHIFT = 16  # a KVM slot number has the address space from this bit on
@@ -38,6 +40,8 @@ cdef struct slot:
     uint32_t id  # the caller's number for it, unique in the address space
     uint32_t as_id  # the address space
     uint32_t flags  # SLOT_*
+    uint32_t guest_memfd  # as in region
+    uint64_t guest_memfd_offset
     # ceil(npages / 64) words, bit n: page base_gfn + n was written; NULL: not logging
     uint64_t *dirty
     # what the owner of the sets keeps with the slot (writer.pyx: its Slot, a reference)
@@ -53,6 +57,10 @@ cdef struct region:
     gfn_t base_gfn
     uint64_t npages  # of a request: 0 if the slot is to be deleted
     hva_t userspace_addr
+    # Which guest_memfd its memory is (values/guestmemfd.py has the numbers); 0: none, and then the
+    # flag SLOT_GUEST_MEMFD is not known
+    uint32_t guest_memfd
+    uint64_t guest_memfd_offset  # where in the file the first page is, in bytes
 
 
 # Prepares the pool that an address space allocates slots from.
@@ -76,6 +84,8 @@ cdef inline region slot_region(const slot *s) noexcept nogil:
     r.base_gfn = s.base_gfn
     r.npages = s.npages
     r.userspace_addr = s.userspace_addr
+    r.guest_memfd = s.guest_memfd
+    r.guest_memfd_offset = s.guest_memfd_offset
     return r
 
 

@@ -47,6 +47,8 @@ cdef slot *slot_new(pool *p, const region *r) noexcept nogil:
         s.id = r.id
         s.as_id = r.as_id
         s.flags = r.flags
+        s.guest_memfd = r.guest_memfd
+        s.guest_memfd_offset = r.guest_memfd_offset
     return s
 
 

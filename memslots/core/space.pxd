@@ -28,6 +28,7 @@ cdef struct space:
     pool slots  # what the slots are taken from; the writer's
     uint32_t as_id  # which address space this is
     uint32_t nspaces  # how many there are: what a swap adds to the generation
+    bint has_memfds  # a slot of a guest_memfd was made here, if only once
 
 
 # An empty address space, or NULL: no memory.

@@ -18,6 +18,7 @@ cdef space *space_new(uint32_t as_id, uint32_t nspaces) noexcept nogil:
         sp.active.generation = as_id
         sp.as_id = as_id
         sp.nspaces = nspaces
+        sp.has_memfds = False
     return sp
 
 

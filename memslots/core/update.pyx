@@ -12,6 +12,7 @@ from memslots.core.idtable cimport (
 )
 from memslots.core.region cimport ALLOWED, CHANGE_CREATE, CHANGE_DELETE, CHANGE_MOVE, NO_MEMORY
 from memslots.core.slot cimport (
+    SLOT_GUEST_MEMFD,
     SLOT_INVALID,
     SLOT_LOG_DIRTY_PAGES,
     slot_copy,
@@ -62,6 +63,8 @@ cdef slot *make_slot(
     A log that stays on keeps the bitmap of `before`, the slot whose place it takes, if any.
     """
     cdef slot *s = slot_new(&sp.slots, r)
+    if r.flags & SLOT_GUEST_MEMFD:
+        sp.has_memfds = True
     if s is NULL or not r.flags & SLOT_LOG_DIRTY_PAGES:
         return s
     if before is not NULL and before.dirty is not NULL:

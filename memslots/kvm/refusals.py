@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import NamedTuple, SupportsIndex
 
 from memslots.errors import KvmError, OverlapError
-from memslots.values.integers import PAGE_SHIFT, PAGE_SIZE, field, split_number
+from memslots.values.guestmemfd import number_of
+from memslots.values.integers import PAGE_SHIFT, field, split_number
 from memslots.values.records import Flags, Slot
 
 # Where x86's local APIC is: KVM keeps a slot there if the processor lets guests use it directly.
@@ -55,14 +56,17 @@ class Call(NamedTuple):
             and self.guest_phys_addr < held.guest_phys_addr + held.memory_size
         )
 
-    def record(self) -> Slot:
-        """The slot that it is to make."""
+    def record(self, bound: Binding | None = None) -> Slot:
+        """The slot that it has made."""
+        memfd = None if bound is None else number_of(bound.memfd)[1]
+        private = () if memfd is None or bound is None else (memfd, bound.offset)
         return Slot(
             *split_number(self.slot),
             self.guest_phys_addr >> PAGE_SHIFT,
             self.memory_size >> PAGE_SHIFT,
             self.userspace_addr,
-            self.flags & (Flags.LOG_DIRTY_PAGES | Flags.READONLY),
+            Flags.GUEST_MEMFD if private else self.flags & (Flags.LOG_DIRTY_PAGES | Flags.READONLY),
+            *private,
         )
 
 
@@ -107,36 +111,20 @@ class Binding(NamedTuple):
 
 
 def why_memfd(
-    call: Call,
-    refused: KvmError,
-    wanted: Binding | None,
-    exists: bool,
-    bound: Mapping[int, Binding],
+    refused: KvmError, wanted: Binding | None, bound: Mapping[int, Binding]
 ) -> str | None:
-    """Why a call about a guest_memfd is refused, in the order in which KVM looks.
+    """Why a call about a guest_memfd is refused that no rule forbids.
 
-    `exists`: there is a slot of its id; `bound` has what the slots have of files, by their ids.
-    None: it is not known, or has nothing to do with it.
+    `bound` has what the slots have of files, by their ids. None: it has nothing to do with it.
     """
-    invalid = refused.errno == errno.EINVAL
-    if call.slot in bound:
-        return "a slot with a guest_memfd can only be deleted" if invalid else None
-    if wanted is None:
+    if wanted is None or refused.errno not in (errno.EINVAL, errno.EEXIST):
         return None
-    if exists:
-        return "a slot without a guest_memfd cannot be given one" if invalid else None
-    if wanted.file is None:
-        closed = f"guest_memfd {wanted.memfd} is no open descriptor"
-        return closed if refused.errno == errno.EBADF else None
-    if invalid and (wanted.offset % PAGE_SIZE or wanted.end >> 64):
-        return f"{wanted} is no range of pages"
-    if invalid and wanted.end > wanted.file_size:
-        return f"{wanted} is not inside the file, which has {wanted.file_size:#x} bytes"
-    if invalid or refused.errno == errno.EEXIST:  # this since Linux 7.2
-        for number, other in bound.items():
-            if wanted.overlaps(other):
-                return f"{wanted} is in part what {_name(number)} has already"
-    return f"descriptor {wanted.memfd} is no guest_memfd of this VM" if invalid else None
+    for number, other in bound.items():  # since Linux 7.2 this is EEXIST
+        if wanted.overlaps(other):
+            return f"{wanted} is in part what {_name(number)} has already"
+    if refused.errno == errno.EEXIST:
+        return None
+    return f"descriptor {wanted.memfd} is no guest_memfd of this VM"
 
 
 def why_log(refused: KvmError) -> str | None:

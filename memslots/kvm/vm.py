@@ -30,9 +30,11 @@ from memslots.kvm.refusals import (
 )
 from memslots.kvm.vcpu import KvmVcpu
 from memslots.memslots import Memslots
+from memslots.values.guestmemfd import GuestMemfd, StandIns, number_of
 from memslots.values.integers import PAGE_SHIFT, PAGE_SIZE, field, slot_number
 from memslots.values.records import (
     Change,
+    Flags,
     Slot,
     deletion_arguments,
     region_arguments,
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 _MOST_PAGES = (1 << 31) - 1  # of a slot: rule 4
+_NO_DESCRIPTOR = 0xFFFFFFFF  # -1, as the struct has it
 _NOWHERE = (1 << 64) - PAGE_SIZE  # an address that no process has
 
 
@@ -253,6 +256,9 @@ class KvmVM:
         InvalidRegionError, OverlapError, NoSuchSlotError, KvmError
             As `set_region`.
         """
+        if after is not None and after.guest_memfd is not None:
+            *region, offset = region_arguments(after)
+            return self._set_private(Call(*region[:5]), after.guest_memfd.fileno(), offset, after)
         if after is not None:
             call = Call(*region_arguments(after))
         elif before is not None:
@@ -269,18 +275,20 @@ class KvmVM:
         guest_phys_addr: SupportsIndex,
         memory_size: SupportsIndex,
         userspace_addr: SupportsIndex,
-        guest_memfd: SupportsIndex | None = None,
+        guest_memfd: GuestMemfd | SupportsIndex | None = None,
         guest_memfd_offset: SupportsIndex = 0,
     ) -> Change:
         """The same with KVM_SET_USER_MEMORY_REGION2, which can give a slot a guest_memfd.
+
+        As `Memslots.set_region2`.
 
         Parameters
         ----------
         slot, flags, guest_phys_addr, memory_size, userspace_addr : int
             As in `set_region`.
-        guest_memfd : int, optional
-            What `create_guest_memfd` gave; its flag is set in `flags`. Such a slot can be deleted,
-            not moved or changed.
+        guest_memfd : GuestMemfd or int, optional
+            With Flags.GUEST_MEMFD in `flags`, else not looked at: what `create_guest_memfd` gave.
+            Such a slot can be deleted, not moved or changed.
         guest_memfd_offset : int
             Where in it the slot's first page is, in bytes.
 
@@ -293,22 +301,25 @@ class KvmVM:
         """
         if not self.check_extension(Cap.USER_MEMORY2):
             raise missing_capability("USER_MEMORY2", "set_region2", "Linux 6.8 or later")
-        memfd, offset = 0, field(guest_memfd_offset, "guest_memfd_offset", 64)
-        flags = field(flags, "flags", 32)
-        if guest_memfd is not None:
-            self._need_guest_memfd()
-            memfd = field(guest_memfd, "guest_memfd", 32)
-            flags |= ioctls.MEM_GUEST_MEMFD
-        elif flags & ioctls.MEM_GUEST_MEMFD:
-            # Descriptor 0 is not meant. The other call refuses the flag, by rule 1.
-            return self.set_region(slot, flags, guest_phys_addr, memory_size, userspace_addr)
         call = Call.of(slot, flags, guest_phys_addr, memory_size, userspace_addr)
+        if call.flags & Flags.GUEST_MEMFD:
+            self._need_guest_memfd()
+            memfd = _NO_DESCRIPTOR
+            if isinstance(guest_memfd, GuestMemfd):
+                memfd = guest_memfd.fileno()
+            elif guest_memfd is not None and guest_memfd != -1:
+                memfd = field(guest_memfd, "guest_memfd", 32)
+            offset = field(guest_memfd_offset, "guest_memfd_offset", 64)
+            return self._set_private(call, memfd, offset)
+        name, request = "KVM_SET_USER_MEMORY_REGION2", ioctls.SET_USER_MEMORY_REGION2
+        return self._set(call, name, request, ioctls.REGION2.pack(*call, 0, 0))
+
+    def _set_private(self, call: Call, memfd: int, offset: int, new: Slot | None = None) -> Change:
+        """Make a call for a slot of a guest_memfd; `new` is the slot, if somebody knows it."""
         name, request = "KVM_SET_USER_MEMORY_REGION2", ioctls.SET_USER_MEMORY_REGION2
         region = ioctls.REGION2.pack(*call, offset, memfd)
-        bound = None
-        if guest_memfd is not None:
-            bound = Binding.of(memfd, offset, call.memory_size)
-        return self._set(call, name, request, region, bound)
+        bound = Binding.of(memfd, offset, call.memory_size)
+        return self._set(call, name, request, region, bound, new)
 
     def create_guest_memfd(self, size: SupportsIndex, flags: SupportsIndex = 0) -> int:
         """A file of guest memory: KVM_CREATE_GUEST_MEMFD. Its descriptor is the caller's to close.
@@ -363,7 +374,7 @@ class KvmVM:
                 try:
                     if answer.done:
                         if new is None and call.memory_size:
-                            new = call.record()
+                            new = call.record(bound)
                         self._keep(call.slot, new)
                         if new is not None and bound is not None:
                             self._bound[call.slot] = bound
@@ -389,18 +400,22 @@ class KvmVM:
 
     def _explain(self, call: Call, refused: KvmError, bound: Binding | None) -> MemslotError:
         """The rule by which the kernel refused; or what it said, where no rule does."""
-        # To the rules a slot with a guest_memfd is one like any other.
-        flags = call.flags if bound is None else call.flags & ~ioctls.MEM_GUEST_MEMFD
-        by_rule = self._by_rule(refused, call, "set_region", *call._replace(flags=flags))
+        verb = "set_region" if bound is None else "set_region2"
+        by_rule = self._by_rule(refused, call, verb, *call, bound=bound)
         if by_rule:
             return by_rule
-        reason = why_memfd(call, refused, bound, call.slot in self._slots, self._bound)
+        reason = why_memfd(refused, bound, self._bound)
         if reason is None and refused.errno == errno.EEXIST:
             return overlaps_private(call, self._max_slots, self._private)
         return outside_of_rules(refused, call.slot, reason)
 
     def _by_rule(
-        self, refused: KvmError, about: Call, verb: str, *args: object
+        self,
+        refused: KvmError,
+        about: Call,
+        verb: str,
+        *args: object,
+        bound: Binding | None = None,
     ) -> MemslotError | None:
         """What a Memslots with these slots says to the same call, if it is the same errno.
 
@@ -410,17 +425,14 @@ class KvmVM:
             twin = Memslots(**self.limits)
         except KvmError:  # no memory for another VM, say: then it is not known
             return None
+        own = StandIns()  # a file is one Memslots' alone
         try:
             for number, held in list(self._slots.items()):  # a handler may close it
-                if number == about.slot or about.overlaps(held):
-                    twin.create(
-                        held.id,
-                        held.base_gfn,
-                        held.npages,
-                        held.userspace_addr,
-                        held.flags,
-                        held.as_id,
-                    )
+                if number == about.slot or about.overlaps(held) or held.guest_memfd is not None:
+                    twin._create_slot(own.slot(held))
+            if bound is not None:
+                memfd = number_of(bound.memfd)[1]
+                args += (bound.memfd if memfd is None else own.memfd(memfd), bound.offset)
             getattr(twin, verb)(*args)
         except MemslotError as error:
             if error.errno == refused.errno:

@@ -39,6 +39,7 @@ class Backend(Protocol):
     - ``slots``, which must be empty when it is given to a Memslots;
     - ``set_slot(before, after)``, called in place of set_region, with Slots: make of `before`
       (None: no slot is there) `after` (None: it is to go);
+    - ``set_region2``, as Memslots has it, for slots of a guest_memfd; it gets the GuestMemfd;
     - ``keep(vm)``, which is called with the Memslots: it has to last as long as the backend's
       slots, since it is what keeps the memory that they are on;
     - ``get_dirty_log(slot, as_id)``, ``clear_dirty_log(slot, first_page, num_pages, bitmap,
@@ -230,6 +231,8 @@ class Mirror:
         set_slot = getattr(self.backend, "set_slot", None)
         if set_slot is not None:
             set_slot(before, after)
+        elif after is not None and after.flags & Flags.GUEST_MEMFD:
+            self.backend.set_region2(*region_arguments(after))  # type: ignore[attr-defined]
         elif after is not None:
             self.backend.set_region(*region_arguments(after))
         elif before is not None:

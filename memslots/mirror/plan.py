@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from functools import cached_property
@@ -28,9 +28,11 @@ from memslots.mirror.planner import (
 )
 from memslots.read.memorymap import MemoryMap, changes_between
 from memslots.read.table import COLUMNS, cells, lines
+from memslots.values.guestmemfd import GuestMemfd, StandIns
 from memslots.values.integers import PAGE_SHIFT, PAGE_SIZE, field
 from memslots.values.records import (
     Change,
+    Flags,
     Slot,
     deletion_arguments,
     region_arguments,
@@ -57,6 +59,19 @@ class SetRegion(NamedTuple):
     guest_phys_addr: int
     memory_size: int
     userspace_addr: int
+
+
+class SetRegion2(NamedTuple):
+    """The arguments of a call of set_region2, for a slot of a guest_memfd."""
+
+    slot: int
+    """The id in bits 0-15, the address space in bits 16-31."""
+    flags: int
+    guest_phys_addr: int
+    memory_size: int
+    userspace_addr: int
+    guest_memfd: GuestMemfd
+    guest_memfd_offset: int
 
 
 class Window(NamedTuple):
@@ -93,7 +108,7 @@ class Plan:
     _memslots: type[Memslots] = dataclass_field(repr=False, compare=False)
 
     @cached_property
-    def calls(self) -> list[SetRegion]:
+    def calls(self) -> list[SetRegion | SetRegion2]:
         """The arguments of set_region, in order.
 
         OverflowError for an id or an address space of more than 16 bits, which no such call takes.
@@ -140,8 +155,9 @@ class Plan:
         limits["max_hva"] = (1 << 64) - PAGE_SIZE  # where user space ends is no matter of a plan
         vm = self._memslots(**limits) if backend is None else self._memslots(backend=backend)
         reader = vm.address_space(self.wanted.as_id)
+        own = StandIns(getattr(backend, "create_guest_memfd", None)).slot
         for slot in self.current:
-            _set(vm, Call(None, slot))
+            _set(vm, Call(None, own(slot)))
         begin: dict[int, list[Window]] = {}
         end: dict[int, list[Window]] = {}
         for window in self.windows:
@@ -151,14 +167,14 @@ class Plan:
             for first, last, *_ in end.get(number, ()):
                 if reader.holes(first, last) != [(first, last)]:
                     raise WrongAnswerError(f"{_pages(first, last)} are there before call {number}")
-            _set(vm, step)
+            _set(vm, Call(step.before, step.after and own(step.after)))
             for windows, there in ((begin, False), (end, True)):
                 for first, last, *_ in windows.get(number, ()):
                     if reader.is_mapped(first, last) != there:
                         what = "not there" if there else "there"
                         raise WrongAnswerError(f"{_pages(first, last)} {what} after call {number}")
         vm.check()
-        if vm.map(self.wanted.as_id) != self.wanted:
+        if vm.map(self.wanted.as_id) != _with(own, self.wanted):
             raise WrongAnswerError("the calls do not make the map that is wanted")
 
     def __str__(self) -> str:
@@ -178,7 +194,7 @@ class Plan:
 
 
 # Pickles name a value by its public module. It stays when the value's own module is moved.
-for _value in (Plan, SetRegion, Window):
+for _value in (Plan, SetRegion, SetRegion2, Window):
     _value.__module__ = "memslots"
 del _value
 
@@ -196,10 +212,17 @@ def _change(step: Call) -> Change:
     return Change.FLAGS_ONLY if step.before.base_gfn == step.after.base_gfn else Change.MOVE
 
 
-def _call(step: Call) -> SetRegion:
+def _call(step: Call) -> SetRegion | SetRegion2:
     if step.after is None:
         return SetRegion(*deletion_arguments(step.slot))
-    return SetRegion(*region_arguments(step.after))
+    arguments = region_arguments(step.after)
+    return SetRegion(*arguments) if step.after.guest_memfd is None else SetRegion2(*arguments)
+
+
+def _with(own: Callable[[Slot], Slot], map: MemoryMap) -> MemoryMap:
+    """The map with each slot of a guest_memfd of another file of that size."""
+    private = [own(slot) for slot in map if slot.flags & Flags.GUEST_MEMFD]
+    return map | MemoryMap(private, map.as_id) if private else map
 
 
 def _set(vm: Memslots | Transaction, step: Call) -> None:
@@ -208,14 +231,7 @@ def _set(vm: Memslots | Transaction, step: Call) -> None:
     if after is None:
         vm.delete(step.slot.id, as_id=step.slot.as_id)
     elif before is None:
-        vm.create(
-            after.id,
-            after.base_gfn,
-            after.npages,
-            after.userspace_addr,
-            after.flags,
-            as_id=after.as_id,
-        )
+        vm._create_slot(after)
     else:
         if before.base_gfn != after.base_gfn:
             vm.move(after.id, after.base_gfn, as_id=after.as_id)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from memslots.mirror.cycles import least_breaks
 from memslots.read.memorymap import MemoryMap
+from memslots.values.guestmemfd import ranges_meet
 from memslots.values.records import Change, Flags, Slot
 
 if TYPE_CHECKING:
@@ -124,6 +125,7 @@ def same_memory(old: Slot, new: Slot) -> bool:
     return (
         (old.userspace_addr, old.npages) == (new.userspace_addr, new.npages)
         and not (old.flags ^ new.flags) & Flags.READONLY
+        and not (old.flags | new.flags) & Flags.GUEST_MEMFD  # rule G5
     )  # fmt: skip
 
 
@@ -137,7 +139,16 @@ def with_id(slot: Slot, id: int) -> Slot:
     """The slot with another id."""
     if slot.id == id:
         return slot
-    return Slot(id, slot.as_id, slot.base_gfn, slot.npages, slot.userspace_addr, slot.flags)
+    return Slot(
+        id,
+        slot.as_id,
+        slot.base_gfn,
+        slot.npages,
+        slot.userspace_addr,
+        slot.flags,
+        slot.guest_memfd,
+        slot.guest_memfd_offset,
+    )
 
 
 def _key(slot: Slot) -> Key:
@@ -187,12 +198,13 @@ class _Matches:
         by_memory: dict[tuple[int, int, int, int], tuple[list[Slot], list[Slot]]] = {}
         for old in olds:
             new = given.get(_key(old))
-            if new is None:
+            if new is None and not old.flags & Flags.GUEST_MEMFD:
                 by_memory.setdefault(_memory(old), ([], []))[0].append(old)
-            elif same_memory(old, new):
+            elif new is not None and same_memory(old, new):
                 self._pair(old, new)
         for goal in goals:
-            group = by_memory.get(_memory(goal.slot)) if goal.any_id else None
+            plain = goal.any_id and not goal.slot.flags & Flags.GUEST_MEMFD
+            group = by_memory.get(_memory(goal.slot)) if plain else None
             if group is not None:
                 group[1].append(goal.slot)
         for slots, places in by_memory.values():
@@ -446,9 +458,18 @@ def least_calls(
         order.add_goal(new, _key(new), map(_key, there.overlapping(new)))
     for goal in made:
         who = None if goal.any_id else _key(goal.slot)
-        order.add_goal(goal.slot, who, map(_key, there.overlapping(goal.slot)))
+        others = [*there.overlapping(goal.slot), *_of_same_file(goal.slot, order.now.values())]
+        order.add_goal(goal.slot, who, map(_key, others))
     order.run()
     return order.calls + last
+
+
+def _of_same_file(new: Slot, olds: Iterable[Slot]) -> Iterator[Slot]:
+    """The slots that have a part of the range of a guest_memfd that a new one is to have."""
+    if new.guest_memfd is not None:
+        for old in olds:
+            if old.guest_memfd is not None and ranges_meet(old, new):
+                yield old
 
 
 def _unmatched(goals: Sequence[Goal], becomes: dict[Key, Slot]) -> list[Goal]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from memslots.errors import InvalidRegionError
 from memslots.read.table import flag_names
+from memslots.values.guestmemfd import GuestMemfd
 from memslots.values.integers import PAGE_SHIFT, PAGE_SIZE
 from memslots.values.records import Flags, Slot
 
@@ -29,12 +30,29 @@ def slot_document(slot: Slot, any_id: bool = False) -> dict[str, Any]:
     return document
 
 
+def _any_id(base_gfn: int, npages: int, userspace_addr: int, flags: int = 0) -> Slot:
+    return Slot(0, 0, base_gfn, npages, userspace_addr, flags)
+
+
 def text_of(as_id: int, generation: int, items: Iterable[Slot | tuple[int, ...]]) -> str:
-    """The JSON text of a map; tuples are slots that may have any id."""
-    slots = [
-        slot_document(item) if isinstance(item, Slot) else slot_document(Slot(0, 0, *item), True)
-        for item in items
-    ]
+    """The JSON text of a map; tuples are slots that may have any id.
+
+    A file has no name in it, but a number: of those of this map.
+    """
+    slots = []
+    files: dict[GuestMemfd, int] = {}
+    for item in items:
+        if not isinstance(item, Slot):
+            base_gfn, npages, userspace_addr, flags = item
+            item = Slot(0, 0, base_gfn, npages, userspace_addr, flags)
+            slots.append(slot_document(item, True))
+            continue
+        slots.append(slot_document(item))
+        memfd = item.guest_memfd
+        if memfd is not None:
+            slots[-1]["guest_memfd"] = files.setdefault(memfd, len(files))
+            slots[-1]["guest_memfd_size"] = memfd.size
+            slots[-1]["guest_memfd_offset"] = hex(item.guest_memfd_offset)
     document = {"as_id": as_id, "generation": generation, "slots": slots}
     return json.dumps(document, indent=1)
 
@@ -54,11 +72,17 @@ def map_of_document(document: object) -> tuple[list[Any], int, int]:
     if not isinstance(document, dict) or not isinstance(document.get("slots"), list):
         raise InvalidRegionError(errno.EINVAL, 'a map is a JSON object with a list "slots"')
     numbers = [_number(document.get(name, 0), name) for name in ("as_id", "generation")]
-    slots = [_slot(slot, f"slot {i} of the map") for i, slot in enumerate(document["slots"])]
+    files: dict[int, GuestMemfd] = {}
+    slots = [
+        _slot(slot, f"slot {i} of the map", numbers[0], files)
+        for i, slot in enumerate(document["slots"])
+    ]
     return slots, numbers[0], numbers[1]
 
 
-def _slot(slot: object, name: str) -> tuple[int, ...]:
+def _slot(
+    slot: object, name: str, as_id: int, files: dict[int, GuestMemfd]
+) -> Slot | tuple[int, ...]:
     if not isinstance(slot, dict):
         raise InvalidRegionError(errno.EINVAL, f"{name} is no JSON object: {slot!r}")
     for key in _ADDRESSES:
@@ -71,9 +95,24 @@ def _slot(slot: object, name: str) -> tuple[int, ...]:
                 errno.EINVAL, f"{name}: {key} {number:#x} is no multiple of {PAGE_SIZE}", 2
             )
     fields = (gpa >> PAGE_SHIFT, size >> PAGE_SHIFT, hva, _flags(slot.get("flags", 0), name))
+    if fields[3] & Flags.GUEST_MEMFD and "guest_memfd_size" in slot:
+        return Slot(
+            _number(slot.get("id"), f"{name}: id"), as_id, *fields, *_file(slot, name, files)
+        )
     if slot.get("id") is None:
         return fields
     return (*fields, _number(slot["id"], f"{name}: id"))
+
+
+def _file(slot: dict[str, Any], name: str, files: dict[int, GuestMemfd]) -> tuple[GuestMemfd, int]:
+    """A file, which stands for that of the number in this map, and the offset in it."""
+    number, size, offset = (
+        _number(slot.get(f"guest_memfd{what}"), f"{name}: guest_memfd{what}")
+        for what in ("", "_size", "_offset")
+    )
+    if number not in files:
+        files[number] = GuestMemfd(size)
+    return files[number], offset
 
 
 def _number(given: object, name: str) -> int:

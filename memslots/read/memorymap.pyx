@@ -5,6 +5,7 @@ but the slots and their Slots, which may be gone: a Slot that is asked for is ma
 """
 
 import errno
+from operator import attrgetter
 
 cimport cython
 from cpython.buffer cimport PyObject_CheckBuffer
@@ -22,6 +23,7 @@ from memslots.core.atomics cimport (
 from memslots.core.idtable cimport idtable_find
 from memslots.core.index cimport (
     INDEX_ANY_ID,
+    INDEX_GUEST_MEMFD,
     index,
     index_drop,
     index_flags,
@@ -65,8 +67,9 @@ from memslots.core.rows cimport (
     rows_yield_ids,
 )
 from memslots.core.search cimport search_one
-from memslots.core.slot cimport SLOT_CALLER_FLAGS, SLOT_INVALID, region
-from memslots.core.slotset cimport slotset, slotset_count
+from memslots.core.slot cimport SLOT_CALLER_FLAGS, SLOT_GUEST_MEMFD, SLOT_INVALID, region
+from memslots.core.slot cimport slot as slot_t
+from memslots.core.slotset cimport slotset, slotset_count, slotset_first, slotset_step
 from memslots.core.space cimport SWAPPING, space, space_active
 from memslots.core.units cimport (
     LAST_GFN,
@@ -102,7 +105,7 @@ from memslots.values.buffers cimport (
     take_column,
 )
 from memslots.values.integers cimport u32, u64
-from memslots.values.records cimport record_region, region_record
+from memslots.values.records cimport memfd_of, record_region, region_record
 from memslots.values.rules cimport access_error
 
 from memslots.errors import (
@@ -119,6 +122,9 @@ cdef enum:
     LAST_ID = 0x7FFFFFFF  # an id fits an int32, the output of lookup_many
     MOST_PAGES = 0x7FFFFFFF  # rule 4
     TRIES = 3  # builds of an index that a change may spoil before it is made in one section
+
+cdef object base_of = attrgetter("base_gfn")
+
 
 cdef enum operation:
     LAY_OVER
@@ -169,6 +175,9 @@ cdef class MemoryMap:
     cdef index *ix  # the slots; NULL: there are none
     cdef void **made  # [i]: the Slot of row i, a reference, or NULL; NULL: none was asked for
     cdef views *sorted  # or NULL: not asked for
+    # Slots that say which part of which guest_memfd the rows with INDEX_GUEST_MEMFD are, in gfn
+    # order; None: there are no such rows
+    cdef list memfds
     cdef readonly uint32_t as_id
     """The number of the address space."""
     cdef readonly uint64_t generation
@@ -189,8 +198,13 @@ cdef class MemoryMap:
         try:
             rows_reserve(&r, len(given))
             for item in given:
-                add_item(&r, item, number)
+                record = add_item(&r, item, number)
+                if record.guest_memfd is not None:
+                    self.memfds = self.memfds or []
+                    self.memfds.append(record)
             self.take_rows(&r, number)
+            if self.memfds is not None:
+                self.memfds.sort(key=base_of)
         finally:
             rows_free(&r)
         self.generation = remembered
@@ -264,6 +278,26 @@ cdef class MemoryMap:
                 self.nr_pages += self.ix.rows[i].npages
         return 0
 
+    cdef int take_memfds(self, list sources) except -1:
+        """Finds in the maps that this one was made of which part of which file its rows are.
+
+        Of two with the same page the first counts.
+        """
+        cdef uint32_t i
+        cdef region r
+        cdef list found = []
+        for i in range(self.count()):
+            self.region_at(i, &r)
+            if r.flags & SLOT_GUEST_MEMFD:
+                for source in sources:
+                    if (<MemoryMap>source).memfds and memfd_of(
+                        &r, (<MemoryMap>source).memfds, &r
+                    ):
+                        break
+                found.append(region_record(&r))
+        self.memfds = found
+        return 0
+
     cdef object slot_at(self, uint32_t i):
         """The Slot of row i. O(1)."""
         cdef void **made = <void **>atomic_load_acquire_ptr(<void *const *>&self.made)
@@ -282,6 +316,8 @@ cdef class MemoryMap:
         if there is not NULL:
             return <object>there
         self.region_at(i, &r)
+        if r.flags & SLOT_GUEST_MEMFD:
+            memfd_of(&r, self.memfds, &r)
         new = region_record(&r)
         none = NULL
         Py_INCREF(new)
@@ -762,6 +798,8 @@ cdef class MemoryMap:
         for i in range(self.count()):
             if not is_same(&self.ix.rows[i], &that.ix.rows[i]):
                 return False
+            if self.ix.rows[i].hva & INDEX_GUEST_MEMFD and not same_memfd(self, i, that, i):
+                return False
         return True
 
     def __hash__(self):
@@ -786,6 +824,8 @@ cdef class MemoryMap:
         for i in range(self.count()):
             if self.ix.rows[i].hva & INDEX_ANY_ID:
                 slot = items[i]
+                if slot.guest_memfd is not None:
+                    continue  # a tuple has no place for one
                 items[i] = (slot.base_gfn, slot.npages, slot.userspace_addr, int(slot.flags))
         return items
 
@@ -830,14 +870,22 @@ cdef void region_of(const index_row *row, uint32_t as_id, region *r) noexcept:
     r.base_gfn = row.base_gfn
     r.npages = row.npages
     r.userspace_addr = index_userspace_addr(row)
+    r.guest_memfd = 0
+    r.guest_memfd_offset = 0
+
+
+cdef bint same_memfd(MemoryMap a, uint32_t i, MemoryMap b, uint32_t j) except -1:
+    """Whether two rows that are equal but for that are in one place of one file."""
+    x, y = a.slot_at(i), b.slot_at(j)
+    return x.guest_memfd is y.guest_memfd and x.guest_memfd_offset == y.guest_memfd_offset
 
 
 cdef object invalid(size_t number, str what, object rule):
     return InvalidRegionError(errno.EINVAL, f"slot {number} of the map: {what}", rule)
 
 
-cdef int add_item(rows *r, object item, uint32_t as_id) except -1:
-    """Puts in the row of a Slot or a tuple."""
+cdef object add_item(rows *r, object item, uint32_t as_id):
+    """Puts in the row of a Slot or a tuple. Returns the Slot that it is."""
     cdef region at
     cdef index_row row
     cdef size_t number = r.count
@@ -870,7 +918,7 @@ cdef int add_item(rows *r, object item, uint32_t as_id) except -1:
     if any_id:
         row.hva |= INDEX_ANY_ID
     rows_add(r, &row)
-    return 0
+    return item
 
 
 cdef int add_columns(rows *r, tuple given, uint32_t as_id) except -1:
@@ -991,6 +1039,8 @@ cdef MemoryMap combined(MemoryMap a, MemoryMap b, operation what):
         made.take_rows(&r, a.as_id)
     finally:
         rows_free(&r)
+    if a.memfds is not None or b.memfds is not None:
+        made.take_memfds([b, a] if what == LAY_OVER else [a])
     made.is_made = True
     return made
 
@@ -1031,6 +1081,8 @@ def changes_between(MemoryMap now not None, MemoryMap wanted not None):
                 and not (x.hva ^ y.hva) & ~<uint64_t>INDEX_ANY_ID
                 and (x.id == y.id or bool(y.hva & INDEX_ANY_ID))
             )
+            if same and x.hva & INDEX_GUEST_MEMFD:
+                same = same_memfd(now, i, wanted, j)
             if same and v is not NULL and y.hva & INDEX_ANY_ID:
                 # It keeps its id, unless another is to have just this one.
                 other = <const index_row *>idtable_find(&v.ids, <uint32_t>x.id)
@@ -1048,6 +1100,15 @@ def changes_between(MemoryMap now not None, MemoryMap wanted not None):
     return gone, come
 
 
+cdef int add_memfds(list memfds, const slotset *set) except -1:
+    cdef const slot_t *s = slotset_first(set)
+    while s is not NULL:
+        if s.flags & SLOT_GUEST_MEMFD:
+            memfds.append(<object>s.record)
+        s = slotset_step(set, s, 1)
+    return 0
+
+
 def map_of(Reader reader not None, uint32_t as_id):
     """Returns the MemoryMap of what an address space holds now.
 
@@ -1062,6 +1123,8 @@ def map_of(Reader reader not None, uint32_t as_id):
     cdef uint32_t count
     cdef uint64_t generation, npages
     cdef int tries = 0
+    # Made before: within a section no Python code is to run.
+    cdef list memfds = [] if sp.has_memfds else None
     while True:
         at = section_enter(m, NULL)
         set = space_active(sp)
@@ -1074,6 +1137,8 @@ def map_of(Reader reader not None, uint32_t as_id):
         elif tries == TRIES:
             # Changes come faster than an index can be made in parts. This once they wait for it.
             ix = index_policy_copy(set)
+        if ix is not NULL and memfds is not None:
+            add_memfds(memfds, set)
         section_leave(&at)
         if ix is not NULL or count == 0:
             break
@@ -1085,6 +1150,7 @@ def map_of(Reader reader not None, uint32_t as_id):
     if generation & SWAPPING:  # what it will be when the swap has ended
         generation = (generation & ~SWAPPING) + sp.nspaces
     made.ix = ix
+    made.memfds = memfds
     made.as_id = sp.as_id
     made.generation = generation
     made.nr_pages = npages
@@ -1098,3 +1164,7 @@ cdef int map_index(object map, const index **ix, uint32_t *as_id) except -1:
     ix[0] = (<MemoryMap>map).ix
     as_id[0] = (<MemoryMap>map).as_id
     return 0
+
+
+cdef list map_memfds(object map):
+    return (<MemoryMap>map).memfds

@@ -1,11 +1,14 @@
 import enum
-from typing import NamedTuple, SupportsIndex, final
+from typing import Any, NamedTuple, SupportsIndex, final
+
+from memslots.values.guestmemfd import GuestMemfd
 
 class Flags(enum.IntFlag):
     """A slot's flags, with KVM's numbers."""
 
     LOG_DIRTY_PAGES = 1
     READONLY = 2
+    GUEST_MEMFD = 4
     INVALID = 65536
 
 class Change(enum.Enum):
@@ -38,6 +41,8 @@ class Slot:
         npages: SupportsIndex,
         userspace_addr: SupportsIndex,
         flags: SupportsIndex = 0,
+        guest_memfd: GuestMemfd | None = None,
+        guest_memfd_offset: SupportsIndex = 0,
     ) -> None: ...
     @property
     def id(self) -> int:
@@ -57,6 +62,12 @@ class Slot:
     @property
     def flags(self) -> Flags: ...
     @property
+    def guest_memfd(self) -> GuestMemfd | None:
+        """The file that the slot was bound to a range of, or None."""
+    @property
+    def guest_memfd_offset(self) -> int:
+        """Where in it the first page is, in bytes."""
+    @property
     def guest_phys_addr(self) -> int:
         """The guest address of the first byte."""
     @property
@@ -73,10 +84,13 @@ class Slot:
     def __hash__(self) -> int: ...
     def __copy__(self) -> Slot: ...
     def __deepcopy__(self, memo: object) -> Slot: ...
-    def __reduce__(self) -> tuple[type[Slot], tuple[int, int, int, int, int, int]]: ...
+    def __reduce__(self) -> tuple[type[Slot], tuple[object, ...]]: ...
 
-def region_arguments(slot: Slot) -> tuple[int, int, int, int, int]:
-    """Returns the arguments of the set_region that makes a slot what this Slot is."""
+def region_arguments(slot: Slot) -> tuple[Any, ...]:
+    """Returns the arguments of the set_region that makes a slot what this Slot is.
+
+    Of one of a guest_memfd those of set_region2, which are two more.
+    """
 
 def deletion_arguments(slot: Slot) -> tuple[int, int, int, int, int]:
     """Returns the arguments of the set_region that deletes a slot."""

@@ -7,8 +7,14 @@ cimport cython
 from cpython.object cimport PyTypeObject
 from libc.stdint cimport uint32_t, uint64_t
 
-from memslots.core.slot cimport SLOT_CALLER_FLAGS, SLOT_INVALID, slot_region
-from memslots.core.units cimport PAGE_SHIFT, gfn_range_fits, gfn_t, hva_t
+from memslots.core.slot cimport (
+    SLOT_CALLER_FLAGS,
+    SLOT_GUEST_MEMFD,
+    SLOT_INVALID,
+    SLOT_KNOWN_FLAGS,
+    slot_region,
+)
+from memslots.core.units cimport PAGE_SHIFT, gfn_range_fits, gfn_t, hva_t, page_aligned
 from memslots.values.integers cimport u32, u64
 
 import errno
@@ -30,6 +36,8 @@ class Flags(enum.IntFlag):
     """The slot has a dirty log."""
     READONLY = 1 << 1
     """The guest may read the slot's pages, not write them."""
+    GUEST_MEMFD = 1 << 2
+    """The slot is bound to a range of a guest_memfd (set_region2). It goes with no other flag."""
     INVALID = 1 << 16
     """The slot is about to be deleted or moved. Seen by listeners, never given by a caller."""
 
@@ -53,7 +61,7 @@ search."""
 # Making an IntFlag takes a microsecond; there are few.
 cdef dict FLAGS = {
     bits: Flags(bits)
-    for known in range(SLOT_CALLER_FLAGS + 1)
+    for known in range(SLOT_KNOWN_FLAGS + 1)
     for bits in (known, known | SLOT_INVALID)
 }
 
@@ -70,8 +78,10 @@ def size_text(size):
     return f"{size} B"
 
 
+# no_gc: no GuestMemfd refers to a Slot.
 @cython.final
 @cython.freelist(64)
+@cython.no_gc
 cdef class Slot:
     """A run of guest pages and where the host keeps them.
 
@@ -90,13 +100,18 @@ cdef class Slot:
     userspace_addr : int
         The host address of the first byte.
     flags : int or Flags
+    guest_memfd : GuestMemfd, optional
+        With the flag GUEST_MEMFD, and only then: the file that the slot's memory is.
+    guest_memfd_offset : int
+        Where in it the slot's first page is, in bytes.
 
     Raises
     ------
     TypeError, OverflowError
         For what is no integer, or does not fit its field.
     InvalidRegionError
-        For no pages, pages beyond the last gfn that has an address, or unknown flags.
+        For no pages, pages beyond the last gfn that has an address, unknown flags, or flags that do
+        not go with what is given.
     """
 
     cdef readonly uint32_t id
@@ -105,16 +120,44 @@ cdef class Slot:
     cdef readonly uint64_t npages
     cdef readonly hva_t userspace_addr
     cdef uint32_t bits
+    cdef tuple memfd  # the GuestMemfd, its number, the offset in it; None: there is none
 
-    def __init__(self, id, as_id, base_gfn, npages, userspace_addr, flags=0):
+    def __init__(
+        self,
+        id,
+        as_id,
+        base_gfn,
+        npages,
+        userspace_addr,
+        flags=0,
+        guest_memfd=None,
+        guest_memfd_offset=0,
+    ):
         if self.npages != 0:
             raise TypeError("a Slot is immutable")
         cdef uint32_t bits = u32(flags, "flags")
         cdef gfn_t base = u64(base_gfn, "base_gfn")
         cdef uint64_t pages = u64(npages, "npages")
         cdef hva_t hva = u64(userspace_addr, "userspace_addr")
-        if bits & ~<uint32_t>(SLOT_CALLER_FLAGS | SLOT_INVALID):
+        cdef uint64_t offset = u64(guest_memfd_offset, "guest_memfd_offset")
+        cdef tuple memfd = None
+        if bits & ~<uint32_t>(SLOT_KNOWN_FLAGS | SLOT_INVALID):
             raise InvalidRegionError(errno.EINVAL, f"unknown flags {bits:#x}")
+        if bits & SLOT_GUEST_MEMFD or guest_memfd is not None or offset != 0:
+            from memslots.values.guestmemfd import GuestMemfd, number_of
+
+            if not bits & SLOT_GUEST_MEMFD or bits & SLOT_CALLER_FLAGS or guest_memfd is None:
+                raise InvalidRegionError(
+                    errno.EINVAL,
+                    f"flags {bits:#x}: GUEST_MEMFD (4) goes with a guest_memfd, and with no other",
+                )
+            if not isinstance(guest_memfd, GuestMemfd):
+                raise TypeError(f"guest_memfd must be a GuestMemfd, not {guest_memfd!r}")
+            if not page_aligned(offset) or offset + (pages << PAGE_SHIFT) < offset:
+                raise InvalidRegionError(
+                    errno.EINVAL, f"{pages} pages from byte {offset:#x} of a guest_memfd"
+                )
+            memfd = (guest_memfd, number_of(guest_memfd)[0], offset)
         if pages == 0 or not gfn_range_fits(base, pages):
             raise InvalidRegionError(
                 errno.EINVAL, f"{pages} pages from gfn {base:#x}: not a run of guest pages"
@@ -128,12 +171,23 @@ cdef class Slot:
         self.base_gfn = base
         self.userspace_addr = hva
         self.bits = bits
+        self.memfd = memfd
         self.npages = pages
 
     @property
     def flags(self):
         """The slot's Flags."""
         return FLAGS[self.bits]
+
+    @property
+    def guest_memfd(self):
+        """The GuestMemfd that the slot was bound to, or None."""
+        return None if self.memfd is None else self.memfd[0]
+
+    @property
+    def guest_memfd_offset(self):
+        """Where in it the slot's first page is, in bytes."""
+        return 0 if self.memfd is None else self.memfd[2]
 
     @property
     def guest_phys_addr(self):
@@ -186,6 +240,7 @@ cdef class Slot:
             and self.id == that.id
             and self.as_id == that.as_id
             and self.bits == that.bits
+            and self.memfd == that.memfd
         )
 
     def __hash__(self):
@@ -197,7 +252,13 @@ cdef class Slot:
         return (
             f"Slot(id={self.id}, as_id={self.as_id}, base_gfn={self.base_gfn:#x},"
             f" npages={self.npages:#x}, userspace_addr={self.userspace_addr:#x},"
-            f" flags={self.flags!r})"
+            f" flags={self.flags!r}"
+            + (
+                f", guest_memfd={self.guest_memfd!r},"
+                f" guest_memfd_offset={self.guest_memfd_offset:#x})"
+                if self.memfd is not None
+                else ")"
+            )
         )
 
     def __str__(self):
@@ -208,7 +269,7 @@ cdef class Slot:
         )
 
     def __reduce__(self):
-        return Slot, (
+        fields = (
             self.id,
             self.as_id,
             self.base_gfn,
@@ -216,6 +277,9 @@ cdef class Slot:
             self.userspace_addr,
             self.bits,
         )
+        if self.memfd is not None:
+            fields += (self.guest_memfd, self.guest_memfd_offset)
+        return Slot, fields
 
     def __copy__(self):
         return self
@@ -236,18 +300,28 @@ cdef object region_record(const region *r):
     record.npages = r.npages
     record.userspace_addr = r.userspace_addr
     record.bits = r.flags
+    if r.guest_memfd:
+        from memslots.values.guestmemfd import by_number
+
+        record.memfd = (by_number(r.guest_memfd), r.guest_memfd, r.guest_memfd_offset)
     return record
 
 
 def region_arguments(Slot slot not None):
-    """Returns the arguments of the set_region that makes a slot what this Slot is."""
-    return (
+    """Returns the arguments of the set_region that makes a slot what this Slot is.
+
+    Of one of a guest_memfd those of set_region2, which are two more.
+    """
+    arguments = (
         slot_number(slot.id, slot.as_id),
         slot.bits,
         slot.base_gfn << PAGE_SHIFT,
         slot.npages << PAGE_SHIFT,
         slot.userspace_addr,
     )
+    if slot.memfd is not None:
+        arguments += (slot.guest_memfd, slot.guest_memfd_offset)
+    return arguments
 
 
 def deletion_arguments(Slot slot not None):
@@ -260,7 +334,28 @@ cdef object slot_record(const slot *s):
     return region_record(&r)
 
 
-cdef void record_region(object record, region *r) noexcept:
+cdef int memfd_of(const region *r, list records, region *out) except -1:
+    cdef Slot s
+    cdef size_t low = 0
+    cdef size_t high = len(records)
+    cdef size_t middle
+    while low < high:
+        middle = (low + high) // 2
+        if (<Slot>records[middle]).base_gfn > r.base_gfn:
+            high = middle
+        else:
+            low = middle + 1
+    if low == 0:
+        return 0
+    s = <Slot>records[low - 1]
+    if r.base_gfn - s.base_gfn >= s.npages:
+        return 0
+    out.guest_memfd = s.memfd[1]
+    out.guest_memfd_offset = <uint64_t>s.memfd[2] + ((r.base_gfn - s.base_gfn) << PAGE_SHIFT)
+    return 1
+
+
+cdef int record_region(object record, region *r) except -1:
     cdef Slot s = <Slot>record
     r.id = s.id
     r.as_id = s.as_id
@@ -268,3 +363,9 @@ cdef void record_region(object record, region *r) noexcept:
     r.base_gfn = s.base_gfn
     r.npages = s.npages
     r.userspace_addr = s.userspace_addr
+    r.guest_memfd = 0
+    r.guest_memfd_offset = 0
+    if s.memfd is not None:
+        r.guest_memfd = s.memfd[1]
+        r.guest_memfd_offset = s.memfd[2]
+    return 0

@@ -7,6 +7,7 @@ from libc.stdint cimport uint32_t
 from memslots.core.region cimport (
     ALLOWED,
     BEYOND_MAX_GFN,
+    FLAGS_EXCLUDE,
     GPA_NOT_ALIGNED,
     GPA_WRAPS,
     HVA_BEYOND_MAX,
@@ -19,6 +20,9 @@ from memslots.core.region cimport (
     NO_SUCH_SLOT,
     NO_SUCH_SPACE,
     NPAGES_DIFFER,
+    OFFSET_NOT_ALIGNED,
+    OFFSET_WRAPS,
+    ONLY_DELETED,
     OVERLAPS,
     READONLY_TOGGLES,
     SIZE_NOT_ALIGNED,
@@ -26,6 +30,7 @@ from memslots.core.region cimport (
     UNKNOWN_FLAGS,
     region_check,
 )
+from memslots.core.slot cimport SLOT_GUEST_MEMFD
 from memslots.core.units cimport gpa_to_gfn
 from memslots.values.records cimport region_record
 
@@ -39,8 +44,14 @@ from memslots.errors import (
 )
 
 
-cdef int rule_of(refusal why):
-    """The number of the rule, as docs/rules.md has it."""
+cdef object rule_of(refusal why):
+    """The rule, as docs/rules.md has it."""
+    if why == FLAGS_EXCLUDE:
+        return "G1"
+    if why in (OFFSET_NOT_ALIGNED, OFFSET_WRAPS):
+        return "G2"
+    if why == ONLY_DELETED:
+        return "G5"
     if why == UNKNOWN_FLAGS:
         return 1
     if why == NO_SUCH_SLOT:
@@ -59,7 +70,22 @@ cdef int rule_of(refusal why):
 cdef str reason(refusal why, const limits *lim, const region *r, const ruling *p, str given):
     cdef object old = <object>p.old.record if p is not NULL and p.old is not NULL else None
     if why == UNKNOWN_FLAGS:
-        return f"unknown flag bits in {r.flags:#x}; known are LOG_DIRTY_PAGES (1) and READONLY (2)"
+        also = "" if r.guest_memfd else "; set_region2 knows GUEST_MEMFD (4)"
+        return (
+            f"unknown flag bits in {r.flags:#x}; known are LOG_DIRTY_PAGES (1) and READONLY (2)"
+            f"{also if r.flags & SLOT_GUEST_MEMFD else ''}"
+        )
+    if why == FLAGS_EXCLUDE:
+        return f"flags {r.flags:#x}: GUEST_MEMFD (4) goes with no other"
+    if why == OFFSET_NOT_ALIGNED:
+        return f"guest_memfd_offset {r.guest_memfd_offset:#x} is not a multiple of 4096"
+    if why == OFFSET_WRAPS:
+        return (
+            f"{r.npages:#x} pages from guest_memfd_offset {r.guest_memfd_offset:#x} do not fit"
+            " 64 bits"
+        )
+    if why == ONLY_DELETED:
+        return f"with GUEST_MEMFD a slot can only be created and deleted; there is {old}"
     if why == SIZE_NOT_ALIGNED:
         return f"memory_size {given} is not a multiple of the page size, 4096"
     if why == GPA_NOT_ALIGNED:
@@ -105,7 +131,7 @@ cdef object refusal_error(
 ):
     if why == NO_MEMORY:
         return MemoryError(f"no memory for a change of slot {r.id}")
-    cdef int rule = rule_of(why)
+    rule = rule_of(why)
     cdef str text = f"slot {r.id} of address space {r.as_id}, rule {rule}: "
     text += reason(why, lim, r, p, given)
     if why == OVERLAPS:
@@ -146,6 +172,8 @@ cdef int check_id(const limits *lim, uint32_t id, uint32_t as_id) except -1:
     r.base_gfn = 0
     r.npages = 0
     r.userspace_addr = 0
+    r.guest_memfd = 0
+    r.guest_memfd_offset = 0
     return check_region(lim, &r)
 
 

@@ -58,6 +58,8 @@ def protect(
     slots = tx.in_gfn_range(first, last, as_id=as_id)
     gfn = first
     for slot in slots:
+        if slot.flags & Flags.GUEST_MEMFD:
+            raise InvalidRegionError(errno.EINVAL, f"{slot} can have no other flags", "G5")
         if slot.base_gfn > gfn:
             break
         gfn = max(gfn, slot.end_gfn)
@@ -106,6 +108,11 @@ def merge(
         why = "host memory does not go on from one to the other"
     elif one.flags != two.flags:
         why = "their flags are different"
+    elif one.guest_memfd is not two.guest_memfd or (
+        one.guest_memfd is not None
+        and one.guest_memfd_offset + one.memory_size != two.guest_memfd_offset
+    ):
+        why = "the file does not go on from one to the other"
     elif one.npages + two.npages > _MOST_PAGES:
         why = f"a slot has at most {_MOST_PAGES} pages"
     if why:
@@ -116,7 +123,16 @@ def merge(
         npages = one.npages + two.npages
         return steps.change(
             None,
-            Slot(named.id, one.as_id, one.base_gfn, npages, one.userspace_addr, one.flags),
+            Slot(
+                named.id,
+                one.as_id,
+                one.base_gfn,
+                npages,
+                one.userspace_addr,
+                one.flags,
+                one.guest_memfd,
+                one.guest_memfd_offset,
+            ),
         )
 
 
@@ -181,9 +197,7 @@ class _AllOrNothing:
             return self._tx.delete(old.id, as_id=old.as_id)
         if old is not None:
             return self._tx.set_flags(new.id, new.flags, as_id=new.as_id)
-        return self._tx.create(
-            new.id, new.base_gfn, new.npages, new.userspace_addr, new.flags, as_id=new.as_id
-        )
+        return self._tx._create_slot(new)
 
     def cut(self, slot: Slot, parts: Sequence[_Part], id: int | None = None) -> list[Slot]:
         """Put parts of a slot in its place. The first keeps the id, others get `id` or any."""
@@ -203,5 +217,15 @@ class _AllOrNothing:
 
 def _part(slot: Slot, id: int, part: _Part) -> Slot:
     start, end, flags = part
-    hva = slot.userspace_addr + ((start - slot.base_gfn) << PAGE_SHIFT)
-    return Slot(id, slot.as_id, start, end - start, hva, flags)
+    skipped = (start - slot.base_gfn) << PAGE_SHIFT
+    memfd = slot.guest_memfd
+    return Slot(
+        id,
+        slot.as_id,
+        start,
+        end - start,
+        slot.userspace_addr + skipped,
+        flags,
+        memfd,
+        0 if memfd is None else slot.guest_memfd_offset + skipped,
+    )

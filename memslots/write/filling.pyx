@@ -18,16 +18,17 @@ from memslots.core.index cimport (
     index_userspace_addr,
 )
 from memslots.core.region cimport ALLOWED, NO_MEMORY, change_kind, refusal
-from memslots.core.slot cimport region
+from memslots.core.slot cimport SLOT_GUEST_MEMFD, region
 from memslots.core.slotset cimport slotset_count
 from memslots.core.space cimport SWAPPING, space, space_active, space_generation
 from memslots.dirty.logs cimport get_log, put_log
-from memslots.read.memorymap cimport map_index
+from memslots.read.memorymap cimport map_index, map_memfds
 from memslots.read.reader cimport Reader
 from memslots.values.integers cimport u32, u64
 from memslots.values.limits cimport limits_of
+from memslots.values.records cimport memfd_of
 from memslots.values.rules cimport check_as_id, check_region, refusal_error, room_for
-from memslots.write.operations cimport Target, operation_create, operation_delete
+from memslots.write.operations cimport Target, operation_create_slot, operation_delete
 from memslots.write.writer cimport Writer, attach_record, release_record
 
 from memslots.read.memorymap import MemoryMap
@@ -54,15 +55,7 @@ cdef int restore_space(Writer writer, uint32_t as_id, object state) except -1:
     generation, slots = state
     cdef uint64_t last = u64(generation, "generation")
     for record, log in slots:
-        operation_create(
-            writer,
-            record.id,
-            record.base_gfn,
-            record.npages,
-            record.userspace_addr,
-            record.flags,
-            as_id,
-        )
+        operation_create_slot(writer, record)
         if log is not None:
             put_log(writer.m, record.id, as_id, log)
     # Nobody else has seen this machine yet, so no cache holds one of its generations.
@@ -128,7 +121,9 @@ def fill_with(Writer writer not None, map):
     cdef fill f
     map_index(map, &ix, &as_id)
     check_as_id(writer.lim, as_id)
-    if ix is not NULL:
+    if map_memfds(map) is not None:
+        create_many(writer, map, as_id)
+    elif ix is not NULL:
         get_filled(&f, writer, ix, as_id)
         with nogil:
             fill_put(&f)
@@ -151,7 +146,7 @@ def create_at_once(Writer writer not None, slots, as_id):
     cdef uint32_t i
     cdef fill f
     cdef list made
-    if writer.mirror is not None or not isinstance(slots, MemoryMap):
+    if writer.mirror is not None or not isinstance(slots, MemoryMap) or map_memfds(slots):
         return None
     map_index(slots, &ix, &number)
     check_as_id(writer.lim, number)
@@ -195,20 +190,21 @@ def create_many(Target to not None, slots, as_id):
     if as_id is not None and u32(as_id, "as_id") != space_id:
         raise ValueError(f"the map is of address space {space_id}, not {as_id}")
     check_as_id(to.lim, space_id)
+    cdef list memfds = map_memfds(map)
     count = ix.count if ix is not NULL else 0
     made = [None] * count
     try:
         # Those with ids of their own first: the others take what is free.
         for i in range(count):
             if not ix.rows[i].hva & INDEX_ANY_ID:
-                made[i] = create_row(to, &ix.rows[i], space_id, <uint32_t>ix.rows[i].id)
+                made[i] = create_row(to, &ix.rows[i], space_id, <uint32_t>ix.rows[i].id, memfds)
         for i in range(count):
             if ix.rows[i].hva & INDEX_ANY_ID:
                 while id < to.lim.max_slots and to.find(id, space_id) is not NULL:
                     id += 1
                 if id == to.lim.max_slots:
                     room_for(id, space_id, id)
-                made[i] = create_row(to, &ix.rows[i], space_id, id)
+                made[i] = create_row(to, &ix.rows[i], space_id, id, memfds)
     except BaseException:
         try:
             for slot in made:
@@ -221,7 +217,9 @@ def create_many(Target to not None, slots, as_id):
     return made
 
 
-cdef object create_row(Target to, const index_row *row, uint32_t as_id, uint32_t id):
+cdef object create_row(
+    Target to, const index_row *row, uint32_t as_id, uint32_t id, list memfds
+):
     cdef region r
     cdef change_kind done
     r.id = id
@@ -230,6 +228,10 @@ cdef object create_row(Target to, const index_row *row, uint32_t as_id, uint32_t
     r.base_gfn = row.base_gfn
     r.npages = row.npages
     r.userspace_addr = index_userspace_addr(row)
+    r.guest_memfd = 0
+    r.guest_memfd_offset = 0
+    if memfds is not None and r.flags & SLOT_GUEST_MEMFD:
+        memfd_of(&r, memfds, &r)
     to.enter("a change")
     try:
         check_region(to.lim, &r)

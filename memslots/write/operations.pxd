@@ -31,6 +31,18 @@ cdef class Target:
 cdef object operation_set_region(
     Target to, object slot, object flags, object gpa, object size, object hva
 )
+cdef object operation_set_region2(
+    Target to,
+    object slot,
+    object flags,
+    object gpa,
+    object size,
+    object hva,
+    object guest_memfd,
+    object guest_memfd_offset,
+)
+# create of a slot as a Slot has it, with its guest_memfd.
+cdef object operation_create_slot(Target to, object record)
 cdef object operation_create(
     Target to, object slot, object base_gfn, object npages, object hva, object flags, object as_id
 )

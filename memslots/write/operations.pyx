@@ -9,10 +9,12 @@ from memslots.core.region cimport (
     refusal,
     region_from_bytes,
 )
+from memslots.core.slot cimport SLOT_GUEST_MEMFD
 from memslots.core.slot cimport slot as slot_t
 from memslots.core.slot cimport slot_region
 from memslots.core.units cimport gfn_t, hva_t
 from memslots.values.integers cimport u32, u64
+from memslots.values.records cimport record_region
 from memslots.values.rules cimport check_id, check_region, refusal_error
 
 from memslots.values.records import Change
@@ -63,6 +65,8 @@ cdef object operation_set_region(
     cdef uint64_t length = u64(size, "memory_size")
     cdef hva_t host = u64(hva, "userspace_addr")
     cdef refusal why
+    r.guest_memfd = 0
+    r.guest_memfd_offset = 0
     to.enter("a change")
     try:
         why = region_from_bytes(to.lim, slot_arg, bits, address, length, host, &r)
@@ -71,6 +75,57 @@ cdef object operation_set_region(
             raise refusal_error(why, to.lim, &r, NULL, given)
         to.make(&r, to.find(r.id, r.as_id), False, &kind)
         return change_record(kind)
+    finally:
+        to.leave()
+
+
+cdef object operation_set_region2(
+    Target to,
+    object slot,
+    object flags,
+    object gpa,
+    object size,
+    object hva,
+    object guest_memfd,
+    object guest_memfd_offset,
+):
+    cdef region r
+    cdef change_kind kind
+    cdef uint32_t slot_arg = u32(slot, "slot")
+    cdef uint32_t bits = u32(flags, "flags")
+    cdef uint64_t address = u64(gpa, "guest_phys_addr")
+    cdef uint64_t length = u64(size, "memory_size")
+    cdef hva_t host = u64(hva, "userspace_addr")
+    cdef refusal why
+    if not bits & SLOT_GUEST_MEMFD:
+        # Rule G2: neither of the two is looked at.
+        return operation_set_region(to, slot, flags, gpa, size, hva)
+    from memslots.values.guestmemfd import number_of
+
+    # It is kept until the slot is made, or not.
+    found = number_of(guest_memfd)
+    r.guest_memfd = found[0]
+    r.guest_memfd_offset = u64(guest_memfd_offset, "guest_memfd_offset")
+    to.enter("a change")
+    try:
+        why = region_from_bytes(to.lim, slot_arg, bits, address, length, host, &r)
+        if why != ALLOWED:
+            given = f"{length if why == SIZE_NOT_ALIGNED else address:#x}"
+            raise refusal_error(why, to.lim, &r, NULL, given)
+        to.make(&r, to.find(r.id, r.as_id), False, &kind)
+        return change_record(kind)
+    finally:
+        to.leave()
+
+
+cdef object operation_create_slot(Target to, object record):
+    cdef region r
+    cdef change_kind kind
+    record_region(record, &r)
+    to.enter("a change")
+    try:
+        check_region(to.lim, &r)
+        return to.make(&r, to.find(r.id, r.as_id), True, &kind)
     finally:
         to.leave()
 
@@ -86,6 +141,8 @@ cdef object operation_create(
     r.userspace_addr = u64(hva, "userspace_addr")
     r.flags = u32(flags, "flags")
     r.as_id = u32(as_id, "as_id")
+    r.guest_memfd = 0
+    r.guest_memfd_offset = 0
     to.enter("a change")
     try:
         check_region(to.lim, &r)

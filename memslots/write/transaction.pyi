@@ -4,6 +4,7 @@ from typing import NoReturn, Self, SupportsIndex, TypeVar, final, overload
 
 from memslots.mirror.planner import Call
 from memslots.read.memorymap import MemoryMap, _Fields
+from memslots.values.guestmemfd import GuestMemfd
 from memslots.values.records import Change, Slot
 
 _Default = TypeVar("_Default")
@@ -34,6 +35,19 @@ class Transaction:
         userspace_addr: SupportsIndex,
     ) -> Change:
         """As Memslots.set_region, in this transaction."""
+    def set_region2(
+        self,
+        slot: SupportsIndex,
+        flags: SupportsIndex,
+        guest_phys_addr: SupportsIndex,
+        memory_size: SupportsIndex,
+        userspace_addr: SupportsIndex,
+        guest_memfd: GuestMemfd | SupportsIndex | None = None,
+        guest_memfd_offset: SupportsIndex = 0,
+    ) -> Change:
+        """As Memslots.set_region2, in this transaction."""
+    def _create_slot(self, slot: Slot) -> Slot:
+        """Creates what a Slot says. For cuts.py."""
     def create(
         self,
         slot: SupportsIndex,

@@ -27,7 +27,7 @@ from memslots.core.region cimport (
     region_classify,
     ruling,
 )
-from memslots.core.slot cimport region, slot_has_gfn, slot_region
+from memslots.core.slot cimport SLOT_GUEST_MEMFD, region, slot_has_gfn, slot_region
 from memslots.core.slot cimport slot as slot_t
 from memslots.core.slotset cimport (
     slotset,
@@ -67,10 +67,12 @@ from memslots.write.operations cimport (
     Target,
     change_record,
     operation_create,
+    operation_create_slot,
     operation_delete,
     operation_move,
     operation_set_flags,
     operation_set_region,
+    operation_set_region2,
 )
 from memslots.write.writer cimport Writer, finish, attach_record, release_record
 
@@ -155,6 +157,8 @@ cdef class Transaction(Target):
     # by as_id: an own FreeIds of what is deleted here, and what is on loan from the Writer's; None:
     # no id was asked for
     cdef dict ids
+    # the GuestMemfds of new slots, to keep them as long; None: there are none
+    cdef list memfds
     # those that a backend is asked for in place of what `steps` come to (_set_calls), or None
     cdef object calls
     cdef uint32_t additions[MAX_SPACES]  # ids of each space that the active set does not hold
@@ -200,6 +204,35 @@ cdef class Transaction(Target):
     def set_region(self, slot, flags, guest_phys_addr, memory_size, userspace_addr):
         """As Memslots.set_region, in this transaction."""
         return operation_set_region(self, slot, flags, guest_phys_addr, memory_size, userspace_addr)
+
+    def set_region2(
+        self,
+        slot,
+        flags,
+        guest_phys_addr,
+        memory_size,
+        userspace_addr,
+        guest_memfd=None,
+        guest_memfd_offset=0,
+    ):
+        """As Memslots.set_region2, in this transaction.
+
+        Ranges of a file may meet meanwhile, and must not at the end.
+        """
+        return operation_set_region2(
+            self,
+            slot,
+            flags,
+            guest_phys_addr,
+            memory_size,
+            userspace_addr,
+            guest_memfd,
+            guest_memfd_offset,
+        )
+
+    def _create_slot(self, slot):
+        """Creates what a Slot says. For cuts.py."""
+        return operation_create_slot(self, slot)
 
     def create(self, slot, base_gfn, npages, userspace_addr, flags=0, as_id=0):
         """As Memslots.create, in this transaction."""
@@ -401,6 +434,10 @@ cdef class Transaction(Target):
         cdef ruling p
         cdef refusal why = region_classify(found, r, creates, &p)
         done[0] = p.kind
+        if why == ALLOWED and p.kind == CHANGE_CREATE and r.flags & SLOT_GUEST_MEMFD:
+            if self.memfds is None:
+                self.memfds = []
+            self.memfds.append(self.writer.check_memfd(r))
         if why == ALLOWED and (p.kind == CHANGE_CREATE or p.kind == CHANGE_MOVE):
             if region_beyond_max_gfn(&self.m.lim, r):
                 why = BEYOND_MAX_GFN
@@ -485,6 +522,7 @@ cdef class Transaction(Target):
     cdef int commit(self) except -1:
         """Asks everybody, then swaps. The lock is given back, whatever happens."""
         cdef size_t n
+        cdef list bindings = None
         self.state = ENDING
         try:
             self.check_overlaps()
@@ -497,6 +535,9 @@ cdef class Transaction(Target):
                         tell_invalidate(self.subscriptions, displaced)
                 for kind, old, new, _ in self.steps:
                     ask_prepare(self.subscriptions, kind, old, new)
+            # Worked out now: what was asked may have closed a file.
+            bindings = self.new_bindings()
+            if self.steps is not None:
                 # Last: what it does is done, and nothing after it can fail.
                 if self.writer.mirror is not None:
                     if self.calls is None:
@@ -509,6 +550,9 @@ cdef class Transaction(Target):
                 self.roll_back()
             raise
         self.swap()
+        if bindings is not None:
+            for one in bindings:
+                one.exchange()
         for n in range(self.count):
             if self.changes[n].new is NULL:
                 self.writer.give_back_id(self.changes[n].id, self.changes[n].sp.as_id)
@@ -537,6 +581,24 @@ cdef class Transaction(Target):
                 r = slot_region(c.new)
                 raise refusal_error(OVERLAPS, &self.m.lim, &r, &p, "")
         return 0
+
+    cdef list new_bindings(self):
+        """What the guest_memfds have bound at the end, or None: what they have now."""
+        cdef list leaving = []
+        cdef list coming = []
+        cdef size_t n
+        cdef change *c
+        if self.writer.bindings is None:
+            return None
+        for n in range(self.count):
+            c = &self.changes[n]
+            if c.new is c.old:
+                continue
+            if c.old is not NULL and c.old.flags & SLOT_GUEST_MEMFD:
+                leaving.append(<object>c.old.record)
+            if c.new is not NULL and c.new.flags & SLOT_GUEST_MEMFD:
+                coming.append(<object>c.new.record)
+        return self.writer.bindings.change(leaving, coming)
 
     cdef void swap(self) noexcept:
         """Makes what is staged what readers find, and carries it over. Cannot fail."""

@@ -11,7 +11,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from memslots.core.machine cimport machine
 from memslots.core.region cimport limits
-from memslots.core.slot cimport slot
+from memslots.core.slot cimport region, slot
 from memslots.core.update cimport change
 from memslots.write.freeids cimport FreeIds
 from memslots.write.listeners cimport Subscriptions
@@ -35,6 +35,8 @@ cdef class Writer(Target):
     # by as_id: FreeIds, or None where they were never asked for, or have been given up. For the
     # writer
     cdef list free_ids
+    # The Bindings of slots to guest_memfds, or None: there never were any. For the writer
+    cdef object bindings
     cdef object __weakref__
 
     # Makes the machine, with nothing in it; once, before anything else.
@@ -50,6 +52,10 @@ cdef class Writer(Target):
     # change comes to, undo_calls is due.
     cdef int make_calls(self, object calls) except -1
     cdef int undo_calls(self, object error) except -1
+    # The Slots that are of guest_memfds.
+    cdef list memfd_slots(self)
+    # Rule G7a to G7c: raises, or returns the GuestMemfd of a region that has GUEST_MEMFD.
+    cdef object check_memfd(self, const region *r)
     # The FreeIds of an address space, made when they are first asked for.
     cdef FreeIds free_ids_of(self, uint32_t as_id)
     # A slot was deleted.

@@ -15,6 +15,7 @@ from memslots.core.machine cimport machine, machine_free, machine_new
 from memslots.core.region cimport (
     ALLOWED,
     BEYOND_MAX_GFN,
+    CHANGE_CREATE,
     CHANGE_NONE,
     change_kind,
     limits,
@@ -24,8 +25,9 @@ from memslots.core.region cimport (
     region_place,
     ruling,
 )
-from memslots.core.slot cimport region, slot, slot_free
+from memslots.core.slot cimport SLOT_GUEST_MEMFD, region, slot, slot_free
 from memslots.core.slotset cimport (
+    slotset,
     slotset_by_id,
     slotset_drop_index,
     slotset_first,
@@ -33,6 +35,7 @@ from memslots.core.slotset cimport (
 )
 from memslots.core.space cimport space, space_active, space_inactive
 from memslots.core.srcu cimport srcu_depth, srcu_forget, srcu_idle, srcu_wait
+from memslots.core.units cimport PAGE_SHIFT
 from memslots.core.update cimport (
     change,
     update_abandon_begin,
@@ -50,7 +53,7 @@ from memslots.core.update cimport (
     update_revert_begin,
     update_revert_end,
 )
-from memslots.values.records cimport slot_record
+from memslots.values.records cimport region_record, slot_record
 from memslots.values.rules cimport refusal_error
 from memslots.write.listeners cimport (
     Subscriptions,
@@ -210,7 +213,24 @@ cdef class Writer(Target):
             update_abandon_end(&c)
             finish(&c)
         self.torn = False
+        if self.bindings is not None:
+            self.bindings.begin_anew(self.memfd_slots())
         return 0
+
+    cdef list memfd_slots(self):
+        """The Slots that are of guest_memfds."""
+        cdef list found = []
+        cdef uint32_t as_id
+        cdef slotset *set
+        cdef slot *s
+        for as_id in range(self.m.lim.nspaces):
+            set = space_active(self.m.spaces[as_id])
+            s = slotset_first(set)
+            while s is not NULL:
+                if s.flags & SLOT_GUEST_MEMFD:
+                    found.append(<object>s.record)
+                s = slotset_step(set, s, 1)
+        return found
 
     cdef void after_fork(self) noexcept:
         """In the child of a fork: a thread that is not here holds nothing any more."""
@@ -269,6 +289,18 @@ cdef class Writer(Target):
             if entered:
                 self.leave()
 
+    cdef object check_memfd(self, const region *r):
+        if self.bindings is None:
+            from memslots.values.guestmemfd import Bindings
+
+            self.bindings = Bindings()
+        return self.bindings.check(
+            r.guest_memfd,
+            r.guest_memfd_offset,
+            r.guest_memfd_offset + (r.npages << PAGE_SHIFT),
+            f"slot {r.id} of address space {r.as_id}, rule G7",
+        )
+
     cdef FreeIds free_ids_of(self, uint32_t as_id):
         cdef FreeIds found
         if self.free_ids is None:
@@ -295,6 +327,7 @@ cdef class Writer(Target):
         cdef space *sp = self.m.spaces[r.as_id]
         cdef tuple subscriptions = self.subscriptions.get()
         cdef bint invalidated = False
+        cdef list binding = None
         cdef ruling p
         cdef change c
         cdef refusal why = region_classify(found, r, creates, &p)
@@ -303,6 +336,9 @@ cdef class Writer(Target):
             if p.kind == CHANGE_NONE:
                 return <object>found.record
             why = region_place(space_active(sp), r, &p)
+        if why == ALLOWED and p.kind == CHANGE_CREATE and r.flags & SLOT_GUEST_MEMFD:
+            self.check_memfd(r)
+            self.bindings.change((), (region_record(r),))
         if why == ALLOWED:
             why = update_get(&c, sp, lim, r, &p)
         if why != ALLOWED:
@@ -322,6 +358,11 @@ cdef class Writer(Target):
             if c.new is not NULL and region_beyond_max_gfn(lim, r):
                 raise refusal_error(BEYOND_MAX_GFN, lim, r, &p, "")
             ask_prepare(subscriptions, kind, old, new)
+            # Worked out now: what was asked may have closed the file.
+            if new is not None and r.flags & SLOT_GUEST_MEMFD:
+                binding = self.bindings.change((), (new,))
+            elif c.old is not NULL and c.old.flags & SLOT_GUEST_MEMFD:
+                binding = self.bindings.change((old,), ())
             # Last: what it does is done, and nothing after it can fail.
             if self.mirror is not None:
                 self.make_calls(self.mirror.calls_of(old, new))
@@ -338,6 +379,9 @@ cdef class Writer(Target):
         update_apply_begin(&c)
         self.wait_for_readers()
         update_apply_end(&c)
+        if binding is not None:
+            for one in binding:
+                one.exchange()
         finish(&c)
         if new is None:
             self.give_back_id(r.id, r.as_id)

@@ -21,6 +21,8 @@ from model import Model, ModelTransaction, plain, state_of
 from memslots import (
     BusyError,
     InvalidRegionError,
+    MemslotError,
+    Memslots,
     Transaction,
 )
 
@@ -82,11 +84,40 @@ def set_region_again(on: Target, number: int, differs: str, value: Any) -> None:
     change(on, "set_region", False, *args)
 
 
+#: A guest_memfd of each kind that refuses to be bound.
+MEMFDS = ("closed", "another's", "none")
+
+
+def region2_of(
+    on: Target, owner: Memslots | Transaction, named: bool, memfd: str
+) -> Callable[..., Any]:
+    """set_region2 with a file that cannot be bound, and the call of set_region that it comes to."""
+    call = on.call_of(owner, "set_region2", named)
+    return lambda *values: call(*values, on.memfds[memfd], 0)
+
+
+@operation(BOOL, *CHANGES["set_region"], Choice(MEMFDS))
+def set_region2(on: Target, named: bool, *values: Any) -> None:
+    *given, memfd = values
+    region = on.with_flags("set_region", tuple(given))
+    call = region2_of(on, on.vm, named, memfd)
+    numbers = on.ints(call, region, CHANGES["set_region"])
+    if numbers is None:
+        return
+    if numbers[1] & 4 and (numbers[1] != 4 or numbers[3]):
+        # A delete with the flag is one without; all else is refused.
+        caught(MemslotError, call, *region)
+        return
+    numbers[1] &= ~4
+    on.both.change(lambda *_: call(*region), on.model.set_region, numbers[0] >> 16, *numbers)
+
+
 # Transactions
 
 #: What a step may be, and its arguments: a change, or whatever else may come in between.
 STEPS: dict[str, tuple[Field[Any], ...]] = {
     **CHANGES,
+    "set_region2": (*CHANGES["set_region"], Choice(MEMFDS)),
     "mark_dirty": (U64, U32),
     "get": (U32, U32),
     "lookup": (U64, U32),
@@ -163,6 +194,17 @@ def step(
         if numbers is not None:
             answer = told.step(verb, *numbers)
             on.both.same_outcome(lambda *_: call(*values), tuple(numbers), answer)
+    elif verb == "set_region2":
+        *given, memfd = values
+        region = on.with_flags("set_region", tuple(given))
+        call = region2_of(on, tx, named, memfd)
+        numbers = on.ints(call, region, CHANGES["set_region"])
+        if numbers is not None and numbers[1] & 4 and (numbers[1] != 4 or numbers[3]):
+            caught(MemslotError, call, *region)
+        elif numbers is not None:
+            numbers[1] &= ~4
+            answer = told.step("set_region", *numbers)
+            on.both.same_outcome(lambda *_: call(*region), tuple(numbers), answer)
     elif verb == "mark_dirty":  # by a reader, where the slots are still as they were
         on.mark_dirty(*values)
     elif verb == "busy":

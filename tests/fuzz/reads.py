@@ -389,6 +389,7 @@ def slot(on: Target, *values: Any) -> None:
     assert on.of(made, "guest_phys_addr") == base << 12
     assert on.of(made, "memory_size") == npages << 12
     assert on.of(made, "end_gfn") == want.end_gfn
+    assert (on.of(made, "guest_memfd"), on.of(made, "guest_memfd_offset")) == (None, 0)
     on.keep(made)
     caught(TypeError, made.__init__, *values)
     for twin in (

@@ -11,7 +11,7 @@ import importlib.util
 import json
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -51,11 +51,17 @@ def calls() -> Iterator[bytes]:
         name = path.name
         manual = 3 if "initset" in name else 1 if "manual" in name else 0
         with gzip.open(path, "rt", encoding="ascii") as file:
-            yield from pieces((1, 1, manual), [recorded(json.loads(line)) for line in file])
+            yield from pieces((1, 1, manual), recorded_in(file))
     for path in TRACES:
         with open_trace(path) as trace:
             regions = [event for event in trace if isinstance(event, RegionCall)]
         yield from pieces((2, 2, 0), [region(call) for call in regions])
+
+
+def recorded_in(file: Iterable[str]) -> list[Call]:
+    """The calls of a file, but for those that make and close files of guest memory."""
+    calls = map(json.loads, file)
+    return [recorded(call) for call in calls if call[0] not in ("gmem", "close")]
 
 
 def recorded(call: list[int | str]) -> Call:
@@ -63,6 +69,8 @@ def recorded(call: list[int | str]) -> Call:
     match call:
         case ["set", slot, flags, gpa, size, hva, _]:
             return "set_region", (False, slot, flags, gpa, size, hva)
+        case ["set2", slot, flags, gpa, size, hva, *_]:
+            return "set_region2", (False, slot, flags, gpa, size, hva, "closed")
         case ["dirty", int(gpa)]:
             return "mark_dirty", (gpa >> 12, 0)
         case ["get", int(slot), *_]:
@@ -113,7 +121,7 @@ def looked_at(piece: list[Call]) -> list[Call]:
 
 def together(piece: list[Call]) -> list[Call]:
     """The changes among the calls, as transactions."""
-    steps = [("set_region", values[1:]) for name, values in piece if name == "set_region"]
+    steps = [(name, values[1:]) for name, values in piece if name.startswith("set_region")]
     return [
         ("transaction", ("ends", False, steps[at : at + Steps.MOST // 2]))
         for at in range(0, len(steps), Steps.MOST // 2)

@@ -16,6 +16,7 @@ from fuzz.choices import MAX_HVA, Address, Bytes, Choice, Field, Number
 from model import Model, ModelSlot, plain
 
 from memslots import (
+    GuestMemfd,
     InvalidRegionError,
     MemoryMap,
     Memslots,
@@ -64,6 +65,15 @@ CHANGES: dict[str, tuple[Number, ...]] = {
 }
 NAMES: dict[str, tuple[str, ...]] = {
     "set_region": ("slot", "flags", "guest_phys_addr", "memory_size", "userspace_addr"),
+    "set_region2": (
+        "slot",
+        "flags",
+        "guest_phys_addr",
+        "memory_size",
+        "userspace_addr",
+        "guest_memfd",
+        "guest_memfd_offset",
+    ),
     "create": ("slot", "base_gfn", "npages", "userspace_addr", "flags", "as_id"),
     "move": ("slot", "base_gfn", "as_id"),
     "set_flags": ("slot", "flags", "as_id"),
@@ -98,6 +108,12 @@ class Target:
         }
         vm = Memslots(sort.max_slots, **limits)
         self.both = Compared(vm, Model(sort.max_slots, **limits))
+        closed, another = GuestMemfd(4096), GuestMemfd(4096)
+        closed.close()
+        self.other = Memslots()
+        self.other.set_region2(0, 4, 0, 4096, 0, another)
+        #: Files that cannot be bound.
+        self.memfds = {"closed": closed, "another's": another, "none": None}
         self.kept: list[tuple[Slot, ModelSlot, int]] = []
         self.maps: list[tuple[MemoryMap, list[ModelSlot]]] = []
 

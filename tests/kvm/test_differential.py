@@ -146,7 +146,7 @@ class Pair:
         self.region(*args)
 
     def set_region2(self, *args: int) -> None:
-        self.region(*args, verb="set_region2")
+        self.both("set_region2", "set_region2", *args)
 
     def used(self, id: int) -> int:
         """An id in use in place of a usual one, if there is any."""

@@ -154,7 +154,7 @@ def test_missing_capabilities(fake: Any) -> None:
                 call()
         fake.caps[Cap.USER_MEMORY2] = 1
         with pytest.raises(KvmUnavailableError, match="KVM_CAP_GUEST_MEMFD"):
-            vm.set_region2(0, 0, 0, PAGE, 0, guest_memfd=3)
+            vm.set_region2(0, 4, 0, PAGE, 0, guest_memfd=3)
 
 
 @needs_kvm

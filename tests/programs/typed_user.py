@@ -23,6 +23,7 @@ from memslots import (
     DirtyRun,
     Flags,
     FlagsChange,
+    GuestMemfd,
     GuestMemory,
     InvalidRegionError,
     InvariantError,
@@ -42,6 +43,7 @@ from memslots import (
     Plan,
     ReadOnlyError,
     SetRegion,
+    SetRegion2,
     Slot,
     SlotChange,
     SnapshotError,
@@ -117,8 +119,8 @@ def reading(face: Reader, slot: Slot) -> None:
 def plans(vm: Memslots, m: MemoryMap) -> None:
     made = plan(vm, m, max_slots=5, keep=[(0, 1)])
     assert_type(made, Plan)
-    assert_type(made.calls, list[SetRegion])
-    assert_type(vm.set_region(*made.calls[0]), Change)
+    assert_type(made.calls, list[SetRegion | SetRegion2])
+    assert_type(vm.set_region2(*made.calls[0]), Change)
     assert_type(made.windows, tuple[Window, ...])
     assert_type(vm.become([(0, 1, 0)], as_id=0), Plan)
     assert_type(Memslots(m), Memslots)
@@ -188,6 +190,10 @@ def batches(face: Reader, out: npt.NDArray[np.int32]) -> None:
 
 def changes(vm: Memslots) -> None:
     assert_type(vm.set_region(0, Flags(0), 0, 0x1000, 0), Change)
+    memfd = GuestMemfd(0x1000)
+    assert_type(vm.set_region2(0, Flags.GUEST_MEMFD, 0, 0x1000, 0, memfd, 0), Change)
+    assert_type((memfd.size, memfd.closed), tuple[int, bool])
+    assert_type(memfd.dup(), GuestMemfd)
     assert_type(
         vm.set_region(slot=0, flags=0, guest_phys_addr=0, memory_size=0, userspace_addr=0), Change
     )
@@ -351,5 +357,5 @@ def errors(vm: Memslots) -> None:
     except (NotMappedError, ReadOnlyError, BusyError, KvmError, SnapshotError) as error:
         as_memslot_error: MemslotError = error
     except MemslotError as error:
-        assert_type(error.rule, int | None)
+        assert_type(error.rule, int | str | None)
         as_os_error: OSError = error

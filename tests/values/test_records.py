@@ -24,8 +24,13 @@ def test_constants() -> None:
     assert memslots.BAD_HVA == 2**64 - 1
     assert memslots.PAGE_SHIFT == 12
     assert memslots.PAGE_SIZE == 4096
-    assert [int(flag) for flag in Flags] == [1, 2, 1 << 16]
-    assert [flag.name for flag in Flags] == ["LOG_DIRTY_PAGES", "READONLY", "INVALID"]
+    assert [int(flag) for flag in Flags] == [1, 2, 4, 1 << 16]
+    assert [flag.name for flag in Flags] == [
+        "LOG_DIRTY_PAGES",
+        "READONLY",
+        "GUEST_MEMFD",
+        "INVALID",
+    ]
 
 
 def test_slot_number() -> None:
@@ -147,7 +152,7 @@ def test_slot_of_values_that_do_not_fit(field: int, name: str, width: int) -> No
         values = [1, 0, 2, 3, 4096, 0]
         values[field] = value
         with pytest.raises(OverflowError, match=name):
-            Slot(*values)
+            Slot(*values)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
