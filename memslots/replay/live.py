@@ -9,7 +9,7 @@ import errno as errno_module
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
-from memslots import PAGE_SHIFT, Change, MemslotError, Memslots, Slot
+from memslots import PAGE_SHIFT, Change, Flags, MemslotError, Memslots, Slot
 from memslots.mirror.planner import same_memory
 from memslots.traces import RegionCall
 from memslots.values.integers import slot_number, split_number
@@ -131,8 +131,8 @@ class Live:
     def finish(self, final_map: Sequence[Slot]) -> None:
         """Compare its slots with the map's at the end of the trace."""
         self.slots = list(self._vm.slots)
-        here, there = set(self.slots), set(final_map)
-        self.missing = [slot for slot in final_map if slot not in here]
+        here, there = set(self.slots), set(map(_plain, final_map))
+        self.missing = [slot for slot in final_map if _plain(slot) not in here]
         self.others = [slot for slot in self.slots if slot not in there]
 
     def _delete(self, number: int) -> str:
@@ -173,6 +173,12 @@ class Live:
                     yield number_of(slot)
 
 
+def _plain(slot: Slot) -> Slot:
+    """The slot as this kernel has it: the files of the trace are not here."""
+    flags = slot.flags & ~Flags.GUEST_MEMFD
+    return Slot(slot.id, slot.as_id, slot.base_gfn, slot.npages, slot.userspace_addr, flags)
+
+
 def number_of(slot: Slot) -> int:
     """The slot's id and address space in one, as set_region takes it."""
     return slot_number(slot.id, slot.as_id)
@@ -188,4 +194,5 @@ def _slot_of(memslots: Memslots, number: int) -> Slot | None:
     id, as_id = split_number(number)
     if as_id >= memslots.address_spaces:
         return None
-    return memslots.address_space(as_id).get(id)
+    slot = memslots.address_space(as_id).get(id)
+    return None if slot is None else _plain(slot)

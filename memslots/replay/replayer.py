@@ -22,7 +22,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import combinations
 
-from memslots import PAGE_SHIFT, PAGE_SIZE, Change, Flags, MemslotError, Memslots, Slot
+from memslots import (
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    Change,
+    Flags,
+    GuestMemfd,
+    MemslotError,
+    Memslots,
+    Slot,
+)
 from memslots.replay.live import Live, LiveVM, number_of, slot_name
 from memslots.traces import Counts, Event, RegionCall, Trace, TraceError
 from memslots.traces.events import GUEST_MEMFD_FLAG, Capability
@@ -57,6 +66,7 @@ _MAX_HVA = (
 )
 _MOST_SPACES = 16
 #: Those that the rules know.
+_LARGEST_MEMFD = (1 << 63) - PAGE_SIZE  # a trace does not say how large they are
 _FLAGS = int(Flags.LOG_DIRTY_PAGES | Flags.READONLY)
 
 
@@ -111,6 +121,8 @@ class VmReport:
     disagreements: list[Disagreement] = field(default_factory=list)
     gap_finders: list[Gaps] = field(default_factory=list)
     live: Live | None = None
+    unknown_memfds: int = 0
+    memfds: dict[int, GuestMemfd] = field(default_factory=dict)
 
     @property
     def agree(self) -> bool:
@@ -251,12 +263,12 @@ class Replayer:
         """What was inferred or left aside."""
         notes = list(self._machines.notes)
         if memfds := sum(vm.guest_memfds for vm in self.vms):
-            plural = "call names" if memfds == 1 else "calls name"
-            notes.append(
-                f"{memfds} {plural} a guest_memfd; memslots has no such thing and replays them "
-                "without their KVM_MEM_GUEST_MEMFD flag"
-                + (", on this kernel too" if self._opener is not None else "")
-            )
+            text = f"{memfds} {'call names' if memfds == 1 else 'calls name'} a guest_memfd"
+            if unknown := sum(vm.unknown_memfds for vm in self.vms):
+                text += f"; {unknown} of them not which part, so that they are replayed without it"
+            if self._opener is not None:
+                text += "; this kernel gets slots without one"
+            notes.append(text)
         return notes
 
     def feed(self, event: Event) -> None:
@@ -321,12 +333,15 @@ class _Step:
         self.change = Change.NONE
         self.dropped: list[Slot] = []  # to follow the kernel
         self.guest_memfd = call.guest_memfd is not None and bool(call.flags & GUEST_MEMFD_FLAG)
+        self.is_private = self.guest_memfd and call.guest_memfd_offset is not None
         self.flags = call.flags & ~GUEST_MEMFD_FLAG if self.guest_memfd else call.flags
+        self.rule: int | str | None = None  # which one refused it here
 
     def run(self) -> None:
         """Make the call, compare, and keep the books."""
         vm, call = self.vm, self.call
         vm.guest_memfds += self.guest_memfd
+        vm.unknown_memfds += self.guest_memfd and not self.is_private
         if call.errno:
             vm.refused[errno_name(call.errno)] += 1
         if call.errno in OUTSIDE:
@@ -334,7 +349,7 @@ class _Step:
             return
         answer, why = self.attempt()
         live, live_why = None, ""
-        if vm.live is not None:
+        if vm.live is not None and not isinstance(self.rule, str):
             live, live_why = vm.live.ask(call, self.flags, answer)
         if answer == call.errno:
             followed = "as recorded"
@@ -362,13 +377,36 @@ class _Step:
     def attempt(self) -> tuple[int, str]:
         """Make the call on the Memslots: its errno and message."""
         call = self.call
+        self.rule = None
+        region = call.slot, self.flags, call.guest_phys_addr, call.memory_size, call.userspace_addr
         try:
-            self.change = self.vm.memslots.set_region(
-                call.slot, self.flags, call.guest_phys_addr, call.memory_size, call.userspace_addr
-            )
+            if self.is_private:
+                self.change = self._attempt_private()
+            else:
+                self.change = self.vm.memslots.set_region(*region)
         except MemslotError as error:
+            self.rule = error.rule
+            if error.rule == "G7" and call.errno == errno_module.EEXIST:
+                return call.errno, ""  # what Linux says since 7.2
             return error.errno or errno_module.EINVAL, error.strerror or str(error)
         return 0, ""
+
+    def _attempt_private(self) -> Change:
+        """The same for a slot of a guest_memfd. The trace does not say when one is closed."""
+        call, memfds = self.call, self.vm.memfds
+        assert call.guest_memfd is not None
+        region = call.slot, call.flags, call.guest_phys_addr, call.memory_size, call.userspace_addr
+        offset = call.guest_memfd_offset or 0
+        if call.guest_memfd not in memfds:
+            memfds[call.guest_memfd] = GuestMemfd(_LARGEST_MEMFD)
+        try:
+            return self.vm.memslots.set_region2(*region, memfds[call.guest_memfd], offset)
+        except MemslotError as error:
+            if error.rule != "G7" or call.errno:
+                raise
+        # The kernel has taken it: so it is another file of that number.
+        memfds[call.guest_memfd] = GuestMemfd(_LARGEST_MEMFD)
+        return self.vm.memslots.set_region2(*region, memfds[call.guest_memfd], offset)
 
     def undo(self) -> None:
         """Bring back the slot as it was before a call that succeeded here."""
@@ -376,7 +414,7 @@ class _Step:
         if self.change is Change.CREATE:
             memslots.set_region(slot, 0, 0, 0, 0)
         elif self.change is not Change.NONE and old is not None:
-            memslots.set_region(*region_arguments(old))
+            memslots.set_region2(*region_arguments(old))
 
     def _follow(self) -> str:
         """Do what the kernel did although the rules refuse it; tells what was done."""
@@ -386,6 +424,9 @@ class _Step:
         if call.as_id >= self.vm.memslots.address_spaces:
             return "the call was left out"
         without = ""
+        if self.is_private and self.rule in ("G1", "G2"):
+            self.is_private = False
+            without = " without its guest_memfd"
         if unknown := self.flags & ~_FLAGS:
             # A newer kernel knows flags that no rule here does.
             self.flags &= _FLAGS
@@ -407,7 +448,7 @@ class _Step:
         answer, _ = self.attempt()
         if answer:  # it was something else: put them back
             for slot in self.dropped:
-                self.vm.memslots.set_region(*region_arguments(slot))
+                self.vm.memslots.set_region2(*region_arguments(slot))
             self.old = old
             return "the call was left out"
         self._count()

@@ -35,6 +35,7 @@ class RegionCall:
     time_ns: int | None = None
     end_line: int = 0
     guest_memfd: int | None = None
+    guest_memfd_offset: int | None = None
 
     @property
     def id(self) -> int:

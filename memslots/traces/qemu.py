@@ -21,7 +21,7 @@ CALL = re.compile(
     r"kvm_set_user_memory (?:AddrSpace#(?P<space>\d{1,20}) )?Slot#(?P<slot>\d{1,20})"
     r" flags=(?P<flags>0x[0-9a-f]+) gpa=(?P<gpa>0x[0-9a-f]+) size=(?P<size>0x[0-9a-f]+)"
     r" ua=(?P<ua>0x[0-9a-f]+)"
-    r"(?: guest_memfd=(?P<memfd>-?\d{1,20}) guest_memfd_offset=(?:0x)?[0-9a-f]+)?"
+    r"(?: guest_memfd=(?P<memfd>-?\d{1,20}) guest_memfd_offset=(?:0x)?(?P<offset>[0-9a-f]+))?"
     r" ret=(?P<ret>-?\d{1,20})(?![0-9])"
     r"(?: restricted_fd=(?P<restricted>-?\d{1,20}) restricted_offset=(?:0x)?[0-9a-f]+)?"
 )
@@ -120,6 +120,7 @@ class QemuReader:
             time_ns=time_ns,
             end_line=number,
             guest_memfd=memfd if names_memfd else None,
+            guest_memfd_offset=int(found["offset"], 16) if found["offset"] and memfd >= 0 else None,
         )
 
 

@@ -160,6 +160,9 @@ def read_struct(text: str) -> tuple[dict[str, int], str]:
         fields["guest_memfd"] = read_number(
             re.sub(r"<.*", "", found["guest_memfd"]), 32, "guest_memfd"
         )
+        offset = found.get("guest_memfd_offset", "")
+        if re.fullmatch("0x[0-9a-f]+|[0-9]+", offset):
+            fields["guest_memfd_offset"] = read_number(offset, 64, "guest_memfd_offset")
     return fields, text[end + 1 :]
 
 

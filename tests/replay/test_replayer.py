@@ -152,12 +152,52 @@ def test_gaps_of_two_spaces_are_two() -> None:
     assert [row[:2] for row in rows(vm)] == [(0, 1), (1, 0)]
 
 
-def test_guest_memfd_is_replayed_without_its_flag() -> None:
-    text = qemu(0, 4, 0, 0x10000).replace(" ret=", " guest_memfd=9 guest_memfd_offset=0x0 ret=")
+def private(slot: int, gpa: int, size: int, file: int, offset: int, ret: int = 0) -> str:
+    memfd = f" guest_memfd={file} guest_memfd_offset={offset:#x} ret="
+    return qemu(slot, 4, gpa, size, ret=ret).replace(" ret=", memfd)
+
+
+def test_guest_memfd() -> None:
+    """G5 and G7; a number that names another file meanwhile; the errno of a kernel since 7.2."""
+    report = replay_text(
+        private(0, 0, 0x10000, 9, 0)
+        + private(0, 0x100000, 0x10000, 9, 0, ret=-22)
+        + private(1, 0x20000, 0x10000, 9, 0x8000, ret=-22)
+        + private(2, 0x20000, 0x10000, 9, 0x8000, ret=-17)
+        + private(3, 0x20000, 0x10000, 10, 0x8000)
+        + private(4, 0x40000, 0x10000, 9, 0)
+        + qemu(0, 0, 0, 0)
+    )
+    assert report.agree
+    (vm,) = report.vms
+    assert [(slot.id, slot.guest_memfd_offset) for slot in vm.memslots] == [(3, 0x8000), (4, 0)]
+    assert report.notes == ["6 calls name a guest_memfd"]
+
+
+def test_what_no_kernel_with_guest_memfd_does() -> None:
+    """It is followed, with the file where that can be."""
+    report = replay_text(
+        private(0, 0, 0x10000, 9, 0).replace("flags=0x4", "flags=0x5")
+        + private(1, 0x10000, 0x10000, 9, 1)
+        + private(1, 0x20000, 0x10000, 9, 0x10000)
+    )
+    (vm,) = report.vms
+    assert [each.followed for each in vm.disagreements] == [
+        "CREATE without its guest_memfd",
+        "CREATE without its guest_memfd",
+        "slot 1 dropped, then CREATE",
+    ]
+    assert [int(slot.flags) for slot in vm.memslots] == [1, 4]
+
+
+def test_a_guest_memfd_of_which_no_part_is_named() -> None:
+    text = qemu(0, 4, 0, 0x10000)  # as QEMU 9.0 tells of it
     report = replay_text(text)
     assert report.agree
     assert rows(report.vms[0]) == [(0, 0, 0, 0x10000, 0x7F0000000000, 0)]
-    assert "guest_memfd" in report.notes[0]
+    assert report.notes == [
+        "1 call names a guest_memfd; 1 of them not which part, so that they are replayed without it"
+    ]
 
 
 def test_host_addresses_of_other_machines() -> None:
