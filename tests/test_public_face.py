@@ -26,6 +26,7 @@ MODULES = (
     "memslots.core",
     "memslots.kvm",
     "memslots.traces",
+    "memslots.maps",
     "memslots.replay",
     "memslots.baseline",
     "memslots.bench",

@@ -1,4 +1,4 @@
-"""The commands of `memslots`: replay, plan, diff, lookup and bench."""
+"""The commands of `memslots`: replay, plan, diff, map, lookup and bench."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+import memslots.maps as formats
 from memslots import PAGE_SHIFT, MemslotError, Plan, __version__, bench, plan
 from memslots.cli import json_output, text_output
 from memslots.cli.kernel_memory import (
@@ -35,6 +36,7 @@ from memslots.cli.kernel_memory import (
 from memslots.cli.maps import Maps, read_maps
 from memslots.cli.plots import draw
 from memslots.errors import KvmError, KvmUnavailableError
+from memslots.maps.reading import recognised
 from memslots.replay import Report, replay
 from memslots.replay.live import LiveVM
 from memslots.traces import FORMATS, Trace, TraceError, open_trace
@@ -490,6 +492,64 @@ def diff_command(first: str, second: str, vm: int, as_json: bool) -> int:
     return 1 if any(diffs.values()) else 0
 
 
+@command.command("map")
+@click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@click.option(
+    "--from",
+    "format",
+    type=click.Choice(["auto", *formats.FORMATS]),
+    default="auto",
+    metavar="FORMAT",
+    help="What the files are, where their content does not tell.",
+)
+@click.option(
+    "--to",
+    "written",
+    type=click.Choice(list(formats.WRITERS)),
+    default="text",
+    help="The format to write; all but text, json and mtree hold one map.",
+)
+@click.option(
+    "--kind",
+    "kinds",
+    default=",".join(formats.MEMORY),
+    show_default=True,
+    help=f"What to show, with commas between: {', '.join(formats.KINDS)}; or all.",
+)
+@click.option("--json", "as_json", is_flag=True, help=_JSON_HELP)
+def map_command(
+    files: tuple[str, ...], format: str, written: str, kinds: str, as_json: bool
+) -> int:
+    """Show the map of guest memory that each FILE holds, in whatever form.
+
+    A FILE is a trace, QEMU's info mtree or info mtree -f, an e820 map in a log, /proc/iomem, a LiME
+    file, an ELF core, a full crash dump of Windows, LeechCore's memory map, a log of
+    cloud-hypervisor, dosemu2 or unidbg, a program of syzkaller, CSV, or a map in JSON.
+
+    Exit status: 0, or 2 if a FILE cannot be used.
+    """
+    wanted = formats.KINDS if kinds == "all" else tuple(kinds.split(","))
+    if unknown := sorted({*wanted} - {*formats.KINDS}):
+        known = ", ".join(formats.KINDS)
+        raise click.UsageError(f"there is no kind {unknown[0]!r}; there are {known}.")
+    found: list[tuple[str, list[formats.Map]] | TraceError] = []
+    for name in files:
+        try:
+            maps = [one.of_kind(*wanted) for one in formats.read(name, format)]
+            found.append((name, maps))
+        except TraceError as error:
+            found.append(error)
+            _complain(error)
+    if as_json:
+        _print(json_output.maps(found))
+    else:
+        for one in found:
+            if not isinstance(one, TraceError):
+                text = formats.write(one[1], written)
+                _print(text if written != "text" else f"{one[0]}: {one[1][0].format}\n{text}")
+    return 2 if any(isinstance(one, TraceError) for one in found) else 0
+
+
 @command.command("lookup")
 @click.argument("arguments", metavar="FILE GPA...", nargs=-1, required=True)
 @_sample_option
@@ -502,13 +562,21 @@ def lookup_command(
 
     Prints for each GPA (decimal, or hexadecimal with 0x) the slot, the host virtual address, and
     the rule that gave the answer; for every VM and address space of the trace. With --sample there
-    is no FILE.
+    is no FILE. FILE may also be what memslots map reads: then answers have the place in the file.
     """
     path, gpas = (sample, arguments) if sample else (arguments[0], arguments[1:])
     if not gpas:
         raise click.UsageError("name at least one GPA after FILE.")
     addresses = [_read_gpa(text) for text in gpas]
     try:
+        maps = None if sample or format != "auto" else _maps_of(path)
+        if maps is not None:
+            _print(
+                json_output.lookup_in_maps(path, maps, addresses)
+                if as_json
+                else text_output.lookup_in_maps(path, maps, addresses)
+            )
+            return 0
         report = _replay_input(path, format, sample is not None)
     except TraceError as error:
         _complain(error)
@@ -519,6 +587,15 @@ def lookup_command(
         json_output.lookup(report, addresses) if as_json else text_output.lookup(report, addresses)
     )
     return 0 if report.agree else 1
+
+
+def _maps_of(path: str) -> list[formats.Map] | None:
+    """The maps of a file that is no trace; None: it is one, or what is wrong is told later."""
+    if path == "-" or not Path(path).is_file():
+        return None
+    with Path(path).open("rb") as file:
+        format = recognised(path, file)
+        return None if format == "trace" else formats.read(path, format, file)
 
 
 def _read_gpa(text: str) -> int:

@@ -14,6 +14,8 @@ from memslots import PAGE_SHIFT, MapDiff, Plan, Slot, __version__
 from memslots.bench import Report as BenchReport
 from memslots.bench import RivalsResult, Row, Timing
 from memslots.cli.lookup import Answer, look_up
+from memslots.maps import Map
+from memslots.maps.documents import document
 from memslots.read.document import slot_document
 from memslots.read.table import flag_names
 from memslots.replay import Disagreement, Report, VmReport, errno_name
@@ -320,3 +322,34 @@ def _rivals(result: RivalsResult) -> Document:
             for each in result.results
         ],
     }
+
+
+def maps(found: Sequence[tuple[str, list[Map]] | TraceError]) -> Document:
+    """What `memslots map --json` prints; the slots are where `replay --json` has them."""
+    files: list[Document] = []
+    for one in found:
+        if isinstance(one, TraceError):
+            files.append(_file(one))
+            continue
+        name, read = one
+        slots = [document(entry, each.as_id) for each in read for entry in each]
+        files.append({"file": name, "format": read[0].format, "vms": [{"final_map": slots}]})
+    return {"memslots": __version__, "files": files}
+
+
+def lookup_in_maps(name: str, maps: Sequence[Map], addresses: Sequence[int]) -> Document:
+    """What `memslots lookup --json` prints of a map that no trace made."""
+    answers = []
+    for gpa in addresses:
+        for one in maps:
+            entry = one.get(gpa)
+            answer: Document = {"as_id": one.as_id, "gpa": hex(gpa), "hva": None}
+            answer |= {"offset": None, "kind": None, "name": None, "slot": None}
+            if entry is not None:
+                inside = gpa - entry.start
+                host, offset = entry.userspace_addr, entry.offset
+                answer["hva"] = None if host is None else hex(host + inside)
+                answer["offset"] = None if offset is None else hex(offset + inside)
+                answer |= {"kind": entry.kind, "name": entry.name, "slot": entry.id}
+            answers.append(answer)
+    return {"file": name, "format": maps[0].format, "answers": answers}

@@ -1,10 +1,12 @@
 """The maps that an argument of `memslots plan` and `memslots diff` names.
 
-A file that holds a map in JSON, or a trace: as it is at the end, or after a line (`FILE:LINE`).
+A file that holds a map, in any format of memslots.maps, or a trace: as it is at its end, or after a
+line (`FILE:LINE`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import re
@@ -15,6 +17,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from memslots import MemoryMap, MemslotError
+from memslots.maps import read
+from memslots.maps.reading import recognised
 from memslots.read.document import map_of_document
 from memslots.replay import replay
 from memslots.traces import TraceError, open_trace
@@ -53,6 +57,11 @@ def read_maps(name: str, vm: int) -> Maps:
             return _map_in_json(name, text, until)
         if stream is not None:
             stream.seek(0)
+        found = _map_in_words(path, stream, until)
+        if found is not None:
+            return Maps(name, found)
+        if stream is not None:
+            stream.seek(0)
         with open_trace(path, "auto", stream) as trace:
             report = replay(trace, until=until)
     else:
@@ -89,6 +98,26 @@ def _json_text(path: str, stream: BinaryIO | None) -> bytes | None:
         blocks = source.blocks()
         first = next(blocks, b"")
         return b"".join([first, *blocks]) if _JSON.match(first) else None
+
+
+def _map_in_words(
+    path: str, stream: BinaryIO | None, until: int | None
+) -> dict[int, MemoryMap] | None:
+    """The maps of a file in one of the formats of memslots.maps; None: it is a trace."""
+    with contextlib.ExitStack() as files:
+        if stream is None:
+            with Source(path):  # which says what is wrong with it
+                stream = files.enter_context(Path(path).open("rb"))
+        format = recognised(path, stream)
+        if format == "trace":
+            return None
+        if until is not None:
+            raise TraceError(path, f"it is a map ({format}), which is of one moment")
+        maps = read(path, format, stream)
+    try:
+        return {one.as_id: one.memory_map() for one in reversed(maps)}
+    except MemslotError as error:
+        raise TraceError(path, error.strerror or str(error)) from None
 
 
 def _map_in_json(name: str, text: bytes, until: int | None) -> Maps:

@@ -21,6 +21,7 @@ from memslots.bench import CASES, TESTS, RivalsResult, Row
 from memslots.bench import Report as BenchReport
 from memslots.cli.json_output import BENCH_LIMITS
 from memslots.cli.lookup import look_up
+from memslots.maps import Map
 from memslots.read.table import flag_names, slot_lines
 from memslots.replay import Report, VmReport, errno_name
 from memslots.replay.live import Live, number_of, slot_name
@@ -386,3 +387,26 @@ def _structures(results: Sequence[RivalsResult]) -> Table:
             cells += [seconds_text(there.timing.median), _three_digits(there.ratio)]
         table.add_row(each.structure, *cells)
     return table
+
+
+def lookup_in_maps(name: str, maps: Sequence[Map], addresses: Sequence[int]) -> str:
+    """What `memslots lookup` prints of a map that no trace made."""
+    lines = [f"{name}: {maps[0].format}"]
+    for gpa in addresses:
+        for one in maps:
+            space = f" in space {one.as_id}" if len(maps) > 1 else ""
+            entry = one.get(gpa)
+            if entry is None:
+                lines.append(f"gpa {gpa:#x}{space}: nothing")
+                continue
+            what = f"{entry.kind} {entry.name}".strip()
+            inside = gpa - entry.start
+            line = f"gpa {gpa:#x}{space}: {what}, [{entry.start:#x}, {entry.end:#x})"
+            if entry.id is not None:
+                line += f", slot {entry.id}"
+            if entry.userspace_addr is not None:
+                line += f", hva {entry.userspace_addr + inside:#x}"
+            if entry.offset is not None:
+                line += f", offset {entry.offset + inside:#x}"
+            lines.append(line)
+    return "\n".join(lines) + "\n"

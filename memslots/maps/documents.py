@@ -1,0 +1,103 @@
+"""This package's own JSON: of MemoryMap.to_json, of `memslots map --json` and `replay --json`."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from memslots.errors import MemslotError
+from memslots.maps.entries import KINDS, Entry, Map, joined
+from memslots.maps.lines import number
+from memslots.read.document import map_of_document
+from memslots.read.memorymap import MemoryMap
+from memslots.read.table import flag_names
+from memslots.values.records import Flags
+
+_JSON = re.compile(r"\ufeff?\s*(?:\{\s*[\"}]|\[\s*[\]{])")
+
+
+class Json:
+    """One map, or all of a document of the command."""
+
+    name = "json"
+
+    @staticmethod
+    def recognises(text: str) -> bool:
+        """Whether an input that begins so is one."""
+        return _JSON.match(text) is not None
+
+    @staticmethod
+    def read(text: str) -> list[Map]:
+        """Its maps. ValueError, InvalidRegionError: it holds none."""
+        document = json.loads(text.lstrip("\ufeff \r\n\t"))
+        try:
+            if isinstance(document, dict) and "files" in document:
+                return [
+                    found
+                    for file in document["files"]
+                    for vm in file.get("vms", ())
+                    for found in _of_final_map(vm["final_map"])
+                ]
+            memory_map = MemoryMap(*map_of_document(document))
+        except MemslotError as error:
+            raise ValueError(error.strerror) from None
+        return [map_of(memory_map, "json")]
+
+
+def map_of(memory_map: MemoryMap, format: str) -> Map:
+    """A MemoryMap as entries."""
+    entries = [
+        Entry(
+            slot.guest_phys_addr,
+            slot.memory_size,
+            "rom" if slot.flags & Flags.READONLY else "ram",
+            userspace_addr=slot.userspace_addr,
+            id=slot.id,
+            flags=int(slot.flags),
+        )
+        for slot in memory_map
+    ]
+    return Map(joined(entries), as_id=memory_map.as_id, format=format)
+
+
+def _of_final_map(slots: list[dict[str, Any]]) -> list[Map]:
+    spaces: dict[int, list[Entry]] = {}
+    for slot in slots:
+        flags = sum(
+            Flags[word] for word in slot.get("flags", "").split("|") if word in Flags.__members__
+        )
+        kind = slot.get("kind", "rom" if flags & Flags.READONLY else "ram")
+        offset, host = (
+            None if slot.get(name) is None else number(str(slot[name]))
+            for name in ("offset", "userspace_addr")
+        )
+        entry = Entry(
+            number(str(slot["guest_phys_addr"])),
+            number(str(slot["memory_size"])),
+            kind if kind in KINDS else "other",
+            slot.get("name", ""),
+            offset,
+            host,
+            slot.get("id"),
+            flags,
+        )
+        spaces.setdefault(slot.get("as_id", 0), []).append(entry)
+    return [
+        Map(joined(entries), as_id=as_id, format="json")
+        for as_id, entries in sorted(spaces.items())
+    ]
+
+
+def document(entry: Entry, as_id: int) -> dict[str, Any]:
+    """An entry for json.dumps, with the fields of `final_map` of `memslots replay --json`."""
+    found: dict[str, Any] = {"as_id": as_id, "id": entry.id}
+    found["flags"] = flag_names(entry.flags).replace("-", "")
+    found["guest_phys_addr"] = hex(entry.start)
+    found["memory_size"] = entry.size
+    host = entry.userspace_addr
+    found["userspace_addr"] = None if host is None else hex(host)
+    found["kind"] = entry.kind
+    found["name"] = entry.name
+    found["offset"] = None if entry.offset is None else hex(entry.offset)
+    return found

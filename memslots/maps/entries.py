@@ -1,0 +1,161 @@
+"""A map of guest memory as somebody wrote it down: ranges of bytes, with what is there."""
+
+from __future__ import annotations
+
+import errno
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, SupportsIndex
+
+from memslots.errors import InvalidRegionError, NotMappedError
+from memslots.read.memorymap import MemoryMap
+from memslots.values.integers import PAGE_SHIFT, PAGE_SIZE
+from memslots.values.integers import field as integer
+from memslots.values.records import Flags
+
+_LAST = (1 << 64) - 1
+
+#: What can be at an address. Those of MEMORY are slots of KVM's, or can be.
+KINDS = ("ram", "rom", "romd", "reserved", "acpi", "mmio", "other")
+MEMORY = ("ram", "rom", "romd")
+
+
+class Entry(NamedTuple):
+    """A range of guest addresses: [start, start + size), in bytes."""
+
+    start: int
+    size: int
+    kind: str = "ram"
+    """One of memslots.maps.KINDS."""
+    name: str = ""
+    offset: int | None = None
+    """Where its first byte is in the file that the map is of, or in its block of RAM."""
+    userspace_addr: int | None = None
+    """The host address of the first byte, where that is known."""
+    id: int | None = None
+    """The slot's id, where it is a slot's."""
+    flags: int = 0
+
+    @property
+    def end(self) -> int:
+        """The address after the last."""
+        return self.start + self.size
+
+
+@dataclass(frozen=True)
+class Map:
+    """Entries in order of their addresses; entries of memory do not overlap.
+
+    ``map[0x1000]`` is the entry that has an address, or KeyError.
+    """
+
+    entries: tuple[Entry, ...]
+    name: str = ""
+    """Which of several it is, in the words of what was read."""
+    as_id: int = 0
+    format: str = ""
+    """What it was read from: a name of memslots.maps.FORMATS."""
+    _starts: list[int] = field(default_factory=list, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        ordered = tuple(sorted(self.entries, key=lambda entry: (entry.start, entry.size)))
+        object.__setattr__(self, "entries", ordered)
+        object.__setattr__(self, "_starts", [entry.start for entry in ordered])
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, gpa: SupportsIndex) -> Entry:
+        found = self.get(gpa)
+        if found is None:
+            raise KeyError(gpa)
+        return found
+
+    def get(self, gpa: SupportsIndex) -> Entry | None:
+        """The entry that has an address, or None. O(log n)."""
+        address = integer(gpa, "gpa", 64)
+        i = bisect_right(self._starts, address)
+        while i:
+            entry = self.entries[i - 1]
+            if address < entry.end:
+                return entry
+            if entry.kind in MEMORY:
+                return None
+            i -= 1  # one that is no memory may lie within another
+        return None
+
+    def of_kind(self, *kinds: str) -> Map:
+        """The map with entries of these kinds alone."""
+        return replace(self, entries=tuple(entry for entry in self if entry.kind in kinds))
+
+    def offset_of(self, gpa: SupportsIndex) -> int:
+        """Where the byte of a guest address is in the file. O(log n).
+
+        Raises
+        ------
+        NotMappedError
+            The map has no memory there, or does not say where it is in a file.
+        """
+        address = integer(gpa, "gpa", 64)
+        entry = self.get(address)
+        if entry is None or entry.offset is None:
+            raise NotMappedError(errno.EFAULT, f"gpa {address:#x} has no place in the file")
+        return entry.offset + (address - entry.start)
+
+    def gpa_of(self, offset: SupportsIndex) -> int:
+        """The guest address of the byte at an offset of the file. O(n).
+
+        Raises
+        ------
+        NotMappedError
+            No entry has it.
+        """
+        place = integer(offset, "offset", 64)
+        for entry in self:
+            if entry.offset is not None and 0 <= place - entry.offset < entry.size:
+                return entry.start + (place - entry.offset)
+        raise NotMappedError(errno.EFAULT, f"no guest address is at offset {place:#x}")
+
+    def memory_map(self) -> MemoryMap:
+        """Its memory as a MemoryMap: the whole pages that each entry has.
+
+        A host address that is not known is the place in the file, if that is page aligned and the
+        map says it, else the guest address. ROMs are READONLY; slots without an id may have any.
+        """
+        slots: list[Any] = []
+        for entry in self:
+            first = -(-entry.start // PAGE_SIZE)
+            npages = entry.end // PAGE_SIZE - first
+            if entry.kind not in MEMORY or npages <= 0:
+                continue
+            skipped = (first << PAGE_SHIFT) - entry.start
+            host = entry.offset if entry.userspace_addr is None else entry.userspace_addr
+            if host is None or (host + skipped) % PAGE_SIZE:
+                host = entry.start
+            host += skipped
+            flags = entry.flags | (0 if entry.kind == "ram" else Flags.READONLY)
+            fields = (first, npages, host, flags & ~Flags.GUEST_MEMFD)
+            slots.append(fields if entry.id is None else (*fields, entry.id))
+        return MemoryMap(slots, self.as_id)
+
+
+def joined(entries: Iterable[Entry]) -> tuple[Entry, ...]:
+    """Entries that do not overlap, checked; raises InvalidRegionError."""
+    ordered = sorted(entries, key=lambda entry: entry.start)
+    end = 0
+    for entry in ordered:
+        if entry.size <= 0 or entry.end - 1 > _LAST:
+            raise InvalidRegionError(
+                errno.EINVAL, f"[{entry.start:#x}, {entry.end:#x}) is no range of addresses"
+            )
+        if entry.kind in MEMORY:
+            if entry.start < end:
+                raise InvalidRegionError(
+                    errno.EINVAL, f"[{entry.start:#x}, {entry.end:#x}) overlaps what is before it"
+                )
+            end = entry.end
+    return tuple(ordered)

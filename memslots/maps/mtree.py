@@ -1,0 +1,239 @@
+"""QEMU's `info mtree -f` (flat views) and `info mtree` (the tree that they are made of)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from memslots.maps.entries import Entry, Map, joined
+from memslots.values.records import Flags
+
+_VIEW = re.compile(r"FlatView #(\d+)")
+_SPACE = re.compile(r'^\W*AS "([^"]*)"', re.MULTILINE)
+_RANGE = re.compile(
+    r"^[^0-9a-f\n]*?(?P<indent> *)(?P<start>[0-9a-f]{16})-(?P<end>[0-9a-f]{16}) "
+    r"\(prio (?P<prio>-?\d+), (?P<kind>[\w/-]+)\): (?P<rest>[^\r\n]*)",
+    re.MULTILINE,
+)
+_OFFSET = re.compile(r" @([0-9a-f]{16})\b")
+_KINDS = {
+    "ram": "ram",
+    "nv-ram": "ram",
+    "rom": "rom",
+    "nv-rom": "rom",
+    "romd": "romd",
+    "nv-romd": "romd",
+    "ramd": "mmio",
+    "i/o": "mmio",
+    "container": "other",
+}
+_TREE = re.compile(r"^\W*(?:address-space: |memory-region: )(?P<name>[^\r\n]+)", re.MULTILINE)
+_ALIAS = re.compile(
+    r"alias (?P<name>.+?) @(?P<target>\S.*?) (?P<from>[0-9a-f]{16})-(?P<to>[0-9a-f]{16})"
+)
+_SPACES = ("memory", "cpu-memory")  # those that KVM's address space 0 is made of
+_SMM = ("KVM-SMRAM", "cpu-smm")  # and 1
+_DEEPEST = 64  # aliases of aliases
+
+
+class FlatViews:
+    """`info mtree -f`: what is where, with the end inclusive; ` KVM` where KVM has a slot."""
+
+    name = "mtree-f"
+
+    @staticmethod
+    def recognises(text: str) -> bool:
+        """Whether an input that begins so is one."""
+        return _VIEW.search(text) is not None and _RANGE.search(text) is not None
+
+    @staticmethod
+    def read(text: str) -> list[Map]:
+        """Its maps. ValueError, InvalidRegionError: it holds none."""
+        starts = [match.start() for match in _VIEW.finditer(text)] + [len(text)]
+        views = [text[a:b] for a, b in pairwise(starts)]
+        with_kvm = any(_is_kvms(match["rest"]) for match in _RANGE.finditer(text))
+        found: dict[int, Map] = {}
+        for view in views:
+            spaces: list[str] = _SPACE.findall(view)
+            as_id = 0 if _named(spaces, _SPACES) else 1 if _named(spaces, _SMM) else None
+            if as_id is None or as_id in found:
+                continue
+            entries = joined(_flat(view, with_kvm))
+            if any(entry.kind != "mmio" for entry in entries):
+                found[as_id] = Map(entries, spaces[0], as_id, "mtree-f")
+        smm = found.get(1)
+        if smm is not None and 0 in found and smm.entries == found[0].entries:
+            del found[1]
+        return [found[as_id] for as_id in sorted(found)]
+
+
+def _named(spaces: list[str], names: tuple[str, ...]) -> bool:
+    return any(space.startswith(name) for space in spaces for name in names)
+
+
+def _is_kvms(rest: str) -> bool:
+    return rest.rstrip().endswith(" KVM")
+
+
+def _flat(view: str, with_kvm: bool) -> Iterator[Entry]:
+    for match in _RANGE.finditer(view):
+        kind = _KINDS.get(match["kind"], "other")
+        rest = match["rest"].rstrip()
+        if with_kvm and not _is_kvms(rest) and kind != "mmio":
+            kind = "other"  # memory that is no slot of KVM's
+        start, end = int(match["start"], 16), int(match["end"], 16) + 1
+        offset = _OFFSET.search(rest)
+        name = _OFFSET.split(rest)[0].removesuffix(" KVM").strip()
+        flags = Flags.READONLY if kind in ("rom", "romd") else 0
+        place = int(offset[1], 16) if offset else 0 if kind in ("ram", "rom", "romd") else None
+        yield Entry(start, end - start, kind, name, place, flags=int(flags))
+
+
+@dataclass
+class _Region:
+    """A region of the tree; its children are at their offsets in it."""
+
+    start: int
+    end: int
+    prio: int
+    kind: str
+    name: str
+    enabled: bool = True
+    alias: tuple[str, int, int] | None = None  # of which region, from, to (inclusive)
+    children: list[_Region] = field(default_factory=list)
+
+
+class Tree:
+    """`info mtree`: regions in regions, aliases, priorities; drawn as QEMU draws it."""
+
+    name = "mtree"
+
+    @staticmethod
+    def recognises(text: str) -> bool:
+        """Whether an input that begins so is one."""
+        return _TREE.search(text) is not None and _RANGE.search(text) is not None
+
+    @staticmethod
+    def read(text: str) -> list[Map]:
+        """Its maps. ValueError, InvalidRegionError: it holds none."""
+        heads = list(_TREE.finditer(text))
+        ends = [head.start() for head in heads[1:]] + [len(text)]
+        regions: dict[str, _Region] = {}
+        roots: dict[str, _Region] = {}
+        for head, end in zip(heads, ends, strict=True):
+            root = _tree(text[head.end() : end], regions)
+            if root is None:
+                continue
+            name = head["name"].strip()
+            regions.setdefault(name, root)
+            if head[0].strip().lstrip("> ").startswith("address-space"):
+                roots.setdefault(name, root)
+        found = []
+        for as_id, names in enumerate((_SPACES, _SMM)):
+            name = next((name for name in roots if name.startswith(names)), None)
+            if name is not None:
+                entries = joined(_draw(roots[name], regions))
+                found.append(Map(entries, name, as_id, "mtree"))
+        return found[:1] if len(found) > 1 and found[1].entries == found[0].entries else found
+
+
+def _tree(text: str, regions: dict[str, _Region]) -> _Region | None:
+    """The region that a section of the text begins with; all in it are put into `regions`."""
+    stack: list[tuple[int, _Region]] = []
+    root = None
+    for match in _RANGE.finditer(text):
+        rest = match["rest"].rstrip()
+        alias = _ALIAS.match(rest)
+        region = _Region(
+            int(match["start"], 16),
+            int(match["end"], 16),
+            int(match["prio"]),
+            _KINDS.get(match["kind"], "other"),
+            alias["name"] if alias else rest.removesuffix(" [disabled]").strip(),
+            not rest.endswith("[disabled]"),
+            (alias["target"], int(alias["from"], 16), int(alias["to"], 16)) if alias else None,
+        )
+        indent = len(match["indent"])
+        while stack and stack[-1][0] >= indent:
+            stack.pop()
+        if stack:
+            stack[-1][1].children.append(region)
+        elif root is None:
+            root = region
+        if not alias:
+            regions.setdefault(region.name, region)
+        stack.append((indent, region))
+    return root
+
+
+def _draw(root: _Region, regions: dict[str, _Region]) -> Iterator[Entry]:
+    """What is seen from outside: where regions overlap, the one of the higher priority."""
+    taken: list[tuple[int, int, _Region, int]] = []  # [start, end), which, its offset there
+    _render(root, 0, root.start, root.end + 1, regions, taken, 0)
+    joined_up: list[tuple[int, int, _Region, int]] = []
+    for part in sorted(taken, key=lambda part: part[:2]):
+        last = joined_up[-1] if joined_up else None
+        if (
+            last is not None
+            and last[1] == part[0]
+            and last[2] is part[2]
+            and last[3] + last[1] - last[0] == part[3]
+        ):
+            joined_up[-1] = (last[0], part[1], *last[2:])
+        else:
+            joined_up.append(part)
+    for start, end, region, offset in joined_up:
+        memory = region.kind in ("ram", "rom", "romd")
+        flags = Flags.READONLY if region.kind in ("rom", "romd") else 0
+        place = offset if memory else None
+        yield Entry(start, end - start, region.kind, region.name, place, flags=int(flags))
+
+
+def _render(
+    region: _Region,
+    shift: int,
+    low: int,
+    high: int,
+    regions: dict[str, _Region],
+    taken: list[tuple[int, int, _Region, int]],
+    depth: int,
+) -> None:
+    """Put what is seen of a region within [low, high) where nothing is yet.
+
+    `shift`: how far away it is from the addresses that the text gives it.
+    """
+    start, end = max(region.start + shift, low), min(region.end + 1 + shift, high)
+    if not region.enabled or start >= end or depth > _DEEPEST:
+        return
+    if region.alias is not None:
+        name, first, _ = region.alias
+        target = regions.get(name)
+        if target is not None:
+            there = region.start + shift - (target.start + first)
+            _render(target, there, start, end, regions, taken, depth + 1)
+        return
+    for child in sorted(region.children, key=lambda child: -child.prio):
+        _render(child, shift, start, end, regions, taken, depth + 1)
+    if region.kind == "other" or (region.children and region.kind == "mmio"):
+        return  # what has others in it is a container, and "i/o" to QEMU
+    for a, b in _free(start, end, taken):
+        taken.append((a, b, region, a - (region.start + shift)))
+
+
+def _free(
+    start: int, end: int, taken: list[tuple[int, int, _Region, int]]
+) -> list[tuple[int, int]]:
+    """What of [start, end) is not taken."""
+    left = []
+    for a, b, *_ in sorted(taken, key=lambda part: part[:2]):
+        if a >= end:
+            break
+        if b > start:
+            if a > start:
+                left.append((start, a))
+            start = max(start, b)
+    if start < end:
+        left.append((start, end))
+    return left

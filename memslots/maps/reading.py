@@ -1,0 +1,171 @@
+"""Which format an input is in, and its maps.
+
+One table: the formats in the order in which they are tried. What is told apart by its first bytes
+comes first, what could be in anything's log last.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import re
+import struct
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from memslots.errors import InvalidRegionError, TraceError
+from memslots.maps.binary import CrashDump, Elf, Lime
+from memslots.maps.documents import Json, map_of
+from memslots.maps.entries import Map
+from memslots.maps.mtree import FlatViews, Tree
+from memslots.maps.text import E820, Csv, Iomem, Memmap
+from memslots.maps.vmmlogs import CloudHypervisor, Dosemu, Syzkaller, Unidbg
+from memslots.replay import replay
+from memslots.traces import open_trace
+from memslots.traces.source import Source
+from memslots.traces.wrapping import Wrapping
+
+#: A text is read whole: no log of slots is so long, but for traces, which are read as they come.
+_MOST_TEXT = 256 << 20
+_HEAD = 1 << 12
+_LOOKED_AT = 1 << 20  # bytes of a text, before it is taken for a trace
+#: A memslot call of a trace; not one of syzkaller's.
+_TRACE = re.compile(r"kvm_set_user_memory\b|(?<!ioctl\$)KVM_SET_USER_MEMORY_REGION")
+
+
+class _Text(Protocol):
+    name: str
+
+    def recognises(self, text: str) -> bool: ...
+    def read(self, text: str) -> list[Map]: ...
+
+
+_BINARY = (Lime, Elf, CrashDump)
+_TEXTS: tuple[_Text, ...] = (
+    Json(),
+    FlatViews(),
+    Tree(),
+    Syzkaller(),
+    CloudHypervisor(),
+    Dosemu(),
+    Unidbg(),
+    E820(),
+    Csv(),
+    Memmap(),
+    Iomem(),
+)
+#: The names of all formats, in the order in which they are tried.
+FORMATS = (*(one.name for one in _BINARY), *(one.name for one in _TEXTS), "trace")
+
+
+def read(
+    path: str | os.PathLike[str], format: str = "auto", stream: BinaryIO | None = None
+) -> list[Map]:
+    """The maps of guest memory that a file holds, in whatever form.
+
+    Parameters
+    ----------
+    path : str or path
+        A file; ``-`` is standard input. Texts may be compressed (gzip, xz), quoted, or in a log.
+    format : str
+        A name of memslots.maps.FORMATS; "auto" looks at the content.
+    stream : binary file, optional
+        What to read in place of the file; path is its name.
+
+    Returns
+    -------
+    list of Map
+        Of a trace one for each VM and address space that has slots.
+
+    Raises
+    ------
+    TraceError
+        It cannot be read, or is in none of the formats.
+    ValueError
+        There is no such format.
+    """
+    if format != "auto" and format not in FORMATS:
+        raise ValueError(f"there is no format {format!r}; there are {', '.join(FORMATS)}")
+    name = os.fspath(path)
+    if stream is None:
+        with Source(path) as source:  # which says what is wrong with it
+            if name == "-":
+                stream = io.BytesIO(b"".join(source.blocks()))
+    if stream is not None:
+        seekable = stream if stream.seekable() else io.BytesIO(stream.read())
+        return _read(name, seekable, format)
+    with Path(path).open("rb") as file:
+        seekable = file if file.seekable() else io.BytesIO(file.read())
+        return _read(name, seekable, format)
+
+
+def recognised(name: str, file: BinaryIO) -> str:
+    """The format of what is open for reading at its beginning, and is there again after."""
+    head = file.read(_HEAD)
+    file.seek(0)
+    for binary in _BINARY:
+        if binary.recognises(head):
+            return binary.name
+    text = _text(name, file, _LOOKED_AT)
+    file.seek(0)
+    if not _TRACE.search(text):
+        for one in _TEXTS:
+            if one.recognises(text):
+                return one.name
+    return "trace"
+
+
+def _read(name: str, file: BinaryIO, format: str) -> list[Map]:
+    if format == "auto":
+        format = recognised(name, file)
+    try:
+        for binary in _BINARY:
+            if format == binary.name:
+                return _some(binary.read(file))
+        for one in _TEXTS:
+            if format == one.name:
+                return _some(one.read(_text(name, file, _MOST_TEXT)))
+    except InvalidRegionError as error:
+        raise TraceError(name, error.strerror or str(error)) from None
+    except (ValueError, KeyError, OverflowError, RecursionError, struct.error) as error:
+        raise TraceError(name, str(error)) from None
+    return _of_trace(name, file)
+
+
+def _some(maps: list[Map]) -> list[Map]:
+    found = [one for one in maps if one.entries]
+    if not found:
+        raise ValueError("it has no map: no entries are in it")
+    return found
+
+
+def _text(name: str, file: BinaryIO, most: int) -> str:
+    """So much of it, without what others put around its lines."""
+    with Source(name, file) as source:
+        parts = []
+        size = 0
+        for block in source.blocks():
+            parts.append(block)
+            size += len(block)
+            if size >= most:
+                break
+    return Wrapping().taken_off(b"".join(parts)).decode("utf-8", "replace")
+
+
+def _of_trace(name: str, file: BinaryIO) -> list[Map]:
+    try:
+        with open_trace(name, "auto", file) as trace:
+            report = replay(trace)
+    except TraceError as error:
+        if error.reason.startswith("neither"):
+            known = ", ".join(FORMATS[:-1])
+            reason = f"it is in no format that is known ({known}), and {error.reason}"
+            raise TraceError(name, reason, None, errno.EINVAL) from None
+        raise
+    maps = [
+        map_of(vm.memslots.map(as_id), "trace")
+        for vm in report.vms
+        for as_id in range(vm.memslots.address_spaces)
+    ]
+    return [one for one in maps if one.entries] or maps[:1]

@@ -1,0 +1,153 @@
+"""The formats of single lines: e820, /proc/iomem, LeechCore's memory map, CSV."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator
+
+from memslots.maps.entries import Entry, Map, joined
+from memslots.maps.lines import number
+
+_E820 = re.compile(
+    r"(?:BIOS-e820|e820|BIOS-provided): ?(?:update )?\[?(?:mem )?(0x)?([0-9a-f]{1,16})"
+    r"\s?-\s?(?:0x)?([0-9a-f]{1,16})\]?"
+    r"\s+\(?([A-Za-z][\w .-]*)",
+    re.IGNORECASE,
+)
+_E820_KINDS = {
+    "usable": "ram",
+    "ram": "ram",
+    "reserved": "reserved",
+    "acpi data": "acpi",
+    "acpi nvs": "acpi",
+    "acpi": "acpi",
+}
+_IOMEM = re.compile(r"(?<![0-9a-fx-])([0-9a-f]{8,16})-([0-9a-f]{8,16}) : ([^\r\n]*)")
+_LEECH_HEAD = re.compile(r"#\s+Base\s+Top\s*$", re.MULTILINE)
+_LEECH = re.compile(
+    r"^\W*[0-9a-f]{4,}\s+([0-9a-f]{1,16})\s+-\s+([0-9a-f]{1,16})(?:\s+->\s+([0-9a-f]{1,16}))?\s*$",
+    re.MULTILINE,
+)
+CSV_FIELDS = ("start", "size", "kind", "name", "offset", "userspace_addr", "id", "flags")
+
+
+class E820:
+    """What a guest's kernel says of the map that it was given; ends are inclusive."""
+
+    name = "e820"
+
+    @staticmethod
+    def recognises(text: str) -> bool:
+        """Whether an input that begins so is one."""
+        return _E820.search(text) is not None
+
+    @staticmethod
+    def read(text: str) -> list[Map]:
+        """A map for each boot in the log: one begins where the addresses begin anew."""
+        maps: list[list[Entry]] = []
+        last = 1 << 64
+        for match in _E820.finditer(text):
+            start, end, kind = int(match[2], 16), int(match[3], 16) + 1, match[4].strip().lower()
+            if start < last:
+                maps.append([])
+            last = start
+            name = next((known for known in _E820_KINDS if kind.startswith(known)), "")
+            entry = Entry(start, end - start, _E820_KINDS.get(name, "other"), match[4].strip())
+            maps[-1].append(entry)
+        return [Map(joined(entries), format="e820") for entries in maps]
+
+
+class Iomem:
+    """/proc/iomem. Only what stands at the left is a range of its own; ends are inclusive."""
+
+    name = "iomem"
+
+    @staticmethod
+    def recognises(text: str) -> bool:
+        """Whether an input that begins so is one."""
+        return _IOMEM.search(text) is not None
+
+    @staticmethod
+    def read(text: str) -> list[Map]:
+        """Its maps. ValueError, InvalidRegionError: it holds none."""
+        entries = []
+        lines = [line for line in text.splitlines() if _IOMEM.search(line)]
+        columns = [match.start() for line in lines if (match := _IOMEM.search(line))]
+        left = min(columns)
+        for line, column in zip(lines, columns, strict=True):
+            match = _IOMEM.search(line)
+            if match is None or column != left:
+                continue
+            start, end, name = int(match[1], 16), int(match[2], 16) + 1, match[3].strip()
+            entries.append(Entry(start, end - start, _iomem_kind(name), name))
+        if not any(entry.start for entry in entries):
+            raise ValueError("its addresses are all 0: /proc/iomem has to be read by root")
+        return [Map(joined(entries), format="iomem")]
+
+
+def _iomem_kind(name: str) -> str:
+    lower = name.lower()
+    if lower.startswith("system ram"):
+        return "ram"
+    if "reserved" in lower:
+        return "reserved"
+    if lower.startswith("acpi"):
+        return "acpi"
+    return "mmio"
+
+
+class Memmap:
+    """LeechCore's (MemProcFS's) map: number, base, top inclusive, and where in the file."""
+
+    name = "memmap"
+
+    @staticmethod
+    def recognises(text: str) -> bool:
+        """Whether an input that begins so is one."""
+        return _LEECH_HEAD.search(text) is not None or (
+            _LEECH.search(text) is not None and not text.lstrip().startswith("{")
+        )
+
+    @staticmethod
+    def read(text: str) -> list[Map]:
+        """Its maps. ValueError, InvalidRegionError: it holds none."""
+        entries = []
+        for match in _LEECH.finditer(text):
+            start, end = int(match[1], 16), int(match[2], 16) + 1
+            offset = int(match[3], 16) if match[3] else start
+            entries.append(Entry(start, end - start, offset=offset))
+        return [Map(joined(entries), format="memmap")]
+
+
+class Csv:
+    """A table as this package writes it; columns may be in any order, most may be left out."""
+
+    name = "csv"
+
+    @staticmethod
+    def recognises(text: str) -> bool:
+        """Whether an input that begins so is one."""
+        head = text.lstrip("\ufeff \r\n").split("\n", 1)[0]
+        columns = [column.strip() for column in head.split(",")]
+        return "start" in columns and ("size" in columns or "end" in columns)
+
+    @staticmethod
+    def read(text: str) -> list[Map]:
+        """Its maps. ValueError, InvalidRegionError: it holds none."""
+        lines = text.lstrip("\ufeff \r\n").splitlines()
+        rows = csv.DictReader(lines, skipinitialspace=True)
+        return [Map(joined(_rows(rows)), format="csv")]
+
+
+def _rows(rows: csv.DictReader[str]) -> Iterator[Entry]:
+    for row in rows:
+        start = number(row["start"])
+        size = number(row["size"]) if row.get("size") else number(row["end"]) - start
+        offset, host, id = (
+            number(row[name]) if row.get(name) else None
+            for name in ("offset", "userspace_addr", "id")
+        )
+        flags = number(row["flags"]) if row.get("flags") else 0
+        kind = row.get("kind") or "ram"
+        yield Entry(start, size, kind, row.get("name") or "", offset, host, id, flags)

@@ -1,0 +1,134 @@
+"""What VMMs and emulators log of their slots, and programs of syzkaller that make some."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from memslots.errors import MemslotError
+from memslots.maps.entries import Entry, Map, joined
+from memslots.memslots import Memslots
+from memslots.values.integers import PAGE_SHIFT
+
+_HEX = r"(?:0x)?([0-9a-fA-F]{1,16})"
+
+
+class _Call(NamedTuple):
+    slot: int
+    flags: int
+    gpa: int
+    size: int  # 0: it goes
+    hva: int | None
+
+
+class _Log:
+    """Lines that each make, change or delete one slot."""
+
+    name: str
+    pattern: re.Pattern[str]
+
+    @classmethod
+    def recognises(cls, text: str) -> bool:
+        """Whether an input that begins so is one."""
+        return cls.pattern.search(text) is not None
+
+    @classmethod
+    def read(cls, text: str) -> list[Map]:
+        """What the lines come to."""
+        vm = Memslots(1 << 16, max_gfn=(1 << 52) - 1, max_hva=(1 << 64) - 4096)
+        known: dict[int, int] = {}  # ids of slots that have host addresses
+        for match in cls.pattern.finditer(text):
+            for slot, flags, gpa, size, hva in cls.calls(match, vm):
+                try:
+                    vm.set_region(slot, flags & 3, gpa, size, hva or 0)
+                except MemslotError:
+                    continue  # refused, so nothing came of it
+                if hva is not None:
+                    known[slot] = hva
+        entries = [
+            Entry(
+                slot.guest_phys_addr,
+                slot.memory_size,
+                "rom" if slot.flags & 2 else "ram",
+                userspace_addr=slot.userspace_addr if slot.id in known else None,
+                id=slot.id,
+                flags=int(slot.flags),
+            )
+            for slot in vm
+        ]
+        return [Map(joined(entries), format=cls.name)]
+
+    @classmethod
+    def calls(cls, match: re.Match[str], vm: Memslots) -> Iterator[_Call]:
+        """What a line does."""
+        raise NotImplementedError
+
+
+class CloudHypervisor(_Log):
+    """`Creating userspace mapping: GPA -> HVA SIZE, slot N`, and `Removed ...`; all hexadecimal."""
+
+    name = "cloud-hypervisor"
+    pattern = re.compile(
+        rf"(Creat|Remov)(?:ing|ed) userspace mapping: {_HEX} -> {_HEX} {_HEX}(?:, slot (\d+))?"
+    )
+
+    @classmethod
+    def calls(cls, match: re.Match[str], vm: Memslots) -> Iterator[_Call]:
+        """What a line does."""
+        gpa, hva, size = (int(match[n], 16) for n in (2, 3, 4))
+        slot = vm.lookup(gpa >> PAGE_SHIFT)
+        if match[1] == "Remov":
+            if slot is not None and slot.guest_phys_addr == gpa:
+                yield _Call(slot.id, 0, 0, 0, None)
+        elif match[5]:
+            yield _Call(int(match[5]), 0, gpa, size, hva)
+
+
+class Dosemu(_Log):
+    """dosemu2: `KVM: map slot=N flags=F dosaddr=GPA size=SIZE unixaddr=HVA`."""
+
+    name = "dosemu2"
+    pattern = re.compile(
+        rf"slot=(\d+) flags={_HEX} dosaddr={_HEX} size={_HEX} unixaddr={_HEX}", re.IGNORECASE
+    )
+
+    @classmethod
+    def calls(cls, match: re.Match[str], vm: Memslots) -> Iterator[_Call]:
+        """What a line does."""
+        flags, gpa, size, hva = (int(match[n], 16) for n in (2, 3, 4, 5))
+        yield _Call(int(match[1]), flags, gpa, size, hva)
+
+
+class Unidbg(_Log):
+    """unidbg: `mem_map slot=N, address=GPA, size=SIZE, userspace_addr=HVA`."""
+
+    name = "unidbg"
+    pattern = re.compile(
+        rf"(mem_u?n?map) slot=(\d+), address={_HEX}, size={_HEX}(?:, userspace_addr={_HEX})?"
+    )
+
+    @classmethod
+    def calls(cls, match: re.Match[str], vm: Memslots) -> Iterator[_Call]:
+        """What a line does."""
+        gpa, size = int(match[3], 16), int(match[4], 16)
+        gone = match[1] == "mem_unmap"
+        hva = int(match[5], 16) if match[5] else None
+        yield _Call(int(match[2]), 0, gpa, 0 if gone else size, hva)
+
+
+class Syzkaller(_Log):
+    """A program: the struct's fields in order, pointers as `&(0xADDRESS/0xSIZE)=nil`."""
+
+    name = "syzkaller"
+    pattern = re.compile(
+        r"ioctl\$KVM_SET_USER_MEMORY_REGION2?\([^{\n]*\{(0x[0-9a-f]+|\d+), (0x[0-9a-f]+|\d+), "
+        r"(0x[0-9a-f]+|\d+), (0x[0-9a-f]+|\d+), (?:&\((0x[0-9a-f]+)[^)]*\)|(0x[0-9a-f]+|\d+))"
+    )
+
+    @classmethod
+    def calls(cls, match: re.Match[str], vm: Memslots) -> Iterator[_Call]:
+        """What a line does."""
+        slot, flags, gpa, size = (int(match[n], 0) for n in (1, 2, 3, 4))
+        if slot < 1 << 16 and flags >> 32 == 0 and (gpa | size) >> 64 == 0:
+            yield _Call(slot, flags, gpa, size, int(match[5] or match[6], 0))

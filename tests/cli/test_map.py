@@ -1,0 +1,98 @@
+"""`memslots map`, and what other commands do with maps that are no traces."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from commandline import SEABIOS, Outcome
+
+DATA = Path(__file__).parent.parent / "data" / "maps"
+MTREE, LIME, E820 = (str(DATA / name) for name in ("mtree-f.txt", "lime.lime", "e820.txt"))
+
+
+def test_a_table_for_each_file(capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = Outcome(capsys, "map", LIME, E820)
+    assert (outcome.status, outcome.err) == (0, "")
+    assert outcome.out.splitlines() == [
+        f"{LIME}: lime",
+        "as  start     end       size   kind  hva  offset  id  flags  name",
+        "0   0x1000    0x3000    8 KiB  ram   -    0x20    -   -      -",
+        "0   0x100000  0x101000  4 KiB  ram   -    0x2040  -   -      -",
+        f"{E820}: e820",
+        "as  start        end          size         kind  hva  offset  id  flags  name",
+        "0   0x0          0x9fc00      639 KiB      ram   -    -       -   -      usable",
+        "0   0x100000     0xbffe0000   3144576 KiB  ram   -    -       -   -      usable",
+        "0   0x100000000  0x140000000  1 GiB        ram   -    -       -   -      usable",
+    ]
+
+
+def test_another_format(capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = Outcome(capsys, "map", MTREE, "--to", "memmap", "--kind", "ram")
+    assert outcome.out.splitlines()[2:] == [
+        "0000            0 -        9ffff",
+        "0001       100000 -     bfffffff",
+        "0002    100000000 -    13fffffff -> c0000000",
+    ]
+
+
+def test_kinds(capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = Outcome(capsys, "map", E820, "--kind", "all", "--to", "csv")
+    assert [line.split(",")[2] for line in outcome.out.splitlines()[1:]] == [
+        "ram",
+        "reserved",
+        "ram",
+        "reserved",
+        "ram",
+    ]
+    outcome = Outcome(capsys, "map", E820, "--kind", "ram,apples")
+    assert outcome.status == 2
+    assert "there is no kind 'apples'" in outcome.err
+
+
+def test_json_has_the_slots_where_replay_has_them(capsys: pytest.CaptureFixture[str]) -> None:
+    by_map = json.loads(Outcome(capsys, "map", SEABIOS, "--json").out)["files"][0]
+    by_replay = json.loads(Outcome(capsys, "replay", SEABIOS, "--json").out)["files"][0]
+    assert by_map["format"] == "trace"
+    wanted = by_replay["vms"][0]["final_map"]
+    assert len(wanted) > 3
+    got = by_map["vms"][0]["final_map"]
+    assert [{name: slot[name] for name in wanted[0]} for slot in got] == wanted
+
+
+def test_what_cannot_be_read(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    bad = tmp_path / "bad"
+    bad.write_text("hello\n")
+    outcome = Outcome(capsys, "map", str(bad), LIME)
+    assert outcome.status == 2
+    assert "it is in no format that is known" in outcome.err
+    assert f"{LIME}: lime\n" in outcome.out
+    found = json.loads(Outcome(capsys, "map", str(bad), "--json").out)["files"]
+    assert "no format" in found[0]["error"]["reason"]
+
+
+def test_lookup(capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = Outcome(capsys, "lookup", MTREE, "0xc0010", "0x100000000", "0xc0000000", "0xfebc0001")
+    assert outcome.status == 0
+    assert outcome.out.splitlines() == [
+        f"{MTREE}: mtree-f",
+        "gpa 0xc0010: rom pc.ram, [0xc0000, 0xcb000), offset 0xc0010",
+        "gpa 0x100000000: ram pc.ram, [0x100000000, 0x140000000), offset 0xc0000000",
+        "gpa 0xc0000000: nothing",
+        "gpa 0xfebc0001: mmio e1000-mmio, [0xfebc0000, 0xfebe0000)",
+    ]
+    answers = json.loads(Outcome(capsys, "lookup", "--json", LIME, "0x100010").out)["answers"]
+    assert [(a["gpa"], a["offset"], a["hva"]) for a in answers] == [("0x100010", "0x2050", None)]
+
+
+def test_diff_and_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = Outcome(capsys, "diff", LIME, E820)
+    assert outcome.status == 1
+    assert "came" in outcome.out
+    assert Outcome(capsys, "diff", LIME, LIME).status == 0
+    outcome = Outcome(capsys, "plan", LIME, MTREE, "--check")
+    assert (outcome.status, outcome.err) == (0, "")
+    outcome = Outcome(capsys, "diff", f"{LIME}:3", MTREE)
+    assert outcome.status == 2
+    assert "of one moment" in outcome.err
