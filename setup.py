@@ -18,12 +18,14 @@ TRACE = os.environ.get("MEMSLOTS_TRACE", "") not in ("", "0")
 SANITIZE = os.environ.get("MEMSLOTS_SANITIZE", "")
 
 # What a program calls a few times, and calls that take as long as the work they order: size is
-# what counts there (a change of a slot is as fast with -Os). Python's calls elsewhere gain nothing
-# from -O3 over -O2, and are a tenth to two fifths slower with -Os; the loops of core/ gain from -O3.
+# what counts there. (A change of a slot and an access to memory are as fast with -Os, within 5 %.)
+# Python's calls elsewhere gain nothing from -O3 over -O2, and are a tenth to two fifths slower with
+# -Os; the loops of core/ gain from -O3.
 SELDOM_CALLED = {
     "dirty/logs",
     "dirty/runs",
     "memory/backing",
+    "memory/guestmemory",
     "memory/known",
     "memory/marks",
     "memory/segments",

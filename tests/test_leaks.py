@@ -5,6 +5,7 @@ Run as a script with a class and the name of a case, this file does the work and
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import importlib
@@ -20,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from memslots import Backing, GuestMemory, Memslots, NotMappedError
+from memslots import Backing, GuestMemfd, GuestMemory, MemslotError, Memslots, NotMappedError
 
 HVA = 0x7000_0000_0000
 PAGE = 0x1000
@@ -323,6 +324,35 @@ def machines_with_memory(vm: Memslots) -> None:
     gc.collect()
 
 
+def files_of_guests(vm: Memslots) -> None:
+    """Slots of them, bound, refused, closed, in a transaction, in a map."""
+    file = GuestMemfd(4 * PAGE)
+    vm.set_region2(0, 4, 0, 2 * PAGE, 0, file, 0)
+    with contextlib.suppress(MemslotError):
+        vm.set_region2(1, 4, 8 * PAGE, PAGE, 0, file, 0)
+    with contextlib.suppress(ZeroDivisionError), vm.transaction() as tx:
+        tx.delete(0)
+        tx.set_region2(1, 4, 8 * PAGE, PAGE, 0, file.dup(), PAGE)
+        raise ZeroDivisionError
+    vm.unmap(0, 1)
+    pickle.loads(pickle.dumps(vm.map()))
+    vm.become([])
+
+
+def opened_memory(vm: Memslots) -> None:
+    """Of a file, with a checkpoint, devices and arrays of values."""
+    if not Path("opened").exists():
+        Path("opened").write_bytes(bytes(8 * PAGE + 5))
+    mem = GuestMemory.open("opened")
+    checkpoint = mem.checkpoint()
+    mem.pack(PAGE, "<I", 7)
+    checkpoint.restore()
+    with mem.on_mmio(1 << 30, 1 << 31, read=lambda gpa, size: len(mem.vm)):
+        mem.read_u8(1 << 30)
+    mem.discard(0, 2 * PAGE)
+    mem.prefault(0, 2 * PAGE)
+
+
 # Made once, for as long as the process lives: a Memslots has one.
 MEMORY: GuestMemory | None = None
 
@@ -342,6 +372,8 @@ CASES: dict[Callable[[Memslots], None], int] = {
     snapshots: 400,
     backings: 400,
     machines_with_memory: 600,
+    files_of_guests: 1000,
+    opened_memory: 400,
 }
 
 

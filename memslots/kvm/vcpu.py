@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from struct import Struct
-from typing import SupportsIndex
+from typing import TYPE_CHECKING, SupportsIndex
 
 from memslots.errors import KvmError
 from memslots.kvm import ioctls
@@ -27,6 +27,10 @@ from memslots.kvm.exits import (
 )
 from memslots.kvm.fd import Answer, Fd
 from memslots.values.integers import field
+
+if TYPE_CHECKING:
+    from memslots.memory.guestmemory import GuestMemory
+    from memslots.memory.mmio import Mmio
 
 _IO, _HLT, _MMIO, _SHUTDOWN, _FAIL_ENTRY, _INTR = 2, 5, 6, 8, 9, 10
 _INTERNAL_ERROR, _SYSTEM_EVENT, _MEMORY_FAULT = 17, 24, 39
@@ -136,12 +140,18 @@ class KvmVcpu:
 
     # Running
 
-    def run(self) -> Iterator[Exit]:
+    def run(self, memory: GuestMemory | None = None) -> Iterator[Exit]:
         """Run the guest; yields each exit, and goes on when it is asked for the next.
 
         It never ends by itself: leave the loop. Other threads run meanwhile. A signal is handled
         by Python, and the guest goes on; where its handler raises (KeyboardInterrupt), the guest
         can be run again by another call.
+
+        Parameters
+        ----------
+        memory : GuestMemory, optional
+            Its `on_mmio` functions answer: a MmioExit that one of them takes is not yielded. What a
+            function raises comes out.
 
         Raises
         ------
@@ -150,8 +160,23 @@ class KvmVcpu:
         KvmClosedError
             The vCPU is closed, or was while it ran.
         """
+        mmio = None
         while True:
-            yield self.run_once()
+            exit = self.run_once()
+            if memory is not None:
+                mmio = memory._mmio()
+            if mmio is None or not isinstance(exit, MmioExit) or not self._answered(mmio, exit):
+                yield exit
+
+    def _answered(self, mmio: Mmio, exit: MmioExit) -> bool:
+        """Whether a device took an access."""
+        if exit.write:
+            return mmio.write(exit.gpa, exit.size, int.from_bytes(exit.data, "little"), 0)
+        value = mmio.read(exit.gpa, exit.size, 0)
+        if value is None:
+            return False
+        self.answer(value.to_bytes(exit.size, "little"))
+        return True
 
     def run_once(self) -> Exit:
         """Run the guest until its next exit."""

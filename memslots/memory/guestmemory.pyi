@@ -1,10 +1,13 @@
 import os
+from collections.abc import Callable
 from typing import Any, Self, SupportsIndex, final
 
 from _typeshed import ReadableBuffer, WriteableBuffer
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from memslots.memory.backing import Backing
+from memslots.memory.checkpoint import Checkpoint
+from memslots.memory.mmio import Mmio, MmioHandle
 from memslots.memslots import Memslots
 from memslots.values.records import Slot
 
@@ -86,6 +89,44 @@ class GuestMemory:
     def _restore_views(self, gpa: SupportsIndex, n: SupportsIndex) -> list[memoryview]: ...
     def mark_dirty(self, gpa: SupportsIndex, n: SupportsIndex) -> None:
         """Mark `n` bytes as written, after writing to a view."""
+    @staticmethod
+    def open(path: str | os.PathLike[str], *, shared: bool = False) -> GuestMemory:
+        """Guest memory of a file, which is mapped and not read. SnapshotError, OSError. O(k)."""
+    def checkpoint(self, *, by_log: bool | None = None) -> Checkpoint:
+        """Memorise what all memory is, to go back to it. InvalidRegionError, MemoryError."""
+    def write_from(
+        self, fd: int, gpa: SupportsIndex, n: SupportsIndex, *, offset: int | None = None
+    ) -> int:
+        """Read from a descriptor into guest memory; how many bytes. NotMappedError, OSError."""
+    def read_into(
+        self, fd: int, gpa: SupportsIndex, n: SupportsIndex, *, offset: int | None = None
+    ) -> int:
+        """Write guest memory to a descriptor. NotMappedError, OSError."""
+    def file_of(self, gpa: SupportsIndex, n: SupportsIndex = 4096) -> tuple[int, int]:
+        """The descriptor of memory, and where in its file it is. ValueError: of no memfd."""
+    def discard(self, gpa: SupportsIndex, n: SupportsIndex) -> None:
+        """Make memory zeros, and give pages back to the host. NotMappedError, ReadOnlyError."""
+    def prefault(self, gpa: SupportsIndex, n: SupportsIndex, *, write: bool = True) -> None:
+        """Have the host's pages there. NotMappedError, ReadOnlyError, OSError."""
+    def is_mapped(self, gpa: SupportsIndex, n: SupportsIndex = 1) -> bool:
+        """Whether `read` of so many bytes would find memory."""
+    def unpack(self, gpa: SupportsIndex, format: str) -> tuple[Any, ...]:
+        """The values of a struct at a guest address. NotMappedError, struct.error."""
+    def pack(self, gpa: SupportsIndex, format: str, *values: object) -> None:
+        """Write the values of a struct. NotMappedError, ReadOnlyError, struct.error."""
+    def array(self, gpa: SupportsIndex, dtype: DTypeLike, n: int) -> NDArray[Any]:
+        """Guest memory as a numpy array, not a copy. NotMappedError, InvalidRegionError."""
+    def on_mmio(
+        self,
+        start: SupportsIndex,
+        end: SupportsIndex,
+        *,
+        read: Callable[[int, int], int] | None = None,
+        write: Callable[[int, int, int], object] | None = None,
+    ) -> MmioHandle:
+        """Have functions answer for a device: accesses by number where no slot is."""
+    def _mmio(self) -> Mmio | None:
+        """The Mmio of the machine, or None. For kvm/vcpu.py."""
     def load(self, path: str | os.PathLike[str], gpa: SupportsIndex) -> int:
         """Write a file to guest memory; how many bytes. NotMappedError, ReadOnlyError, OSError."""
     def dump(

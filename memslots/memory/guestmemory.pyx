@@ -70,6 +70,11 @@ cdef enum:
     READ = 1 << 20
 
 
+cdef object late(str module, str name):
+    """A function of a module that is imported when it is first used."""
+    return getattr(__import__(module, None, None, [name]), name)
+
+
 cdef object snapshots():
     """memslots.memory.snapshot: with what it imports it takes a third of the package's import."""
     from memslots.memory import snapshot
@@ -616,6 +621,180 @@ cdef class GuestMemory:
         """
         return snapshots().restore(self, path)
 
+    # Between memory and files, and what hosts do with pages
+
+    @staticmethod
+    def open(path, *, shared=False):
+        """Guest memory of a file, which is mapped and not read: ready at once, whatever its size.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+            An ELF core (dump's, QEMU's, another's with physical addresses), a LiME file, a full
+            crash dump of 64-bit Windows, or raw memory, whose offsets are addresses.
+        shared : bool
+            Whether what is written goes to the file; else it is seen here alone (copy on write).
+
+        Returns
+        -------
+        GuestMemory
+            With a Memslots of its own, whose slots are the file's segments.
+
+        Raises
+        ------
+        SnapshotError
+            There is no memory in it, or it is cut off.
+        OSError, OverlapError, MemoryError
+
+        Notes
+        -----
+        O(k) for k segments. A segment that is not at a page of the file is copied (a LiME file's).
+        """
+        return late("memslots.memory.opening", "open_memory")(path, shared, GuestMemory, Memslots)
+
+    def checkpoint(self, *, by_log=None):
+        """Memorise what all memory of the machine is, to go back to it.
+
+        Parameters
+        ----------
+        by_log : bool, optional
+            Whether what is written from now on is found by the dirty logs: they begin anew, here
+            and with each restore, and are nobody else's meanwhile. Else all memory is compared.
+            Without it: by the logs if every slot that can be written has one.
+
+        Returns
+        -------
+        Checkpoint
+            ``checkpoint.restore()`` puts back what was written since, and says how many bytes.
+
+        Raises
+        ------
+        InvalidRegionError
+            by_log, and a slot that can be written has no log.
+        NotMappedError, MemoryError
+
+        Notes
+        -----
+        O(bytes that were ever touched). READONLY slots are left out. By the logs a restore takes as
+        long as to copy the pages; what is written through a view must be marked (mark_dirty).
+        """
+        return late("memslots.memory.checkpoint", "Checkpoint")(self, by_log)
+
+    def write_from(self, fd, gpa, n, *, offset=None):
+        """Read from a file descriptor into guest memory, without a copy in between.
+
+        Parameters
+        ----------
+        fd : int
+        gpa, n : int
+            In bytes.
+        offset : int, optional
+            Where in the file; without it where the descriptor is.
+
+        Returns
+        -------
+        int
+            How many bytes: less than n where the file ends before.
+
+        Raises
+        ------
+        NotMappedError, ReadOnlyError, OSError
+        """
+        return late("memslots.memory.transfer", "write_from")(self, fd, gpa, n, offset)
+
+    def read_into(self, fd, gpa, n, *, offset=None):
+        """Write guest memory to a file descriptor, all of it, as write_from. Returns n."""
+        return late("memslots.memory.transfer", "read_into")(self, fd, gpa, n, offset)
+
+    def file_of(self, gpa, n=4096):
+        """The file descriptor that memory is of, and where in the file it is: (fd, offset).
+
+        For who maps it elsewhere (vhost-user, VFIO). Raises NotMappedError, InvalidRegionError: it
+        is in several slots; ValueError: it is of no memfd.
+        """
+        return late("memslots.memory.transfer", "file_of")(self, gpa, n)
+
+    def discard(self, gpa, n):
+        """Make memory zeros, and give whole pages of it back to the host where it can take them.
+
+        It is marked, as what is written. NotMappedError, ReadOnlyError.
+        """
+        late("memslots.memory.transfer", "discard")(self, gpa, n)
+
+    def prefault(self, gpa, n, *, write=True):
+        """Have the host's pages there, so that no access waits for them.
+
+        NotMappedError; with `write` ReadOnlyError; OSError, MemoryError.
+        """
+        late("memslots.memory.transfer", "prefault")(self, gpa, n, write)
+
+    # Structures and devices
+
+    def is_mapped(self, gpa, n=1):
+        """Whether `read` of so many bytes would find memory."""
+        try:
+            self.views(gpa, n)
+        except NotMappedError:
+            return False
+        return True
+
+    def unpack(self, gpa, format):
+        """The values of a struct at a guest address: struct.unpack of what is read.
+
+        `format` is the module struct's: ``"<iQ"`` little-endian, ``">H"`` big-endian, letters for
+        signed and unsigned. Returns a tuple. NotMappedError, struct.error.
+        """
+        made = compiled(format)
+        return made.unpack(self.read(gpa, made.size))
+
+    def pack(self, gpa, format, *values):
+        """Write the values of a struct. NotMappedError, ReadOnlyError, struct.error."""
+        self.write(gpa, compiled(format).pack(*values))
+
+    def array(self, gpa, dtype, n):
+        """Guest memory as a numpy array, where one slot holds all of it; not a copy, as `view`.
+
+        NotMappedError; InvalidRegionError: it is in several slots, or dtype has Python objects.
+        """
+        return late("memslots.memory.transfer", "array")(self, gpa, dtype, n)
+
+    def on_mmio(self, start, end, *, read=None, write=None):
+        """Have functions answer for a device: accesses by number where no slot is.
+
+        Parameters
+        ----------
+        start, end : int
+            Guest addresses [start, end) in bytes, of this address space.
+        read : callable, optional
+            ``read(gpa, size)`` returns the number that read_u8 and the like, and a guest that
+            ``KvmVcpu.run(memory)`` runs, are to read.
+        write : callable, optional
+            ``write(gpa, size, value)``. A write to a READONLY slot comes here, too.
+
+        Returns
+        -------
+        MmioHandle
+            ``close()`` ends it, as a with statement does.
+
+        Raises
+        ------
+        ValueError, TypeError
+
+        Notes
+        -----
+        Of ranges that have an access in common the smallest is asked; an access that no range has
+        as a whole is a NotMappedError, as ever. What a function raises comes out.
+        """
+        cdef uint64_t first = u64(start, "start")
+        cdef uint64_t last = u64(end, "end")
+        if self.known.mmio is None:
+            self.known.mmio = late("memslots.memory.mmio", "Mmio")()
+        return self.known.mmio.add(first, last, self.sp.as_id, read, write)
+
+    def _mmio(self):
+        """The Mmio of the machine, or None. For kvm/vcpu.py."""
+        return self.known.mmio
+
     cdef tuple begin(self, access *a, gpa_t gpa, uint64_t size, access_kind kind):
         """Works out an access, and gives what keeps its memory: to be held until it is over.
 
@@ -757,7 +936,16 @@ cdef class GuestMemory:
         """The number of `size` bytes at a guest address."""
         cdef access a
         cdef uint64_t value
-        cdef tuple _held = self.begin(&a, u64(gpa, "gpa"), size, ACCESS_READ)
+        cdef tuple _held
+        try:
+            _held = self.begin(&a, u64(gpa, "gpa"), size, ACCESS_READ)
+        except NotMappedError:
+            given = None
+            if self.known.mmio is not None:
+                given = self.known.mmio.read(gpa, size, self.sp.as_id)
+            if given is None:
+                raise
+            return given
         cdef gpa_t bad = access_load(&a, size, &value)
         access_free(&a)
         self.came(bad)
@@ -770,12 +958,37 @@ cdef class GuestMemory:
         cdef uint64_t value = u64(given, "value")
         if size < 8 and value >> (8 * size):
             field_of(given, "value", 8 * size)  # raises
-        cdef tuple _held = self.begin(&a, address, size, ACCESS_WRITE)
-        cdef gpa_t bad = access_store(&a, value, size)
+        cdef tuple _held
+        cdef gpa_t bad
+        try:
+            _held = self.begin(&a, address, size, ACCESS_WRITE)
+        except (NotMappedError, ReadOnlyError):
+            if self.known.mmio is None or not self.known.mmio.write(
+                gpa, size, value, self.sp.as_id
+            ):
+                raise
+            return 0
+        bad = access_store(&a, value, size)
         self.mark(&a, bad)
         access_free(&a)
         self.came(bad)
         return 0
+
+
+# struct's own functions keep what they compile, but do not give its size with it.
+cdef dict STRUCTS = {}
+
+
+cdef object compiled(object format):
+    made = STRUCTS.get(format)
+    if made is None:
+        from struct import Struct
+
+        made = Struct(format)
+        if len(STRUCTS) > 100:
+            STRUCTS.clear()
+        STRUCTS[format] = made
+    return made
 
 
 cdef Backing some(object backing):

@@ -11,6 +11,7 @@ cdef class Backings:
     # the Backings by host address; replaced as a whole, never changed in place. Any thread may do
     # that: so only get and replace use it
     cdef tuple all
+    cdef object mmio  # its devices, a memory.mmio.Mmio, or None: there are none
 
     # All there are. Whoever has the tuple has their memory.
     cdef tuple get(self)

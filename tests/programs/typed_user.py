@@ -194,6 +194,15 @@ def changes(vm: Memslots) -> None:
     assert_type(vm.set_region2(0, Flags.GUEST_MEMFD, 0, 0x1000, 0, memfd, 0), Change)
     assert_type((memfd.size, memfd.closed), tuple[int, bool])
     assert_type(memfd.dup(), GuestMemfd)
+    opened = GuestMemory.open("core", shared=True)
+    assert_type(opened, GuestMemory)
+    assert_type(opened.checkpoint(by_log=False).restore(), int)
+    assert_type(opened.write_from(0, 0, 5, offset=3) + opened.read_into(0, 0, 5), int)
+    assert_type(opened.file_of(0), tuple[int, int])
+    assert_type(opened.is_mapped(0), bool)
+    opened.pack(0, "<H", *opened.unpack(0, "<H"))
+    opened.on_mmio(0, 8, read=lambda gpa, size: 0, write=lambda gpa, size, value: None).close()
+    opened.on_mmio(0, 8, read=lambda gpa: 0)  # type: ignore[misc, arg-type]
     assert_type(
         vm.set_region(slot=0, flags=0, guest_phys_addr=0, memory_size=0, userspace_addr=0), Change
     )

@@ -1,0 +1,130 @@
+"""Files of memory: LiME's, ELF cores, crash dumps of Windows. Only what says where what is."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
+
+_LIME = struct.Struct("<IIQQ8x")
+_LIME_MAGIC = 0x4C694D45
+_MOST = 1 << 20  # ranges
+_PT_LOAD = 1
+_PN_XNUM = 0xFFFF
+_CORE = 4
+_SPACE_SHIFT, _SPACE_MASK = 20, 0xFF  # of p_flags, in the files of snapshot.py
+
+
+class FileRange(NamedTuple):
+    """Guest memory [gpa, gpa + size), which is in the file from `offset` on."""
+
+    gpa: int
+    size: int
+    offset: int
+    in_file: int
+    """How many bytes of it are in the file; the rest is zeros."""
+    as_id: int = 0
+
+
+def lime_ranges(file: BinaryIO) -> list[FileRange]:
+    """Of a LiME file: before each range is a header with its first and last address. ValueError."""
+    size = file.seek(0, 2)
+    found: list[FileRange] = []
+    at = 0
+    while at < size and len(found) < _MOST:
+        file.seek(at)
+        head = file.read(_LIME.size)
+        if len(head) < _LIME.size:
+            raise ValueError(f"it ends within the header at offset {at:#x}")
+        magic, version, start, last = _LIME.unpack(head)
+        if magic != _LIME_MAGIC or version != 1 or last < start:
+            raise ValueError(f"there is no header of LiME's at offset {at:#x}")
+        at += _LIME.size
+        length = last - start + 1
+        if at + length > size:
+            raise ValueError(f"it ends within the range [{start:#x}, {last:#x}]")
+        found.append(FileRange(start, length, at, length))
+        at += length
+    return found
+
+
+def elf_ranges(file: BinaryIO) -> list[FileRange]:
+    """Of an ELF core: its PT_LOAD segments, at their physical addresses. ValueError.
+
+    Of 32 or 64 bits, with either end first.
+    """
+    file.seek(0)
+    ident = file.read(64)
+    if len(ident) < 52 or ident[4] not in (1, 2) or ident[5] not in (1, 2):
+        raise ValueError("it ends within its header, or is of no class of ELF")
+    wide, end = ident[4] == 2, "<" if ident[5] == 1 else ">"
+    layout = struct.Struct(end + ("HHIQQQIHHHHHH" if wide else "HHIIIIIHHHHHH"))
+    if len(ident) < 16 + layout.size:
+        raise ValueError("it ends within its header")
+    head = layout.unpack_from(ident, 16)
+    phoff, shoff, phentsize, phnum = head[4], head[5], head[8], head[9]
+    if head[0] != _CORE:
+        raise ValueError("it is no core but another kind of ELF file")
+    if phnum == _PN_XNUM:
+        # As many as the first section says.
+        file.seek(shoff + (44 if wide else 28))
+        (phnum,) = struct.unpack(end + "I", file.read(4))
+    program = struct.Struct(end + ("IIQQQQQQ" if wide else "IIIIIIII"))
+    if (phnum and phentsize < program.size) or phnum > _MOST:
+        raise ValueError(f"{phnum} program headers of {phentsize} bytes")
+    file.seek(phoff)
+    table = file.read(phnum * phentsize)
+    if len(table) < phnum * phentsize:
+        raise ValueError("it ends within its program headers")
+    return list(_segments(table, phentsize, program, wide))
+
+
+def _segments(table: bytes, step: int, program: struct.Struct, wide: bool) -> Iterator[FileRange]:
+    found = []
+    for at in range(0, len(table), step):
+        fields = program.unpack_from(table, at)
+        if fields[0] != _PT_LOAD:
+            continue
+        if wide:
+            _, flags, offset, vaddr, paddr, filesz, memsz, _ = fields
+        else:
+            _, offset, vaddr, paddr, filesz, memsz, flags, _ = fields
+        if memsz:
+            space = flags >> _SPACE_SHIFT & _SPACE_MASK
+            found.append((vaddr, FileRange(paddr, memsz, offset, min(filesz, memsz), space)))
+    if len(found) > 1 and not any(one.gpa for _, one in found) and any(v for v, _ in found):
+        raise ValueError("it is a process's core: its segments have no physical addresses")
+    for _, one in found:
+        yield one
+
+
+def crashdump_ranges(file: BinaryIO) -> list[FileRange]:
+    """Of a full crash dump of 64-bit Windows: runs of pages, side by side from 0x2000 on.
+
+    ValueError.
+    """
+    file.seek(0)
+    head = file.read(0x2000)
+    if len(head) < 0x2000:
+        raise ValueError("it ends within its header")
+    (kind,) = struct.unpack_from("<I", head, 0xF98)
+    if kind != 1:
+        raise ValueError(f"it is a crash dump of type {kind}: only full ones (1) say it so")
+    count, _ = struct.unpack_from("<I4xQ", head, 0x88)
+    if count > (0x700 - 0x98) // 16:
+        raise ValueError(f"{count} runs do not fit its header")
+    found = []
+    at = 0x2000
+    for i in range(count):
+        base, pages = struct.unpack_from("<QQ", head, 0x98 + 16 * i)
+        found.append(FileRange(base << 12, pages << 12, at, pages << 12))
+        at += pages << 12
+    return found
+
+
+#: By how a file begins: what reads its ranges.
+READERS = (
+    (b"EMiL", lime_ranges),
+    (b"\x7fELF", elf_ranges),
+    (b"PAGEDU64", crashdump_ranges),
+)

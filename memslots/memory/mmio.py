@@ -1,0 +1,97 @@
+"""Devices' registers: what answers an access where no slot is."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from types import TracebackType
+from typing import NamedTuple
+
+from memslots.errors import InvalidRegionError
+
+Read = Callable[[int, int], int]
+Write = Callable[[int, int, int], object]
+
+
+class _Range(NamedTuple):
+    start: int
+    end: int
+    as_id: int
+    read: Read | None
+    write: Write | None
+
+
+class MmioHandle:
+    """Calls on an access within a range, until it is closed. Made by GuestMemory.on_mmio."""
+
+    def __init__(self, registry: Mmio, range: _Range) -> None:
+        self._registry = registry
+        self._range = range
+
+    def close(self) -> None:
+        """Call it no more. Closing again does nothing."""
+        self._registry.remove(self._range)
+
+    def __enter__(self) -> MmioHandle:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Mmio:
+    """The ranges of one machine."""
+
+    def __init__(self) -> None:
+        self._ranges: tuple[_Range, ...] = ()  # the smallest first; replaced, never changed
+
+    def add(
+        self, start: int, end: int, as_id: int, read: Read | None, write: Write | None
+    ) -> MmioHandle:
+        """ValueError for a range of nothing, or one like another; TypeError."""
+        if start >= end:
+            raise ValueError(f"[{start:#x}, {end:#x}) is no range of addresses")
+        for call in (read, write):
+            if call is not None and not callable(call):
+                raise TypeError(f"a callback must be callable, not {call!r}")
+        if any((one.start, one.end, one.as_id) == (start, end, as_id) for one in self._ranges):
+            raise ValueError(f"[{start:#x}, {end:#x}) has its callbacks already")
+        made = _Range(start, end, as_id, read, write)
+        self._ranges = tuple(sorted((*self._ranges, made), key=lambda one: one.end - one.start))
+        return MmioHandle(self, made)
+
+    def remove(self, gone: _Range) -> None:
+        """Nothing happens where it is not there."""
+        self._ranges = tuple(one for one in self._ranges if one is not gone)
+
+    def find(self, gpa: int, size: int, as_id: int) -> _Range | None:
+        """The smallest range that has all of an access. O(k)."""
+        for one in self._ranges:
+            if one.start <= gpa and gpa + size <= one.end and one.as_id == as_id:
+                return one
+        return None
+
+    def read(self, gpa: int, size: int, as_id: int) -> int | None:
+        """What is read; None: nobody answers. What the callback raises comes out."""
+        found = self.find(gpa, size, as_id)
+        if found is None or found.read is None:
+            return None
+        value = found.read(gpa, size)
+        if not 0 <= value < 1 << (8 * size):
+            raise InvalidRegionError(
+                errno.EINVAL, f"the device at gpa {gpa:#x} answers {value:#x}, not {size} bytes"
+            )
+        return value
+
+    def write(self, gpa: int, size: int, value: int, as_id: int) -> bool:
+        """Whether somebody took it."""
+        found = self.find(gpa, size, as_id)
+        if found is None or found.write is None:
+            return False
+        found.write(gpa, size, value)
+        return True

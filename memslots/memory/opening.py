@@ -1,0 +1,106 @@
+"""Guest memory made of a file, which is mapped and not read: GuestMemory.open."""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from memslots.errors import no_snapshot
+from memslots.memory.backing import Backing
+from memslots.memory.dumpfiles import READERS, FileRange
+from memslots.values.integers import PAGE_SHIFT, PAGE_SIZE
+
+if TYPE_CHECKING:
+    from memslots.memory.guestmemory import GuestMemory
+    from memslots.memslots import Memslots
+
+_MOST_PAGES = (1 << 31) - 1  # of a slot: rule 4
+_MAX_HVA = (1 << 64) - PAGE_SIZE
+
+
+def open_memory(
+    path: str | os.PathLike[str],
+    shared: bool,
+    memory: type[GuestMemory],
+    memslots: type[Memslots],
+) -> GuestMemory:
+    """What GuestMemory.open does."""
+    name = os.fspath(path)
+    with Path(path).open("rb") as file:
+        ranges = _ranges(name, file)
+        parts = [part for one in ranges for part in _parts(name, one)]
+        spaces = max(one.as_id for one in ranges) + 1
+        vm = memslots(
+            max(len(parts), 1),
+            address_spaces=spaces,
+            max_gfn=(1 << 52) - 1,
+            max_hva=_MAX_HVA,
+        )
+        made = memory(vm)
+        whole = os.fstat(file.fileno()).st_size & -PAGE_SIZE
+        mapped = Backing.file(path, 0, whole, shared=shared) if whole else None
+        ids = [0] * spaces
+        for part in parts:
+            there = made.address_space(part.as_id)
+            id = ids[part.as_id]
+            ids[part.as_id] += 1
+            if part.in_file and not part.offset % PAGE_SIZE and part.in_file == part.size:
+                assert mapped is not None
+                there.place(id, part.gpa, mapped, part.offset, part.size)
+                continue
+            if shared and part.in_file:
+                raise no_snapshot(
+                    f"{name}: [{part.gpa:#x}, {part.gpa + part.size:#x}) is not at a page of the"
+                    " file, so that it can only be copied, and shared=True asks for the file"
+                )
+            there.place(id, part.gpa, Backing.anonymous(part.size))
+            if part.in_file:
+                _copy(name, file, there, part)
+        return made
+
+
+def _ranges(name: str, file: BinaryIO) -> list[FileRange]:
+    head = file.read(8)
+    for magic, reader in READERS:
+        if head.startswith(magic):
+            try:
+                found = reader(file)
+            except (ValueError, OverflowError, struct.error) as error:
+                raise no_snapshot(f"{name}: {error}") from None
+            if not found:
+                raise no_snapshot(f"{name}: it holds no memory")
+            return found
+    size = file.seek(0, 2)
+    if size == 0:
+        raise no_snapshot(f"{name}: it is empty")
+    return [FileRange(0, size, 0, size)]  # raw: an offset is an address
+
+
+def _parts(name: str, one: FileRange) -> list[FileRange]:
+    """What can be mapped, and what has to be copied or is zeros; each in whole pages."""
+    if one.gpa % PAGE_SIZE:
+        raise no_snapshot(f"{name}: memory begins at {one.gpa:#x}, which is no page's address")
+    end = -(-one.size // PAGE_SIZE) * PAGE_SIZE
+    mapped = 0 if one.offset % PAGE_SIZE else one.in_file // PAGE_SIZE * PAGE_SIZE
+    parts = []
+    most = _MOST_PAGES << PAGE_SHIFT
+    for at in range(0, mapped, most):
+        size = min(most, mapped - at)
+        parts.append(FileRange(one.gpa + at, size, one.offset + at, size, one.as_id))
+    for at in range(mapped, end, most):
+        size = min(most, end - at)
+        in_file = max(0, min(one.in_file - at, size))
+        parts.append(FileRange(one.gpa + at, size, one.offset + at, in_file, one.as_id))
+    return parts
+
+
+def _copy(name: str, file: BinaryIO, memory: GuestMemory, part: FileRange) -> None:
+    left = memory.view(part.gpa, part.in_file)
+    file.seek(part.offset)
+    while len(left):
+        count = file.readinto(left)  # type: ignore[attr-defined]
+        if not count:
+            raise no_snapshot(f"{name}: cut off: it ends before [{part.gpa:#x}, ...) does")
+        left = left[count:]

@@ -1,0 +1,141 @@
+"""Between guest memory and descriptors without a copy, and what hosts do with its pages."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+from bisect import bisect_right
+from typing import TYPE_CHECKING
+
+from memslots.errors import InvalidRegionError
+from memslots.memory.backing import Backing, address_of
+from memslots.values.integers import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from memslots.memory.guestmemory import GuestMemory
+
+_MOST_VIEWS = 1024  # to one call of readv or writev
+_madvise = ctypes.CDLL(None, use_errno=True).madvise
+_madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+_MADV_REMOVE = 9
+_MADV_POPULATE_WRITE = 23
+_MADV_POPULATE_READ = 22
+
+
+def write_from(memory: GuestMemory, fd: int, gpa: int, n: int, offset: int | None) -> int:
+    """What GuestMemory.write_from does."""
+    views = memory.views(gpa, n, write=True)
+    done = 0
+    try:
+        while views:
+            some = views[:_MOST_VIEWS]
+            count = os.readv(fd, some) if offset is None else os.preadv(fd, some, offset + done)
+            if count == 0:
+                break
+            done += count
+            views = _rest(views, count)
+    finally:
+        if done:
+            memory.mark_dirty(gpa, done)
+    return done
+
+
+def read_into(memory: GuestMemory, fd: int, gpa: int, n: int, offset: int | None) -> int:
+    """What GuestMemory.read_into does."""
+    views = memory.views(gpa, n)
+    done = 0
+    while views:
+        some = views[:_MOST_VIEWS]
+        count = os.writev(fd, some) if offset is None else os.pwritev(fd, some, offset + done)
+        done += count
+        views = _rest(views, count)
+    return done
+
+
+def _rest(views: list[memoryview], count: int) -> list[memoryview]:
+    """What is left of views after so many bytes."""
+    first = 0
+    while first < len(views) and count >= len(views[first]):
+        count -= len(views[first])
+        first += 1
+    left = views[first:]
+    if count:
+        left[0] = left[0][count:]
+    return left
+
+
+def _backing_of(memory: GuestMemory, hva: int) -> Backing:
+    backings = memory.backings
+    return backings[bisect_right([backing.hva for backing in backings], hva) - 1]
+
+
+def file_of(memory: GuestMemory, gpa: int, n: int) -> tuple[int, int]:
+    """What GuestMemory.file_of does."""
+    hva = address_of(memory.view(gpa, n))
+    backing = _backing_of(memory, hva)
+    return backing.fileno(), hva - backing.hva
+
+
+def discard(memory: GuestMemory, gpa: int, n: int) -> None:
+    """What GuestMemory.discard does."""
+    views = memory.views(gpa, n, write=True)
+    try:
+        for view in views:
+            _discard(memory, view)
+    finally:
+        memory.mark_dirty(gpa, n)
+
+
+def _discard(memory: GuestMemory, view: memoryview) -> None:
+    """Whole pages are given back, if the memory can do that; the rest is made zeros."""
+    begin = address_of(view)
+    backing = _backing_of(memory, begin)
+    first = -begin % PAGE_SIZE
+    last = max(first, len(view) - (begin + len(view)) % PAGE_SIZE)
+    advice = {"anonymous": mmap.MADV_DONTNEED, "memfd": _MADV_REMOVE}.get(backing.kind)
+    given_back = False
+    if advice is not None and last > first:
+        given_back = _madvise(begin + first, last - first, advice) == 0
+    zeros = bytes(min(1 << 20, len(view)))
+    at = 0
+    while at < len(view):
+        if given_back and first <= at < last:
+            at = last
+            continue
+        stop = first if at < first else len(view)
+        size = min(len(zeros), stop - at)
+        view[at : at + size] = zeros[:size]
+        at += size
+
+
+def prefault(memory: GuestMemory, gpa: int, n: int, write: bool) -> None:
+    """What GuestMemory.prefault does."""
+    for view in memory.views(gpa, n, write=write):
+        begin = address_of(view)
+        start = begin & -PAGE_SIZE
+        size = begin + len(view) - start
+        size += -size % PAGE_SIZE
+        advice = _MADV_POPULATE_WRITE if write else _MADV_POPULATE_READ
+        if _madvise(start, size, advice):
+            code = ctypes.get_errno()
+            if code != errno.EINVAL:  # as a kernel before 5.14 says, which has no such call
+                raise OSError(code, os.strerror(code))
+            for at in range(0, len(view), PAGE_SIZE):
+                if write:
+                    view[at] = view[at]
+                else:
+                    _ = view[at]
+
+
+def array(memory: GuestMemory, gpa: int, dtype: object, n: int) -> object:
+    """What GuestMemory.array does."""
+    import numpy as np
+
+    kind = np.dtype(dtype)  # type: ignore[call-overload]
+    if kind.hasobject:
+        raise InvalidRegionError(errno.EINVAL, f"guest memory holds no Python objects: {kind}")
+    if n == 0:
+        return np.empty(0, kind)
+    return np.frombuffer(memory.view(gpa, n * kind.itemsize), kind)

@@ -1,0 +1,119 @@
+"""Going back to what memory was."""
+
+from __future__ import annotations
+
+import errno
+import random
+
+import pytest
+
+from memslots import Backing, Flags, GuestMemory, InvalidRegionError, Memslots
+
+PAGE = 4096
+LOG = Flags.LOG_DIRTY_PAGES
+
+
+def machine(flags: int) -> GuestMemory:
+    """Two slots, of which a third has a part too, and one in another space; some bytes in each."""
+    memory = GuestMemory(Memslots(8, address_spaces=2))
+    shared = Backing.memfd(32 * PAGE)
+    memory.place(0, 0, shared, 0, 24 * PAGE, flags=flags)
+    memory.place(1, 0x100000, shared, 16 * PAGE, 16 * PAGE, flags=flags)
+    memory.place(2, 0x200000, Backing.anonymous(64 * PAGE), flags=flags)
+    memory.place(3, 0x300000, Backing.anonymous(PAGE), flags=Flags.READONLY)
+    memory.address_space(1).place(0, 0, Backing.anonymous(4 * PAGE), flags=flags)
+    memory.write(PAGE, b"one")
+    memory.write(0x100000, b"shared")
+    memory.write(0x23F000, b"end")
+    return memory
+
+
+def content(memory: GuestMemory) -> list[bytes]:
+    parts = ((0, 24), (0x100000, 16), (0x200000, 64))
+    found = [memory.read(gpa, pages * PAGE) for gpa, pages in parts]
+    return [*found, memory.address_space(1).read(0, 4 * PAGE)]
+
+
+@pytest.mark.parametrize("by_log", [True, False, None])
+def test_what_was_written_is_put_back(by_log: bool | None) -> None:
+    memory = machine(LOG)
+    was = content(memory)
+    checkpoint = memory.checkpoint(by_log=by_log)
+    assert checkpoint.by_log == (by_log is not False)
+    assert checkpoint.size == (32 + 64 + 4) * PAGE
+    choose = random.Random(1)
+    for _ in range(3):
+        pages = set()
+        for _ in range(20):
+            gfn = choose.randrange(64)
+            memory.write((0x200 + gfn) * PAGE + choose.randrange(PAGE - 8), choose.randbytes(8))
+            pages.add(gfn)
+        memory.address_space(1).fill(PAGE, PAGE, 7)
+        memory.write(0x100000 + 5, b"by the second slot")
+        assert content(memory) != was
+        assert checkpoint.restore() == (len(pages) + 2) * PAGE
+        assert content(memory) == was
+        assert checkpoint.restore() == 0
+
+
+def test_without_logs_views_are_found_too() -> None:
+    memory = machine(0)
+    was = content(memory)
+    checkpoint = memory.checkpoint()
+    assert not checkpoint.by_log
+    memory.view(0x210000, 5)[:] = b"hello"
+    assert checkpoint.restore() == PAGE
+    assert content(memory) == was
+
+
+def test_by_comparing_it_is_marked() -> None:
+    memory = machine(LOG)
+    checkpoint = memory.checkpoint(by_log=False)
+    memory.write(0x201000, b"x")
+    memory.vm.take_dirty_runs()
+    assert checkpoint.restore() == PAGE
+    assert [(run.as_id, run.start_gfn, run.end_gfn) for run in memory.vm.take_dirty_runs()] == [
+        (0, 0x201, 0x202)
+    ]
+
+
+def test_by_logs_all_slots_must_have_one() -> None:
+    memory = machine(LOG)
+    memory.vm.set_flags(2, 0)
+    assert not memory.checkpoint().by_log
+    with pytest.raises(InvalidRegionError, match="has no dirty log"):
+        memory.checkpoint(by_log=True)
+
+
+@pytest.mark.parametrize("by_log", [True, False])
+def test_other_slots(by_log: bool) -> None:
+    """Moved there and back they are the same; else nothing is put back, and no mark is lost."""
+    memory = machine(LOG)
+    checkpoint = memory.checkpoint(by_log=by_log)
+    memory.write(0x201000, b"x")
+    memory.vm.move(2, 0x400)
+    for _ in range(2):
+        with pytest.raises(InvalidRegionError) as caught:
+            checkpoint.restore()
+        assert caught.value.errno == errno.ESTALE
+    assert memory.read(0x401000, 1) == b"x"
+    memory.vm.move(2, 0x200)
+    assert checkpoint.restore() == PAGE
+    assert memory.read(0x201000, 1) == b"\0"
+
+
+def test_nothing() -> None:
+    memory = GuestMemory(Memslots())
+    checkpoint = memory.checkpoint()
+    assert (checkpoint.size, checkpoint.restore()) == (0, 0)
+
+
+def test_memory_that_was_never_touched_is_not_copied() -> None:
+    memory = GuestMemory(Memslots())
+    memory.place(0, 0, Backing.anonymous(1 << 30), flags=LOG)
+    memory.write(1 << 29, b"x")
+    checkpoint = memory.checkpoint()
+    memory.fill(1 << 29, PAGE, 9)
+    memory.write(0, b"y")
+    assert checkpoint.restore() == 2 * PAGE
+    assert (memory.read(1 << 29, 2), memory.read(0, 1)) == (b"x\0", b"\0")

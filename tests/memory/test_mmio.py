@@ -1,0 +1,141 @@
+"""Devices: what answers where no slot is."""
+
+from __future__ import annotations
+
+import pytest
+from livekernel import guest
+from needs import needs_kvm
+
+from memslots import (
+    Backing,
+    Flags,
+    GuestMemory,
+    InvalidRegionError,
+    Memslots,
+    NotMappedError,
+    ReadOnlyError,
+)
+from memslots.kvm import HltExit
+
+PAGE = 4096
+
+
+class Registers:
+    """A device that remembers what it was asked."""
+
+    def __init__(self, value: int = 0x41) -> None:
+        self.value = value
+        self.seen: list[tuple[int, ...]] = []
+
+    def read(self, gpa: int, size: int) -> int:
+        self.seen.append((gpa, size))
+        return self.value
+
+    def write(self, gpa: int, size: int, value: int) -> None:
+        self.seen.append((gpa, size, value))
+
+
+@pytest.fixture
+def memory() -> GuestMemory:
+    memory = GuestMemory(Memslots(8, address_spaces=2))
+    memory.place(0, 0, Backing.anonymous(PAGE))
+    memory.place(1, 0x10000, Backing.anonymous(PAGE), flags=Flags.READONLY)
+    return memory
+
+
+def test_accesses_by_number(memory: GuestMemory) -> None:
+    device = Registers()
+    with memory.on_mmio(0x2000, 0x3000, read=device.read, write=device.write) as handle:
+        assert memory.read_u8(0x2000) == 0x41
+        assert memory.read_u64(0x2FF8) == 0x41
+        memory.write_u32(0x2010, 7)
+        assert device.seen == [(0x2000, 1), (0x2FF8, 8), (0x2010, 4, 7)]
+        for gpa in (0x1FFF, 0x2FFD):  # not all of it is the device's
+            with pytest.raises(NotMappedError):
+                memory.read_u32(gpa)
+        with pytest.raises(NotMappedError):
+            memory.read(0x2000, 4)  # bytes are memory's alone
+        with pytest.raises(NotMappedError):
+            memory.address_space(1).read_u8(0x2000)
+    handle.close()
+    with pytest.raises(NotMappedError):
+        memory.read_u8(0x2000)
+    with pytest.raises(NotMappedError):
+        memory.write_u8(0x2000, 1)
+
+
+def test_memory_comes_first(memory: GuestMemory) -> None:
+    device = Registers()
+    memory.on_mmio(0, 1 << 32, read=device.read, write=device.write)
+    memory.write_u32(0x10, 5)
+    assert memory.read_u32(0x10) == 5
+    assert memory.read_u32(0x10000) == 0
+    assert device.seen == []
+    memory.write_u32(0x10000, 6)  # what cannot be written is the device's
+    assert device.seen == [(0x10000, 4, 6)]
+
+
+def test_the_smallest_range_is_asked(memory: GuestMemory) -> None:
+    bus, device = Registers(1), Registers(2)
+    memory.on_mmio(0x2000, 0x9000, read=bus.read, write=bus.write)
+    inner = memory.on_mmio(0x3000, 0x4000, read=device.read)
+    assert memory.read_u8(0x3000) == 2
+    assert memory.read_u8(0x4000) == 1
+    assert memory.read_u32(0x3FFE) == 1  # across the end: the bus has all of it
+    with pytest.raises(NotMappedError):
+        memory.write_u8(0x3000, 1)  # it takes no writes
+    inner.close()
+    assert memory.read_u8(0x3000) == 1
+
+
+def test_one_way(memory: GuestMemory) -> None:
+    device = Registers()
+    memory.on_mmio(0x2000, 0x3000, write=device.write)
+    memory.write_u8(0x2000, 9)
+    with pytest.raises(NotMappedError):
+        memory.read_u8(0x2000)
+    memory.on_mmio(0x5000, 0x6000, read=device.read)
+    with pytest.raises(NotMappedError):
+        memory.write_u8(0x5000, 9)
+
+
+def test_what_a_device_raises_comes_out(memory: GuestMemory) -> None:
+    def fails(gpa: int, size: int) -> int:
+        raise ZeroDivisionError
+
+    memory.on_mmio(0x2000, 0x3000, read=fails)
+    with pytest.raises(ZeroDivisionError):
+        memory.read_u8(0x2000)
+    large = Registers(256)
+    memory.on_mmio(0x2000, 0x2010, read=large.read)
+    with pytest.raises(InvalidRegionError, match="answers 0x100, not 1 bytes"):
+        memory.read_u8(0x2000)
+    assert memory.read_u16(0x2000) == 256
+
+
+def test_ranges_that_cannot_be(memory: GuestMemory) -> None:
+    memory.on_mmio(0x2000, 0x3000)
+    for wrong in ((0x2000, 0x3000), (5, 5), (6, 5)):
+        with pytest.raises(ValueError, match=r"range of addresses|callbacks already"):
+            memory.on_mmio(*wrong)
+    with pytest.raises(TypeError, match="callable"):
+        memory.on_mmio(0, 1, read=5)  # type: ignore[arg-type]
+    with pytest.raises(OverflowError):
+        memory.on_mmio(0, 1 << 64)
+    with pytest.raises(ReadOnlyError):
+        memory.write_u8(0x10000, 1)
+
+
+@needs_kvm
+def test_a_guest() -> None:
+    """It reads a byte of a device, adds one and writes it back: mov, inc, mov."""
+    code = bytes.fromhex("8a07 fec0 8807 f4")
+    with guest(code, rbx=0x9000) as (_, vcpu, _):
+        devices = GuestMemory(Memslots())
+        device = Registers()
+        devices.on_mmio(0x9000, 0x9010, read=device.read, write=device.write)
+        assert isinstance(next(vcpu.run(devices)), HltExit)
+        assert device.seen == [(0x9000, 1), (0x9000, 1, 0x42)]
+    with guest(code, rbx=0x9000) as (_, vcpu, _):
+        exit = next(vcpu.run(GuestMemory(Memslots())))
+        assert type(exit).__name__ == "MmioExit"

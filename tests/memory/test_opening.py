@@ -1,0 +1,115 @@
+"""GuestMemory.open: a file's memory without reading it."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+
+from memslots import Backing, Flags, GuestMemory, Memslots, SnapshotError
+
+PAGE = 4096
+
+
+def dumped(path: Path, *, sparse: bool = False) -> GuestMemory:
+    """Three slots in two address spaces, with something in each, in a file."""
+    memory = GuestMemory(Memslots(8, address_spaces=2))
+    memory.place(0, 0, Backing.anonymous(16 * PAGE))
+    memory.place(3, 0x100000, Backing.anonymous(2 * PAGE), flags=Flags.READONLY)
+    other = memory.address_space(1)
+    other.place(0, 0x10000, Backing.anonymous(PAGE))
+    memory.write(0x1234, b"first")
+    memory.write(15 * PAGE, b"last page")
+    other.write(0x10000, b"of the other space")
+    memory.dump(path, sparse=sparse)
+    return memory
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_snapshot(tmp_path: Path, sparse: bool) -> None:
+    path = tmp_path / "snapshot"
+    was = dumped(path, sparse=sparse)
+    memory = GuestMemory.open(path)
+    memory.vm.check()
+    for as_id, gpa, size in ((0, 0, 16 * PAGE), (0, 0x100000, 2 * PAGE), (1, 0x10000, PAGE)):
+        there = memory.address_space(as_id)
+        assert there.read(gpa, size) == was.address_space(as_id).read(gpa, size)
+    content = path.read_bytes()
+    memory.write(0x1234, b"other")
+    assert memory.read(0x1234, 5) == b"other"
+    assert path.read_bytes() == content
+
+
+def test_shared(tmp_path: Path) -> None:
+    path = tmp_path / "snapshot"
+    dumped(path)
+    GuestMemory.open(path, shared=True).write(0x1234, b"kept!")
+    assert GuestMemory.open(path).read(0x1234, 5) == b"kept!"
+
+
+def test_raw_memory(tmp_path: Path) -> None:
+    path = tmp_path / "raw"
+    path.write_bytes(bytes(3 * PAGE) + b"tail")
+    memory = GuestMemory.open(path)
+    assert memory.read(3 * PAGE, 8) == b"tail\0\0\0\0"
+    assert [(slot.base_gfn, slot.npages) for slot in memory.vm] == [(0, 3), (3, 1)]
+    with pytest.raises(SnapshotError, match="can only be copied"):
+        GuestMemory.open(path, shared=True)
+
+
+def test_a_lime_file(tmp_path: Path) -> None:
+    """Its memory is at no page of the file: it is copied."""
+    path = tmp_path / "lime"
+    parts = ((PAGE, b"a" * PAGE), (0x100000, b"b" * 100))
+    path.write_bytes(
+        b"".join(
+            struct.pack("<IIQQ8x", 0x4C694D45, 1, gpa, gpa + len(data) - 1) + data
+            for gpa, data in parts
+        )
+    )
+    memory = GuestMemory.open(path)
+    for gpa, data in parts:
+        assert memory.read(gpa, len(data)) == data
+    assert memory.read(0x100064, 10) == bytes(10)
+    with pytest.raises(SnapshotError):
+        GuestMemory.open(path, shared=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"", "it is empty"),
+        (b"EMiL", "ends within the header"),
+        (b"\x7fELF" + bytes(60), "of no class"),
+        (struct.pack("<IIQQ8x", 0x4C694D45, 1, 1, 1) + b"x", "no page's address"),
+    ],
+)
+def test_what_holds_no_memory(tmp_path: Path, content: bytes, text: str) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    with pytest.raises(SnapshotError, match=text):
+        GuestMemory.open(path)
+    with pytest.raises(FileNotFoundError):
+        GuestMemory.open(tmp_path / "nothing")
+
+
+def test_segments_that_overlap(tmp_path: Path) -> None:
+    path = tmp_path / "lime"
+    one = struct.pack("<IIQQ8x", 0x4C694D45, 1, 0, PAGE - 1) + bytes(PAGE)
+    path.write_bytes(one * 2)
+    with pytest.raises(OSError, match="overlaps"):
+        GuestMemory.open(path)
+
+
+def test_every_cut_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "snapshot"
+    dumped(path)
+    content = path.read_bytes()
+    for cut in (*range(0, 200, 7), PAGE, 3 * PAGE, len(content) - 1):
+        path.write_bytes(content[:cut])
+        try:
+            GuestMemory.open(path)
+        except (SnapshotError, ValueError):
+            continue
+        assert cut < 8  # raw memory

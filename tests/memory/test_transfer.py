@@ -1,0 +1,182 @@
+"""Descriptors, pages of the host, structures and arrays."""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+
+import pytest
+
+from memslots import (
+    Backing,
+    Flags,
+    GuestMemory,
+    InvalidRegionError,
+    Memslots,
+    NotMappedError,
+    ReadOnlyError,
+)
+
+PAGE = 4096
+
+
+@pytest.fixture
+def memory() -> GuestMemory:
+    """Two slots side by side, on a memfd and on anonymous memory; one that cannot be written."""
+    memory = GuestMemory(Memslots())
+    memory.place(0, 0, Backing.memfd(4 * PAGE), flags=1)
+    memory.place(1, 4 * PAGE, Backing.anonymous(4 * PAGE), flags=1)
+    memory.place(2, 0x100000, Backing.anonymous(PAGE), flags=Flags.READONLY)
+    return memory
+
+
+def dirty(memory: GuestMemory) -> list[tuple[int, int]]:
+    return [(run.start_gfn, run.end_gfn) for run in memory.vm.take_dirty_runs()]
+
+
+@pytest.mark.parametrize("offset", [None, 3])
+def test_from_and_to_a_file(memory: GuestMemory, tmp_path: Path, offset: int | None) -> None:
+    content = os.urandom(3 * PAGE)
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    skipped = offset or 0
+    with path.open("rb") as file:
+        count = memory.write_from(file.fileno(), 3 * PAGE + 5, 4 * PAGE, offset=offset)
+    assert count == len(content) - skipped  # the file ends before
+    assert memory.read(3 * PAGE + 5, count) == content[skipped:]
+    assert dirty(memory) == [(3, 7)]
+    out = tmp_path / "out"
+    with out.open("w+b") as file:
+        assert memory.read_into(file.fileno(), 3 * PAGE + 5, count, offset=offset) == count
+    assert out.read_bytes()[skipped:] == content[skipped:]
+    assert dirty(memory) == []
+
+
+def test_from_a_pipe(memory: GuestMemory) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b"hello")
+    os.close(writing)
+    assert memory.write_from(reading, PAGE, 100) == 5
+    os.close(reading)
+    assert memory.read(PAGE, 6) == b"hello\0"
+
+
+def test_where_nothing_is(memory: GuestMemory, tmp_path: Path) -> None:
+    with (tmp_path / "file").open("w+b") as file:
+        for call in (memory.write_from, memory.read_into):
+            with pytest.raises(NotMappedError):
+                call(file.fileno(), 7 * PAGE, 2 * PAGE)
+            assert call(file.fileno(), 0x900000, 0) == 0
+        with pytest.raises(ReadOnlyError):
+            memory.write_from(file.fileno(), 0x100000, 1)
+    for other in (memory.write_from, memory.read_into):
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            other(1 << 20, 0, 8)
+    assert dirty(memory) == []
+
+
+def test_the_file_of_memory(memory: GuestMemory) -> None:
+    fd, offset = memory.file_of(PAGE, 2 * PAGE)
+    memory.write(PAGE, b"by guest address")
+    assert offset == PAGE
+    assert os.pread(fd, 16, offset) == b"by guest address"
+    with pytest.raises(ValueError, match="has no file"):
+        memory.file_of(4 * PAGE)
+    with pytest.raises(InvalidRegionError):
+        memory.file_of(3 * PAGE, 2 * PAGE)
+    with pytest.raises(NotMappedError):
+        memory.file_of(0x900000)
+
+
+def test_discard(memory: GuestMemory) -> None:
+    memory.fill(0, 8 * PAGE, 7)
+    memory.vm.take_dirty_runs()
+    memory.discard(PAGE + 100, 5 * PAGE)
+    assert memory.read(0, 8 * PAGE) == (
+        b"\7" * (PAGE + 100) + bytes(5 * PAGE) + b"\7" * (2 * PAGE - 100)
+    )
+    assert dirty(memory) == [(1, 7)]
+    with pytest.raises(ReadOnlyError):
+        memory.discard(0x100000, PAGE)
+    with pytest.raises(NotMappedError):
+        memory.discard(7 * PAGE, 2 * PAGE)
+    memory.discard(0, 0)
+    assert dirty(memory) == []
+
+
+def test_discarded_pages_are_the_hosts(memory: GuestMemory) -> None:
+    fd, _ = memory.file_of(0)
+    memory.fill(0, 4 * PAGE, 1)
+    assert os.fstat(fd).st_blocks * 512 == 4 * PAGE
+    memory.discard(0, 3 * PAGE)
+    assert os.fstat(fd).st_blocks * 512 == PAGE
+
+
+def test_discard_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * 2 * PAGE)
+    memory = GuestMemory(Memslots())
+    memory.place(0, 0, Backing.file(path))
+    memory.discard(0, PAGE)
+    assert memory.read(0, 2 * PAGE) == bytes(PAGE) + b"x" * PAGE
+
+
+@pytest.mark.parametrize("write", [True, False])
+def test_prefault(memory: GuestMemory, write: bool) -> None:
+    memory.write(PAGE, b"here")
+    memory.prefault(5, 7 * PAGE, write=write)
+    assert memory.read(PAGE, 4) == b"here"
+    if write:
+        fd, _ = memory.file_of(0)
+        assert os.fstat(fd).st_blocks * 512 == 4 * PAGE
+    with pytest.raises(NotMappedError):
+        memory.prefault(7 * PAGE, 2 * PAGE, write=write)
+    if write:
+        with pytest.raises(ReadOnlyError):
+            memory.prefault(0x100000, PAGE)
+    else:
+        memory.prefault(0x100000, PAGE, write=False)
+
+
+def test_is_mapped(memory: GuestMemory) -> None:
+    assert memory.is_mapped(0)
+    assert memory.is_mapped(0, 8 * PAGE)
+    assert not memory.is_mapped(0, 8 * PAGE + 1)
+    assert memory.is_mapped(0x100000)
+    assert not memory.is_mapped(0x900000)
+    assert memory.is_mapped(0x900000, 0)
+
+
+def test_structures(memory: GuestMemory) -> None:
+    memory.pack(4 * PAGE - 3, ">hIq", -2, 0xDEADBEEF, -3)
+    assert memory.unpack(4 * PAGE - 3, ">hIq") == (-2, 0xDEADBEEF, -3)
+    assert memory.read(4 * PAGE - 3, 2) == b"\xff\xfe"
+    assert dirty(memory) == [(3, 5)]
+    with pytest.raises(struct.error):
+        memory.unpack(0, "nonsense")
+    with pytest.raises(struct.error):
+        memory.pack(0, "<H", 1 << 16)
+    with pytest.raises(NotMappedError):
+        memory.unpack(0x900000, "<H")
+    with pytest.raises(ReadOnlyError):
+        memory.pack(0x100000, "B", 1)
+    assert dirty(memory) == []
+    for size in range(1, 150):
+        assert memory.unpack(0, f"{size}x") == ()
+
+
+def test_arrays(memory: GuestMemory) -> None:
+    np = pytest.importorskip("numpy")
+    found = memory.array(PAGE, "<u4", 8)
+    found[:] = range(8)
+    assert memory.unpack(PAGE, "<8I") == tuple(range(8))
+    assert len(memory.array(PAGE, [("a", "<u2"), ("b", ">i4")], 3)) == 3
+    assert not memory.array(0x100000, np.uint8, 16).flags.writeable
+    assert len(memory.array(0x900000, "u1", 0)) == 0
+    with pytest.raises(InvalidRegionError, match="are in 2 slots"):
+        memory.array(3 * PAGE, "u1", 2 * PAGE)
+    with pytest.raises(InvalidRegionError, match="no Python objects"):
+        memory.array(0, object, 1)
+    with pytest.raises(NotMappedError):
+        memory.array(0x900000, "u1", 1)
