@@ -42,6 +42,7 @@ from memslots.replay.live import LiveVM
 from memslots.traces import FORMATS, Trace, TraceError, open_trace
 from memslots.traces.samples import SAMPLES
 from memslots.traces.source import Source
+from memslots.traces.threads import grouped, merged
 
 #: A bar is shown for inputs of more bytes than this (as they are stored).
 LONG_INPUT = 4 << 20
@@ -102,15 +103,21 @@ def _metered(trace: Trace) -> Iterator[Meter]:
 
 
 def _replay_input(
-    path: str, format: str, sample: bool = False, live: Callable[[], LiveVM] | None = None
+    path: str | list[str],
+    format: str,
+    sample: bool = False,
+    live: Callable[[], LiveVM] | None = None,
 ) -> Report:
-    """Replay a file or a sample."""
+    """Replay a file, several of one trace, or a sample."""
     if sample:
+        assert isinstance(path, str)
         stored = SAMPLES[path]
         with stored.open() as stream, open_trace(path, "auto", stream) as trace:
             return replay(trace, live=live)
     chosen = next(known for known in FORMATS if known == format)
-    with open_trace(path, chosen) as trace, _metered(trace) as meter:
+    together = None if isinstance(path, str) else merged(path)
+    name = path if isinstance(path, str) else f"{path[0]} and {len(path) - 1} more"
+    with open_trace(name, chosen, together) as trace, _metered(trace) as meter:
         try:
             return replay(trace, meter.replaying, live)
         except KernelMemoryError as error:
@@ -223,7 +230,8 @@ def replay_command(
             click.echo(f"memslots: {error.strerror}", err=True)
             return 2
     reports: list[Report | TraceError] = []
-    for path in files or [sample or ""]:
+    for group in grouped(files) if files else [[sample or ""]]:
+        path = group[0] if len(group) == 1 else group
         try:
             report = _replay_input(path, format, sample is not None, live)
         except TraceError as error:

@@ -32,6 +32,7 @@ from memslots import (
     Memslots,
     Slot,
 )
+from memslots.replay.explaining import Succeeded, explanation
 from memslots.replay.live import Live, LiveVM, number_of, slot_name
 from memslots.traces import Counts, Event, RegionCall, Trace, TraceError
 from memslots.traces.events import GUEST_MEMFD_FLAG, Capability
@@ -214,6 +215,7 @@ def replay(
                 break
             if until is None or not isinstance(event, RegionCall) or event.end_line <= until:
                 replayer.feed(event)
+        replayer.explain()
         vms = [vm for vm in replayer.vms if vm.calls]
         for vm in vms:
             if vm.live is not None:
@@ -253,15 +255,17 @@ class Replayer:
         self.vms: list[VmReport] = []
         self._opener = opener
         self._machines = Machines(self._make, self._fits)
+        self._explained: list[str] = []
         self._max_slots = DEFAULT_LIMITS["max_slots"]
         self._spaces = 1
         self._max_hva = _MAX_HVA[0]
+        self._succeeded = Succeeded()
         self._look_through(events)
 
     @property
     def notes(self) -> list[str]:
         """What was inferred or left aside."""
-        notes = list(self._machines.notes)
+        notes = [*self._machines.notes, *self._explained]
         if memfds := sum(vm.guest_memfds for vm in self.vms):
             text = f"{memfds} {'call names' if memfds == 1 else 'calls name'} a guest_memfd"
             if unknown := sum(vm.unknown_memfds for vm in self.vms):
@@ -282,6 +286,24 @@ class Replayer:
         elif not isinstance(event, Capability):
             self._machines.see(event)
 
+    def explain(self) -> None:
+        """Take out the disagreements that come from another kernel, or from no VM: tell them."""
+        for vm in self.vms:
+            never_was = vm.born_line is None and not vm.operations.total()
+            left = []
+            for each in vm.disagreements:
+                why = None
+                if each.recorded and not each.ours:
+                    why = explanation(each.call, self._succeeded)
+                    if why is None and never_was and len(self.vms) > 1:
+                        why = f"no call on descriptor {vm.fd} succeeded: it is no VM"
+                if why is None:
+                    left.append(each)
+                else:
+                    name = f"{errno_name(each.recorded)} of {slot_name(each.call.slot)}"
+                    self._explained.append(f"line {each.call.line}: {name}: {why}")
+            vm.disagreements = left
+
     def _look_through(self, events: Iterable[Event]) -> None:
         spaces_told = 0
         for event in events:
@@ -291,6 +313,7 @@ class Replayer:
                 elif 0 < event.value <= 1 << 16:
                     self._max_slots = event.value
             elif isinstance(event, RegionCall) and not event.errno:
+                self._succeeded.add(event)
                 self._spaces = max(self._spaces, event.as_id + 1)
                 end = event.userspace_addr + event.memory_size
                 while end > self._max_hva and self._max_hva != _MAX_HVA[-1]:

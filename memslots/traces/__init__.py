@@ -165,6 +165,8 @@ def _recognised(text: str) -> Format | None:
         r"ioctl\((?:fd: )?-?\d+(?:<[^\"]*>)?, (?:cmd: )?[K_0]|guest_phys_addr=.*memory_size=", text
     ):
         return "strace"
+    if re.search(r"KVM_SET_USER_MEMORY_REGION2? failed, slot=\d", text):
+        return "qemu"
     if re.search(r"kvm_set_user_memory (?:AddrSpace#|Slot#)|size=0x[0-9a-f]+ ua=0x", text):
         return "qemu"
     return None

@@ -50,11 +50,11 @@ class RegionCall:
 
 @dataclass(frozen=True, slots=True)
 class VmCreated:
-    """`tid` made a VM, and its process has it at `fd`."""
+    """`tid` made a VM, and its process has it at `fd`; None: a log does not say where."""
 
     line: int
     tid: int | None
-    fd: int
+    fd: int | None
 
 
 @dataclass(frozen=True, slots=True)

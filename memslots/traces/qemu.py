@@ -7,14 +7,16 @@ among whatever else QEMU and its guest wrote. `ret` is 0 or -errno.
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
 
-from memslots.traces.events import GUEST_MEMFD_FLAG, Counts, Event, RegionCall
+from memslots.traces.events import GUEST_MEMFD_FLAG, Counts, Event, RegionCall, VmCreated
 from memslots.traces.lines import Lines
 
-WORDS = (b"kvm_set_user_memory",)
+WORDS = (b"kvm_set_user_memory", b": starting up libvirt version")
 
 CALL = re.compile(
     r"(?:(?P<tid>\d{1,20})@(?P<seconds>\d{1,20})\.(?P<micros>\d{1,6}):\s*)?"
@@ -30,6 +32,17 @@ _BEHEADED = re.compile(r"size=0x[0-9a-f]+ ua=0x[0-9a-f]+.* ret=-?\d+")
 #: The event, and not QEMU's error message of a similar name.
 _EVENT = re.compile(r"kvm_set_user_memory(?![_a-z]|:(?! \{))")
 
+
+#: What QEMU says on standard error of a call that failed; it has no host address.
+_FAILED = re.compile(
+    r"KVM_SET_USER_MEMORY_REGION2? failed, slot=(?P<slot>\d{1,20}), start=(?P<gpa>0x[0-9a-f]+), "
+    r"size=(?P<size>0x[0-9a-f]+)(?:, flags=(?P<flags>0x[0-9a-f]+))?"
+    r"(?:, guest_memfd=(?P<memfd>-?\d{1,20}), guest_memfd_offset=(?P<offset>0x[0-9a-f]+))?"
+    r": (?P<error>[A-Z][A-Za-z ]*)"
+)
+_ERRORS = {os.strerror(number): number for number in errno.errorcode}
+#: Where libvirt's log of a machine begins anew.
+_BOOT = re.compile(r": starting up libvirt version")
 
 #: Fields with names: `slot=0x0`, or `slot = 0`.
 _FIELD = re.compile(r"\b([a-z_]+) ?= ?(-?(?:0x[0-9a-f]{1,16}|\d{1,20}))\b")
@@ -52,10 +65,20 @@ class QemuReader:
     def __iter__(self) -> Iterator[Event]:
         self._lines.words = WORDS
         related = 0
+        failed: list[RegionCall] = []
+        boot: int | None = None
         for number, raw in self._lines:
             text = raw.decode("ascii", "replace").rstrip("\r")
             elapsed = self._elapsed(text)
             starts = [found.start() for found in _EVENT.finditer(text)]
+            if _BOOT.search(text):
+                boot = number
+            elif message := _FAILED.search(text):
+                failed += _failed_call(message, number)
+            if starts and boot is not None:
+                # Else it would be taken for the machine that was there before.
+                yield VmCreated(boot, None, None)
+                boot = None
             related += bool(starts)
             if number == 1 and not starts and _BEHEADED.search(text):
                 related += 1
@@ -78,6 +101,13 @@ class QemuReader:
                     self.counts.lose(number, reason, text[start:])
                 else:
                     yield from self._call(number, found, _time_of(text[:start]))
+        if not self.counts.calls and not self.counts.lost_total:
+            # With events in the log each of these is one of them.
+            related += len(failed)
+            self.counts.calls += len(failed)
+            if failed:
+                self.notes.append("of the calls that failed the host addresses are not known")
+            yield from failed
         self.counts.lines = self._lines.total
         self.counts.unrelated = self.counts.lines - related
 
@@ -121,6 +151,26 @@ class QemuReader:
             end_line=number,
             guest_memfd=memfd if names_memfd else None,
             guest_memfd_offset=int(found["offset"], 16) if found["offset"] and memfd >= 0 else None,
+        )
+
+
+def _failed_call(found: re.Match[str], line: int) -> Iterator[RegionCall]:
+    """The call of a message, if its numbers fit."""
+    slot, gpa, size = int(found["slot"]), int(found["gpa"], 16), int(found["size"], 16)
+    number = _ERRORS.get(found["error"].strip())
+    if number is not None and slot >> 32 == 0 and (gpa | size) >> 64 == 0:
+        memfd = found["memfd"] or "-1"
+        yield RegionCall(
+            line=line,
+            slot=slot,
+            flags=int(found["flags"] or "0", 16) & 0xFFFFFFFF,
+            guest_phys_addr=gpa,
+            memory_size=size,
+            userspace_addr=0,
+            errno=number,
+            end_line=line,
+            guest_memfd=None if memfd.startswith("-") else int(memfd),
+            guest_memfd_offset=int(found["offset"], 16) if found["offset"] else None,
         )
 
 

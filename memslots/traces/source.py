@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from memslots.errors import TraceError
+from memslots.traces import simpletrace
 
 #: How much is read, and at most decompressed, in one step.
 BLOCK = 1 << 18
@@ -85,11 +86,14 @@ class Source:
                 raise TraceError(self.name, reason)
         chained = _chain(head, blocks)
         if head.startswith(_GZIP):
-            yield from self._gunzip(chained)
+            chained = self._gunzip(chained)
         elif head.startswith(_XZ):
-            yield from self._unxz(chained)
-        else:
-            yield from chained
+            chained = self._unxz(chained)
+        first = next(chained, b"")
+        while len(first) < len(simpletrace.HEAD) and (more := next(chained, b"")):
+            first += more
+        chained = _chain(first, chained)
+        yield from simpletrace.text_of(chained) if first.startswith(simpletrace.HEAD) else chained
 
     def _read(self) -> Iterator[bytes]:
         # read1 hands over what a pipe has, instead of waiting for a whole block.

@@ -38,6 +38,51 @@ _COMMENT = re.compile(
 )
 
 
+#: A line that was too long for a mail (RFC 2045): it goes on in the next.
+_SOFT_BREAK = re.compile(rb"=\r?\n")
+_QUOTED_BYTE = re.compile(rb"=([0-9A-F]{2})")
+#: Calls that go on in the lines after; only then is it worth a closer look.
+_BROKEN = re.compile(
+    rb"KVM_SET_USER_MEMORY_REGION2?, \{[^{}\n]*\r?\n|"
+    rb"kvm_set_user_memory (?:AddrSpace#|Slot#)(?![^\n]* ret=)[^\n]*\r?\n"
+)
+_WRAPPED_STRACE = re.compile(
+    rb"KVM_SET_USER_MEMORY_REGION2?, \{[^{}\n]*(?:\r?\n[ \t]*[a-z_]+=[^{}\n]*){1,12}\}[ \t]*"
+    rb"(?:\r?\n[ \t]*)?\)[^\n]*"
+)
+_WRAPPED_QEMU = re.compile(
+    rb"kvm_set_user_memory (?:AddrSpace#|Slot#)(?![^\n]* ret=)[^\n]*"
+    rb"(?:(?:\r?\n[ \t]*){1,3}"
+    rb"(?:Slot#|flags=|gpa=|size=|ua=|guest_memfd)(?![^\n]* ret=)[^\n]*){0,6}"
+    rb"(?:\r?\n[ \t]*){1,3}"
+    rb"(?:Slot#\d+ |(?:flags|gpa|size|ua|guest_memfd|guest_memfd_offset)=[^\n]* |)ret=[^\n]*"
+)
+_LINE_END = re.compile(rb"(?:[ \t]*\r?\n[ \t]*)+")
+
+
+def _one_line(found: re.Match[bytes]) -> bytes:
+    """A call in one line; as many lines after it as it took."""
+    whole = found[0]
+    return _LINE_END.sub(b" ", whole) + b"\n" * whole.count(b"\n")
+
+
+def _unquoted(text: bytes) -> bytes:
+    """A mail's quoted-printable text; a line that goes on has the ends of those after it behind."""
+    lines = []
+    broken = 0
+    part = b""
+    for line in text.splitlines(keepends=True):
+        part += line
+        if _SOFT_BREAK.search(line[-3:]):
+            part = _SOFT_BREAK.sub(b"", part)
+            broken += 1
+            continue
+        lines.append(part + b"\n" * broken)
+        part, broken = b"", 0
+    lines.append(part + b"\n" * broken)
+    return _QUOTED_BYTE.sub(lambda byte: bytes([int(byte[1], 16)]), b"".join(lines))
+
+
 class Wrapping:
     """What is around the lines of one input. The first lines decide about what is on every line."""
 
@@ -49,6 +94,8 @@ class Wrapping:
         """Whole lines, without it; as many as before."""
         if b"\x1b" in text:
             text = _TERMINAL.sub(b"", text)
+        if b"=3D" in text and _SOFT_BREAK.search(text):
+            text = _unquoted(text)
         if _NO_BREAK_SPACE in text:
             text = text.replace(_NO_BREAK_SPACE, b" ")
         if self._prefixes is None:
@@ -59,6 +106,9 @@ class Wrapping:
             text = _ENTITY.sub(lambda found: _ENTITIES[found[1]], text)
         for prefix in self._prefixes:
             text = prefix.sub(b"", text)
+        if _BROKEN.search(text):
+            for wrapped in (_WRAPPED_STRACE, _WRAPPED_QEMU):
+                text = wrapped.sub(_one_line, text)
         return text
 
     @staticmethod
