@@ -22,6 +22,9 @@ SANITIZE = os.environ.get("MEMSLOTS_SANITIZE", "")
 # Python's calls elsewhere gain nothing from -O3 over -O2, and are a tenth to two fifths slower with
 # -Os; the loops of core/ gain from -O3.
 SELDOM_CALLED = {
+    "baseline/writer",
+    "core/invariants",
+    "core/machine",
     "dirty/logs",
     "dirty/runs",
     "memory/backing",
@@ -29,6 +32,8 @@ SELDOM_CALLED = {
     "memory/known",
     "memory/marks",
     "memory/segments",
+    "memslots",
+    "read/batch",
     "read/memorymap",
     "read/ranges",
     "read/room",
