@@ -1,4 +1,4 @@
-"""The commands of `memslots`: replay, plan, diff, map, lookup and bench."""
+"""The commands of `memslots`: replay, report, plan, diff, map, lookup and bench."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ from memslots.cli.kernel_memory import (
 )
 from memslots.cli.maps import Maps, read_maps
 from memslots.cli.plots import draw
+from memslots.cli.report import html
 from memslots.errors import KvmError, KvmUnavailableError
 from memslots.maps.reading import recognised
 from memslots.replay import Report, replay
@@ -107,19 +108,20 @@ def _replay_input(
     format: str,
     sample: bool = False,
     live: Callable[[], LiveVM] | None = None,
+    history: bool = False,
 ) -> Report:
     """Replay a file, several of one trace, or a sample."""
     if sample:
         assert isinstance(path, str)
         stored = SAMPLES[path]
         with stored.open() as stream, open_trace(path, "auto", stream) as trace:
-            return replay(trace, live=live)
+            return replay(trace, live=live, history=history)
     chosen = next(known for known in FORMATS if known == format)
     together = None if isinstance(path, str) else merged(path)
     name = path if isinstance(path, str) else f"{path[0]} and {len(path) - 1} more"
     with open_trace(name, chosen, together) as trace, _metered(trace) as meter:
         try:
-            return replay(trace, meter.replaying, live)
+            return replay(trace, meter.replaying, live, history=history)
         except KernelMemoryError as error:
             raise TraceError(trace.name, str(error), errno=errno.ENOMEM) from None
 
@@ -498,6 +500,44 @@ def diff_command(first: str, second: str, vm: int, as_json: bool) -> int:
         else text_output.diff(diffs, one.name, two.name)
     )
     return 1 if any(diffs.values()) else 0
+
+
+@command.command("report")
+@click.argument("files", metavar="[FILE]...", nargs=-1)
+@_sample_option
+@_format_option
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    metavar="HTML",
+    type=click.Path(dir_okay=False, writable=True),
+    help="The file to write; what was there is replaced.",
+)
+def report_command(files: tuple[str, ...], sample: str | None, format: str, output: str) -> int:
+    """Draw a replay of each FILE as one HTML page: no network, no other file.
+
+    Guest addresses over the calls of the trace: a bar for each slot, gaps marked, with the lines.
+    Gaps, disagreements and what changed most are lists that lead to the places.
+
+    Exit status: as that of replay.
+    """
+    if bool(files) == (sample is not None):
+        raise click.UsageError("name FILEs or one --sample.")
+    reports: list[Report] = []
+    for group in grouped(files) if files else [[sample or ""]]:
+        try:
+            path = group[0] if len(group) == 1 else group
+            reports.append(_replay_input(path, format, sample is not None, history=True))
+        except TraceError as error:
+            _complain(error)
+            return 2
+    try:
+        Path(output).write_text(html(reports), encoding="utf-8")
+    except OSError as error:
+        click.echo(f"memslots: {output}: {error.strerror}", err=True)
+        return 2
+    return 0 if all(report.agree for report in reports) else 1
 
 
 @command.command("map")

@@ -104,6 +104,9 @@ class Disagreement:
         return [f"{a} and {b}" for a, b in combinations(answers, 2) if answers[a] != answers[b]]
 
 
+Moment = tuple[int, Change, tuple[Slot, ...], Slot | None]
+
+
 # Without slots: pickle's protocols 0 and 1 refuse a class that has them and is not frozen.
 @dataclass
 class VmReport:
@@ -122,6 +125,10 @@ class VmReport:
     disagreements: list[Disagreement] = field(default_factory=list)
     gap_finders: list[Gaps] = field(default_factory=list)
     live: Live | None = None
+    #: The line of each change, which it was, the slots that went or changed, and the new one. Kept
+    #: where replay is told to.
+    history: list[Moment] = field(default_factory=list)
+    keeps_history: bool = False
     unknown_memfds: int = 0
     memfds: dict[int, GuestMemfd] = field(default_factory=dict)
 
@@ -179,6 +186,7 @@ def replay(
     watch: Callable[[int, int], None] | None = None,
     live: Callable[[], LiveVM] | None = None,
     until: int | None = None,
+    history: bool = False,
 ) -> Report:
     """Replay an opened trace to its end, or to a line.
 
@@ -195,6 +203,8 @@ def replay(
         of the trace, at its first memslot call; every VM is closed in the end, however that comes.
     until : int, optional
         The number of a line: what ends after it is left out.
+    history : bool
+        Whether each VmReport keeps every change: memory in proportion to them.
 
     Raises
     ------
@@ -207,7 +217,7 @@ def replay(
         reason = f"none of its {trace.counts.lost_total} memslot calls can be read; {lost.reason}"
         raise TraceError(trace.name, reason, lost.line)
     with ExitStack() as open_vms:
-        replayer = Replayer(events, _opener(trace.name, live, open_vms))
+        replayer = Replayer(events, _opener(trace.name, live, open_vms), history)
         for done, event in enumerate(events):
             if watch is not None and not done % 4096:
                 watch(done, len(events))
@@ -251,7 +261,13 @@ class Replayer:
     machine's kernel for each.
     """
 
-    def __init__(self, events: Iterable[Event] = (), opener: _Opener | None = None) -> None:
+    def __init__(
+        self,
+        events: Iterable[Event] = (),
+        opener: _Opener | None = None,
+        history: bool = False,
+    ) -> None:
+        self._history = history
         self.vms: list[VmReport] = []
         self._opener = opener
         self._machines = Machines(self._make, self._fits)
@@ -323,6 +339,7 @@ class Replayer:
     def _make(self, process: int | None, fd: int | None, line: int | None) -> VmReport:
         memslots = Memslots(self._max_slots, address_spaces=self._spaces, max_hva=self._max_hva)
         vm = VmReport(process, fd, line, memslots)
+        vm.keeps_history = self._history
         vm.gap_finders = [Gaps(as_id) for as_id in range(self._spaces)]
         self.vms.append(vm)
         return vm
@@ -486,9 +503,14 @@ class _Step:
         """
         vm, call = self.vm, self.call
         vm.operations[self.change.name] += 1
-        if self.change is Change.NONE or self.change is Change.FLAGS_ONLY:
+        if self.change is Change.NONE:
             return
         new = _current(vm, call)
+        if vm.keeps_history:
+            left = tuple(slot for slot in (*self.dropped, self.old) if slot is not None)
+            vm.history.append((call.line, self.change, left, new))
+        if self.change is Change.FLAGS_ONLY:
+            return
         start, end = (new.base_gfn, new.end_gfn) if new is not None else (0, 0)
         gaps = vm.gap_finders[call.as_id]
         for gone in (*self.dropped, self.old):
