@@ -8,6 +8,10 @@ their host addresses too, else O(n log n).
     then either  fill_begin  readers find the slots
                    wait for the readers (srcu_wait)
                  fill_end    both sets hold them (P1)
+    or           fill_stage  the inactive set holds them, which nobody else is to change
+                 then fill_carry, after a swap of the caller's: both sets hold them
+                 or   fill_unstage, and fill_drop
+                 or   fill_leave: they stay in the inactive set, and are the caller's
     or           fill_put    the same, where nobody reads yet: no generation goes by
     or           fill_drop   they are freed; the records are the caller's, to let go before
 """
@@ -36,4 +40,8 @@ cdef refusal fill_get(
 cdef void fill_begin(fill *f) noexcept nogil
 cdef void fill_end(fill *f) noexcept nogil
 cdef void fill_put(fill *f) noexcept nogil
+cdef void fill_stage(fill *f) noexcept nogil
+cdef void fill_unstage(fill *f) noexcept nogil
+cdef void fill_carry(fill *f) noexcept nogil
+cdef void fill_leave(fill *f) noexcept nogil
 cdef void fill_drop(fill *f) noexcept nogil

@@ -16,7 +16,7 @@ from memslots.core.region cimport (
     region_check,
 )
 from memslots.core.slot cimport SLOT_LOG_DIRTY_PAGES, slot_free, slot_new
-from memslots.core.slotset cimport slotset, slotset_fill
+from memslots.core.slotset cimport slotset, slotset_clear, slotset_fill
 from memslots.core.space cimport space_inactive, space_swap_begin, space_swap_end
 from memslots.core.update cimport DIRTY_LOG_INITIALLY_SET
 
@@ -121,6 +121,24 @@ cdef void fill_begin(fill *f) noexcept nogil:
 cdef void fill_end(fill *f) noexcept nogil:
     space_swap_end(f.sp)
     put(f, space_inactive(f.sp))
+    free_lists(f)
+
+
+cdef void fill_stage(fill *f) noexcept nogil:
+    put(f, space_inactive(f.sp))
+
+
+cdef void fill_unstage(fill *f) noexcept nogil:
+    # It was empty before.
+    slotset_clear(space_inactive(f.sp))
+
+
+cdef void fill_carry(fill *f) noexcept nogil:
+    put(f, space_inactive(f.sp))
+    free_lists(f)
+
+
+cdef void fill_leave(fill *f) noexcept nogil:
     free_lists(f)
 
 

@@ -107,11 +107,35 @@ cdef int get_filled(fill *f, Writer writer, const index *ix, uint32_t as_id) exc
         for i in range(f.count):
             attach_record(f.slots[i])
     except BaseException:
-        for i in range(f.count):
-            release_record(f.slots[i])
-        fill_drop(f)
+        drop_filled(f)
         raise
     return 0
+
+
+cdef void drop_filled(fill *f) noexcept:
+    cdef uint32_t i
+    for i in range(f.count):
+        release_record(f.slots[i])
+    fill_drop(f)
+
+
+cdef list filled_slots(const fill *f):
+    cdef uint32_t i
+    return [<object>f.slots[i].record for i in range(f.count)]
+
+
+cdef bint fits_at_once(
+    Writer writer, object slots, object as_id, const index **ix, uint32_t *number
+) except -1:
+    if writer.mirror is not None or not isinstance(slots, MemoryMap) or map_memfds(slots):
+        return False
+    map_index(slots, ix, number)
+    check_as_id(writer.lim, number[0])
+    return (
+        ix[0] is not NULL
+        and ix[0].count <= writer.lim.max_slots
+        and (as_id is None or as_id == number[0])
+    )
 
 
 def fill_with(Writer writer not None, map):
@@ -143,14 +167,9 @@ def create_at_once(Writer writer not None, slots, as_id):
     """
     cdef const index *ix
     cdef uint32_t number
-    cdef uint32_t i
     cdef fill f
     cdef list made
-    if writer.mirror is not None or not isinstance(slots, MemoryMap) or map_memfds(slots):
-        return None
-    map_index(slots, &ix, &number)
-    check_as_id(writer.lim, number)
-    if ix is NULL or ix.count > writer.lim.max_slots or (as_id is not None and as_id != number):
+    if not fits_at_once(writer, slots, as_id, &ix, &number):
         return None
     writer.enter("many slots")
     try:
@@ -158,11 +177,9 @@ def create_at_once(Writer writer not None, slots, as_id):
             return None
         get_filled(&f, writer, ix, number)
         try:
-            made = [<object>f.slots[i].record for i in range(f.count)]
+            made = filled_slots(&f)
         except BaseException:
-            for i in range(f.count):
-                release_record(f.slots[i])
-            fill_drop(&f)
+            drop_filled(&f)
             raise
         fill_begin(&f)
         writer.wait_for_readers()

@@ -5,6 +5,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from memslots.core.alloc cimport alloc_free, alloc_zeroed
+from memslots.core.fill cimport fill, fill_carry, fill_leave, fill_stage, fill_unstage
 from memslots.core.idtable cimport (
     idtable,
     idtable_drop_spare,
@@ -12,6 +13,7 @@ from memslots.core.idtable cimport (
     idtable_get_spare,
     idtable_spare,
 )
+from memslots.core.index cimport index
 from memslots.core.machine cimport MAX_SPACES, machine
 from memslots.core.region cimport (
     ALLOWED,
@@ -61,6 +63,12 @@ from memslots.core.update cimport (
 from memslots.read.ranges cimport extent, set_extent
 from memslots.values.integers cimport u32, u64
 from memslots.values.rules cimport check_as_id, check_id, refusal_error, room_for
+from memslots.write.filling cimport (
+    drop_filled,
+    filled_slots,
+    fits_at_once,
+    get_filled,
+)
 from memslots.write.freeids cimport FreeIds
 from memslots.write.listeners cimport ask_prepare, tell_commit, tell_invalidate
 from memslots.write.operations cimport (
@@ -161,6 +169,8 @@ cdef class Transaction(Target):
     cdef list memfds
     # those that a backend is asked for in place of what `steps` come to (_set_calls), or None
     cdef object calls
+    cdef fill filled  # slots that were put in at once
+    cdef bint has_fill  # whether there are any
     cdef uint32_t additions[MAX_SPACES]  # ids of each space that the active set does not hold
     cdef idtable_spare spare[MAX_SPACES]  # memory for these to go into the set that is active now
 
@@ -254,7 +264,8 @@ cdef class Transaction(Target):
         """As Memslots.create_many, in this transaction."""
         from memslots.write.filling import create_many
 
-        return create_many(self, slots, as_id)
+        made = self.stage_all(slots, as_id)
+        return create_many(self, slots, as_id) if made is None else made
 
     def unmap(self, start, end, as_id=0):
         """As Memslots.unmap, in this transaction."""
@@ -420,6 +431,60 @@ cdef class Transaction(Target):
         """
         return self.tenure == self.writer.tenure
 
+    cdef list stage_all(self, object slots, object as_id):
+        """Puts in the slots of a map with one pass, where nothing is yet; None: it is not so.
+
+        They are in no change of `changes`, as long as nothing else is done in their space.
+        """
+        cdef const index *ix
+        cdef uint32_t number
+        cdef size_t n
+        cdef list made
+        if self.has_fill or self.subscriptions:
+            return None
+        if not fits_at_once(self.writer, slots, as_id, &ix, &number):
+            return None
+        self.enter("many slots")
+        try:
+            if slotset_count(self.slots(number)) or slotset_count(
+                space_active(self.m.spaces[number])
+            ):
+                return None
+            for n in range(self.count):
+                if self.changes[n].sp.as_id == number:
+                    return None
+            get_filled(&self.filled, self.writer, ix, number)
+            try:
+                made = filled_slots(&self.filled)
+            except BaseException:
+                drop_filled(&self.filled)
+                raise
+            with nogil:
+                fill_stage(&self.filled)
+            self.has_fill = True
+            return made
+        finally:
+            self.leave()
+
+    cdef int take_apart(self) except -1:
+        """Makes changes of the slots that were put in at once, each by itself."""
+        cdef slotset *set = space_inactive(self.filled.sp)
+        cdef change *c
+        cdef slot_t *s
+        cdef uint32_t as_id = self.filled.sp.as_id
+        cdef uint32_t i
+        # All that can fail first: a change of what is not there to what is not there is none.
+        for i in range(self.filled.count):
+            self.change_of(as_id, self.filled.slots[i].id, NULL)
+        for i in range(self.filled.count):
+            s = self.filled.slots[i]
+            c = self.change_of(as_id, s.id, NULL)
+            c.held[set.k] = s
+            c.new = s
+        fill_leave(&self.filled)
+        self.has_fill = False
+        return 0
+
     cdef slot_t *find(self, uint32_t id, uint32_t as_id) noexcept:
         return slotset_by_id(self.slots(as_id), id)
 
@@ -427,6 +492,8 @@ cdef class Transaction(Target):
         return space_inactive(self.m.spaces[as_id])
 
     cdef object make(self, const region *r, slot_t *found, bint creates, change_kind *done):
+        if self.has_fill and r.as_id == self.filled.sp.as_id:
+            self.take_apart()
         cdef slotset *set = self.slots(r.as_id)
         cdef slot_t *next = NULL
         cdef slot_t *before
@@ -612,6 +679,8 @@ cdef class Transaction(Target):
         for n in range(self.count):
             c = &self.changes[n]
             touched[c.sp.as_id] |= c.new is not c.old
+        if self.has_fill:
+            touched[self.filled.sp.as_id] = True
         for as_id in range(nspaces):
             if touched[as_id]:
                 space_swap_begin(self.m.spaces[as_id])
@@ -624,6 +693,9 @@ cdef class Transaction(Target):
             if touched[c.sp.as_id]:
                 update_carry(c, &self.spare[c.sp.as_id])
                 update_carry_marks(c)
+        if self.has_fill:
+            fill_carry(&self.filled)
+            self.has_fill = False
 
     cdef int tell_all(self) except -1:
         leaving = None
@@ -642,8 +714,13 @@ cdef class Transaction(Target):
         cdef int adds
         if not self.is_held():
             # The sets are not what they were, and the slots may be gone: what is staged is left.
+            self.has_fill = False
             self.end()
             return
+        if self.has_fill:
+            fill_unstage(&self.filled)
+            drop_filled(&self.filled)
+            self.has_fill = False
         # What was put in goes first, so that what was taken out finds its place in the id table
         # again.
         for adds in range(2):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +23,7 @@ from memslots import (
     MemoryMap,
     Memslots,
     NoRoomError,
+    NoSuchSlotError,
     OverlapError,
     Slot,
 )
@@ -243,3 +246,155 @@ def test_listeners_hear_of_each() -> None:
     made = vm.create_many(map_of(5))
     assert told == [(Change.CREATE, slot) for slot in made]
     assert made[1].flags is Flags.LOG_DIRTY_PAGES
+
+
+# In a transaction: at once where nothing is yet, and changed after.
+
+ROWS = MemoryMap([(8 * n, 4, (n * 7 % 40) << 20, n & 1, 39 - n) for n in range(40)])
+
+
+def of_both() -> tuple[Memslots, Memslots]:
+    return Memslots(address_spaces=2), Memslots(address_spaces=2)
+
+
+def test_readers_see_them_at_the_end() -> None:
+    vm = Memslots()
+    with vm.transaction() as tx:
+        made = tx.create_many(ROWS)
+        assert made == list(ROWS)
+        assert len(vm) == 0
+        assert vm.lookup(0) is None
+        assert tx.lookup(8) == ROWS[38]
+        assert tx.get(39) == ROWS[39]
+        assert tx.free_id() == 40
+    assert vm.map() == ROWS
+    vm.check()
+    for slot in list(vm):
+        vm.delete(slot.id)
+    vm.check()
+
+
+def test_it_takes_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not create_many of filling.pyx that makes them, slot by slot."""
+    filling = importlib.import_module("memslots.write.filling")
+
+    def never(*_: object) -> None:
+        raise AssertionError("slot by slot")
+
+    monkeypatch.setattr(filling, "create_many", never)
+    vm = Memslots()
+    with vm.transaction() as tx:
+        assert len(tx.create_many(ROWS)) == 40
+    assert vm.create_many is not None
+    other = Memslots()
+    assert len(other.create_many(ROWS)) == 40
+    with pytest.raises(AssertionError, match="slot by slot"), vm.transaction() as tx:
+        tx.create_many(MemoryMap([(1 << 20, 1, 0)]))
+    assert vm.map() == ROWS
+
+
+def test_nothing_is_left_of_it() -> None:
+    vm = Memslots()
+    before = vm.map()
+    for after in (None, lambda tx: tx.delete(3), lambda tx: tx.create(50, 1 << 20, 1, 0)):
+        with pytest.raises(ZeroDivisionError), vm.transaction() as tx:
+            tx.create_many(ROWS)
+            if after is not None:
+                after(tx)
+            raise ZeroDivisionError
+        assert vm.map() == before
+        vm.check()
+    tx = vm.transaction().__enter__()
+    tx.create_many(ROWS)
+    del tx
+    assert vm.map() == before
+    vm.check()
+    vm.create_many(ROWS)
+    assert vm.map() == ROWS
+    vm.check()
+
+
+SLOT_5 = next(slot for slot in ROWS if slot.id == 5)
+
+
+def refused(tx: Any) -> None:
+    with pytest.raises(NoSuchSlotError):
+        tx.move(99, 0)
+
+
+CHANGES: dict[str, Callable[[Any], object]] = {
+    "nothing": lambda tx: None,
+    "move": lambda tx: tx.move(5, 1 << 20),
+    "delete": lambda tx: tx.delete(5),
+    "all deleted": lambda tx: [tx.delete(n) for n in range(40)],
+    "flags": lambda tx: tx.set_flags(6, 1),
+    "create": lambda tx: tx.create(40, 4, 4, 0),
+    "delete and create": lambda tx: (tx.delete(39), tx.create(39, 0, 8, 0, 1)),
+    "many more": lambda tx: tx.create_many(MemoryMap([(1 << 20, 1, 0), (1 << 21, 1, 0)])),
+    "unmap": lambda tx: tx.unmap(2, 100),
+    "split": lambda tx: tx.split(20, 8 * 19 + 1),
+    "another space": lambda tx: tx.create(7, 0, 4, 0, as_id=1),
+    "both spaces at once": lambda tx: tx.create_many(MemoryMap([(4, 4, 0, 1)], 1)),
+    "a change that is refused": lambda tx: refused(tx),
+    "set_region": lambda tx: tx.set_region(5, 0, 1 << 30, 0x4000, SLOT_5.userspace_addr),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_what_is_changed_after(change: Callable[[Any], object]) -> None:
+    """As if all had been created one by one."""
+    at_once, one_by_one = of_both()
+    with at_once.transaction() as tx:
+        tx.create_many(ROWS)
+        change(tx)
+    with one_by_one.transaction() as tx:
+        for slot in ROWS:
+            tx.create(slot.id, slot.base_gfn, slot.npages, slot.userspace_addr, slot.flags)
+        change(tx)
+    for as_id in range(2):
+        assert at_once.map(as_id) == one_by_one.map(as_id)
+        assert [s.id for s in at_once.address_space(as_id)] == [
+            s.id for s in one_by_one.address_space(as_id)
+        ]
+    at_once.check()
+    assert at_once.free_id() == one_by_one.free_id()
+    for vm in (at_once, one_by_one):
+        vm.mark_dirty_range(0, 1 << 22)
+    assert at_once.take_dirty_runs() == one_by_one.take_dirty_runs()
+    for slot in list(at_once):
+        at_once.delete(slot.id)
+    at_once.check()
+
+
+def test_an_overlap_is_refused_at_the_end() -> None:
+    vm = Memslots()
+    with pytest.raises(OverlapError), vm.transaction() as tx:
+        tx.create_many(ROWS)
+        tx.create(50, 1, 1, 0)
+    assert len(vm) == 0
+    vm.check()
+
+
+def test_no_memory_for_a_change_after(drivers: Any) -> None:
+    vm = Memslots()
+
+    def attempt() -> None:
+        with vm.transaction() as tx:
+            tx.create_many(ROWS)
+            tx.move(5, 1 << 20)
+            tx.create(60, 1 << 21, 1, 0)
+            raise_at_the_end()
+
+    def raise_at_the_end() -> None:
+        raise KeyError
+
+    def whole() -> None:
+        with contextlib.suppress(KeyError):
+            attempt()
+
+    def unharmed() -> None:
+        assert len(vm) == 0
+        vm.check()
+
+    whole()  # the pool of slots keeps what it has got for this
+    assert each_failure(drivers("alloc"), whole, unharmed) > 10
