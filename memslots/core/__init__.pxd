@@ -59,7 +59,8 @@ For memslots alone:
   machine      machine_new machine_free
   index_policy index_policy_current index_policy_pays
                index_policy_build index_policy_copy
-  fill         fill fill_begin fill_drop fill_end fill_get fill_put
+  fill         fill fill_begin fill_carry fill_drop fill_end fill_get fill_leave fill_put fill_stage
+               fill_unstage
   lookup       lookup_row lookup_shared
   search       search_one
   layout       layout_number
