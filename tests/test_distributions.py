@@ -18,7 +18,7 @@ from test_c_face import c_face
 
 ROOT = Path(__file__).parent.parent
 MOST_BYTES = 1_100_000
-PACKAGE = [f"memslots/**/*{suffix}" for suffix in (".py", ".pyi", ".xz")]
+PACKAGE = [f"memslots/**/*{suffix}" for suffix in (".py", ".pyi", ".xz", ".html")]
 
 
 def tree(*patterns: str) -> set[str]:

@@ -40,7 +40,7 @@ def test_installed_files() -> None:
     files = {str(file) for file in DISTRIBUTION.files or [] if "__pycache__" not in file.parts}
     inside = {file for file in files if file.startswith("memslots/")}
     suffixes = {Path(file).suffix for file in inside}
-    assert suffixes == {".py", ".pyi", ".pxd", ".so", ".xz", ".typed"}
+    assert suffixes == {".py", ".pyi", ".pxd", ".so", ".xz", ".html", ".typed"}
     assert "memslots/py.typed" in inside
     # Beside the package: its metadata and its command.
     rest = files - inside
