@@ -373,7 +373,7 @@ CASES: dict[Callable[[Memslots], None], int] = {
     backings: 400,
     machines_with_memory: 600,
     files_of_guests: 1000,
-    opened_memory: 400,
+    opened_memory: 1000,
 }
 
 
@@ -443,11 +443,11 @@ else:
         )
         assert result.returncode == 0, result.stderr
         grown = json.loads(result.stdout)
-        # A leak of one pointer a round is 8 kB at least, of one slot a round 64 kB and more; the
-        # allocators' own slack is in pages.
-        assert grown["rss"] < 512 * 1024, grown
-        # One a round is 400 at least; a hundred come and go with the sizes of Python's own tables.
-        assert grown["blocks"] < 200, grown
+        # What is lost is told by the blocks and what the core has not got back, below. Pages come
+        # and go with the allocators' own slack, and more of them while other tests run beside this.
+        assert grown["rss"] < 1024 * 1024, grown
+        # One a round is 400 at least; some hundred come and go with Python's own tables.
+        assert grown["blocks"] < 300, grown
         assert grown["traced"] < 4096, grown
         # Of what the kernel gives nothing is left; the allocators may map a few more of their own.
         assert (grown["fds"], grown["guests"]) == (0, 0), grown

@@ -183,7 +183,7 @@ else:
         assert found["blocks"] < 500, found
         # A leak of a vCPU's mapping would be 12 kB a VM, of a KvmVM's dicts and lock 1 kB. (Without
         # a GIL Python's allocator gives memory back late: it comes and goes by the megabyte.)
-        most = 24 << 20 if sysconfig.get_config_var("Py_GIL_DISABLED") else 512 * 1024
+        most = 24 << 20 if sysconfig.get_config_var("Py_GIL_DISABLED") else 768 * 1024
         assert found["rss"] < most, found
 
     @needs_kvm
