@@ -33,7 +33,7 @@ from memslots.cli.kernel_memory import (
     available,
     size,
 )
-from memslots.cli.maps import Maps, read_maps
+from memslots.cli.map_arguments import Maps, read_maps
 from memslots.cli.plots import draw
 from memslots.cli.report import html
 from memslots.errors import KvmError, KvmUnavailableError
