@@ -49,6 +49,15 @@ class Backing:
     @property
     def huge_pages(self) -> str | None:
         """hugetlb, transparent or None."""
+    def advise(
+        self,
+        *,
+        mergeable: bool | None = None,
+        fork: bool | None = None,
+        dump: bool | None = None,
+        numa_node: int | None = None,
+    ) -> None:
+        """Tell the host what it may do with the memory. OSError: the kernel has refused it."""
     @property
     def hva(self) -> int:
         """The host address of its first byte."""

@@ -237,6 +237,32 @@ cdef class Backing:
             raise ValueError(f"{self.kind} memory has no file")
         return self.fd
 
+    def advise(self, *, mergeable=None, fork=None, dump=None, numa_node=None):
+        """Tell the host what it may do with the memory. What is not given stays as it is.
+
+        Parameters
+        ----------
+        mergeable : bool, optional
+            Whether pages that are the same may become one (KSM).
+        fork : bool, optional
+            Whether a child of this process has it, too.
+        dump : bool, optional
+            Whether it is in a core dump of this process.
+        numa_node : int, optional
+            Where pages that are not there yet are to come from, and from nowhere else.
+
+        Raises
+        ------
+        OSError
+            The kernel has refused it, or has no such thing (EINVAL, ENOSYS). What came before in
+            this order is done.
+        ValueError
+            No kernel has so many nodes.
+        """
+        from memslots.memory.advice import advise
+
+        advise(self.start(), self.memory.len, mergeable, fork, dump, numa_node)
+
     @property
     def hva(self):
         """The host address of its first byte."""

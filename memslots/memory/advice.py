@@ -1,0 +1,59 @@
+"""What a host is told of memory: madvise and mbind, each with the kernel's answer."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+_libc.syscall.restype = ctypes.c_long
+
+# (to do it, to leave it), as madvise takes them.
+_MERGEABLE = 12, 13
+_FORK = 11, 10
+_DUMP = 17, 16
+_MBIND = {"x86_64": 237, "aarch64": 235, "riscv64": 235, "loongarch64": 235}
+_MPOL_BIND = 2
+_MOST_NODES = 1024
+
+
+def advise(
+    hva: int,
+    size: int,
+    mergeable: bool | None,
+    fork: bool | None,
+    dump: bool | None,
+    numa_node: int | None,
+) -> None:
+    """What Backing.advise does."""
+    for wanted, (yes, no) in ((mergeable, _MERGEABLE), (fork, _FORK), (dump, _DUMP)):
+        if wanted is not None and _libc.madvise(hva, size, yes if wanted else no):
+            raise _error()
+    if numa_node is not None:
+        _bind(hva, size, numa_node)
+
+
+def _bind(hva: int, size: int, node: int) -> None:
+    number = _MBIND.get(platform.machine())
+    if number is None:
+        raise OSError(38, f"no number of mbind is known for {platform.machine()}")
+    if not 0 <= node < _MOST_NODES:
+        raise ValueError(f"numa_node {node} is not from 0 to {_MOST_NODES - 1}")
+    mask = (ctypes.c_ulong * (_MOST_NODES // 64))()
+    mask[node // 64] = 1 << node % 64
+    arguments = (ctypes.c_void_p(hva), ctypes.c_ulong(size), ctypes.c_int(_MPOL_BIND))
+    if _libc.syscall(
+        ctypes.c_long(number),
+        *arguments,
+        ctypes.byref(mask),
+        ctypes.c_ulong(_MOST_NODES + 1),
+        ctypes.c_uint(0),
+    ):
+        raise _error()
+
+
+def _error() -> OSError:
+    code = ctypes.get_errno()
+    return OSError(code, os.strerror(code))
