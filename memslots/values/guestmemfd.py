@@ -8,6 +8,7 @@ import re
 import weakref
 from bisect import bisect_left
 from collections.abc import Callable, Container, Iterable
+from functools import cache
 from itertools import count
 from operator import attrgetter
 from pathlib import Path
@@ -226,12 +227,15 @@ def number_of(given: GuestMemfd | SupportsIndex | None) -> tuple[int, GuestMemfd
 
 def by_number(number: int) -> GuestMemfd:
     """The GuestMemfd of that number; where it is gone, a closed one in its place."""
-    found = _known.get(number)
-    if found is None:
-        found = GuestMemfd.__new__(GuestMemfd)
-        found._begin(_File(0), None)
-        found.close()
-    return found
+    return _known.get(number) or _gone()
+
+
+@cache
+def _gone() -> GuestMemfd:
+    made = GuestMemfd.__new__(GuestMemfd)
+    made._begin(_File(0), None)
+    made.close()
+    return made
 
 
 def ranges_meet(one: Slot, two: Slot) -> bool:

@@ -11,7 +11,17 @@ import pytest
 from livekernel import HostMemory
 from needs import needs_kvm
 
-from memslots import Change, Flags, GuestMemfd, KvmError, MemoryMap, MemslotError, Memslots, Slot
+from memslots import (
+    Change,
+    Flags,
+    GuestMemfd,
+    KvmError,
+    MemoryMap,
+    MemslotError,
+    Memslots,
+    OverlapError,
+    Slot,
+)
 from memslots.kvm import Cap, KvmVM
 
 PAGE = 4096
@@ -109,6 +119,19 @@ def test_what_another_vm_has(kernel: KvmVM) -> None:
             assert Memslots(backend=other).set_region2(0, 4, 0, PAGE, 0, memfd) is Change.CREATE
         finally:
             os.close(memfd)
+
+
+def test_what_was_asked_for(kernel: KvmVM) -> None:
+    """An overlap's error tells of one slot, whichever of the two refused it."""
+    host = HostMemory(4)
+    found = []
+    for vm in (kernel, Memslots(**kernel.limits)):
+        vm.set_region(0, 0, 0, PAGE, host.address)
+        with pytest.raises(OverlapError) as caught:
+            vm.set_region2(1, 4, 0, PAGE, host.address)
+        found.append((caught.value.requested, caught.value.existing, str(caught.value)))
+    assert found[0] == found[1]
+    assert found[0][0].guest_memfd is not None
 
 
 def test_a_plan_is_checked_by_the_kernel(kernel: KvmVM) -> None:
