@@ -289,6 +289,38 @@ class StandIns:
         )
 
 
+class Copies(StandIns):
+    """What the slots of a copy of a Memslots are bound to: files that are nobody's yet, or copies.
+
+    A slot whose file is closed gets one that is closed when all are there (rule G10).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._closed: list[GuestMemfd] = []
+        self._free: set[_File] = set()  # that nobody had
+
+    def slot(self, slot: Slot) -> Slot:
+        """The slot as it is to be made."""
+        memfd = slot.guest_memfd
+        if memfd is None:
+            return slot
+        if memfd._file.owner is None:
+            self._free.add(memfd._file)
+        if memfd._file in self._free and not memfd.closed:
+            return slot
+        if memfd.closed:
+            once = GuestMemfd(slot.guest_memfd_offset + slot.memory_size)
+            self._closed.append(once)
+            self._files[memfd._file] = once
+        return super().slot(slot)
+
+    def done(self) -> None:
+        """All slots are there."""
+        for memfd in self._closed:
+            memfd.close()
+
+
 class _NewBindings:
     """A file as it is to be after a change; after it was put in, as it was before."""
 

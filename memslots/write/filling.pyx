@@ -49,12 +49,14 @@ cdef object space_state(Reader reader):
     return space_generation(reader.sp), slots
 
 
-cdef int restore_space(Writer writer, uint32_t as_id, object state) except -1:
+cdef int restore_space(Writer writer, uint32_t as_id, object state, object copies) except -1:
     """Fills an empty address space. A state that breaks a rule is refused by that rule."""
     cdef space *sp = writer.m.spaces[as_id]
     generation, slots = state
     cdef uint64_t last = u64(generation, "generation")
     for record, log in slots:
+        if record.flags & Flags.GUEST_MEMFD:
+            record = copies.slot(record)
         operation_create_slot(writer, record)
         if log is not None:
             put_log(writer.m, record.id, as_id, log)
@@ -88,8 +90,12 @@ def state_of(vm):
 def restore(Writer writer not None, spaces):
     """Makes a Writer's machine, which is new and empty, what the second of these says."""
     check_spaces(writer.m.lim.nspaces, spaces)
+    from memslots.values.guestmemfd import Copies
+
+    copies = Copies()
     for as_id, state in enumerate(spaces):
-        restore_space(writer, as_id, state)
+        restore_space(writer, as_id, state, copies)
+    copies.done()
 
 
 cdef int get_filled(fill *f, Writer writer, const index *ix, uint32_t as_id) except -1:

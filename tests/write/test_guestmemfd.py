@@ -339,6 +339,33 @@ class TestMaps:
         with pytest.raises(InvalidRegionError, match="guest_memfd_offset is no whole number"):
             MemoryMap.from_json(map.to_json().replace("memfd_offset", "memfd_place"))
 
+    @pytest.mark.parametrize(
+        "how", [copy.copy, copy.deepcopy, lambda vm: pickle.loads(pickle.dumps(vm))]
+    )
+    def test_copies_have_files_of_their_own(
+        self, vm: Memslots, memfd: GuestMemfd, how: Callable[[Memslots], Memslots]
+    ) -> None:
+        gone = GuestMemfd(PAGE)
+        vm.set_region2(5, 4, 100 * PAGE, PAGE, 0, gone)
+        vm.set_region2(6, 4, 101 * PAGE, PAGE, 0, GuestMemfd(4 * PAGE), 3 * PAGE)
+        gone.close()
+        other = how(vm)
+        other.check()
+        shape = [(s.id, s.base_gfn, s.npages, s.flags, s.guest_memfd_offset) for s in vm]
+        assert [(s.id, s.base_gfn, s.npages, s.flags, s.guest_memfd_offset) for s in other] == shape
+        files = {s.id: s.guest_memfd for s in other if s.guest_memfd is not None}
+        assert files[0] is files[2] is not memfd
+        assert {id: file.closed for id, file in files.items()} == {
+            0: False,
+            2: False,
+            5: True,
+            6: False,
+        }
+        refused(lambda: other.move(5, 300), errno.EINVAL, "G5")
+        refused(
+            lambda: other.set_region2(9, 4, 200 * PAGE, PAGE, 0, files[0], 0), errno.EINVAL, "G7"
+        )
+
     def test_pickles(self, vm: Memslots) -> None:
         other = pickle.loads(pickle.dumps(vm))
         other.check()
