@@ -1,9 +1,11 @@
-"""The commands of `memslots`: replay, report, plan, diff, map, lookup and bench."""
+"""The commands of `memslots`: record, replay, report, plan, diff, map, lookup and bench."""
 
 from __future__ import annotations
 
 import errno
 import json
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -500,6 +502,50 @@ def diff_command(first: str, second: str, vm: int, as_json: bool) -> int:
         else text_output.diff(diffs, one.name, two.name)
     )
     return 1 if any(diffs.values()) else 0
+
+
+#: What tells of slots, and of whose they are.
+_TRACED = "trace=ioctl,clone,clone3,fork,vfork,close,dup,dup2,dup3,fcntl"
+
+
+@command.command("record", context_settings={"ignore_unknown_options": True})
+@click.argument("words", metavar="-- COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.option(
+    "-o",
+    "--output",
+    default="memslots.strace",
+    show_default=True,
+    metavar="FILE",
+    type=click.Path(dir_okay=False, writable=True),
+    help="Where the trace goes; what was there is replaced.",
+)
+def record_command(words: tuple[str, ...], output: str) -> int:
+    """Run a VMM under strace, and replay what it did with its memory slots.
+
+    COMMAND is run as it is, on this terminal; the trace stays in FILE, for replay and the others.
+
+    Exit status: that of replay; 2 if strace or COMMAND cannot be run, or no call was recorded.
+    """
+    strace = shutil.which("strace")
+    if strace is None:
+        click.echo("memslots: record needs strace: install it (apt install strace)", err=True)
+        return 2
+    if shutil.which(words[0]) is None:
+        click.echo(f"memslots: {words[0]}: there is no such command", err=True)
+        return 2
+    run = subprocess.run(
+        [strace, "-f", "-ttt", "-e", _TRACED, "-e", "signal=none", "-o", output, "--", *words],
+        check=False,
+    )
+    if run.returncode:
+        click.echo(f"memslots: {words[0]} ended with status {run.returncode}", err=True)
+    try:
+        report = _replay_input(output, "strace")
+    except TraceError as error:
+        _complain(error)
+        return 2
+    _print(text_output.replay(report))
+    return 0 if report.agree else 1
 
 
 @command.command("report")
