@@ -106,7 +106,8 @@ class Wrapping:
             text = _ENTITY.sub(lambda found: _ENTITIES[found[1]], text)
         for prefix in self._prefixes:
             text = prefix.sub(b"", text)
-        if _BROKEN.search(text):
+        calls = b"KVM_SET_USER_MEMORY_REGION" in text or b"kvm_set_user_memory" in text
+        if calls and _BROKEN.search(text):
             for wrapped in (_WRAPPED_STRACE, _WRAPPED_QEMU):
                 text = wrapped.sub(_one_line, text)
         return text
