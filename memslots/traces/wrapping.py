@@ -41,11 +41,6 @@ _COMMENT = re.compile(
 #: A line that was too long for a mail (RFC 2045): it goes on in the next.
 _SOFT_BREAK = re.compile(rb"=\r?\n")
 _QUOTED_BYTE = re.compile(rb"=([0-9A-F]{2})")
-#: Calls that go on in the lines after; only then is it worth a closer look.
-_BROKEN = re.compile(
-    rb"KVM_SET_USER_MEMORY_REGION2?, \{[^{}\n]*\r?\n|"
-    rb"kvm_set_user_memory (?:AddrSpace#|Slot#)(?![^\n]* ret=)[^\n]*\r?\n"
-)
 _WRAPPED_STRACE = re.compile(
     rb"KVM_SET_USER_MEMORY_REGION2?, \{[^{}\n]*(?:\r?\n[ \t]*[a-z_]+=[^{}\n]*){1,12}\}[ \t]*"
     rb"(?:\r?\n[ \t]*)?\)[^\n]*"
@@ -58,6 +53,19 @@ _WRAPPED_QEMU = re.compile(
     rb"(?:Slot#\d+ |(?:flags|gpa|size|ua|guest_memfd|guest_memfd_offset)=[^\n]* |)ret=[^\n]*"
 )
 _LINE_END = re.compile(rb"(?:[ \t]*\r?\n[ \t]*)+")
+
+
+def _goes_on(text: bytes, word: bytes, begin: bytes, end: bytes) -> bool:
+    """Whether a call with that word is not all in its line."""
+    at = text.find(word)
+    while at >= 0:
+        stop = text.find(b"\n", at)
+        if text.find(end, at, stop) < 0 and (
+            text.find(begin, at, stop) >= 0 or text.find(b"AddrSpace#", at, stop) >= 0
+        ):
+            return True
+        at = text.find(word, stop) if stop >= 0 else -1
+    return False
 
 
 def _one_line(found: re.Match[bytes]) -> bytes:
@@ -106,10 +114,10 @@ class Wrapping:
             text = _ENTITY.sub(lambda found: _ENTITIES[found[1]], text)
         for prefix in self._prefixes:
             text = prefix.sub(b"", text)
-        calls = b"KVM_SET_USER_MEMORY_REGION" in text or b"kvm_set_user_memory" in text
-        if calls and _BROKEN.search(text):
-            for wrapped in (_WRAPPED_STRACE, _WRAPPED_QEMU):
-                text = wrapped.sub(_one_line, text)
+        if _goes_on(text, b"KVM_SET_USER_MEMORY_REGION", b"{", b"}"):
+            text = _WRAPPED_STRACE.sub(_one_line, text)
+        if _goes_on(text, b"kvm_set_user_memory ", b"Slot#", b" ret="):
+            text = _WRAPPED_QEMU.sub(_one_line, text)
         return text
 
     @staticmethod
