@@ -1,5 +1,6 @@
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Self, SupportsIndex, final
 
 from _typeshed import ReadableBuffer, WriteableBuffer
@@ -108,6 +109,8 @@ class GuestMemory:
         """Make memory zeros, and give pages back to the host. NotMappedError, ReadOnlyError."""
     def prefault(self, gpa: SupportsIndex, n: SupportsIndex, *, write: bool = True) -> None:
         """Have the host's pages there. NotMappedError, ReadOnlyError, OSError."""
+    def writing(self, gpa: SupportsIndex, n: SupportsIndex) -> AbstractContextManager[memoryview]:
+        """Guest memory to write to, marked at the end of a with statement. NotMappedError."""
     def is_mapped(self, gpa: SupportsIndex, n: SupportsIndex = 1) -> bool:
         """Whether `read` of so many bytes would find memory."""
     def unpack(self, gpa: SupportsIndex, format: str) -> tuple[Any, ...]:

@@ -728,6 +728,14 @@ cdef class GuestMemory:
         """
         late("memslots.memory.transfer", "prefault")(self, gpa, n, write)
 
+    def writing(self, gpa, n):
+        """Guest memory to write to, which is marked as written at the end of a with statement.
+
+        ``with memory.writing(gpa, n) as view:`` gives what `view` gives, and marks all of it, also
+        where the body is left by an exception. NotMappedError, ReadOnlyError, InvalidRegionError.
+        """
+        return late("memslots.memory.transfer", "writing")(self, gpa, n)
+
     # Structures and devices
 
     def is_mapped(self, gpa, n=1):

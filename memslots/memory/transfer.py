@@ -7,6 +7,8 @@ import errno
 import mmap
 import os
 from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from memslots.errors import InvalidRegionError
@@ -127,6 +129,18 @@ def prefault(memory: GuestMemory, gpa: int, n: int, write: bool) -> None:
                     view[at] = view[at]
                 else:
                     _ = view[at]
+
+
+@contextmanager
+def writing(memory: GuestMemory, gpa: int, n: int) -> Iterator[memoryview]:
+    """What GuestMemory.writing does."""
+    if n:
+        memory.views(gpa, n, write=True)  # raises
+    view = memory.view(gpa, n)
+    try:
+        yield view
+    finally:
+        memory.mark_dirty(gpa, n)
 
 
 def array(memory: GuestMemory, gpa: int, dtype: object, n: int) -> object:

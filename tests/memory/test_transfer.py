@@ -166,6 +166,23 @@ def test_structures(memory: GuestMemory) -> None:
         assert memory.unpack(0, f"{size}x") == ()
 
 
+def test_what_is_written_in_a_block_is_marked(memory: GuestMemory) -> None:
+    with memory.writing(PAGE, 2 * PAGE) as view:
+        view[5] = 7
+    assert memory.read_u8(PAGE + 5) == 7
+    assert dirty(memory) == [(1, 3)]
+    with pytest.raises(ZeroDivisionError), memory.writing(5, 1) as view:
+        view[0] = 1
+        raise ZeroDivisionError
+    assert dirty(memory) == [(0, 1)]
+    for gpa, error in ((0x900000, NotMappedError), (0x100000, ReadOnlyError)):
+        with pytest.raises(error), memory.writing(gpa, 1):
+            raise AssertionError("nothing is to be written")
+    with pytest.raises(InvalidRegionError), memory.writing(3 * PAGE, 2 * PAGE):
+        raise AssertionError("it is in two slots")
+    assert dirty(memory) == []
+
+
 def test_arrays(memory: GuestMemory) -> None:
     np = pytest.importorskip("numpy")
     found = memory.array(PAGE, "<u4", 8)
