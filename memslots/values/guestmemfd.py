@@ -8,7 +8,6 @@ import re
 import weakref
 from bisect import bisect_left
 from collections.abc import Callable, Container, Iterable
-from functools import cache
 from itertools import count
 from operator import attrgetter
 from pathlib import Path
@@ -227,15 +226,13 @@ def number_of(given: GuestMemfd | SupportsIndex | None) -> tuple[int, GuestMemfd
 
 def by_number(number: int) -> GuestMemfd:
     """The GuestMemfd of that number; where it is gone, a closed one in its place."""
-    return _known.get(number) or _gone()
+    return _known.get(number) or _GONE
 
 
-@cache
-def _gone() -> GuestMemfd:
-    made = GuestMemfd.__new__(GuestMemfd)
-    made._begin(_File(0), None)
-    made.close()
-    return made
+#: In place of one that is gone, or never was.
+_GONE = GuestMemfd.__new__(GuestMemfd)
+_GONE._begin(_File(0), None)
+_GONE.close()
 
 
 def ranges_meet(one: Slot, two: Slot) -> bool:
