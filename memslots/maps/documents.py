@@ -8,7 +8,6 @@ from typing import Any
 
 from memslots.errors import MemslotError
 from memslots.maps.entries import KINDS, Entry, Map, joined
-from memslots.maps.lines import number
 from memslots.read.document import map_of_document
 from memslots.read.memorymap import MemoryMap
 from memslots.read.table import flag_names
@@ -69,12 +68,12 @@ def _of_final_map(slots: list[dict[str, Any]]) -> list[Map]:
         )
         kind = slot.get("kind", "rom" if flags & Flags.READONLY else "ram")
         offset, host = (
-            None if slot.get(name) is None else number(str(slot[name]))
+            None if slot.get(name) is None else int(str(slot[name]), 0)
             for name in ("offset", "userspace_addr")
         )
         entry = Entry(
-            number(str(slot["guest_phys_addr"])),
-            number(str(slot["memory_size"])),
+            int(str(slot["guest_phys_addr"]), 0),
+            int(str(slot["memory_size"]), 0),
             kind if kind in KINDS else "other",
             slot.get("name", ""),
             offset,

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator
 
 from memslots.maps.entries import Entry, Map, joined
-from memslots.maps.lines import number
 
 _E820 = re.compile(
     r"(?:BIOS-e820|e820|BIOS-provided): ?(?:update )?\[?(?:mem )?(0x)?([0-9a-f]{1,16})"
@@ -142,12 +141,12 @@ class Csv:
 
 def _rows(rows: csv.DictReader[str]) -> Iterator[Entry]:
     for row in rows:
-        start = number(row["start"])
-        size = number(row["size"]) if row.get("size") else number(row["end"]) - start
+        start = int(row["start"], 0)
+        size = int(row["size"], 0) if row.get("size") else int(row["end"], 0) - start
         offset, host, id = (
-            number(row[name]) if row.get(name) else None
+            int(row[name], 0) if row.get(name) else None
             for name in ("offset", "userspace_addr", "id")
         )
-        flags = number(row["flags"]) if row.get("flags") else 0
+        flags = int(row["flags"], 0) if row.get("flags") else 0
         kind = row.get("kind") or "ram"
         yield Entry(start, size, kind, row.get("name") or "", offset, host, id, flags)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ class _Call(NamedTuple):
     hva: int | None
 
 
-class _Log:
+class _Log(ABC):
     """Lines that each make, change or delete one slot."""
 
     name: str
@@ -60,9 +61,9 @@ class _Log:
         return [Map(joined(entries), format=cls.name)]
 
     @classmethod
+    @abstractmethod
     def calls(cls, match: re.Match[str], vm: Memslots) -> Iterator[_Call]:
         """What a line does."""
-        raise NotImplementedError
 
 
 class CloudHypervisor(_Log):

@@ -58,6 +58,9 @@ class Checkpoint:
         self._pieces: list[_Piece] = []
         self._places: list[list[_Place]] = []
 
+        logs: list[object] = []
+        views: list[list[tuple[Slot, memoryview]]] = []
+
         def begin() -> None:
             self._slots = [list(vm.address_space(as_id)) for as_id in range(vm.address_spaces)]
             self._generations = [vm.address_space(k).generation for k in range(vm.address_spaces)]
@@ -67,10 +70,16 @@ class Checkpoint:
                     errno.EINVAL, "a slot that can be written has no dirty log: by_log needs all"
                 )
             if self._by_log:
-                take_runs(vm, [])
+                take_runs(vm, logs)
+            for there, slots in zip(spaces, self._slots, strict=True):
+                views.append([(slot, _view(there, slot)) for slot in slots if _is_copied(slot)])
 
-        without_changes(vm, begin)
-        self._copy_all(spaces)
+        try:
+            without_changes(vm, begin)
+            self._copy_all(views)
+        except BaseException:
+            return_marks(vm, logs)
+            raise
 
     @property
     def by_log(self) -> bool:
@@ -82,16 +91,13 @@ class Checkpoint:
         """How many bytes of host memory it is of."""
         return sum(len(piece.memory) for piece in self._pieces)
 
-    def _copy_all(self, spaces: list[GuestMemory]) -> None:
+    def _copy_all(self, views: list[list[tuple[Slot, memoryview]]]) -> None:
         """A copy of all host memory that can be written by way of a slot, once."""
         wanted: list[tuple[int, int, memoryview]] = []
         found: list[list[tuple[Slot, int]]] = []
-        for memory, slots in zip(spaces, self._slots, strict=True):
+        for slots in views:
             found.append([])
-            for slot in slots:
-                if slot.flags & (Flags.READONLY | Flags.GUEST_MEMFD):
-                    continue
-                (view,) = memory._restore_views(slot.guest_phys_addr, slot.memory_size)
+            for slot, view in slots:
                 hva = address_of(view)
                 wanted.append((hva, hva + len(view), view))
                 found[-1].append((slot, hva))
@@ -200,6 +206,15 @@ class Checkpoint:
                 for slot, first, last in vm.address_space(as_id).in_hva_range(start, end):
                     if slot.flags & Flags.LOG_DIRTY_PAGES:
                         vm.mark_dirty_range(first, last, as_id)
+
+
+def _is_copied(slot: Slot) -> bool:
+    return not slot.flags & (Flags.READONLY | Flags.GUEST_MEMFD)
+
+
+def _view(memory: GuestMemory, slot: Slot) -> memoryview:
+    (view,) = memory._restore_views(slot.guest_phys_addr, slot.memory_size)
+    return view
 
 
 def _all_log(slots: list[list[Slot]]) -> bool:

@@ -795,8 +795,9 @@ cdef class GuestMemory:
         """
         cdef uint64_t first = u64(start, "start")
         cdef uint64_t last = u64(end, "end")
-        if self.known.mmio is None:
-            self.known.mmio = late("memslots.memory.mmio", "Mmio")()
+        with cython.critical_section(self.known):
+            if self.known.mmio is None:
+                self.known.mmio = late("memslots.memory.mmio", "Mmio")()
         return self.known.mmio.add(first, last, self.sp.as_id, read, write)
 
     def _mmio(self):
@@ -950,7 +951,7 @@ cdef class GuestMemory:
         except NotMappedError:
             given = None
             if self.known.mmio is not None:
-                given = self.known.mmio.read(gpa, size, self.sp.as_id)
+                given = self.known.mmio.read(u64(gpa, "gpa"), size, self.sp.as_id)
             if given is None:
                 raise
             return given
@@ -972,7 +973,7 @@ cdef class GuestMemory:
             _held = self.begin(&a, address, size, ACCESS_WRITE)
         except (NotMappedError, ReadOnlyError):
             if self.known.mmio is None or not self.known.mmio.write(
-                gpa, size, value, self.sp.as_id
+                address, size, value, self.sp.as_id
             ):
                 raise
             return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from threading import Lock
 from types import TracebackType
 from typing import NamedTuple
 
@@ -48,6 +49,7 @@ class Mmio:
     """The ranges of one machine."""
 
     def __init__(self) -> None:
+        self._changing = Lock()
         self._ranges: tuple[_Range, ...] = ()  # the smallest first; replaced, never changed
 
     def add(
@@ -59,15 +61,17 @@ class Mmio:
         for call in (read, write):
             if call is not None and not callable(call):
                 raise TypeError(f"a callback must be callable, not {call!r}")
-        if any((one.start, one.end, one.as_id) == (start, end, as_id) for one in self._ranges):
-            raise ValueError(f"[{start:#x}, {end:#x}) has its callbacks already")
         made = _Range(start, end, as_id, read, write)
-        self._ranges = tuple(sorted((*self._ranges, made), key=lambda one: one.end - one.start))
+        with self._changing:
+            if any(one[:3] == made[:3] for one in self._ranges):
+                raise ValueError(f"[{start:#x}, {end:#x}) has its callbacks already")
+            self._ranges = tuple(sorted((*self._ranges, made), key=lambda one: one.end - one.start))
         return MmioHandle(self, made)
 
     def remove(self, gone: _Range) -> None:
         """Nothing happens where it is not there."""
-        self._ranges = tuple(one for one in self._ranges if one is not gone)
+        with self._changing:
+            self._ranges = tuple(one for one in self._ranges if one is not gone)
 
     def find(self, gpa: int, size: int, as_id: int) -> _Range | None:
         """The smallest range that has all of an access. O(k)."""

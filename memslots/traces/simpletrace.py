@@ -15,7 +15,7 @@ _HEADER = struct.Struct("<QQQ")
 _TYPE = struct.Struct("<Q")
 _MAPPING = struct.Struct("<QI")
 _EVENT = struct.Struct("<QQII")
-_VERSIONS = (3, 4)
+_VERSION = 4  # before it the names of events are in a file of their own
 _DROPPED = (1 << 64) - 2
 _MOST = 1 << 20  # bytes of a record
 _NAME = "kvm_set_user_memory"
@@ -62,29 +62,26 @@ def text_of(blocks: Iterator[bytes]) -> Iterator[bytes]:
     stream = _Bytes(blocks)
     try:
         _, _, version = _HEADER.unpack(stream.take(_HEADER.size))
-        if version not in _VERSIONS:
+        if version != _VERSION:
             yield f"{_NAME}: a file of simpletrace version {version}\n".encode()
             return
-        yield from _events(stream, version)
+        yield from _events(stream)
     except _Cut:
         yield f"{_NAME} cut off where the file ends\n".encode()
 
 
-def _events(stream: _Bytes, version: int) -> Iterator[bytes]:
+def _events(stream: _Bytes) -> Iterator[bytes]:
     names: dict[int, str] = {}
     last: int | None = None
     while True:
-        kind = stream.take(_TYPE.size, may_end=True) if version > 3 else b"\1" + bytes(7)
+        kind = stream.take(_TYPE.size, may_end=True)
         if not kind:
             return
         if _TYPE.unpack(kind)[0] == 0:
             number, length = _MAPPING.unpack(stream.take(_MAPPING.size))
             names[number] = stream.take(min(length, _MOST)).decode("ascii", "replace")
             continue
-        head = stream.take(_EVENT.size, may_end=version == 3)
-        if not head:
-            return
-        number, time, length, pid = _EVENT.unpack(head)
+        number, time, length, pid = _EVENT.unpack(stream.take(_EVENT.size))
         if not _EVENT.size <= length <= _MOST:
             yield f"{_NAME} in a record of {length} bytes\n".encode()
             return

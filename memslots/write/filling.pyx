@@ -90,12 +90,15 @@ def state_of(vm):
 def restore(Writer writer not None, spaces):
     """Makes a Writer's machine, which is new and empty, what the second of these says."""
     check_spaces(writer.m.lim.nspaces, spaces)
-    from memslots.values.guestmemfd import Copies
+    copies = None
+    if any(record.flags & Flags.GUEST_MEMFD for _, slots in spaces for record, _ in slots):
+        from memslots.values.guestmemfd import Copies
 
-    copies = Copies()
+        copies = Copies()
     for as_id, state in enumerate(spaces):
         restore_space(writer, as_id, state, copies)
-    copies.done()
+    if copies is not None:
+        copies.done()
 
 
 cdef int get_filled(fill *f, Writer writer, const index *ix, uint32_t as_id) except -1:

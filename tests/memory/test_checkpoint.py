@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import random
 
 import pytest
@@ -100,6 +101,22 @@ def test_other_slots(by_log: bool) -> None:
     memory.vm.move(2, 0x200)
     assert checkpoint.restore() == PAGE
     assert memory.read(0x201000, 1) == b"\0"
+
+
+@pytest.mark.parametrize("by_log", [True, False])
+def test_no_memory_for_the_copy(by_log: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No mark is lost."""
+    memory = machine(LOG)
+    memory.vm.take_dirty_runs()
+    memory.write(0x201000, b"x")
+
+    def none(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(mmap, "mmap", none)
+    with pytest.raises(MemoryError):
+        memory.checkpoint(by_log=by_log)
+    assert [run.start_gfn for run in memory.vm.take_dirty_runs()] == [0x201]
 
 
 def test_nothing() -> None:

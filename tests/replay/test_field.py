@@ -147,7 +147,8 @@ def test_the_binary_file_of_qemus_trace() -> None:
         b" memory_size=0x1000 userspace_addr=0x1000 ret=0x0"
     ]
     assert lines(simple(NAME, event(3, 1, 2))) == [b"kvm_set_user_memory with 2 arguments"]
-    assert b"version 9" in lines(simple(version=9))[0]
+    for version in (2, 3, 9):  # whose names are not in it, or not known
+        assert f"version {version}".encode() in lines(simple(version=version))[0]
     whole = simple(NAME, event(3, 0, 0, 0, 4096, 4096, 0))
     for cut in range(25, len(whole)):
         assert cut == 24 + len(NAME) or b"cut off" in lines(whole[:cut])[-1]
