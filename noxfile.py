@@ -195,7 +195,7 @@ def static(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """The pages; a warning is an error."""
-    session.install("sphinx>=7", "myst-parser>=3", "furo")
+    install(session, "docs")  # the API page is made of its docstrings
     with scratch(session) as where:
         session.run("sphinx-build", "-q", "-W", "--keep-going", "-b", "html", "docs", str(where))
 

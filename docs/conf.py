@@ -13,7 +13,10 @@ found = re.search(r'^__version__ = "([^"]+)"', init.read_text(), re.MULTILINE)
 assert found is not None
 release = version = found[1]
 
-extensions = ["myst_parser"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"
+default_role = "literal"
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build"]
 myst_enable_extensions = ["colon_fence", "deflist"]

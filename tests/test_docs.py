@@ -33,7 +33,7 @@ ROOT = Path(__file__).parent.parent
 ELSEWHERE = {"command.md"}
 PAGES = [
     ROOT / "README.md",
-    *sorted(page for page in (ROOT / "docs").glob("*.md") if page.name not in ELSEWHERE),
+    *sorted(page for page in (ROOT / "docs").rglob("*.md") if page.name not in ELSEWHERE),
 ]
 RUN = {"python", "pycon", "console"}
 NOT_RUN = {
