@@ -182,6 +182,12 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "format", "--check", ".")
     session.run("cython-lint", "memslots", "tests")
     session.run("pre-commit", "validate-config")
+    workflows = sorted(str(file) for file in Path(".github/workflows").glob("*.yml"))
+    session.run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *workflows)
+    session.run(
+        *("check-jsonschema", "--builtin-schema", "vendor.dependabot", ".github/dependabot.yml")
+    )
+    session.run("zizmor", "--offline", "--min-severity", "medium", ".github")
     session.run("mypy")
 
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from memslots.values.guestmemfd import GuestMemfd
     from memslots.write.transaction import Transaction
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "BAD_HVA",
@@ -111,4 +111,5 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    # The modules that are loaded are no part of the public face.
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

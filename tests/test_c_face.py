@@ -65,15 +65,15 @@ def test_the_c_face_is_installed_and_no_other_declarations() -> None:
     assert {str(file) for file in DISTRIBUTION.files or [] if file.suffix == ".pxd"} == c_face()
 
 
-def cython_example() -> str:
-    page = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"^```cython\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+def cython_example(page: str) -> str:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```cython\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     return str(example)
 
 
-def build(where: Path, path: str) -> None:
-    """Builds the example of docs/reference.md in `where`; .pxd files there go before others."""
-    (where / "outside.pyx").write_text(cython_example(), encoding="utf-8")
+def build(where: Path, path: str, page: str = "reference.md") -> None:
+    """Builds the example of a page of docs/ in `where`; .pxd files there go before others."""
+    (where / "outside.pyx").write_text(cython_example(page), encoding="utf-8")
     shutil.copy(PROGRAMS / "setup.py", where)
     python("setup.py", "-q", "build_ext", "--inplace", cwd=where, path=path)
 
@@ -85,6 +85,18 @@ def test_outside_cython_code_builds_and_runs(tmp_path: Path) -> None:
     path = str(ROOT) if is_editable() else ""
     build(tmp_path, path)
     assert python("main.py", cwd=tmp_path).splitlines()[-1] == "done"
+
+
+def test_the_example_of_the_guide_builds_and_runs(tmp_path: Path) -> None:
+    build(tmp_path, str(ROOT) if is_editable() else "", "howto/use-cython.md")
+    program = """
+import memslots, outside
+vm = memslots.Memslots()
+vm.create(0, 0x10, 2, 0x7F00_0000_0000)
+print(*(hex(outside.page_hva(vm, gfn)) for gfn in (0x0F, 0x11, 0x12)))
+"""
+    said = python("-c", program, cwd=tmp_path).split()
+    assert said == [hex(2**64 - 1), hex(0x7F00_0000_1000), hex(2**64 - 1)]
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ RUN = {"python", "pycon", "console"}
 NOT_RUN = {
     "text": "a drawing or a table",
     "sh": "makes environments: sessions of noxfile.py run the README's two commands",
-    "cython": "tests/test_packaging.py builds it against the installed package",
+    "cython": "tests/test_c_face.py builds it against the installed package",
     "{toctree}": "Sphinx's",
 }
 

@@ -25,7 +25,10 @@ def test_the_suite_tests_what_is_installed() -> None:
 def test_version() -> None:
     assert DISTRIBUTION.version == memslots.__version__
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    assert re.search(rf"^## \[?{re.escape(memslots.__version__)}\b", changelog, re.MULTILINE)
+    (latest, date), *_ = re.findall(r"^## ([0-9.]+) - ([0-9-]{10})$", changelog, re.MULTILINE)
+    assert latest == memslots.__version__
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f'version: {latest}\ndate-released: "{date}"\n' in citation
 
 
 def test_no_runtime_dependency() -> None:

@@ -1,4 +1,4 @@
-"""The commands of `memslots`: record, replay, report, plan, diff, map, lookup and bench."""
+"""The commands: demo, record, replay, report, plan, diff, map, lookup and bench."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from rich.progress import (
 import memslots.maps as formats
 from memslots import PAGE_SHIFT, MemslotError, Plan, __version__, bench, plan
 from memslots.cli import json_output, text_output
+from memslots.cli.demo import tour
 from memslots.cli.kernel_memory import (
     Allowance,
     AllowedVM,
@@ -180,6 +181,17 @@ def command() -> None:
     Exit status: 0 if every call gave the result that the trace recorded, 1 if some did not, 2 if
     an input, or the /dev/kvm that was asked for, cannot be used.
     """
+
+
+@command.command("demo")
+def demo_command() -> int:
+    """Show what memslots does, on a trace that ships with it: half a minute.
+
+    In a terminal it waits for a key after each step.
+    """
+    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    tour(run, _print, click.pause if interactive else lambda: None)
+    return 0
 
 
 @command.command("replay")
