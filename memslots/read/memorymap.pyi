@@ -54,7 +54,7 @@ class MemoryMap:
     def diff(self, other: MemoryMap) -> MapDiff:
         """Returns the differences to another map: pages and slots that came, went or changed."""
     def merged(self) -> MemoryMap:
-        """Joins slots that are adjacent in guest and host memory and have the same flags."""
+        """Returns the map, joining slots adjacent in guest and host memory with equal flags."""
     def svg(self) -> str:
         """Returns the map as a picture: SVG text."""
     def _repr_html_(self) -> str: ...

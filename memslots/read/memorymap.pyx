@@ -142,7 +142,7 @@ cdef class MemoryMap:
 
     ``vm.map()`` returns the map of a Memslots; a map can be made of Slots, too. It looks up as a
     Memslots does. It compares and hashes by value, without the generation; ids count if both maps
-    have them. ``a | b`` is `b` laid over `a`. ``a - b`` is the part of `a` outside of `b`'s pages,
+    fix them. ``a | b`` is `b` laid over `a`. ``a - b`` is the part of `a` outside of `b`'s pages,
     ``a & b`` the part inside. If a slot is cut, its first part keeps the id.
 
     Parameters
@@ -543,7 +543,7 @@ cdef class MemoryMap:
         return found
 
     def find_hole(self, npages, start=0, end=None, align=1):
-        """Finds the lowest run of pages that no slot holds. As Memslots.find_hole.
+        """Returns the first page of the lowest hole, or None. As Memslots.find_hole.
 
         Without `end` the range ends after the last page that a slot can have.
         """
@@ -688,7 +688,9 @@ cdef class MemoryMap:
         return combined(<MemoryMap>self, <MemoryMap>other, KEEP_COMMON)
 
     def merged(self):
-        """Joins slots that are adjacent in guest and in host memory and have the same flags.
+        """Returns the map with adjacent slots joined.
+
+        Joins slots that are adjacent in guest and in host memory and have the same flags.
 
         Returns
         -------

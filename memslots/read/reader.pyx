@@ -349,7 +349,7 @@ cdef class Reader:
         return holes_of(self.m, self.sp, self.own, e.first, e.last + 1)
 
     def find_hole(self, npages, start=0, end=None, align=1):
-        """Finds the lowest run of guest pages that no slot holds.
+        """Returns the first page of the lowest run of guest pages that no slot holds.
 
         Parameters
         ----------
