@@ -1,1 +1,1 @@
-"""Dirty logs as Python has them: a slot's bitmap, and runs of pages across slots."""
+"""Dirty logs for Python callers: a slot's bitmap, and runs of pages across slots."""

@@ -1,4 +1,4 @@
-"""Dirty logs as Python has them.
+"""Dirty logs for Python callers.
 
 The contract of each function is in logs.pxd.
 """
@@ -55,10 +55,10 @@ cdef bytearray get_log(machine *m, uint32_t id, uint32_t as_id, bint take):
     cdef section at
     cdef slot *s
     check_id(&m.lim, id, as_id)
-    # Twice at least: the log is made outside the section, since making it may run other Python code
-    # and that, or another thread, may change the slot.
+    # The loop runs at least twice. The log is made outside the section, since making it may run
+    # other Python code. That code, or another thread, may change the slot.
     while True:
-        record = None  # let go of outside the section
+        record = None  # drops the last one outside the section
         at = section_enter(m, NULL)
         s = find_slot(m, id, as_id)
         record = None if s is NULL else <object>s.record
@@ -114,9 +114,9 @@ cdef int clear_log(
     cdef slot *s
     cdef str wrong = wrong_first(first)
     check_id(&m.lim, id, as_id)
-    # Twice at least: what is wrong is said outside the section.
+    # The loop runs at least twice: the text of an error is made outside the section.
     while wrong is None:
-        record = None  # let go of outside the section
+        record = None  # drops the last one outside the section
         at = section_enter(m, NULL)
         s = find_slot(m, id, as_id)
         record = None if s is NULL else <object>s.record
@@ -143,7 +143,7 @@ cdef int check_log(uint32_t id, uint64_t npages, bytes log) except -1:
 
 
 cdef uint64_t pages_logged(machine *m, uint32_t id, uint32_t as_id) except? 0:
-    """How many pages a slot has that logs; raises where there is none."""
+    """Returns how many pages a slot has; raises if there is no such slot or it does not log."""
     cdef uint64_t npages
     check_id(&m.lim, id, as_id)
     cdef section at = section_enter(m, NULL)
@@ -203,7 +203,7 @@ cdef int return_log(machine *m, object record, bytearray log) except -1:
 
 
 cdef int put_log(const machine *m, uint32_t id, uint32_t as_id, bytes log) except -1:
-    # Nobody else has seen the machine: no section is needed.
+    # No other thread has the machine, so no section is needed.
     cdef slot *s = find_slot(m, id, as_id)
     if s is NULL or s.dirty is NULL:
         raise no_log(id, as_id, None if s is NULL else <object>s.record)
@@ -213,13 +213,13 @@ cdef int put_log(const machine *m, uint32_t id, uint32_t as_id, bytes log) excep
 
 
 def take_over_log(Reader vm not None, id, as_id, log):
-    """Merges a backend's log of a slot into its own. Every page is marked if it cannot be."""
+    """Merges a backend's log of a slot into the slot's own. If that fails, marks every page."""
     cdef uint32_t number = u32(id, "id")
     cdef uint32_t space = u32(as_id, "as_id")
     check_log_of(vm.m, number, space)
     try:
         merge_log(vm.m, number, space, log)
     except BaseException:
-        # What the backend has given up, nobody knows.
+        # The backend no longer has these marks, and nobody knows which pages they were.
         mark_all(vm.m, number, space)
         raise

@@ -10,7 +10,7 @@ class DirtyRun(NamedTuple):
     end_gfn: int
 
 def take_runs(vm: Reader, logs: list[object]) -> list[DirtyRun]:
-    """The runs of all slots' dirty logs; their marks are taken, and put down in `logs`."""
+    """Returns the runs of all slots' dirty logs. Takes the marks and stores them in `logs`."""
 
 def return_logs(vm: Reader, logs: list[object]) -> None:
-    """Marks what take_runs put down in `logs` again."""
+    """Marks again the pages that take_runs stored in `logs`."""

@@ -29,17 +29,17 @@ cdef class TakenLog:
     """The marks that were taken from a slot."""
 
     cdef object slot
-    cdef bytearray log  # None until they are
+    cdef bytearray log  # None until the marks are taken
 
 
-cdef struct open_run:  # one that the next slot may go on with
+cdef struct open_run:  # a run that the next slot may continue
     gfn_t start
-    gfn_t end  # as start: there is none
+    gfn_t end  # equal to start if no run is open
 
 
 cdef int close_run(open_run *run, list runs, object as_id) except -1:
     if run.start != run.end:
-        # What DirtyRun(...) does, by way of a Python function.
+        # DirtyRun(...) does the same, through a Python function.
         runs.append(tuple.__new__(DirtyRun, (as_id, run.start, run.end)))
     run.start = run.end = 0
     return 0
@@ -60,7 +60,7 @@ cdef uint64_t word_of(const char *log, Py_ssize_t i) noexcept nogil:
 
 
 cdef int add_runs(open_run *run, list runs, TakenLog taken) except -1:
-    """The runs of one slot. O(npages / 64 + runs)."""
+    """Adds the runs of one slot. O(npages / 64 + runs)."""
     cdef object as_id = taken.slot.as_id
     cdef gfn_t base = taken.slot.base_gfn
     cdef const char *words = PyByteArray_AS_STRING(taken.log)
@@ -75,8 +75,8 @@ cdef int add_runs(open_run *run, list runs, TakenLog taken) except -1:
         word = word_of(words, i)
         page = 0
         while page < 64:
-            # From `page` on: outside of a run a bit that is set is looked for, inside one that is
-            # not.
+            # From `page` on, look for the next set bit outside a run, the next clear bit inside
+            # one.
             rest = (~word if inside else word) >> page
             if rest == 0:
                 break
@@ -107,10 +107,10 @@ cdef list runs_of(list logs):
 
 
 def take_runs(vm, list logs not None):
-    """Returns the runs of all slots' dirty logs, by address space and gfn; slots side by side: one.
+    """Returns the runs of all slots' dirty logs, by address space and gfn.
 
-    Their marks are taken, and put down in `logs` before anything else can fail. The caller is the
-    writer.
+    A run continues across adjacent slots. Takes the marks, and stores them in `logs` before
+    anything else can fail. The caller must be the writer.
     """
     cdef bint manual = vm.manual_dirty_log != 0
     cdef TakenLog taken
@@ -118,7 +118,7 @@ def take_runs(vm, list logs not None):
         for slot in vm.address_space(as_id):
             if not slot.flags & Flags.LOG_DIRTY_PAGES:
                 continue
-            # It has its place before there is anything that could be lost.
+            # Append first: later, a failure to append would lose the marks.
             taken = TakenLog.__new__(TakenLog)
             taken.slot = slot
             logs.append(taken)
@@ -129,7 +129,7 @@ def take_runs(vm, list logs not None):
 
 
 def return_logs(Reader vm not None, list logs not None):
-    """Marks what take_runs put down in `logs` again, whether it came to an end or not."""
+    """Marks again the pages that take_runs stored in `logs`, even if take_runs failed."""
     cdef TakenLog taken
     for taken in logs:
         if taken.log is not None:

@@ -20,11 +20,11 @@ from memslots.read.sections cimport reader_of, section, section_enter, section_l
 from memslots.values.buffers cimport buffers, release_batch, take_batch
 
 cdef enum:
-    # How many look-ups a batch makes before it leaves the readers' section and enters anew. Of a
-    # batch no writer waits for more: some 20 microseconds, where each of them misses the
-    # processor's caches. To enter costs less than one such miss.
+    # How many look-ups a batch makes before it leaves the readers' section and enters anew. A
+    # writer waits for no more look-ups of a batch than this. They take some 20 microseconds if each
+    # misses the processor's caches. Entering costs less than one such miss.
     STRETCH = 64
-    INDEXED_STRETCH = 512  # the same, where the index answers
+    INDEXED_STRETCH = 512  # the same, if the index answers
 
 
 cdef void run(
@@ -36,7 +36,7 @@ cdef void run(
     void *out,
     size_t count,
 ) noexcept nogil:
-    """Does a batch stretch by stretch, each from one generation."""
+    """Runs a batch stretch by stretch. Each stretch sees one generation."""
     cdef size_t width = sizeof(int32_t) if kind == LOOKUP_IDS else sizeof(hva_t)
     cdef srcu_reader *reader = reader_of(m, cache)
     cdef bint scattered = False
@@ -77,8 +77,8 @@ cdef object run_batch(
 ):
     cdef buffers taken
     cdef section at
-    # A copy of the reader's cache, since another thread may use the reader meanwhile; without one,
-    # a cache for this batch.
+    # A copy of the reader's cache, since another thread may use the reader meanwhile. If the reader
+    # has no cache, this one serves the batch.
     cdef vcpu_cache cache
     memset(&cache, 0, sizeof(cache))
     out = take_batch(given, name, kind_element(kind), out, &taken)

@@ -1,4 +1,4 @@
-"""What is different between two maps: page by page, and slot by slot."""
+"""The differences between two maps: page by page, and slot by slot."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class FlagsChange(NamedTuple):
 class SlotChange(NamedTuple):
     """A slot that came (CREATE), went (DELETE), moved, or has other flags.
 
-    What moved, or has other flags, is on the same host memory as before.
+    A slot that moved, or has other flags, is on the same host memory as before.
     """
 
     change: Change
@@ -45,9 +45,9 @@ class SlotChange(NamedTuple):
 
 @dataclass(frozen=True)
 class MapDiff:
-    """What is different between two MemoryMaps; made by MemoryMap.diff.
+    """The differences between two MemoryMaps; made by MemoryMap.diff.
 
-    True if anything is. Prints like a diff: what is no more after `-`, what is new after `+`.
+    True if there are any. Prints like a diff: old slots and pages after `-`, new ones after `+`.
     """
 
     came: list[Range]
@@ -59,7 +59,7 @@ class MapDiff:
     flags: list[FlagsChange]
     """Pages that both have, with different flags."""
     slots: list[SlotChange]
-    """The same slot by slot, in order of where they are, or were."""
+    """The differences slot by slot, in order of base_gfn."""
 
     def __bool__(self) -> bool:
         return bool(self.slots)
@@ -95,7 +95,7 @@ def _range(start: int, end: int) -> str:
 
 
 def differences(first: Sequence[Slot], second: Sequence[Slot]) -> MapDiff:
-    """The MapDiff of two lists of slots, each in gfn order. O(n + m), and O(k log k) for moves."""
+    """Returns the MapDiff of two lists in gfn order. O(n + m), and O(k log k) for k changes."""
     diff = MapDiff([], [], [], [], _slots(first, second))
     for start, end, old, new in _runs(first, second):
         if new is None:
@@ -114,7 +114,10 @@ def differences(first: Sequence[Slot], second: Sequence[Slot]) -> MapDiff:
 def _runs(
     first: Sequence[Slot], second: Sequence[Slot]
 ) -> Iterator[tuple[int, int, Slot | None, Slot | None]]:
-    """Runs of pages, each with the slot that has all of it in either list, if one has."""
+    """Yields runs of pages: (start, end, old, new).
+
+    `old` and `new` are the slots of the lists that have the whole run, or None.
+    """
     i = j = 0
     at = 0
     while i < len(first) or j < len(second):
@@ -156,7 +159,7 @@ def _add_flags(runs: list[FlagsChange], run: FlagsChange) -> None:
 
 
 def _slots(first: Sequence[Slot], second: Sequence[Slot]) -> list[SlotChange]:
-    """Pairs slots on the same host memory: those in the same place, then in order."""
+    """Pairs slots on the same host memory: first those in the same place, then in gfn order."""
     places = {slot.base_gfn: slot for slot in second}
     changes = []
     left: dict[tuple[int, int], list[Slot]] = {}

@@ -1,6 +1,6 @@
 """A MemoryMap as JSON, and back.
 
-Addresses are strings in hexadecimal, since a JSON number does not hold 64 bits everywhere.
+Addresses are hexadecimal strings, since not every JSON reader keeps 64 bits of a number.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from memslots.values.guestmemfd import GuestMemfd
 from memslots.values.integers import PAGE_SHIFT, PAGE_SIZE
 from memslots.values.records import Flags, Slot
 
-#: Of a slot; "flags" and "id" may be left out.
+#: The required keys of a slot; "flags" and "id" may be left out.
 _ADDRESSES = ("guest_phys_addr", "memory_size", "userspace_addr")
 
 
 def slot_document(slot: Slot, any_id: bool = False) -> dict[str, Any]:
-    """A slot for json.dumps; one that may have any id has none."""
+    """Returns a slot for json.dumps; with `any_id`, without its id."""
     document: dict[str, Any] = {} if any_id else {"id": slot.id}
     document["flags"] = flag_names(slot.flags).replace("-", "")
     document["guest_phys_addr"] = hex(slot.guest_phys_addr)
@@ -35,9 +35,9 @@ def _any_id(base_gfn: int, npages: int, userspace_addr: int, flags: int = 0) -> 
 
 
 def text_of(as_id: int, generation: int, items: Iterable[Slot | tuple[int, ...]]) -> str:
-    """The JSON text of a map; tuples are slots that may have any id.
+    """Returns the JSON text of a map; tuples are slots that may have any id.
 
-    A file has no name in it, but a number: of those of this map.
+    The text refers to each file by a number of its own in this map, not by a name.
     """
     slots = []
     files: dict[GuestMemfd, int] = {}
@@ -58,15 +58,16 @@ def text_of(as_id: int, generation: int, items: Iterable[Slot | tuple[int, ...]]
 
 
 def map_of_text(text: str | bytes) -> tuple[list[Any], int, int]:
-    """The slots as tuples, the address space and the generation that a JSON text says.
+    """Returns the slots, the address space and the generation in a JSON text.
 
-    ValueError for what is no JSON; InvalidRegionError for JSON that is no map.
+    A slot is a tuple, or a Slot if it has a guest_memfd. Raises ValueError for a text that is no
+    JSON, InvalidRegionError for JSON that is no map.
     """
     return map_of_document(json.loads(text))
 
 
 def map_of_document(document: object) -> tuple[list[Any], int, int]:
-    """The same of what json.loads gave: the document, or its list of slots alone."""
+    """Does the same for a result of json.loads: the document, or its list of slots alone."""
     if isinstance(document, list):
         document = {"slots": document}
     if not isinstance(document, dict) or not isinstance(document.get("slots"), list):
@@ -105,7 +106,7 @@ def _slot(
 
 
 def _file(slot: dict[str, Any], name: str, files: dict[int, GuestMemfd]) -> tuple[GuestMemfd, int]:
-    """A file, which stands for that of the number in this map, and the offset in it."""
+    """Returns the file that stands for the slot's file number in this map, and the offset."""
     number, size, offset = (
         _number(slot.get(f"guest_memfd{what}"), f"{name}: guest_memfd{what}")
         for what in ("", "_size", "_offset")
@@ -116,7 +117,7 @@ def _file(slot: dict[str, Any], name: str, files: dict[int, GuestMemfd]) -> tupl
 
 
 def _number(given: object, name: str) -> int:
-    """A JSON number, or a string as Python and C write numbers."""
+    """Returns the value of a JSON integer, or of a string that Python reads as an integer."""
     if isinstance(given, str):
         try:
             return int(given, 0)
@@ -128,7 +129,7 @@ def _number(given: object, name: str) -> int:
 
 
 def _flags(given: object, name: str) -> int:
-    """Names with bars between, or the number."""
+    """Returns the value of flags, given as names with bars between them, or as a number."""
     if not isinstance(given, str) or given.strip()[:1].isdigit():
         return _number(given, f"{name}: flags")
     flags = 0

@@ -1,7 +1,8 @@
 """MemoryMap: the slots of an address space as they were at one moment, a value.
 
-It is an index (core/index.pxd) that is kept while the slots change. Of its rows everything is read
-but the slots and their Slots, which may be gone: a Slot that is asked for is made, and made once.
+A map is an index (core/index.pxd) that is kept while the slots change. It reads all fields of the
+rows but never the slots and their records, which may be gone. It makes a Slot when one is first
+asked for, and only once.
 """
 
 import errno
@@ -121,7 +122,7 @@ from memslots.values.records import Slot
 cdef enum:
     LAST_ID = 0x7FFFFFFF  # an id fits an int32, the output of lookup_many
     MOST_PAGES = 0x7FFFFFFF  # rule 4
-    TRIES = 3  # builds of an index that a change may spoil before it is made in one section
+    TRIES = 3  # builds of an index that changes may spoil before one is made in one section
 
 cdef object base_of = attrgetter("base_gfn")
 
@@ -139,51 +140,51 @@ cdef tuple COLUMNS = ("base_gfns", "npages", "userspace_addrs", "flags", "ids")
 cdef class MemoryMap:
     """The slots of an address space at one moment: an immutable value.
 
-    ``vm.map()`` gives what a Memslots holds; or it is made of Slots. It looks up as a Memslots
-    does. Compares and hashes by value, the generation left out; ids count where both have them.
-    ``a | b`` is `b` laid over `a`, ``a - b`` what of `a` lies outside of `b`'s pages, ``a & b``
-    what lies inside; where a slot is cut, the first part keeps its id.
+    ``vm.map()`` returns the map of a Memslots; a map can be made of Slots, too. It looks up as a
+    Memslots does. It compares and hashes by value, without the generation; ids count if both maps
+    fix them. ``a | b`` is `b` laid over `a`. ``a - b`` is the part of `a` outside of `b`'s pages,
+    ``a & b`` the part inside. If a slot is cut, its first part keeps the id.
 
     Parameters
     ----------
     slots : iterable of Slot or of tuple, optional
         In any order, all of one address space. A tuple is (base_gfn, npages, userspace_addr), and
-        may have flags and an id after these. One without an id may have any: it is given the lowest
-        that is free, in gfn order, and its id does not count where maps are compared.
+        may have flags and an id after these. A slot without an id may have any. Such slots get the
+        lowest free ids, in gfn order; comparisons of maps ignore these ids.
     as_id : int, optional
         The address space; if left out, that of the Slots, or 0.
     generation : int, default 0
-        A number to remember it by.
+        A number to remember the map by.
 
     Raises
     ------
     OverlapError
         Two slots have a page in common.
     InvalidRegionError
-        Two slots have an id in common; what cannot be a slot (rules 1, 2 and 4); a Slot of another
-        address space.
+        Two slots have an id in common; a slot breaks rule 1, 2 or 4; a Slot is of another address
+        space.
     TypeError, OverflowError
-        For what is no integer, or does not fit its field.
+        A value is no integer, or does not fit its field.
 
     Notes
     -----
-    n is the number of slots. Safe to use from any thread. A Slot is made when it is first asked
-    for; from then on the same object is given.
+    n is the number of slots. Any thread may use a map. A Slot is made when it is first asked for;
+    later calls return the same object.
     """
 
-    cdef bint is_made  # whether it is what it is to be, for ever
+    cdef bint is_made  # whether the map is complete; it is immutable from then on
     cdef index *ix  # the slots; NULL: there are none
     cdef void **made  # [i]: the Slot of row i, a reference, or NULL; NULL: none was asked for
-    cdef views *sorted  # or NULL: not asked for
-    # Slots that say which part of which guest_memfd the rows with INDEX_GUEST_MEMFD are, in gfn
-    # order; None: there are no such rows
+    cdef views *sorted  # the rows by id and by host address; NULL: not asked for
+    # Slots in gfn order that give the range and the guest_memfd of each row with INDEX_GUEST_MEMFD;
+    # None: there are no such rows
     cdef list memfds
     cdef readonly uint32_t as_id
     """The number of the address space."""
     cdef readonly uint64_t generation
-    """The generation of the Memslots that it was made of (Memslots.generation)."""
+    """The generation of the Memslots that the map was made of (Memslots.generation)."""
     cdef readonly uint64_t nr_pages
-    """How many guest pages the slots hold."""
+    """The number of guest pages that the slots hold."""
 
     def __init__(self, slots=(), as_id=None, generation=0):
         if self.is_made:
@@ -214,16 +215,16 @@ cdef class MemoryMap:
     def from_arrays(
         base_gfns, npages, userspace_addrs, flags=0, ids=None, *, as_id=0, generation=0
     ):
-        """A MemoryMap of slots whose fields are in arrays.
+        """Makes a MemoryMap of slots whose fields are in arrays.
 
         Parameters
         ----------
         base_gfns, npages, userspace_addrs : C-contiguous buffer of integers
             All of one length. numpy arrays, array.arrays or memoryviews, of any integer type.
         flags : int, Flags or buffer
-            Of all slots, or of each.
+            The flags of all slots, or of each.
         ids : buffer, optional
-            If left out, the slots may have any.
+            If left out, the slots may have any ids.
         as_id, generation : int
 
         Returns
@@ -235,11 +236,11 @@ cdef class MemoryMap:
         OverlapError, InvalidRegionError, OverflowError
             As MemoryMap.
         TypeError, ValueError
-            For what is no such buffer, or is not as long as the others.
+            An argument is no such buffer, or is not as long as the others.
 
         Notes
         -----
-        O(n) where the slots are in order, else O(n log n). Nothing is kept of the arrays.
+        O(n) if the slots are in order, else O(n log n). The map keeps no reference to the arrays.
         """
         cdef MemoryMap made = MemoryMap.__new__(MemoryMap)
         cdef uint32_t number = u32(as_id, "as_id")
@@ -279,9 +280,9 @@ cdef class MemoryMap:
         return 0
 
     cdef int take_memfds(self, list sources) except -1:
-        """Finds in the maps that this one was made of which part of which file its rows are.
+        """Finds the file and offset of each row in the maps that this one was made of.
 
-        Of two with the same page the first counts.
+        If two maps have the same page, the first one counts.
         """
         cdef uint32_t i
         cdef region r
@@ -299,7 +300,7 @@ cdef class MemoryMap:
         return 0
 
     cdef object slot_at(self, uint32_t i):
-        """The Slot of row i. O(1)."""
+        """Returns the Slot of row i. O(1)."""
         cdef void **made = <void **>atomic_load_acquire_ptr(<void *const *>&self.made)
         cdef void *none = NULL
         cdef void *there
@@ -308,7 +309,7 @@ cdef class MemoryMap:
             made = <void **>PyMem_Calloc(self.ix.count, sizeof(void *))
             if made is NULL:
                 raise MemoryError("no memory for the Slots of a MemoryMap")
-            # Release: pairs with the acquire above, as below.
+            # Release: pairs with the acquire above. The exchange below pairs likewise.
             if not atomic_compare_exchange_ptr(<void **>&self.made, &none, made):
                 PyMem_Free(made)
                 made = <void **>none
@@ -330,11 +331,11 @@ cdef class MemoryMap:
         region_of(&self.ix.rows[i], self.as_id, r)
 
     cdef inline const index_row *row_of(self, gfn_t gfn) noexcept nogil:
-        """The row that has the gfn, or NULL. O(log n)."""
+        """Returns the row that has the gfn, or NULL. O(log n)."""
         return lookup_shared(self.ix, gfn) if self.ix is not NULL else NULL
 
     cdef uint32_t first_from(self, gfn_t gfn) noexcept nogil:
-        """The place of the first row that ends after `gfn`; count: there is none. O(log n)."""
+        """Returns the place of the first row that ends after `gfn`, or count(). O(log n)."""
         cdef uint32_t place
         if self.ix is NULL or gfn < self.ix.rows[0].base_gfn:
             return 0
@@ -342,7 +343,7 @@ cdef class MemoryMap:
         return place if index_has_gfn(&self.ix.rows[place], gfn) else place + 1
 
     cdef uint32_t first_above(self, gfn_t gfn) noexcept nogil:
-        """The place of the first row that begins after `gfn`; count: there is none. O(log n)."""
+        """Returns the place of the first row that begins after `gfn`, or count(). O(log n)."""
         if self.ix is NULL or gfn < self.ix.rows[0].base_gfn:
             return 0
         return search_one(&self.ix.keys, gfn) + 1
@@ -351,7 +352,7 @@ cdef class MemoryMap:
         return self.ix.count if self.ix is not NULL else 0
 
     cdef views *get_views(self) except? NULL:
-        """The views, which are worked out at the first time; NULL: there are no slots."""
+        """Returns the views, made at the first call; NULL if there are no slots."""
         cdef void *there = atomic_load_acquire_ptr(<void *const *>&self.sorted)
         cdef views *made
         if there is not NULL or self.ix is NULL:
@@ -367,7 +368,7 @@ cdef class MemoryMap:
 
     @cython.always_allow_keywords(False)
     def lookup(self, gfn, /):
-        """The slot that holds a guest page.
+        """Returns the slot that holds a guest page.
 
         Parameters
         ----------
@@ -380,19 +381,19 @@ cdef class MemoryMap:
 
         Notes
         -----
-        O(log n), O(1) where the slot found last holds the page.
+        O(log n), O(1) if the slot found last holds the page.
         """
         cdef const index_row *row = self.row_of(u64(gfn, "gfn"))
         return None if row is NULL else self.slot_at(<uint32_t>(row - self.ix.rows))
 
     def lookup_many(self, gfns, out=None):
-        """The ids of the slots that hold many guest pages. As Memslots.lookup_many."""
+        """Returns the ids of the slots that hold many guest pages. As Memslots.lookup_many."""
         return self.run(LOOKUP_IDS, gfns, "gfns", out)
 
     def gpa_to_hva(self, gpa, write=False):
-        """The host address of a guest address. As Memslots.gpa_to_hva.
+        """Returns the host address of a guest address. As Memslots.gpa_to_hva.
 
-        NotMappedError, ReadOnlyError. O(log n).
+        Raises NotMappedError, ReadOnlyError. O(log n).
         """
         cdef gpa_t address = u64(gpa, "gpa")
         cdef bint writing = write
@@ -411,7 +412,7 @@ cdef class MemoryMap:
         )
 
     def translate(self, gpas, out=None, write=False):
-        """The host addresses of many guest addresses. As Memslots.translate."""
+        """Returns the host addresses of many guest addresses. As Memslots.translate."""
         return self.run(TRANSLATE_WRITE if write else TRANSLATE_READ, gpas, "gpas", out)
 
     cdef object run(self, lookup_kind kind, object given, str name, object out):
@@ -442,7 +443,7 @@ cdef class MemoryMap:
         return out
 
     def in_gfn_range(self, start, end):
-        """The slots that overlap the pages [start, end), in gfn order. As Memslots.in_gfn_range."""
+        """Returns the slots that overlap [start, end) in gfn order. As Memslots.in_gfn_range."""
         cdef extent e
         cdef uint32_t i
         cdef list found = []
@@ -454,7 +455,7 @@ cdef class MemoryMap:
         return found
 
     def in_hva_range(self, start, end):
-        """The guest pages whose host memory overlaps a range of host addresses.
+        """Returns the guest pages whose host memory overlaps a range of host addresses.
 
         Parameters
         ----------
@@ -464,9 +465,9 @@ cdef class MemoryMap:
         Returns
         -------
         list of (Slot, int, int)
-            The slot and the pages [start_gfn, end_gfn) of it that the range touches, if only in
-            part; in order of userspace_addr. Slots may overlap in host memory: then a byte is in
-            several.
+            A slot and its pages [start_gfn, end_gfn) that the range touches, if only in part. In
+            order of userspace_addr. Slots may overlap in host memory, so several may have the same
+            byte.
 
         Raises
         ------
@@ -475,8 +476,8 @@ cdef class MemoryMap:
 
         Notes
         -----
-        O(log n + k) for k slots that do not overlap in host memory, O(n) where they do; O(n log n)
-        the first time.
+        O(log n + k) for k slots that do not overlap in host memory, O(n) if they do; O(n log n) the
+        first time.
         """
         cdef extent e
         cdef views *v
@@ -505,12 +506,12 @@ cdef class MemoryMap:
         return found
 
     def floor(self, gfn):
-        """The last slot that begins at a page or before it, or None. As Memslots.floor."""
+        """Returns the last slot that begins at a page or before it, or None. As Memslots.floor."""
         cdef uint32_t i = self.first_above(u64(gfn, "gfn"))
         return None if i == 0 else self.slot_at(i - 1)
 
     def ceil(self, gfn):
-        """The first slot that begins at a page or after it, or None. As Memslots.ceil."""
+        """Returns the first slot that begins at a page or after it, or None. As Memslots.ceil."""
         cdef gfn_t page = u64(gfn, "gfn")
         cdef uint32_t i = self.first_above(page)
         if i > 0 and self.ix.rows[i - 1].base_gfn == page:
@@ -518,9 +519,9 @@ cdef class MemoryMap:
         return None if i == self.count() else self.slot_at(i)
 
     def holes(self, start=0, end=None):
-        """The runs of pages in [start, end) that no slot holds. As Memslots.holes.
+        """Returns the runs of pages in [start, end) that no slot holds. As Memslots.holes.
 
-        If `end` is left out, they go to the last page that a slot can have.
+        Without `end` the range ends after the last page that a slot can have.
         """
         cdef extent e
         cdef gfn_t gfn
@@ -542,9 +543,9 @@ cdef class MemoryMap:
         return found
 
     def find_hole(self, npages, start=0, end=None, align=1):
-        """The lowest run of pages that no slot holds, or None. As Memslots.find_hole.
+        """Returns the first page of the lowest hole, or None. As Memslots.find_hole.
 
-        If `end` is left out, it may be at the last page that a slot can have.
+        Without `end` the range ends after the last page that a slot can have.
         """
         cdef wish w
         cdef gfn_t gfn
@@ -561,7 +562,7 @@ cdef class MemoryMap:
         return None
 
     def is_mapped(self, start, end):
-        """Whether each page of [start, end) is in a slot. As Memslots.is_mapped."""
+        """Returns whether each page of [start, end) is in a slot. As Memslots.is_mapped."""
         cdef extent e
         cdef gfn_t gfn
         cdef uint32_t i
@@ -586,7 +587,7 @@ cdef class MemoryMap:
         return self.ix.rows[0].base_gfn, last.base_gfn + last.npages
 
     def hva_to_gpa(self, hva):
-        """The guest address of a host address: the lowest, if there are several.
+        """Returns the guest address of a host address: the lowest, if there are several.
 
         Parameters
         ----------
@@ -600,11 +601,12 @@ cdef class MemoryMap:
         Raises
         ------
         NotMappedError
-            No slot is on it.
+            No slot has the host address.
 
         Notes
         -----
-        O(log n + k) for k slots that are on it or begin before it; O(n log n) the first time.
+        O(log n + k) for k slots that have the address or begin before it; O(n log n) the first
+        time.
         """
         cdef hva_t address = u64(hva, "hva")
         cdef views *v = self.get_views()
@@ -626,7 +628,7 @@ cdef class MemoryMap:
         return lowest
 
     def get(self, id, default=None):
-        """The slot of an id, or `default`. O(1); O(n log n) the first time."""
+        """Returns the slot of an id, or `default`. O(1); O(n log n) the first time."""
         found = self.slot_of(u32(id, "id"))
         return default if found is None else found
 
@@ -640,7 +642,7 @@ cdef class MemoryMap:
         return found
 
     cdef object slot_of(self, uint32_t id):
-        """The Slot of an id, or None."""
+        """Returns the Slot of an id, or None."""
         cdef views *v = self.get_views()
         cdef const index_row *row = NULL
         if v is not NULL:
@@ -668,30 +670,33 @@ cdef class MemoryMap:
         return [self.slot_at(i) for i in range(self.count())]
 
     def __or__(self, other):
-        """Both, and where both have a page, `other`'s: what is laid over the map hides it."""
+        """Returns the map with `other` laid over it: if both have a page, `other`'s counts."""
         if not isinstance(self, MemoryMap) or not isinstance(other, MemoryMap):
             return NotImplemented
         return combined(<MemoryMap>self, <MemoryMap>other, LAY_OVER)
 
     def __sub__(self, other):
-        """What of the map lies on no page of `other`."""
+        """Returns the part of the map on pages that `other` does not have."""
         if not isinstance(self, MemoryMap) or not isinstance(other, MemoryMap):
             return NotImplemented
         return combined(<MemoryMap>self, <MemoryMap>other, TAKE_AWAY)
 
     def __and__(self, other):
-        """What of the map lies on pages of `other`."""
+        """Returns the part of the map on pages that `other` has, too."""
         if not isinstance(self, MemoryMap) or not isinstance(other, MemoryMap):
             return NotImplemented
         return combined(<MemoryMap>self, <MemoryMap>other, KEEP_COMMON)
 
     def merged(self):
-        """The map with slots joined that go on in guest and in host memory with the same flags.
+        """Returns the map with adjacent slots joined.
+
+        Joins slots that are adjacent in guest and in host memory and have the same flags.
 
         Returns
         -------
         MemoryMap
-            Of the fewest slots that hold the same. Each has the id of the first that went into it.
+            The map with the fewest slots that holds the same. A joined slot has the id of its first
+            part.
 
         Notes
         -----
@@ -700,32 +705,32 @@ cdef class MemoryMap:
         return combined(self, self, JOIN)
 
     def diff(self, other):
-        """What is different in another map: pages and slots that came, went or changed.
+        """Returns the differences to another map: pages and slots that came, went or changed.
 
         Parameters
         ----------
         other : MemoryMap
-            What this map has become.
+            The later map.
 
         Returns
         -------
         MapDiff
-            False where nothing is; prints like a diff. Ids are not compared.
+            False if there are none; prints like a diff. Ids are not compared.
 
         Notes
         -----
-        O(n + m), and O(k log k) for k slots that are different.
+        O(n + m), and O(k log k) for k slots that differ.
         """
         if not isinstance(other, MemoryMap):
             raise TypeError(f"a MemoryMap has a diff to another, not to {type(other).__name__!r}")
         from memslots.read.diff import differences
 
-        # What is the same in both makes no difference.
+        # Slots that are the same in both maps make no difference.
         gone, come = changes_between(self, other)
         return differences(gone, [slot for slot, _ in come])
 
     def to_json(self):
-        """The map as JSON text: its slots, the address space, the generation.
+        """Returns the map as JSON text: its slots, the address space, the generation.
 
         Returns
         -------
@@ -737,14 +742,14 @@ cdef class MemoryMap:
 
     @staticmethod
     def from_json(text):
-        """The map that a JSON text is of.
+        """Returns the map that a JSON text describes.
 
         Parameters
         ----------
         text : str or bytes
-            What `to_json` gave; or a list of slots alone, objects with guest_phys_addr,
-            memory_size, userspace_addr (numbers, or strings like "0x1000"), and, if they have
-            them, flags and id.
+            A result of `to_json`, or a list of slots alone. A slot is an object with
+            guest_phys_addr, memory_size, userspace_addr (numbers, or strings like "0x1000"), and
+            optionally flags and id.
 
         Returns
         -------
@@ -753,7 +758,7 @@ cdef class MemoryMap:
         Raises
         ------
         ValueError
-            For what is no JSON; InvalidRegionError, which is one, for JSON that is no map.
+            The text is no JSON. JSON that is no map raises InvalidRegionError, a subclass.
         OverlapError, OverflowError
             As MemoryMap.
         """
@@ -762,10 +767,10 @@ cdef class MemoryMap:
         return MemoryMap(*map_of_text(text))
 
     def svg(self):
-        """The map as a picture, in SVG: a str.
+        """Returns the map as a picture: SVG text.
 
-        From guest address 0 down the page, holes folded, slots coloured by their flags; a line
-        joins those that are on the same host memory. Of more than 256 slots the first are drawn.
+        Guest address 0 is at the top; holes are folded, flags set a slot's colour. A line joins
+        slots on the same host memory. Only the first 256 slots are drawn.
         """
         from memslots.read.picture import svg
 
@@ -803,7 +808,7 @@ cdef class MemoryMap:
         return True
 
     def __hash__(self):
-        # Ids are left out: maps are equal in which one does not have them.
+        # Ids are left out: a map whose slots may have any id equals one with fixed ids.
         cdef uint64_t mixed = self.as_id
         cdef uint32_t i
         cdef const index_row *row
@@ -818,14 +823,14 @@ cdef class MemoryMap:
         return MemoryMap, (self.items(), self.as_id, self.generation)
 
     cdef list items(self):
-        """The Slots, and tuples for those that may have any id."""
+        """Returns the Slots, and tuples for those that may have any id."""
         cdef uint32_t i
         cdef list items = self.all()
         for i in range(self.count()):
             if self.ix.rows[i].hva & INDEX_ANY_ID:
                 slot = items[i]
                 if slot.guest_memfd is not None:
-                    continue  # a tuple has no place for one
+                    continue  # a tuple cannot hold a guest_memfd
                 items[i] = (slot.base_gfn, slot.npages, slot.userspace_addr, int(slot.flags))
         return items
 
@@ -847,14 +852,14 @@ cdef class MemoryMap:
 
 
 cdef inline uint64_t mix(uint64_t x) noexcept nogil:
-    """Spreads each bit over all (the end of splitmix64, Steele, Lea and Flood, 2014)."""
+    """Spreads each bit over all bits (the end of splitmix64, Steele, Lea and Flood, 2014)."""
     x = (x ^ x >> 30) * <uint64_t>0xBF58476D1CE4E5B9
     x = (x ^ x >> 27) * <uint64_t>0x94D049BB133111EB
     return x ^ x >> 31
 
 
 cdef inline bint is_same(const index_row *x, const index_row *y) noexcept nogil:
-    """Whether two rows are equal; their ids count where both have them."""
+    """Returns whether two rows are equal; their ids count if both have one."""
     return (
         x.base_gfn == y.base_gfn
         and x.npages == y.npages
@@ -875,7 +880,7 @@ cdef void region_of(const index_row *row, uint32_t as_id, region *r) noexcept:
 
 
 cdef bint same_memfd(MemoryMap a, uint32_t i, MemoryMap b, uint32_t j) except -1:
-    """Whether two rows that are equal but for that are in one place of one file."""
+    """Returns whether two rows that are otherwise equal have the same file and offset."""
     x, y = a.slot_at(i), b.slot_at(j)
     return x.guest_memfd is y.guest_memfd and x.guest_memfd_offset == y.guest_memfd_offset
 
@@ -885,7 +890,7 @@ cdef object invalid(size_t number, str what, object rule):
 
 
 cdef object add_item(rows *r, object item, uint32_t as_id):
-    """Puts in the row of a Slot or a tuple. Returns the Slot that it is."""
+    """Adds the row of a Slot or a tuple. Returns the Slot."""
     cdef region at
     cdef index_row row
     cdef size_t number = r.count
@@ -922,7 +927,7 @@ cdef object add_item(rows *r, object item, uint32_t as_id):
 
 
 cdef int add_columns(rows *r, tuple given, uint32_t as_id) except -1:
-    """Puts in the rows whose fields are in buffers; the last two of `given` may be none."""
+    """Adds the rows whose fields are in buffers. Flags may be an integer, ids None."""
     cdef column columns[5]
     cdef uint64_t fields[5]
     cdef int k
@@ -976,7 +981,8 @@ cdef int add_columns(rows *r, tuple given, uint32_t as_id) except -1:
                 if r.failed:
                     break
         if not good:
-            # What is wrong with it says who checks a tuple of the same numbers.
+            # add_item checks the same numbers as a tuple, and raises the error that says what is
+            # wrong.
             add_item(r, [column_value(&columns[k], i, fields[k]) for k in range(5)], as_id)
     finally:
         for k in range(5):
@@ -1017,7 +1023,7 @@ cdef object rows_error(rows *r, rows_fault why, const rows_pair *which, uint32_t
 
 
 cdef MemoryMap combined(MemoryMap a, MemoryMap b, operation what):
-    """The map that a set operation makes of two."""
+    """Returns the map that a set operation makes of two."""
     cdef MemoryMap made = MemoryMap.__new__(MemoryMap)
     cdef rows r
     cdef uint32_t i
@@ -1046,12 +1052,12 @@ cdef MemoryMap combined(MemoryMap a, MemoryMap b, operation what):
 
 
 def changes_between(MemoryMap now not None, MemoryMap wanted not None):
-    """What has to go of one map, and what has to come, to make of it another of the same space.
+    """Returns the slots to remove and to add to turn one map into another of the same space.
 
     Returns
     -------
     list of Slot, list of (Slot, bool)
-        In gfn order; with what comes, whether it may have any id.
+        Both in gfn order. The bool says whether the added slot may have any id.
 
     Notes
     -----
@@ -1084,7 +1090,7 @@ def changes_between(MemoryMap now not None, MemoryMap wanted not None):
             if same and x.hva & INDEX_GUEST_MEMFD:
                 same = same_memfd(now, i, wanted, j)
             if same and v is not NULL and y.hva & INDEX_ANY_ID:
-                # It keeps its id, unless another is to have just this one.
+                # The slot keeps its id, unless another slot of `wanted` is to have that id.
                 other = <const index_row *>idtable_find(&v.ids, <uint32_t>x.id)
                 same = other is NULL or other is y or bool(other.hva & INDEX_ANY_ID)
             if same:
@@ -1112,7 +1118,7 @@ cdef int add_memfds(list memfds, const slotset *set) except -1:
 def map_of(Reader reader not None, uint32_t as_id):
     """Returns the MemoryMap of what an address space holds now.
 
-    O(1) where it has an index; else as a batch that makes one, O(n).
+    O(1) if the space has an index; otherwise makes one as a batch does, O(n).
     """
     cdef machine *m = reader.m
     cdef space *sp = m.spaces[as_id]
@@ -1123,7 +1129,7 @@ def map_of(Reader reader not None, uint32_t as_id):
     cdef uint32_t count
     cdef uint64_t generation, npages
     cdef int tries = 0
-    # Made before: within a section no Python code is to run.
+    # Made before the section: no Python code may run in one.
     cdef list memfds = [] if sp.has_memfds else None
     while True:
         at = section_enter(m, NULL)
@@ -1135,7 +1141,7 @@ def map_of(Reader reader not None, uint32_t as_id):
         if ix is not NULL:
             index_hold(ix)
         elif tries == TRIES:
-            # Changes come faster than an index can be made in parts. This once they wait for it.
+            # Changes come faster than an index can be made in parts. This time they must wait.
             ix = index_policy_copy(set)
         if ix is not NULL and memfds is not None:
             add_memfds(memfds, set)
@@ -1147,7 +1153,7 @@ def map_of(Reader reader not None, uint32_t as_id):
         tries += 1
         with nogil:
             index_policy_build(sp, reader_of(m, NULL))
-    if generation & SWAPPING:  # what it will be when the swap has ended
+    if generation & SWAPPING:  # use the generation after the swap
         generation = (generation & ~SWAPPING) + sp.nspaces
     made.ix = ix
     made.memfds = memfds

@@ -1,4 +1,4 @@
-"""A MemoryMap as a picture: its slots from address 0 up, holes folded, in SVG."""
+"""A MemoryMap as an SVG picture: its slots from address 0 up, holes folded."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from memslots.read.table import flag_names
 from memslots.values.integers import PAGE_SHIFT
 from memslots.values.records import Flags, Slot, size_text
 
-#: No more slots than this are drawn: nobody could read them.
+#: At most this many slots are drawn: nobody could read more.
 MOST_DRAWN = 256
 _ROW = 22  # a slot's height
-_FOLD = 18  # a hole's
+_FOLD = 18  # a hole's height
 _TOP = 26
 _LEFT, _BOX, _STEP, _HVA = 150, 220, 14, 130
 _COLOURS = {
@@ -29,10 +29,10 @@ _STYLE = (
 
 
 def svg(slots: Sequence[Slot], title: str) -> str:
-    """The picture of slots that are in gfn order.
+    """Returns the picture of slots that are in gfn order.
 
-    A line each for a slot and a hole; slots coloured by flags. Slots that are on the same host
-    memory, if only in part, are joined by a line on the right.
+    Each slot and each hole has a line; flags set a slot's colour. A line on the right joins slots
+    that share host memory, if only in part.
     """
     drawn = slots[:MOST_DRAWN]
     body: list[str] = []
@@ -71,7 +71,7 @@ def svg(slots: Sequence[Slot], title: str) -> str:
 
 
 def html(slots: Sequence[Slot], title: str) -> str:
-    """The picture for a notebook."""
+    """Returns the picture for a notebook."""
     return f"<div>{svg(slots, title)}</div>"
 
 
@@ -80,7 +80,7 @@ def _text(x: int, y: int, text: str, kind: str, anchor: str = "start") -> str:
 
 
 def _box(slot: Slot, y: int) -> str:
-    # By the logarithm: a page and a terabyte are both to be seen.
+    # The width grows with the logarithm of the size, so a page and a terabyte are both visible.
     width = min(_BOX, 40 + 6 * slot.npages.bit_length())
     colour = _COLOURS.get(slot.flags & 3, "#fff")
     names = flag_names(slot.flags)
@@ -105,7 +105,7 @@ def _hole(body: list[str], start: int, end: int, y: int) -> int:
 
 
 def _same_memory(slots: Sequence[Slot]) -> Iterator[tuple[Slot, Slot]]:
-    """Each slot with the one before it in host memory that reaches into it."""
+    """Yields (earlier, slot) for each slot that overlaps an earlier one in host memory."""
     last: Slot | None = None
     for slot in sorted(slots, key=lambda slot: (slot.userspace_addr, slot.base_gfn)):
         if last is not None and slot.userspace_addr < last.userspace_addr + last.memory_size:

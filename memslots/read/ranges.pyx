@@ -1,4 +1,4 @@
-"""Walks over the slots of a range, as lists.
+"""Walks over the slots of a range.
 
 The contract of each function is in ranges.pxd.
 """
@@ -24,12 +24,12 @@ from memslots.read.sections cimport section, section_enter, section_leave
 from memslots.values.integers cimport u64
 
 cdef enum:
-    FEW = 16  # for so many no memory is needed beside the list
+    FEW = 16  # this many slots need no memory besides the list
 
-# What a walk has come by.
+# A slot that a walk has visited.
 cdef struct held_slot:
-    PyObject *record  # a reference; in the end, one to the list's item
-    # by host address: the part of it that is in the extent
+    PyObject *record  # a reference to the Slot; in the end, to the list's item
+    # in a walk by host address: the gfns of the slot that are in the extent
     gfn_t start
     gfn_t end
 
@@ -63,7 +63,7 @@ cdef bint set_extent(extent *e, bint by_hva, object start, object end) except -1
 
 
 cdef inline void note(held_slot *at, const slot *s, const extent *e) noexcept:
-    """Takes hold of a slot's record, with the gfns of it that are in the extent."""
+    """Takes a reference to a slot's record, and notes the slot's gfns that are in the extent."""
     at.record = <PyObject *>s.record
     Py_XINCREF(at.record)
     if e.by_hva:
@@ -72,9 +72,9 @@ cdef inline void note(held_slot *at, const slot *s, const extent *e) noexcept:
 
 
 cdef list walk(machine *m, const space *sp, vcpu_cache *own, const extent *e, bint with_gfns):
-    """The Slots, or each with its gfns in the extent."""
-    # A list can only be made when its length is known, and making it may run Python code: so what
-    # goes into it waits here meanwhile.
+    """Returns the Slots, or tuples of each Slot and its gfns in the extent."""
+    # A list can only be made when its length is known, and making it may run Python code. So its
+    # future items wait in `held`.
     cdef held_slot few[FEW]
     cdef held_slot *held = few
     cdef size_t count = 0
@@ -115,9 +115,9 @@ cdef list walk(machine *m, const space *sp, vcpu_cache *own, const extent *e, bi
                 Py_INCREF(item)
                 Py_XDECREF(held[i].record)
                 held[i].record = <PyObject *>item
-        # Nothing is made from here on: nobody may come by a list that is not yet full.
+        # No object is made once the list is: no other code may see a list that is not yet full.
         found = PyList_New(count)
-        while n > 0:  # each reference goes from here to the list
+        while n > 0:  # each reference passes from `held` to the list
             n -= 1
             PyList_SET_ITEM(found, n, <object>held[n].record)
     finally:

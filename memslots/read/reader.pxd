@@ -1,4 +1,4 @@
-"""The readers, as memslots.pyx extends them and pickling.pyx reads them.
+"""The readers, which memslots.pyx extends and pickling.pyx reads.
 
 Not installed: Cython code outside goes through memslots.pxd.
 """
@@ -12,7 +12,7 @@ from memslots.core.space cimport space
 cdef class Reader:
     cdef machine *m  # the machine whose address space is read
     cdef space *sp  # the address space
-    cdef vcpu_cache *own  # a last-used slot of its own, or NULL: the set's is used
+    cdef vcpu_cache *own  # the reader's own last-used slot, or NULL: it uses the set's
     cdef object owner  # the Memslots that owns m; None in the Memslots itself
 
     cdef object slot_of(self, uint32_t id)

@@ -16,17 +16,16 @@ _Default = TypeVar("_Default")
 
 @disjoint_base
 class Reader:
-    """What Memslots, AddressSpace and Vcpu have in common: every way to look up, in one address
-    space.
+    """The look-ups that Memslots, AddressSpace and Vcpu share. All read one address space.
 
-    n is the number of slots. Look-ups may come from any thread and wait for nobody.
+    n is the number of slots. Any thread may look up; look-ups never wait.
     """
 
     def __reduce__(self) -> tuple[object, ...]: ...
     def lookup(self, gfn: SupportsIndex, /) -> Slot | None:
-        """The slot that holds a guest page.
+        """Returns the slot that holds a guest page.
 
-        O(log n), O(1) where the last-used slot holds it; allocates nothing.
+        O(log n), O(1) if the last-used slot holds it. Allocates nothing.
         """
     @overload
     def lookup_many(self, gfns: _Input, out: _Out) -> _Out: ...
@@ -36,16 +35,15 @@ class Reader:
     ) -> NDArray[np.int32]: ...
     @overload
     def lookup_many(self, gfns: ReadableBuffer, out: None = None) -> array[int]:
-        """The ids of the slots that hold many guest pages: uint64 in, int32 out, -1 where there
-        is none.
+        """Returns the ids of the slots that hold many guest pages, -1 where there is none.
 
-        TypeError, ValueError: a buffer of another element type, not contiguous, not writable, of
-        another length. O(m log n) for m pages, without the GIL.
+        uint64 in, int32 out. Raises TypeError or ValueError if a buffer has another element type or
+        length, or is not contiguous or not writable. O(m log n) for m pages, without the GIL.
         """
     def gpa_to_hva(self, gpa: SupportsIndex, write: bool = False) -> int:
-        """The host address of a guest address, both in bytes.
+        """Returns the host address of a guest address, both in bytes.
 
-        NotMappedError, ReadOnlyError. O(log n).
+        Raises NotMappedError, ReadOnlyError. O(log n).
         """
     @overload
     def translate(self, gpas: _Input, out: _Out, write: bool = False) -> _Out: ...
@@ -55,31 +53,33 @@ class Reader:
     ) -> NDArray[np.uint64]: ...
     @overload
     def translate(self, gpas: ReadableBuffer, out: None = None, write: bool = False) -> array[int]:
-        """The host addresses of many guest addresses, uint64 bytes both; BAD_HVA where
-        gpa_to_hva would raise.
+        """Returns the host addresses of many guest addresses, BAD_HVA where gpa_to_hva would raise.
 
-        TypeError, ValueError: as lookup_many. O(m log n) for m addresses, without the GIL.
+        uint64 in and out, in bytes. Raises TypeError or ValueError as lookup_many. O(m log n) for m
+        addresses, without the GIL.
         """
     def in_gfn_range(self, start: SupportsIndex, end: SupportsIndex) -> list[Slot]:
-        """The slots that overlap the guest pages [start, end), in gfn order.
+        """Returns the slots that overlap the guest pages [start, end), in gfn order.
 
-        ValueError: start > end. O(log n + k).
+        Raises ValueError if start > end. O(log n + k).
         """
     def in_hva_range(self, start: SupportsIndex, end: SupportsIndex) -> list[tuple[Slot, int, int]]:
-        """(slot, start_gfn, end_gfn) of every overlap with the host bytes [start, end), by
-        userspace_addr.
+        """Returns every overlap with the host bytes [start, end), by userspace_addr.
 
-        ValueError: start > end. O(log n + k) for slots that do not overlap in host memory, at most
-        O(k log n).
+        An overlap is (slot, start_gfn, end_gfn). Raises ValueError if start > end. O(log n + k) for
+        slots that do not overlap in host memory, at most O(k log n).
         """
     def floor(self, gfn: SupportsIndex) -> Slot | None:
-        """The last slot that begins at a guest page or before it. O(log n)."""
+        """Returns the last slot that begins at a guest page or before it. O(log n)."""
     def ceil(self, gfn: SupportsIndex) -> Slot | None:
-        """The first slot that begins at a guest page or after it. O(log n)."""
+        """Returns the first slot that begins at a guest page or after it. O(log n)."""
     def holes(
         self, start: SupportsIndex = 0, end: SupportsIndex | None = None
     ) -> list[tuple[int, int]]:
-        """The runs [start, end) of guest pages that no slot holds. ValueError. O(log n + k)."""
+        """Returns the runs [start, end) of guest pages that no slot holds.
+
+        Raises ValueError. O(log n + k).
+        """
     def find_hole(
         self,
         npages: SupportsIndex,
@@ -87,19 +87,28 @@ class Reader:
         end: SupportsIndex | None = None,
         align: SupportsIndex = 1,
     ) -> int | None:
-        """The first page of the lowest run that no slot holds. ValueError. O(log n + k)."""
+        """Returns the first page of the lowest run that no slot holds.
+
+        Raises ValueError. O(log n + k).
+        """
     def is_mapped(self, start: SupportsIndex, end: SupportsIndex) -> bool:
-        """Whether each guest page of [start, end) is in a slot. ValueError. O(log n + k)."""
+        """Returns whether each guest page of [start, end) is in a slot.
+
+        Raises ValueError. O(log n + k).
+        """
     @property
     def span(self) -> tuple[int, int] | None:
         """The first page that a slot holds and the page after the last."""
     def hva_to_gpa(self, hva: SupportsIndex) -> int:
-        """The guest address of a host address: the lowest. NotMappedError. O(log n + k)."""
+        """Returns the lowest guest address of a host address.
+
+        Raises NotMappedError. O(log n + k).
+        """
     @overload
     def get(self, id: SupportsIndex, default: None = None) -> Slot | None: ...
     @overload
     def get(self, id: SupportsIndex, default: _Default) -> Slot | _Default:
-        """The slot of an id, or `default`. O(1)."""
+        """Returns the slot of an id, or `default`. O(1)."""
     def __getitem__(self, id: SupportsIndex, /) -> Slot: ...
     def __contains__(self, slot: Slot, /) -> bool: ...
     def __len__(self) -> int: ...
@@ -113,14 +122,14 @@ class Reader:
         """
     @property
     def nr_pages(self) -> int:
-        """How many guest pages the slots hold."""
+        """The number of guest pages that the slots hold."""
     @property
     def as_id(self) -> int:
         """The number of the address space."""
 
 @final
 class AddressSpace(Reader):
-    """The reader of one address space. InvalidRegionError where there is none of that number."""
+    """The reader of one address space. Raises InvalidRegionError if there is no such space."""
 
     def __new__(cls, vm: Reader, as_id: SupportsIndex) -> Self: ...
 
@@ -128,7 +137,7 @@ class AddressSpace(Reader):
 class Vcpu(Reader):
     """The reader of one address space with a last-used slot of its own.
 
-    For one thread at a time.
+    Use it from one thread at a time.
     """
 
     def __new__(cls, vm: Reader, as_id: SupportsIndex = 0) -> Self: ...

@@ -1,7 +1,7 @@
-"""Readers: what every Memslots, AddressSpace and Vcpu looks up with.
+"""Readers: how every Memslots, AddressSpace and Vcpu looks up.
 
-What protects a single look-up from a writer is in sections.pxd. Batch calls let the GIL go, and are
-in a section stretch by stretch.
+sections.pxd describes the protection of a single look-up from a writer. Batch calls release the
+GIL, and enter a section for each stretch.
 """
 
 import errno
@@ -51,7 +51,7 @@ from memslots.values.rules cimport access_error, check_as_id
 from memslots.errors import NoSuchSlotError, NotMappedError
 from memslots.values.records import Slot, VcpuStats
 
-# What a reader reads that was never tied to a machine (made by a bare __new__): nothing.
+# The empty machine of a reader that was never tied to one (made by a bare __new__).
 cdef machine NO_MACHINE
 cdef space NOWHERE
 srcu_init(&NO_MACHINE.readers)
@@ -61,18 +61,16 @@ NOWHERE.active = &NOWHERE.sets[0]
 
 
 cdef slot *before_hole(const slotset *set, const slot *after) noexcept nogil:
-    """The last slot before a hole that `after` (NULL: none) comes after, or NULL."""
+    """Returns the last slot before a hole, or NULL. `after` is the first slot after it, or NULL."""
     return slotset_last(set) if after is NULL else slotset_step(set, after, 0)
 
 
 cdef class Reader:
-    """What Memslots, AddressSpace and Vcpu have in common: every way to look up.
+    """The look-ups that Memslots, AddressSpace and Vcpu share. All read one address space.
 
-    All of it reads one address space.
-
-    Memslots reads address space 0, an AddressSpace or a Vcpu the one it was made for. Safe to use
-    from any thread, with changes being made by others; each call sees the slots as they were at one
-    moment (a batch: each few dozen or hundred look-ups do).
+    Memslots reads address space 0, an AddressSpace or a Vcpu the one it was made for. Any thread
+    may use a reader while others make changes. Each call sees the slots as they were at one moment;
+    in a batch, each stretch of a few dozen or hundred look-ups does.
     """
 
     def __cinit__(self):
@@ -83,11 +81,11 @@ cdef class Reader:
         name = type(self).__name__
         raise TypeError(f"{name!r} cannot be pickled or copied: it belongs to its Memslots")
 
-    # One argument and no name for it: CPython then hands it over as it is. That takes a nanosecond
-    # and a half of the 22 that a look-up of the last-used slot takes.
+    # CPython passes a single positional-only argument as it is. That saves one and a half
+    # nanoseconds of the 22 that a look-up of the last-used slot takes.
     @cython.always_allow_keywords(False)
     def lookup(self, gfn, /):
-        """The slot that holds a guest page.
+        """Returns the slot that holds a guest page.
 
         Parameters
         ----------
@@ -98,11 +96,11 @@ cdef class Reader:
         -------
         Slot or None
             The same object at each call while the slot does not change. Inside a listener's
-            ``invalidate`` or ``prepare`` the slot that is to go or to move has ``Flags.INVALID``.
+            ``invalidate`` or ``prepare``, a slot to be deleted or moved has ``Flags.INVALID``.
 
         Notes
         -----
-        O(log n), O(1) where the last-used slot holds the page. Allocates nothing.
+        O(log n), O(1) if the last-used slot holds the page. Allocates nothing.
         """
         cdef gfn_t page = u64(gfn, "gfn")
         cdef section at = section_enter(self.m, self.own)
@@ -113,7 +111,7 @@ cdef class Reader:
         return found
 
     def lookup_many(self, gfns, out=None):
-        """The ids of the slots that hold many guest pages.
+        """Returns the ids of the slots that hold many guest pages.
 
         Parameters
         ----------
@@ -125,14 +123,14 @@ cdef class Reader:
         Returns
         -------
         numpy.ndarray or array.array or type of `out`
-            int32 ids, -1 where no slot holds the page; `out` if given, else an array of the shape
-            of `gfns` for a numpy array, an array.array("i") otherwise.
+            int32 ids, -1 for a page that no slot holds. It is `out` if given. Otherwise it is a
+            numpy array of the shape of `gfns` if that is one, else an array.array("i").
 
         Raises
         ------
         TypeError, ValueError
-            A buffer of another element type; one that is not contiguous, not writable or of another
-            length; `out` overlaps `gfns`.
+            A buffer has another element type or length, or is not contiguous or not writable; or
+            `out` overlaps `gfns`.
 
         Notes
         -----
@@ -141,14 +139,14 @@ cdef class Reader:
         return run_batch(self.m, self.sp, self.own, LOOKUP_IDS, gfns, "gfns", out)
 
     def gpa_to_hva(self, gpa, write=False):
-        """The host address of a guest address.
+        """Returns the host address of a guest address.
 
         Parameters
         ----------
         gpa : int
             In bytes; need not be aligned.
         write : bool
-            Whether it is to be written: then a READONLY slot refuses.
+            Whether the address is to be written; a READONLY slot refuses that.
 
         Returns
         -------
@@ -157,13 +155,13 @@ cdef class Reader:
         Raises
         ------
         NotMappedError
-            No slot holds it, or the slot is INVALID.
+            No slot holds the address, or the slot is INVALID.
         ReadOnlyError
             `write`, and the slot is READONLY.
 
         Notes
         -----
-        O(log n), O(1) where the last-used slot holds the page.
+        O(log n), O(1) if the last-used slot holds the page.
         """
         cdef gpa_t address = u64(gpa, "gpa")
         cdef bint writing = write
@@ -187,7 +185,7 @@ cdef class Reader:
         raise access_error(address, s is not NULL, readable, last_record, next_record)
 
     def translate(self, gpas, out=None, write=False):
-        """The host addresses of many guest addresses.
+        """Returns the host addresses of many guest addresses.
 
         Parameters
         ----------
@@ -201,13 +199,13 @@ cdef class Reader:
         Returns
         -------
         numpy.ndarray or array.array or type of `out`
-            uint64 addresses, BAD_HVA where gpa_to_hva would raise; the kind of array as with
-            lookup_many, array.array("Q").
+            uint64 addresses, BAD_HVA where gpa_to_hva would raise. The kind of array is as for
+            lookup_many, but array.array("Q").
 
         Raises
         ------
         TypeError, ValueError
-            As with lookup_many; `out` overlaps `gpas` and is not `gpas` itself.
+            As for lookup_many; or `out` overlaps `gpas` and is not `gpas` itself.
 
         Notes
         -----
@@ -217,7 +215,7 @@ cdef class Reader:
         return run_batch(self.m, self.sp, self.own, kind, gpas, "gpas", out)
 
     def in_gfn_range(self, start, end):
-        """The slots that overlap a range of guest pages.
+        """Returns the slots that overlap a range of guest pages.
 
         Parameters
         ----------
@@ -244,7 +242,7 @@ cdef class Reader:
         return records(self.m, self.sp, self.own, &e)
 
     def in_hva_range(self, start, end):
-        """The guest pages whose host memory overlaps a range of host addresses.
+        """Returns the guest pages whose host memory overlaps a range of host addresses.
 
         Parameters
         ----------
@@ -254,9 +252,9 @@ cdef class Reader:
         Returns
         -------
         list of (Slot, int, int)
-            The slot and the pages [start_gfn, end_gfn) of it that the range touches, if only in
-            part; in order of userspace_addr, all of one generation. Slots may overlap in host
-            memory: then a byte is in several.
+            A slot and its pages [start_gfn, end_gfn) that the range touches, if only in part. In
+            order of userspace_addr, all of one generation. Slots may overlap in host memory, so
+            several may have the same byte.
 
         Raises
         ------
@@ -273,7 +271,7 @@ cdef class Reader:
         return overlaps(self.m, self.sp, self.own, &e)
 
     def floor(self, gfn):
-        """The last slot that begins at a guest page or before it.
+        """Returns the last slot that begins at a guest page or before it.
 
         Parameters
         ----------
@@ -295,7 +293,7 @@ cdef class Reader:
         return found
 
     def ceil(self, gfn):
-        """The first slot that begins at a guest page or after it.
+        """Returns the first slot that begins at a guest page or after it.
 
         Parameters
         ----------
@@ -322,17 +320,17 @@ cdef class Reader:
         return found
 
     def holes(self, start=0, end=None):
-        """The runs of guest pages that no slot holds.
+        """Returns the runs of guest pages that no slot holds.
 
         Parameters
         ----------
         start, end : int
-            Of the range [start, end), in pages; if end is left out, to max_gfn.
+            The range [start, end), in pages. Without `end` it ends after max_gfn.
 
         Returns
         -------
         list of (int, int)
-            The pages [start, end) of each, in order.
+            The pages [start, end) of each run, in order.
 
         Raises
         ------
@@ -351,21 +349,21 @@ cdef class Reader:
         return holes_of(self.m, self.sp, self.own, e.first, e.last + 1)
 
     def find_hole(self, npages, start=0, end=None, align=1):
-        """The lowest run of guest pages that no slot holds.
+        """Returns the first page of the lowest run of guest pages that no slot holds.
 
         Parameters
         ----------
         npages : int
-            How many pages, at least 1.
+            The number of pages, at least 1.
         start, end : int
-            Where: all of it is in [start, end), in pages; if end is left out, to max_gfn.
+            The run lies in [start, end), in pages. Without `end` that ends after max_gfn.
         align : int
-            It begins at a multiple of so many pages.
+            The run begins at a multiple of this number of pages.
 
         Returns
         -------
         int or None
-            Its first page; None where there is no such run.
+            The first page of the run; None if there is no such run.
 
         Raises
         ------
@@ -381,7 +379,7 @@ cdef class Reader:
         return find_hole_of(self.m, self.sp, self.own, &w)
 
     def is_mapped(self, start, end):
-        """Whether each guest page of a range is in a slot.
+        """Returns whether each guest page of a range is in a slot.
 
         Parameters
         ----------
@@ -422,7 +420,7 @@ cdef class Reader:
         return None if end == 0 else (start, end)
 
     def hva_to_gpa(self, hva):
-        """The guest address of a host address: the lowest, if there are several.
+        """Returns the guest address of a host address: the lowest, if there are several.
 
         Parameters
         ----------
@@ -436,11 +434,11 @@ cdef class Reader:
         Raises
         ------
         NotMappedError
-            No slot is on it.
+            No slot has the host address.
 
         Notes
         -----
-        O(log n + k) for k slots that are on it.
+        O(log n + k) for k slots that have the address.
         """
         cdef hva_t address = u64(hva, "hva")
         cdef gpa_t lowest = ~<gpa_t>0
@@ -456,7 +454,7 @@ cdef class Reader:
         return lowest
 
     def get(self, id, default=None):
-        """The slot of an id, or `default`. O(1)."""
+        """Returns the slot of an id, or `default`. O(1)."""
         found = self.slot_of(u32(id, "id"))
         return default if found is None else found
 
@@ -497,14 +495,14 @@ cdef class Reader:
     def generation(self):
         """A number that no earlier state of the address space had.
 
-        Space k of m uses k, k + m, k + 2m, and so on; a create or a change of flags goes one on, a
-        delete or a move two. While a swap waits for readers, bit 63 is set.
+        Space k of m uses k, k + m, k + 2m, and so on. A create or a change of flags advances it by
+        one step, a delete or a move by two. While a swap waits for readers, bit 63 is set.
         """
         return space_generation(self.sp)
 
     @property
     def nr_pages(self):
-        """How many guest pages the slots of the address space hold."""
+        """The number of guest pages that the slots of the address space hold."""
         cdef section at = section_enter(self.m, self.own)
         cdef uint64_t npages = space_active(self.sp).npages
         section_leave(&at)
@@ -516,7 +514,7 @@ cdef class Reader:
         return self.sp.as_id
 
     cdef object slot_of(self, uint32_t id):
-        """The Slot of an id, or None."""
+        """Returns the Slot of an id, or None."""
         cdef section at = section_enter(self.m, self.own)
         cdef slot *s = slotset_by_id(space_active(self.sp), id)
         found = None if s is NULL else <object>s.record
@@ -537,7 +535,7 @@ cdef int tie(Reader reader, object owner, object as_id) except -1:
     return 0
 
 
-# no_gc_clear: the collector must not take the owner away while the pointers into it are there.
+# no_gc_clear: the collector must not clear `owner` while the reader points into it.
 @cython.final
 @cython.no_gc_clear
 cdef class AddressSpace(Reader):
@@ -566,11 +564,11 @@ cdef class AddressSpace(Reader):
 cdef class Vcpu(Reader):
     """The reader of one address space, with a last-used slot of its own.
 
-    Its cache holds for one generation of the slots; its misses do not touch the address space's own
-    last-used slot. For one thread at a time; any number of Vcpus may be used at once, and where
-    there is an index their look-ups write to no cache line in common but that of the Slot they
-    give, which counts who has it. (Should two threads use one after all, their answers are right;
-    not all of their look-ups have the cache, or are counted.)
+    Its cache is valid for one generation of the slots. Its misses do not touch the address space's
+    own last-used slot. Use a Vcpu from one thread at a time. Any number of Vcpus may be used at
+    once. If there is an index, their look-ups write to no common cache line but that of a Slot they
+    return, which has its reference count. (If two threads do use one Vcpu, their answers are right,
+    but not all of their look-ups use the cache or are counted.)
 
     Parameters
     ----------
@@ -585,7 +583,7 @@ cdef class Vcpu(Reader):
 
     def __cinit__(self, vm, as_id=0):
         tie(self, vm, as_id)
-        # On lines of its own, away from the object: its counts are written with every look-up.
+        # The cache has lines of its own, away from the object: every look-up writes its counts.
         self.own = <vcpu_cache *>alloc_lines(sizeof(vcpu_cache))
         if self.own is not NULL:
             self.own.reader = srcu_reader_get(&self.m.readers)
@@ -601,9 +599,9 @@ cdef class Vcpu(Reader):
     def stats(self):
         """How many look-ups the last-used slot answered, and how many had to search (VcpuStats).
 
-        A look-up that finds no slot had to search. In a batch that has an index, the last-used slot
-        is one of the few used last, and holes count as slots do; pages that are found in groups,
-        because few are near the ones before, had to search.
+        A look-up that finds no slot counts as a search. In a batch that has an index, a hit is a
+        page in one of the few slots or holes used last. If few pages are, all are searched for in
+        groups and count as searches.
         """
         return VcpuStats(atomic_load_relaxed(&self.own.hits), atomic_load_relaxed(&self.own.misses))
 

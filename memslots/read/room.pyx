@@ -1,4 +1,4 @@
-"""Where there is room. The contract of each function is in room.pxd."""
+"""Room for slots. The contract of each function is in room.pxd."""
 
 from memslots.core.alloc cimport alloc_block, alloc_free
 from memslots.core.slot cimport slot, slot_end_gfn
@@ -8,7 +8,7 @@ from memslots.read.sections cimport section, section_enter, section_leave
 from memslots.values.integers cimport u64
 
 cdef enum:
-    FEW = 16  # for so many no memory is needed beside the list
+    FEW = 16  # this many holes need no memory besides the list
 
 cdef struct hole:
     gfn_t start
@@ -43,7 +43,7 @@ cdef bint wish_fits(const wish *w, gfn_t *gfn) noexcept nogil:
 cdef size_t walk(
     const slotset *set, gfn_t start, gfn_t end, hole *found, size_t room
 ) noexcept nogil:
-    """Puts down the first `room` holes; returns how many there are."""
+    """Records at most `room` holes. Returns how many holes there are."""
     cdef slot *s = slotset_first_from(set, start)
     cdef size_t count = 0
     cdef gfn_t before
@@ -87,11 +87,11 @@ cdef object find_hole_of(machine *m, const space *sp, vcpu_cache *own, const wis
     cdef bint found = False
     cdef slot *s
     cdef section at = section_enter(m, own)
-    # Once: without the GIL another set may become the active one meanwhile.
+    # Load the active set only once: without the GIL another set may become active meanwhile.
     cdef const slotset *set = space_active(sp)
     s = slotset_first_from(set, gfn)
     while wish_fits(w, &gfn):
-        # Aligning may have gone beyond slots.
+        # Aligning may have moved gfn past some slots.
         while s is not NULL and slot_end_gfn(s) <= gfn:
             s = slotset_step(set, s, 1)
         if s is NULL or s.base_gfn >= gfn + w.npages:

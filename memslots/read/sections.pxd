@@ -1,11 +1,11 @@
 """The readers' section around a single look-up.
 
-With the GIL a look-up holds it from the search until it has its own reference to the Slot found,
-and a writer frees nothing without it: that is all the protection it needs, and both functions here
-compile to nothing. Without (free-threaded CPython) it is in a section (srcu.pxd). A debug build
-enters sections on any Python, so that what must not be done in one is caught there.
+In a build with the GIL, a look-up holds the GIL from the search until it has its own reference to
+the Slot found. A writer frees nothing without the GIL, so the look-up needs no more protection:
+both functions here compile to nothing. In free-threaded CPython a look-up is in a section
+(srcu.pxd). A debug build enters sections on any Python, to catch what must not happen in one.
 
-In a section no Python code may run: nothing that raises, allocates objects or lets one go.
+In a section no Python code may run: nothing may raise, allocate objects or drop a reference.
 
 Not installed: Cython code outside goes through memslots.pxd.
 """
@@ -25,21 +25,21 @@ cdef extern from *:
     bint SECTIONS "MEMSLOTS_SECTIONS"  # whether single look-ups need sections
 
 cdef struct section:
-    srcu_reader *reader  # where it was entered; NULL: nowhere, the GIL is held
-    int side  # what srcu_leave wants
-    # the cache that the look-up may use: NULL where there is none, or another thread is using it
+    srcu_reader *reader  # the reader that was entered; NULL: none, the GIL is held
+    int side  # the argument of srcu_leave
+    # the cache that the look-up may use; NULL if there is none, or another thread is using it
     vcpu_cache *own
 
 
 cdef inline srcu_reader *reader_of(machine *m, const vcpu_cache *own) noexcept nogil:
-    """Where a reader counts itself in: its own line, or the thread's."""
+    """Returns the line on which a reader counts itself in: its own, or the thread's."""
     if own is not NULL and own.reader is not NULL:
         return own.reader
     return srcu_shared(&m.readers)
 
 
 cdef inline section section_enter(machine *m, vcpu_cache *own) noexcept nogil:
-    """`own`: as in lookup.pxd, the cache of the reader that looks up, or NULL."""
+    """Enters a section. `own` is the cache of the reader, as in lookup.pxd, or NULL."""
     cdef section at
     at.reader = NULL
     at.side = 0
@@ -47,7 +47,7 @@ cdef inline section section_enter(machine *m, vcpu_cache *own) noexcept nogil:
     if SECTIONS:
         at.reader = reader_of(m, own)
         at.side = srcu_enter(at.reader)
-        # A vCPU is for one thread at a time; should two use it, one at most has its cache.
+        # A vCPU is for one thread at a time. If two use it, at most one has its cache.
         if own is not NULL and not srcu_alone(at.reader):
             at.own = NULL
     return at

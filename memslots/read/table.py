@@ -1,4 +1,4 @@
-"""Slots as text: the table that a MemoryMap prints as, and the `memslots` command its maps."""
+"""Slots as text: the table that a MemoryMap and the `memslots` command print."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ COLUMNS = ("space", "id", "gpa", "end", "size", "hva", "flags")
 
 
 def flag_names(flags: int) -> str:
-    """`LOG_DIRTY_PAGES|READONLY`; `-` for none."""
+    """Returns the names of flags, as `LOG_DIRTY_PAGES|READONLY`; `-` for none."""
     return "|".join(flag.name for flag in Flags if flag & flags and flag.name) or "-"
 
 
 def cells(slot: Slot) -> tuple[str, ...]:
-    """What stands in each column."""
+    """Returns the text of a slot for each column."""
     return (
         str(slot.as_id),
         str(slot.id),
@@ -28,7 +28,7 @@ def cells(slot: Slot) -> tuple[str, ...]:
 
 
 def lines(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of cells as lines, in columns; all but the last stand on the right of theirs."""
+    """Returns rows of cells as lines in columns; all columns but the last are right-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join([*(c.rjust(w) for c, w in zip(row, widths[:-1], strict=False)), row[-1]])
@@ -37,5 +37,5 @@ def lines(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def slot_lines(slots: Iterable[Slot]) -> list[str]:
-    """The lines of a table of slots: the names of the columns, then a slot each."""
+    """Returns the lines of a table of slots: the names of the columns, then a slot on each line."""
     return lines([COLUMNS, *map(cells, slots)])

@@ -1,1 +1,1 @@
-"""What crosses the border between Python and C: integers, buffers, records, limits, rules."""
+"""Values that cross the border between Python and C: integers, buffers, records, limits, rules."""

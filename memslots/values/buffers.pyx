@@ -1,4 +1,4 @@
-"""Buffers as batches take and give them. The contract is in buffers.pxd."""
+"""Buffers of batches. The contract is in buffers.pxd."""
 
 import sys
 
@@ -13,11 +13,11 @@ from cpython.buffer cimport (
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
 
-# What an element may be called: C's names for integers of a size differ from system to system.
+# The formats that an element may have: C's names for integers of a size differ between systems.
 cdef dict FORMATS = {"int32": (b"i", b"l"), "uint64": (b"Q", b"L")}
 cdef bytes NATIVE = b"@=<" if sys.byteorder == "little" else b"@=>"
-# By element: an array.array of one zero; multiplied, it is an output of any length. Made when it is
-# first needed.
+# By element: an array.array of one zero, made on first use. Multiplied, it is an output of any
+# length.
 cdef dict ZERO = {}
 cdef dict SIZES = {"int32": 4, "uint64": 8}
 
@@ -52,7 +52,7 @@ cdef int take_buffer(
 
 
 cdef object new_output(object given, size_t count, str element):
-    # Whoever has a numpy array has imported numpy; nobody else is made to.
+    # A caller with a numpy array has imported numpy. No other caller has to import it.
     cdef object numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(given, numpy.ndarray):
         return numpy.empty(given.shape, dtype=element)
@@ -65,7 +65,7 @@ cdef object new_output(object given, size_t count, str element):
 
 
 cdef int refuse_overlap(const Py_buffer *given, str name, const Py_buffer *out) except -1:
-    """ValueError where results would be written over numbers that are not read yet."""
+    """Raises ValueError if results would be written over numbers that are not read yet."""
     cdef uintptr_t numbers = <uintptr_t>given.buf
     cdef uintptr_t results = <uintptr_t>out.buf
     if given.len == 0 or (numbers == results and given.itemsize == out.itemsize):
@@ -76,7 +76,7 @@ cdef int refuse_overlap(const Py_buffer *given, str name, const Py_buffer *out) 
 
 
 cdef object take_batch(object given, str name, str element, object out, buffers *taken):
-    # PyBuffer_Release leaves one alone that nobody took hold of
+    # PyBuffer_Release does nothing to a buffer that was not acquired.
     memset(taken, 0, sizeof(buffers))
     take_buffer(given, name, "uint64", False, &taken.numbers)
     try:
@@ -134,7 +134,7 @@ cdef void release_column(column *taken) noexcept:
 
 cdef bint column_get(const column *from_, size_t i, uint64_t *value) noexcept nogil:
     cdef size_t size = from_.buffer.itemsize
-    # Copied: an element need not be aligned.
+    # The element is copied because it need not be aligned.
     cdef const char *at = <const char *>from_.buffer.buf + i * size
     cdef uint8_t narrow
     cdef uint16_t short_

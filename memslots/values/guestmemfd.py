@@ -1,4 +1,4 @@
-"""Files of guest memory, as far as a map has to know them: a size, an owner, what is bound."""
+"""Files of guest memory as a map knows them: a size, an owner, the ranges that are bound."""
 
 from __future__ import annotations
 
@@ -24,39 +24,39 @@ Key = tuple[int, int]  # as_id, id
 
 _PAGE = 4096
 _MOST_BYTES = (1 << 63) - _PAGE
-# What /proc calls one, by version of Linux.
+# The names of a guest_memfd in /proc, by version of Linux.
 _NAME = re.compile(r"(anon_inode:|/)\[(kvm-gmem|guest[-_]memfd)\]( \(deleted\))?")
 
-#: In place of a GuestMemfd's number: no open descriptor, and one of another file.
+#: In place of a GuestMemfd's number: the descriptor is not open, or is of another kind of file.
 NOT_OPEN = 0xFFFFFFFF
 NO_GUEST_MEMFD = 0xFFFFFFFE
 
 
 class _Bound(NamedTuple):
-    """A range of a file that a slot has."""
+    """A range of a file that is bound to a slot."""
 
     start: int
     end: int
     key: Key
-    memfd: GuestMemfd  # which is kept as long
+    memfd: GuestMemfd  # kept alive while the range is bound
 
 
 class _File:
-    """What all descriptors of one file share."""
+    """The state that all descriptors of one file share."""
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.open = 0  # how many descriptors are, of a file that no kernel has
-        self.owner: Bindings | None = None  # of the Memslots that was the first to bind it
-        # In order; they do not overlap. A change puts another list in its place.
+        self.open = 0  # how many descriptors are open; used if the file is not a kernel's
+        self.owner: Bindings | None = None  # of the Memslots that bound it first
+        # In order, without overlaps. A change replaces the list.
         self.bound: list[_Bound] = []
 
 
 class GuestMemfd:
-    """A file of guest memory (KVM's guest_memfd) where there is no kernel to ask for one.
+    """A file of guest memory (KVM's guest_memfd) for use without a kernel.
 
-    A slot of `Memslots.set_region2` is bound to a range of it. The file belongs to the Memslots
-    that binds a range of it first: no other can.
+    `Memslots.set_region2` binds a slot to a range of the file. The file belongs to the Memslots
+    that binds a range of it first: no other can bind one.
 
     Parameters
     ----------
@@ -66,13 +66,13 @@ class GuestMemfd:
     Raises
     ------
     InvalidRegionError
-        The size is 0, no multiple of the page size, or above 2**63 - 4096 (EINVAL, as of
+        The size is 0, not a multiple of the page size, or above 2**63 - 4096 (EINVAL, as from
         KVM_CREATE_GUEST_MEMFD).
 
     Notes
     -----
-    Two are equal only if they are the same object. A pickle makes another file, of the same size; a
-    copy is the same.
+    Two GuestMemfds are equal only if they are the same object. Unpickling makes another file of the
+    same size; copying returns the same object.
     """
 
     def __init__(self, size: SupportsIndex) -> None:
@@ -107,24 +107,24 @@ class GuestMemfd:
         return self._closed
 
     def fileno(self) -> int:
-        """The kernel's descriptor.
+        """Returns the kernel's descriptor.
 
         Raises
         ------
         InvalidRegionError
-            There is none (EBADF): the file is not one of a kernel's.
+            There is none, because the file is not a kernel's (EBADF).
         """
         if self._descriptor is None:
             raise InvalidRegionError(errno.EBADF, f"{self!r} is no file of a kernel's", "G7")
         return self._descriptor
 
     def dup(self) -> GuestMemfd:
-        """Another descriptor of the same file. What one binds is bound for the other (rule G10).
+        """Returns another descriptor of the same file; both share the bindings (rule G10).
 
         Raises
         ------
         ValueError
-            This one is closed, or a kernel's: os.dup gives another of those.
+            This one is closed, or it is a kernel's: use os.dup for those.
         """
         if self._closed or self._descriptor is not None:
             raise ValueError(f"{self!r} cannot be copied")
@@ -133,10 +133,11 @@ class GuestMemfd:
         return other
 
     def close(self) -> None:
-        """Close the descriptor. With the last of a file its bindings go (rule G10).
+        """Closes the descriptor. Closing the last one of a file removes its bindings (rule G10).
 
-        The slots stay, in the way of others; they can only be deleted. Closing again does nothing.
-        A descriptor that was given as a number is its owner's to close: it is only forgotten.
+        The slots stay, and others still cannot overlap them; they can only be deleted. Closing
+        again does nothing. A descriptor that was given as a number is only forgotten: its owner
+        closes it.
         """
         if not self._closed:
             self._closed = True
@@ -183,9 +184,9 @@ _files: weakref.WeakValueDictionary[tuple[int, int], _File] = weakref.WeakValueD
 
 
 def _file_of(descriptor: int) -> _File | None:
-    """The kernel's file of a descriptor that is open, or None: of no guest_memfd.
+    """Returns the kernel's file of a descriptor.
 
-    OSError where it is not open.
+    None if the descriptor is not open or is not a guest_memfd's.
     """
     try:
         status = os.fstat(descriptor)
@@ -195,7 +196,7 @@ def _file_of(descriptor: int) -> _File | None:
         if not _NAME.fullmatch(str(Path(f"/proc/self/fd/{descriptor}").readlink())):
             return None
     except OSError:
-        return None  # no /proc, so nobody can tell
+        return None  # without /proc nobody can tell
     key = status.st_dev, status.st_ino
     file = _files.get(key)
     if file is None:
@@ -204,12 +205,15 @@ def _file_of(descriptor: int) -> _File | None:
 
 
 def number_of(given: GuestMemfd | SupportsIndex | None) -> tuple[int, GuestMemfd | None]:
-    """What a slot has of a GuestMemfd or a descriptor, and the GuestMemfd, which is to be kept."""
+    """Returns the number that a slot keeps of a GuestMemfd or descriptor, and the GuestMemfd.
+
+    The caller must keep the GuestMemfd alive.
+    """
     if given is None:
         return NOT_OPEN, None
     if isinstance(given, GuestMemfd):
         return given._number, given
-    if given == -1:  # as no descriptor is written
+    if given == -1:  # the usual way to write "no descriptor"
         return NOT_OPEN, None
     descriptor = field(given, "guest_memfd", 32)
     try:
@@ -225,18 +229,18 @@ def number_of(given: GuestMemfd | SupportsIndex | None) -> tuple[int, GuestMemfd
 
 
 def by_number(number: int) -> GuestMemfd:
-    """The GuestMemfd of that number; where it is gone, a closed one in its place."""
+    """Returns the GuestMemfd of a number, or a closed one in its place if it is gone."""
     return _known.get(number) or _GONE
 
 
-#: In place of one that is gone, or never was.
+#: In place of a GuestMemfd that is gone, or never was.
 _GONE = GuestMemfd.__new__(GuestMemfd)
 _GONE._begin(_File(0), None)
 _GONE.close()
 
 
 def ranges_meet(one: Slot, two: Slot) -> bool:
-    """Whether two slots of guest_memfds have bytes of a file in common."""
+    """Returns whether two slots of guest_memfds have bytes of a file in common."""
     first, second = one.guest_memfd, two.guest_memfd
     return (
         first is not None
@@ -248,9 +252,10 @@ def ranges_meet(one: Slot, two: Slot) -> bool:
 
 
 class StandIns:
-    """Makes of slots such of other files, of the same sizes, for a Memslots of one's own.
+    """Rewrites slots to other files of the same sizes, so that another Memslots can have them.
 
-    `create` makes a file, of a size, and gives its descriptor; or the files are of no kernel.
+    `create` makes a file of a given size and returns its descriptor. Without `create` the files are
+    not a kernel's.
     """
 
     def __init__(self, create: Callable[[int], int] | None = None) -> None:
@@ -258,7 +263,7 @@ class StandIns:
         self._files: dict[_File, GuestMemfd] = {}
 
     def memfd(self, given: GuestMemfd) -> GuestMemfd:
-        """What is in its place."""
+        """Returns the file that stands in for `given`."""
         if given._file not in self._files:
             made: GuestMemfd | None
             if self._create is None:
@@ -270,7 +275,7 @@ class StandIns:
         return self._files[given._file]
 
     def slot(self, slot: Slot) -> Slot:
-        """The slot on what is in its file's place."""
+        """Returns the slot, bound to the stand-in for its file."""
         memfd = slot.guest_memfd
         if memfd is None:
             return slot
@@ -287,18 +292,18 @@ class StandIns:
 
 
 class Copies(StandIns):
-    """What the slots of a copy of a Memslots are bound to: files that are nobody's yet, or copies.
+    """The files of the slots of a copied Memslots: those that nobody owns yet, or stand-ins.
 
-    A slot whose file is closed gets one that is closed when all are there (rule G10).
+    A slot whose file is closed gets a file that `done` closes (rule G10).
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._closed: list[GuestMemfd] = []
-        self._free: set[_File] = set()  # that nobody had
+        self._free: set[_File] = set()  # files that had no owner
 
     def slot(self, slot: Slot) -> Slot:
-        """The slot as it is to be made."""
+        """Returns the slot to make in the copy."""
         memfd = slot.guest_memfd
         if memfd is None:
             return slot
@@ -313,13 +318,13 @@ class Copies(StandIns):
         return super().slot(slot)
 
     def done(self) -> None:
-        """All slots are there."""
+        """Closes the files of slots whose file was closed. Call it once all slots are made."""
         for memfd in self._closed:
             memfd.close()
 
 
 class _NewBindings:
-    """A file as it is to be after a change; after it was put in, as it was before."""
+    """The state of a file after a change; once exchanged, the state before it."""
 
     def __init__(self, file: _File, owner: Bindings, leaving: Container[Key]) -> None:
         self._file = file
@@ -327,7 +332,7 @@ class _NewBindings:
         self.bound = [bound for bound in file.bound if bound.key not in leaving]
 
     def add(self, new: _Bound, what: str) -> None:
-        """Rule G7d: no other slot has a part of the range. O(n)."""
+        """Adds a range, or raises by rule G7d if another slot has a part of it. O(n)."""
         i = bisect_left(self.bound, new.start, key=attrgetter("start"))
         before = i - 1 if i and self.bound[i - 1].end > new.start else i
         if before < len(self.bound) and self.bound[before].start < new.end:
@@ -340,19 +345,19 @@ class _NewBindings:
         self.bound.insert(i, new)
 
     def exchange(self) -> None:
-        """Put it in, or take it out again. Cannot fail."""
+        """Puts the new state into the file, or takes it out again. Cannot fail."""
         self._file.bound, self.bound = self.bound, self._file.bound
         self._file.owner, self._owner = self._owner, self._file.owner
 
 
 class Bindings:
-    """What one Memslots has bound, and which files belong to it. For its writer."""
+    """The ranges that one Memslots has bound, and the files it owns. Only its writer uses them."""
 
     def __init__(self) -> None:
-        self._files: set[_File] = set()  # those that may have something bound
+        self._files: set[_File] = set()  # files that may have bound ranges
 
     def check(self, number: int, offset: int, end: int, what: str) -> GuestMemfd:
-        """Rules G7a to G7c for a range of a GuestMemfd."""
+        """Returns the GuestMemfd of a number if rules G7a to G7c allow the range; else raises."""
         if number == NOT_OPEN:
             raise _refusal(errno.EBADF, f"{what}: guest_memfd is no open descriptor")
         if number == NO_GUEST_MEMFD:
@@ -369,9 +374,9 @@ class Bindings:
         return found
 
     def change(self, leaving: Iterable[Slot], coming: Iterable[Slot]) -> list[_NewBindings]:
-        """What is bound once some slots have gone and others come, to be exchanged.
+        """Returns the new states of the files once `leaving` has gone and `coming` has come.
 
-        Raises what rule G7 says of those that come.
+        The caller exchanges them. Raises if a coming slot breaks rule G7.
         """
         self._files = {file for file in self._files if file.bound}
         gone = {(slot.as_id, slot.id) for slot in leaving}
@@ -390,7 +395,7 @@ class Bindings:
         return list(news.values())
 
     def begin_anew(self, slots: Iterable[Slot]) -> None:
-        """Bind what these slots have, and nothing else."""
+        """Binds the ranges of these slots, and no others."""
         for file in self._files:
             file.bound = []
         for slot in slots:

@@ -5,14 +5,14 @@ from cpython.long cimport PyLong_CheckExact
 from libc.stdint cimport uint32_t, uint64_t
 
 cdef extern from "Python.h":
-    # Declared here because cpython.long's would raise; what it gives besides a number is sorted out
-    # by field_of.
+    # Declared here because cpython.long's declaration would raise. `quick` clears the error, and
+    # field_of raises one that names the field.
     uint64_t long_as_u64 "PyLong_AsUnsignedLongLong"(object value) noexcept
 
 cdef extern from *:
     """
-    /* The value of a small plain int, read where CPython keeps it; UINT64_MAX for everything else.
-       CPython's own call for it takes longer than to find a slot. */
+    /* Returns the value of a small plain int, read from CPython's own fields; UINT64_MAX for
+       anything else. CPython's own call for this takes longer than finding a slot. */
     static inline uint64_t memslots_small(PyObject *value)
     {
         if (!PyLong_CheckExact(value))
@@ -39,13 +39,13 @@ cdef extern from *:
     const uint32_t ERROR32 "UINT32_MAX"
 
 
-# The value of a field `bits` wide. TypeError for what is no integer, OverflowError for one that
-# does not fit; both name the field.
+# Returns the value of a field `bits` wide. Raises TypeError for an object that is no integer,
+# OverflowError for one that does not fit. Both errors name the field.
 cdef uint64_t field_of(object value, str name, int bits) except? ERROR64
 
 
 cdef inline uint64_t quick(object value) noexcept:
-    """The value of a plain int that fits 64 bits; ERROR64 for everything else."""
+    """Returns the value of a plain int that fits 64 bits; ERROR64 for anything else."""
     cdef uint64_t number = small(value)
     if number == ERROR64 and PyLong_CheckExact(value):
         number = long_as_u64(value)
@@ -55,12 +55,12 @@ cdef inline uint64_t quick(object value) noexcept:
 
 
 cdef inline uint64_t u64(object value, str name) except? ERROR64:
-    """The value of a 64-bit field."""
+    """Returns the value of a 64-bit field."""
     cdef uint64_t number = quick(value)
     return number if number != ERROR64 else field_of(value, name, 64)
 
 
 cdef inline uint32_t u32(object value, str name) except? ERROR32:
-    """The value of a 32-bit field."""
+    """Returns the value of a 32-bit field."""
     cdef uint64_t number = quick(value)
     return <uint32_t>(number if number < ERROR32 else field_of(value, name, 32))

@@ -8,19 +8,20 @@ BAD_HVA: int
 """The answer of ``translate`` for an address that no slot holds."""
 
 def field(value: SupportsIndex, name: str, bits: int) -> int:
-    """`value` as an integer of `bits` bits, at most 64.
+    """Returns `value` as an integer of `bits` bits, at most 64.
 
-    TypeError for what is no integer, OverflowError for one that does not fit; both say `name`.
+    Raises TypeError for an object that is no integer, OverflowError for one that does not fit. Both
+    errors say `name`.
     """
 
 def slot_number(id: SupportsIndex, as_id: SupportsIndex) -> int:
     """Returns the `slot` of the KVM calls: `as_id` in bits 16 to 31, `id` below.
 
-    OverflowError unless both are below 2**16.
+    Raises OverflowError unless both are below 2**16.
     """
 
 def split_number(number: SupportsIndex) -> tuple[int, int]:
     """Returns the id and the address space that a `slot` of the KVM calls names.
 
-    OverflowError unless it is below 2**32.
+    Raises OverflowError unless `number` is below 2**32.
     """

@@ -29,9 +29,10 @@ cdef uint64_t field_of(object value, str name, int bits) except? ERROR64:
 
 
 def field(value, name, bits):
-    """`value` as an integer of `bits` bits, at most 64: for the parts of the package in Python.
+    """Returns `value` as an integer of `bits` bits, at most 64, for the Python modules.
 
-    TypeError for what is no integer, OverflowError for one that does not fit; both say `name`.
+    Raises TypeError for an object that is no integer, OverflowError for one that does not fit. Both
+    errors say `name`.
     """
     return field_of(value, name, bits)
 
@@ -39,7 +40,7 @@ def field(value, name, bits):
 def slot_number(id, as_id):
     """Returns the `slot` of the KVM calls: `as_id` in bits 16 to 31, `id` below.
 
-    OverflowError unless both are below 2**16.
+    Raises OverflowError unless both are below 2**16.
     """
     return number_of(field_of(id, "slot", 16), field_of(as_id, "as_id", 16))
 

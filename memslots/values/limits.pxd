@@ -7,10 +7,11 @@ from libc.stdint cimport uint64_t
 
 from memslots.core.region cimport limits
 
-# The arguments of a Memslots' constructor, with the usual limits where they are `...`.
+# Returns the arguments of a Memslots' constructor, with the default limit for each `...`.
 cdef dict with_default_limits(dict given)
-# Takes the arguments of a Memslots' constructor; max_slots is `most_slots` at most. ValueError for
-# a limit that cannot be, TypeError, OverflowError for what is no integer or does not fit its field.
+# Sets the limits from the arguments of a Memslots' constructor. Raises ValueError for a limit that
+# is not allowed; max_slots is at most `most_slots`. Raises TypeError for an object that is no
+# integer, OverflowError for one that does not fit its field.
 cdef int set_limits(
     limits *lim,
     object max_slots,
@@ -20,5 +21,5 @@ cdef int set_limits(
     object manual_dirty_log,
     uint64_t most_slots,
 ) except -1
-# The same as a dictionary of these arguments, of a Memslots.
+# Returns the limits of a Memslots as a dictionary of these arguments.
 cdef dict limits_of(object vm)

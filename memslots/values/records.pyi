@@ -21,7 +21,7 @@ class Change(enum.Enum):
     NONE = "none"
 
 class VcpuStats(NamedTuple):
-    """How many look-ups a Vcpu's last-used slot answered, and how many had to search."""
+    """Counts of look-ups: those that a Vcpu's last-used slot answered, and those that searched."""
 
     hits: int
     misses: int
@@ -55,7 +55,7 @@ class Slot:
         """The first guest page."""
     @property
     def npages(self) -> int:
-        """How many pages."""
+        """The number of pages."""
     @property
     def userspace_addr(self) -> int:
         """The host address of the first byte."""
@@ -63,10 +63,10 @@ class Slot:
     def flags(self) -> Flags: ...
     @property
     def guest_memfd(self) -> GuestMemfd | None:
-        """The file that the slot was bound to a range of, or None."""
+        """The file that the slot was bound to, or None."""
     @property
     def guest_memfd_offset(self) -> int:
-        """Where in it the first page is, in bytes."""
+        """The offset of the first page in the file, in bytes."""
     @property
     def guest_phys_addr(self) -> int:
         """The guest address of the first byte."""
@@ -75,9 +75,12 @@ class Slot:
         """The size in bytes."""
     @property
     def end_gfn(self) -> int:
-        """The gfn after the last."""
+        """The first gfn after the slot."""
     def gfn_to_hva(self, gfn: SupportsIndex) -> int:
-        """The host address of a page. NotMappedError where the slot does not hold it. O(1)."""
+        """Returns the host address of a page. Raises NotMappedError if the slot does not hold it.
+
+        O(1).
+        """
     def __contains__(self, gfn: SupportsIndex, /) -> bool: ...
     def __eq__(self, other: object, /) -> bool: ...
     def __ne__(self, other: object, /) -> bool: ...
@@ -87,13 +90,13 @@ class Slot:
     def __reduce__(self) -> tuple[type[Slot], tuple[object, ...]]: ...
 
 def region_arguments(slot: Slot) -> tuple[Any, ...]:
-    """Returns the arguments of the set_region that makes a slot what this Slot is.
+    """Returns the arguments of the set_region that makes a slot equal to this Slot.
 
-    Of one of a guest_memfd those of set_region2, which are two more.
+    If it has a guest_memfd, they are those of set_region2, which has two more.
     """
 
 def deletion_arguments(slot: Slot) -> tuple[int, int, int, int, int]:
     """Returns the arguments of the set_region that deletes a slot."""
 
 def size_text(size: int) -> str:
-    """A number of bytes in the largest unit in which it has at most two digits after the point."""
+    """Returns a size in the largest unit that needs at most two digits after the point."""

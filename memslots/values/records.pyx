@@ -1,4 +1,4 @@
-"""What Python code is given: Flags, Change, Slot and VcpuStats."""
+"""The values that Python code gets: Flags, Change, Slot and VcpuStats."""
 
 import enum
 from collections import namedtuple
@@ -35,11 +35,11 @@ class Flags(enum.IntFlag):
     LOG_DIRTY_PAGES = 1 << 0
     """The slot has a dirty log."""
     READONLY = 1 << 1
-    """The guest may read the slot's pages, not write them."""
+    """The guest may read the slot's pages, but not write them."""
     GUEST_MEMFD = 1 << 2
-    """The slot is bound to a range of a guest_memfd (set_region2). It goes with no other flag."""
+    """The slot is bound to a range of a guest_memfd (set_region2). Excludes the other flags."""
     INVALID = 1 << 16
-    """The slot is about to be deleted or moved. Seen by listeners, never given by a caller."""
+    """The slot is about to be deleted or moved. Listeners see this flag; callers cannot set it."""
 
 
 class Change(enum.Enum):
@@ -58,7 +58,7 @@ VcpuStats = namedtuple("VcpuStats", ["hits", "misses"], module=PUBLIC)
 VcpuStats.__doc__ = """How many look-ups a Vcpu's last-used slot answered, and how many had to
 search."""
 
-# Making an IntFlag takes a microsecond; there are few.
+# Made in advance: making an IntFlag takes a microsecond, and there are few of them.
 cdef dict FLAGS = {
     bits: Flags(bits)
     for known in range(SLOT_KNOWN_FLAGS + 1)
@@ -67,7 +67,7 @@ cdef dict FLAGS = {
 
 
 def size_text(size):
-    """A number of bytes in the largest unit in which it has at most two digits after the point.
+    """Returns a size in the largest unit that needs at most two digits after the point.
 
     `44 KiB`, `255.75 MiB`, `2 GiB`.
     """
@@ -85,9 +85,9 @@ def size_text(size):
 cdef class Slot:
     """A run of guest pages and where the host keeps them.
 
-    Immutable, and valid for ever, whatever becomes of the slot.
+    Immutable. It stays valid for ever, even after the slot is changed or deleted.
 
-    Compares and hashes by value. ``gfn in slot`` asks whether it holds a page.
+    Compares and hashes by value. ``gfn in slot`` asks whether the slot holds a page.
 
     Parameters
     ----------
@@ -96,22 +96,22 @@ cdef class Slot:
     base_gfn : int
         The first guest page.
     npages : int
-        How many pages, at least 1.
+        The number of pages, at least 1.
     userspace_addr : int
         The host address of the first byte.
     flags : int or Flags
     guest_memfd : GuestMemfd, optional
-        With the flag GUEST_MEMFD, and only then: the file that the slot's memory is.
+        The file that the slot is bound to, if it has the flag GUEST_MEMFD, and only then.
     guest_memfd_offset : int
-        Where in it the slot's first page is, in bytes.
+        The offset of the slot's first page in the file, in bytes.
 
     Raises
     ------
     TypeError, OverflowError
-        For what is no integer, or does not fit its field.
+        A value is no integer, or does not fit its field.
     InvalidRegionError
-        For no pages, pages beyond the last gfn that has an address, unknown flags, or flags that do
-        not go with what is given.
+        There are no pages, or pages beyond the last gfn that has an address. A flag is unknown, or
+        does not go with the other arguments.
     """
 
     cdef readonly uint32_t id
@@ -186,7 +186,7 @@ cdef class Slot:
 
     @property
     def guest_memfd_offset(self):
-        """Where in it the slot's first page is, in bytes."""
+        """The offset of the slot's first page in the file, in bytes."""
         return 0 if self.memfd is None else self.memfd[2]
 
     @property
@@ -201,11 +201,11 @@ cdef class Slot:
 
     @property
     def end_gfn(self):
-        """The gfn after the last."""
+        """The first gfn after the slot."""
         return self.base_gfn + self.npages
 
     def gfn_to_hva(self, gfn):
-        """The host address of a page.
+        """Returns the host address of a page.
 
         Parameters
         ----------
@@ -308,9 +308,9 @@ cdef object region_record(const region *r):
 
 
 def region_arguments(Slot slot not None):
-    """Returns the arguments of the set_region that makes a slot what this Slot is.
+    """Returns the arguments of the set_region that makes a slot equal to this Slot.
 
-    Of one of a guest_memfd those of set_region2, which are two more.
+    If it has a guest_memfd, they are those of set_region2, which has two more.
     """
     arguments = (
         slot_number(slot.id, slot.as_id),

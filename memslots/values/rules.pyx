@@ -1,4 +1,4 @@
-"""A refusal of the core as the error that says why: which rule, which slot, which values."""
+"""The error that says why the core refused a call: which rule, which slot, which values."""
 
 import errno
 
@@ -45,7 +45,7 @@ from memslots.errors import (
 
 
 cdef object rule_of(refusal why):
-    """The rule, as docs/rules.md has it."""
+    """Returns the number of the rule in docs/rules.md."""
     if why == FLAGS_EXCLUDE:
         return "G1"
     if why in (OFFSET_NOT_ALIGNED, OFFSET_WRAPS):
