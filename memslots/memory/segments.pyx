@@ -55,7 +55,7 @@ cdef enum:
 
 cdef struct segment:  # a cache line
     rb_node node  # in `held`, if the segment is in that tree
-    hva_t hva  # the key there: the first byte in host memory; 0 for a segment from a file
+    hva_t hva  # the key there: the first byte in host memory; unused for segments from a file
     gpa_t gpa
     uint64_t size  # in bytes, at least 1
     uint64_t offset  # in the file; after lay_out, from the file's first byte of memory on
