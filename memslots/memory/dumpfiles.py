@@ -1,4 +1,4 @@
-"""Reads where a dump file holds which guest memory: LiME files, ELF cores, Windows crash dumps."""
+"""Finds the guest memory in a dump file: LiME files, ELF cores, Windows crash dumps."""
 
 from __future__ import annotations
 

@@ -88,9 +88,8 @@ cdef object snapshots():
 cdef class GuestMemory:
     """The memory of a guest, accessed by guest address.
 
-    `place` creates a slot on host memory. A slot can also be created on the Memslots itself, for
-    example in a transaction; then `add` makes its host memory known. A slot whose host memory is
-    not known can be looked up but not accessed.
+    `place` creates a slot on host memory. If a slot is created on the Memslots itself, `add` makes
+    its host memory known. A slot whose host memory is not known can be looked up but not accessed.
 
     No method touches memory that is not there. A Backing stays as long as a slot is on it, a view
     of it exists, or a copy from it is under way.
@@ -235,8 +234,7 @@ cdef class GuestMemory:
                 self.sp.as_id,
             )
         except BaseException:
-            # If the backend still has the slot, the next change undoes it. Until then keep the
-            # memory.
+            # If the backend still has the slot, the next change undoes it: keep the memory.
             if new and not (<Writer>memslots_writer(self.vm_of)).owes():
                 self.known.drop_unused(memory)
             raise
@@ -585,10 +583,9 @@ cdef class GuestMemory:
 
         Notes
         -----
-        An existing file is replaced, and its mode is kept; the mode of a new file follows the
-        umask. The file is not flushed to disk: call os.fsync. A pipe or a device is written
-        directly. The list of slots is of one moment, for which changes wait; the bytes are read
-        after it.
+        An existing file is replaced and keeps its mode; a new file's mode follows the umask. It is
+        not flushed to disk: call os.fsync. A pipe or a device is written directly. The list of
+        slots is of one moment, for which changes wait; the bytes are read after it.
         """
         return snapshots().dump(self, path, bool(restart_log), bool(sparse))
 
@@ -596,7 +593,7 @@ cdef class GuestMemory:
         """Writes the memory of all dirty pages to a snapshot file, and takes their marks.
 
         Later writes are marked anew, so the next call writes them. After an error the marks are
-        restored. `path`, result and errors are as in `dump`.
+        restored. Otherwise as `dump`.
         """
         return snapshots().dump_dirty(self, path)
 
@@ -612,9 +609,8 @@ cdef class GuestMemory:
         ReadOnlyError
             Host memory that cannot be written has other bytes; nothing was written.
         SnapshotError
-            The file is not a snapshot or is incomplete. Or its segments overlap and have different
-            bytes, as in a process's own core. Nothing was written, unless the file became shorter
-            meanwhile.
+            The file is not a snapshot, is incomplete, or has segments that overlap with different
+            bytes (a process's own core). Nothing was written, unless the file shrank meanwhile.
         OSError
             The file cannot be read.
 
@@ -653,8 +649,7 @@ cdef class GuestMemory:
 
         Notes
         -----
-        O(k) for k segments. A segment whose file offset is not page aligned is copied, as in LiME
-        files.
+        O(k) for k segments. A segment that is not page aligned in the file (LiME) is copied.
         """
         return late("memslots.memory.opening", "open_memory")(path, shared, GuestMemory, Memslots)
 

@@ -23,7 +23,7 @@ class _Range(NamedTuple):
 
 
 class MmioHandle:
-    """A registered range; its functions are called until `close`. GuestMemory.on_mmio makes it."""
+    """A registered range. GuestMemory.on_mmio returns it; `close` ends the registration."""
 
     def __init__(self, registry: Mmio, range: _Range) -> None:
         self._registry = registry

@@ -432,7 +432,7 @@ cdef class Transaction(Target):
         return self.tenure == self.writer.tenure
 
     cdef list stage_all(self, object slots, object as_id):
-        """Stages the slots of a map in one pass, or returns None if the space is not empty.
+        """Stages the slots of a map in one pass. Returns None, and does nothing, if it cannot.
 
         The slots are in `filled`, not in `changes`, until something else changes in their space.
         """
