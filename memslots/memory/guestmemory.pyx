@@ -593,7 +593,7 @@ cdef class GuestMemory:
         """Writes the memory of all dirty pages to a snapshot file, and takes their marks.
 
         Later writes are marked anew, so the next call writes them. After an error the marks are
-        restored. Otherwise as `dump`.
+        restored. `path`, result and errors are as in `dump`.
         """
         return snapshots().dump_dirty(self, path)
 

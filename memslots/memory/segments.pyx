@@ -278,8 +278,8 @@ cdef class Segments:
         """Adds the segments of runs of guest pages: (as_id, start_gfn, end_gfn).
 
         Returns a list of memoryviews: the memory to write to the file, in order. A segment adds no
-        memory if an earlier one holds all its host memory. Only the last of these that begins at or
-        before it in host memory is tried.
+        memory if an earlier one holds all its host memory. Only one is tried: the nearest that
+        begins at or before it in host memory.
 
         NotMappedError. O(log s) for each of s segments.
         """
