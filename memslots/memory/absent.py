@@ -1,4 +1,4 @@
-"""Which pages of host memory were never touched, so that they are zeros and need not be read."""
+"""Finds pages of host memory that were never touched: they are zeros and need not be read."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from memslots.memory.backing import Backing
 
 _ENTRY = 8  # bytes of /proc/self/pagemap for each page
-# Of an entry's last byte, bit 7: it is in memory; bit 6: it is swapped out.
+# Bit 7 of an entry's last byte: the page is in memory. Bit 6: it is swapped out.
 _THERE = bytes(bool(byte & 0xC0) for byte in range(256))
 
 
 def pages_there(backing: Backing, hva: int, size: int) -> bytes | None:
-    """A byte for each page: 0 if it was never touched. None: nobody tells."""
+    """Returns one byte a page, 0 if the page was never touched, or None if this is unknown."""
     if backing.huge_pages == "hugetlb":
         return None
     try:
@@ -41,10 +41,10 @@ def _by_pagemap(hva: int, size: int) -> bytes | None:
 
 
 def _by_holes(fd: int, offset: int, size: int) -> bytes:
-    """What the file has no data for reads as zeros."""
+    """Finds the pages for which the file has data. The holes of a file read as zeros."""
     there = bytearray(size >> PAGE_SHIFT)
     at, end = offset, offset + size
-    # An offset of its own: others may use the descriptor's.
+    # A new descriptor has its own file offset; other code may use the offset of the old one.
     fd = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
     try:
         while at < end:

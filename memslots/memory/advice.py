@@ -1,4 +1,4 @@
-"""What a host is told of memory: madvise and mbind, each with the kernel's answer."""
+"""Advice to the host about memory: madvise and mbind, each with the kernel's answer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
 _libc.syscall.restype = ctypes.c_long
 
-# (to do it, to leave it), as madvise takes them.
+# madvise's arguments: (to switch it on, to switch it off).
 _MERGEABLE = 12, 13
 _FORK = 11, 10
 _DUMP = 17, 16
@@ -27,7 +27,7 @@ def advise(
     dump: bool | None,
     numa_node: int | None,
 ) -> None:
-    """What Backing.advise does."""
+    """Implements Backing.advise."""
     for wanted, (yes, no) in ((mergeable, _MERGEABLE), (fork, _FORK), (dump, _DUMP)):
         if wanted is not None and _libc.madvise(hva, size, yes if wanted else no):
             raise _error()

@@ -8,15 +8,15 @@ from numpy.typing import NDArray
 class Backing:
     """Host memory that slots can be placed on.
 
-    `Backing(buffer)` takes memory that somebody has; `anonymous`, `memfd` and `file` make it. A
-    buffer itself.
+    `Backing(buffer)` uses the memory of an existing buffer; `anonymous`, `memfd` and `file`
+    allocate or map memory. A Backing is itself a buffer.
     """
 
     def __init__(self, buffer: ReadableBuffer | NDArray[Any]) -> None: ...
     def __reduce__(self) -> tuple[object, ...]: ...
     @staticmethod
     def anonymous(size: SupportsIndex, *, huge_pages: bool = False) -> Backing:
-        """Memory of this process alone, zeros to begin with; `size` in bytes, whole pages.
+        """Allocates private memory, filled with zeros. `size` is in bytes, a multiple of 4096.
 
         ValueError, OSError.
         """
@@ -24,7 +24,7 @@ class Backing:
     def memfd(
         size: SupportsIndex, *, name: str = "guest-memory", huge_pages: bool = False
     ) -> Backing:
-        """Memory that other processes can map, by way of its sealed descriptor.
+        """Allocates memory that other processes can map through its sealed descriptor.
 
         ValueError, OSError.
         """
@@ -37,12 +37,12 @@ class Backing:
         shared: bool = False,
         readonly: bool = False,
     ) -> Backing:
-        """Memory that holds a file, or the part of it [offset, offset + size) in bytes.
+        """Maps a file, or the bytes [offset, offset + size) of it.
 
-        ValueError: no whole pages, or more than the file has. OSError.
+        ValueError: the part is not whole pages, or goes beyond the file's end. OSError.
         """
     def fileno(self) -> int:
-        """The descriptor of a memfd or a file. ValueError where there is none."""
+        """Returns the descriptor of a memfd or a file. ValueError if there is none."""
     @property
     def kind(self) -> str:
         """anonymous, memfd, file or buffer."""
@@ -57,17 +57,17 @@ class Backing:
         dump: bool | None = None,
         numa_node: int | None = None,
     ) -> None:
-        """Tell the host what it may do with the memory. OSError: the kernel has refused it."""
+        """Tells the host how to treat the memory. OSError: the kernel refused."""
     @property
     def hva(self) -> int:
-        """The host address of its first byte."""
+        """The host address of the first byte."""
     @property
     def size(self) -> int:
-        """In bytes."""
+        """The size in bytes."""
     @property
     def writable(self) -> bool: ...
     def __len__(self) -> int: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
 def address_of(view: ReadableBuffer) -> int:
-    """The host address of a buffer's first byte."""
+    """Returns the host address of a buffer's first byte."""

@@ -1,4 +1,4 @@
-"""Host memory that slots are placed on: anonymous, a memfd, a file, or what somebody has."""
+"""The host memory that slots are placed on: anonymous, a memfd, a file, or a given buffer."""
 
 import errno
 import fcntl
@@ -20,8 +20,9 @@ from memslots.core.units cimport PAGE_OFFSET_MASK, page_aligned
 from memslots.values.integers cimport u64
 
 cdef enum:
-    HUGE_PAGE = 2 << 20  # of x86 and, with pages of 4 KiB, arm64
-    # Which Python's mmap has no names for. By itself it means the system's own size, 1 GiB maybe.
+    HUGE_PAGE = 2 << 20  # of x86, and of arm64 with 4 KiB pages
+    # Python's mmap has no names for these. MAP_HUGETLB alone means the system's default size,
+    # which may be 1 GiB.
     MAP_HUGETLB = 0x40000
     MAP_HUGE_2MB = 21 << 26
 
@@ -37,12 +38,12 @@ cdef uint64_t whole_pages(object value, str name) except? 0:
 cdef class Backing:
     """Host memory that slots can be placed on.
 
-    ``Backing(buffer)`` takes memory that somebody has: an mmap, a numpy array, any buffer whose
-    address and length are multiples of 4096. `anonymous`, `memfd` and `file` make it.
+    ``Backing(buffer)`` uses existing memory: an mmap, a numpy array, any buffer whose address and
+    length are multiples of 4096. `anonymous`, `memfd` and `file` allocate or map memory.
 
-    It is a buffer itself: ``memoryview(backing)`` reads and writes it, past GuestMemory and without
-    marks in any dirty log. The memory stays where it is for as long as the Backing is there, a view
-    of it, or a slot on it that GuestMemory knows of; then it goes.
+    A Backing is itself a buffer. ``memoryview(backing)`` reads and writes the memory directly and
+    marks no dirty log. The memory stays as long as one of these exists: the Backing, a view of it,
+    or a slot on it that GuestMemory knows. Then it is released.
 
     Parameters
     ----------
@@ -51,22 +52,22 @@ cdef class Backing:
     Raises
     ------
     ValueError
-        It is empty, or its address or length is not a multiple of 4096.
+        The buffer is empty, or its address or length is not a multiple of 4096.
     TypeError
-        It is no buffer.
+        The argument is not a buffer.
 
     Attributes
     ----------
     kind : str
         "anonymous", "memfd", "file" or "buffer".
     huge_pages : str or None
-        "hugetlb" where it is of huge pages, "transparent" where the kernel was asked for them.
+        "hugetlb": it consists of huge pages. "transparent": the kernel was asked for them.
     """
 
     def __cinit__(self, buffer):
         PyObject_GetBuffer(buffer, &self.memory, PyBUF_SIMPLE)
         self.kind = "buffer"
-        self.may_fault = True  # until it is known better
+        self.may_fault = True  # the safe assumption until __init__ knows more
         if self.memory.len == 0 or (<hva_t>self.memory.buf | self.memory.len) & PAGE_OFFSET_MASK:
             raise ValueError(
                 f"{self.memory.len:#x} bytes at {<hva_t>self.memory.buf:#x}: the address and the"
@@ -74,7 +75,7 @@ cdef class Backing:
             )
 
     def __init__(self, buffer):
-        # Not where __new__ alone is called: what is anonymous needs no look at all mappings.
+        # anonymous_of calls __new__ alone: anonymous memory needs no search of all mappings.
         from memslots.memory.mappings import mapping_of
 
         self.may_fault, self.device, self.inode, self.file_offset = mapping_of(
@@ -91,16 +92,16 @@ cdef class Backing:
 
     @staticmethod
     def anonymous(size, *, huge_pages=False):
-        """Memory of this process alone, zeros to begin with.
+        """Allocates memory that is private to this process and filled with zeros.
 
         Parameters
         ----------
         size : int
             In bytes, a multiple of 4096.
         huge_pages : bool
-            Whether it is to be of huge pages: from the pool (hugetlb) where it has enough of them
-            and `size` is a multiple of theirs, else such as the kernel may find (transparent).
-            `huge_pages` of the Backing tells what it is.
+            Whether to use huge pages. They come from the pool (hugetlb) if it has enough and `size`
+            is a multiple of their size. Otherwise the kernel is asked for transparent ones. The
+            attribute `huge_pages` says which it was.
 
         Raises
         ------
@@ -115,13 +116,13 @@ cdef class Backing:
             try:
                 memory = mmap.mmap(-1, length, flags=flags | MAP_HUGETLB | MAP_HUGE_2MB)
             except OSError:
-                pass  # the pool has not so many
+                pass  # the pool has too few
             else:
                 made = anonymous_of(memory)
                 made.huge_pages = "hugetlb"
                 return made
-        # From the start of a huge page on: where a slot begins at one in guest memory too, the
-        # processor's tables can map it by huge pages.
+        # The memory begins at a huge page. If a slot's guest address does so too, the page tables
+        # can map the slot with huge pages.
         memory = mmap.mmap(-1, length + HUGE_PAGE, flags=flags)
         skip = -<hva_t>anonymous_of(memory).start() % HUGE_PAGE
         made = anonymous_of(memoryview(memory)[skip : skip + length])
@@ -129,21 +130,21 @@ cdef class Backing:
             memory.madvise(mmap.MADV_HUGEPAGE, skip, length)
             made.huge_pages = "transparent"
         except (AttributeError, OSError):
-            pass  # this kernel has none
+            pass  # this kernel has no transparent huge pages
         return made
 
     @staticmethod
     def memfd(size, *, name="guest-memory", huge_pages=False):
-        """Memory that other processes can map, by way of the descriptor that `fileno` gives.
+        """Allocates memory that other processes can map through the descriptor `fileno` returns.
 
-        It is sealed: nobody can make it shorter.
+        The file is sealed: nobody can change its size.
 
         Parameters
         ----------
         size : int
             In bytes, a multiple of 4096.
         name : str
-            What /proc calls it.
+            The name in /proc.
         huge_pages : bool
             As in `anonymous`; never transparent.
 
@@ -156,35 +157,35 @@ cdef class Backing:
             try:
                 return memfd_of(length, name, os.MFD_HUGETLB | os.MFD_HUGE_2MB)
             except OSError:
-                pass  # the pool has not so many
+                pass  # the pool has too few
         return memfd_of(length, name, 0)
 
     @staticmethod
     def file(path, offset=0, size=None, *, shared=False, readonly=False):
-        """Memory that holds a file.
+        """Maps a file.
 
         Parameters
         ----------
         path : str or os.PathLike
         offset, size : int, optional
-            The part of it, in bytes, multiples of 4096; without `size` all from `offset` on.
+            The part to map, in bytes, multiples of 4096. Without `size`: all from `offset` on.
         shared : bool
-            Whether what is written goes to the file; else it is seen here alone.
+            Whether writes go to the file. Otherwise only this process sees them.
         readonly : bool
-            Whether it cannot be written at all: its slots must be READONLY then.
+            Whether the memory cannot be written. Its slots must be READONLY then.
 
         Raises
         ------
         ValueError
-            A part that is not whole pages, or that the file has not.
+            The part is not whole pages, or goes beyond the file's end.
         OSError
-            The file cannot be opened or mapped, or is none: a directory, a device, a pipe.
+            The file cannot be opened or mapped, or is a directory, a device or a pipe.
 
         Notes
         -----
-        Should somebody make the file shorter, GuestMemory refuses to touch the part that is not
-        whole any more, and what it is copying just then ends with an error. A view, or a guest,
-        that touches it is ended by the kernel (SIGBUS, EFAULT): that is how mapped files are.
+        If the file is made shorter, GuestMemory refuses to touch a Backing that is no longer whole.
+        A copy under way ends with an error. If a view or a guest touches the lost pages, the kernel
+        ends it (SIGBUS, EFAULT), as with any mapped file.
         """
         cdef uint64_t begin = u64(offset, "offset")
         cdef uint64_t length
@@ -192,7 +193,7 @@ cdef class Backing:
         if not page_aligned(begin):
             raise ValueError(f"offset {begin:#x} is not a multiple of the page size, 4096")
         mode = os.O_RDWR if shared and not readonly else os.O_RDONLY
-        # Not to wait for who writes to it, should it be a pipe.
+        # O_NONBLOCK: if the path is a pipe, do not wait for its writer.
         fd = os.open(path, mode | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             status = os.fstat(fd)
@@ -229,33 +230,33 @@ cdef class Backing:
         return made
 
     def fileno(self):
-        """The descriptor of a memfd or a file, open for as long as this is there.
+        """Returns the descriptor of a memfd or a file, open as long as this Backing exists.
 
-        ValueError for memory that has none.
+        ValueError if the memory has no file.
         """
         if not self.has_fd:
             raise ValueError(f"{self.kind} memory has no file")
         return self.fd
 
     def advise(self, *, mergeable=None, fork=None, dump=None, numa_node=None):
-        """Tell the host what it may do with the memory. What is not given stays as it is.
+        """Tells the host how to treat the memory. An argument that is not given changes nothing.
 
         Parameters
         ----------
         mergeable : bool, optional
-            Whether pages that are the same may become one (KSM).
+            Whether the kernel may merge pages with the same bytes (KSM).
         fork : bool, optional
-            Whether a child of this process has it, too.
+            Whether a child of this process has the memory, too.
         dump : bool, optional
-            Whether it is in a core dump of this process.
+            Whether a core dump of this process has the memory.
         numa_node : int, optional
-            Where pages that are not there yet are to come from, and from nowhere else.
+            The only node that new pages may come from.
 
         Raises
         ------
         OSError
-            The kernel has refused it, or has no such thing (EINVAL, ENOSYS). What came before in
-            this order is done.
+            The kernel refused, or does not know the advice (EINVAL, ENOSYS). The arguments before
+            it, in the order above, took effect.
         ValueError
             No kernel has so many nodes.
         """
@@ -265,17 +266,17 @@ cdef class Backing:
 
     @property
     def hva(self):
-        """The host address of its first byte."""
+        """The host address of the first byte."""
         return self.start()
 
     @property
     def size(self):
-        """In bytes."""
+        """The size in bytes."""
         return self.memory.len
 
     @property
     def writable(self):
-        """Whether it can be written."""
+        """Whether the memory can be written."""
         return not self.memory.readonly
 
     def __len__(self):
@@ -310,7 +311,7 @@ cdef class Backing:
     ) noexcept:
         cdef uint64_t first, second
         if self.inode == 0 or other.inode == 0:
-            # Of a file that is not known it may be any.
+            # An unknown file may be the same file.
             return (self.may_fault and self.inode == 0) or (other.may_fault and other.inode == 0)
         if self.inode != other.inode or self.device != other.device:
             return False
@@ -355,7 +356,7 @@ cdef Backing memfd_of(uint64_t length, str name, int flags):
 
 
 def address_of(view):
-    """The host address of a buffer's first byte. The caller keeps the buffer."""
+    """Returns the host address of a buffer's first byte. The caller keeps the buffer."""
     cdef Py_buffer memory
     PyObject_GetBuffer(view, &memory, PyBUF_SIMPLE)
     cdef hva_t address = <hva_t>memory.buf

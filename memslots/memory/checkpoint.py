@@ -1,4 +1,4 @@
-"""Going back to what memory was: GuestMemory.checkpoint."""
+"""Copies of all guest memory at one moment, and the way back: GuestMemory.checkpoint."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _memcmp.argtypes = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t
 
 
 class _Piece(NamedTuple):
-    """Host memory of slots, and its copy."""
+    """A run of host memory, and its copy."""
 
     hva: int
     memory: memoryview
@@ -34,7 +34,7 @@ class _Piece(NamedTuple):
 
 
 class _Place(NamedTuple):
-    """A slot's pages, and where their memory is in a piece."""
+    """Pages of a slot, and the offset of their memory in a piece."""
 
     base_gfn: int
     end_gfn: int
@@ -43,9 +43,9 @@ class _Place(NamedTuple):
 
 
 class Checkpoint:
-    """What the memory of a machine was at one moment. Made by GuestMemory.checkpoint.
+    """The memory of a machine as it was at one moment. GuestMemory.checkpoint makes it.
 
-    For one thread.
+    One thread at a time may use it.
     """
 
     def __init__(self, memory: GuestMemory, by_log: bool | None) -> None:
@@ -83,16 +83,16 @@ class Checkpoint:
 
     @property
     def by_log(self) -> bool:
-        """Whether what was written is found by dirty logs; else all memory is compared."""
+        """Whether dirty logs tell which pages were written; otherwise all memory is compared."""
         return self._by_log
 
     @property
     def size(self) -> int:
-        """How many bytes of host memory it is of."""
+        """The number of bytes of host memory that the checkpoint covers."""
         return sum(len(piece.memory) for piece in self._pieces)
 
     def _copy_all(self, views: list[list[tuple[Slot, memoryview]]]) -> None:
-        """A copy of all host memory that can be written by way of a slot, once."""
+        """Copies, once, all host memory that can be written through a slot."""
         wanted: list[tuple[int, int, memoryview]] = []
         found: list[list[tuple[Slot, int]]] = []
         for slots in views:
@@ -105,7 +105,7 @@ class Checkpoint:
         end = 0
         for first, last, view in wanted:
             if last <= end:
-                continue  # another slot's memory has it
+                continue  # a piece of another slot covers it
             skipped = max(0, end - first)
             rest = view[skipped:]
             self._pieces.append(_copied(self._memory.backings, first + skipped, rest))
@@ -115,7 +115,7 @@ class Checkpoint:
             places: list[_Place] = []
             for slot, hva in slots_at:
                 gfn, at = slot.base_gfn, hva
-                while gfn < slot.end_gfn:  # a slot's memory may be in several pieces
+                while gfn < slot.end_gfn:  # the memory of a slot may be in several pieces
                     piece = self._pieces[bisect_right(starts, at) - 1]
                     offset = at - piece.hva
                     pages = min(slot.end_gfn - gfn, (len(piece.memory) - offset) >> PAGE_SHIFT)
@@ -125,26 +125,26 @@ class Checkpoint:
         self._bases = [[place.base_gfn for place in places] for places in self._places]
 
     def restore(self) -> int:
-        """Make memory what it was.
+        """Restores all memory to the state at the checkpoint.
 
-        By dirty logs they are empty after: they begin anew. Else the pages that are put back are
-        marked where a slot on them has a log, as written ones are.
+        If `by_log` is true, the dirty logs are empty afterwards. Otherwise each restored page is
+        marked, like a written page, in every slot on it that has a log.
 
         Returns
         -------
         int
-            How many bytes were put back: whole pages.
+            The number of bytes that were restored: whole pages.
 
         Raises
         ------
         InvalidRegionError
-            The slots are not those that there were (ESTALE). Nothing has changed.
+            The slots are not the same as at the checkpoint (ESTALE). Nothing has changed.
         MemoryError
         """
         return self._restore_by_log() if self._by_log else self._restore_by_comparing()
 
     def _check(self) -> None:
-        """Raises where there are other slots. O(1) where nothing has changed meanwhile."""
+        """Raises if the slots are not the same. O(1) an address space if no slot was changed."""
         vm = self._memory.vm
         for as_id, slots in enumerate(self._slots):
             space = vm.address_space(as_id)
@@ -172,9 +172,9 @@ class Checkpoint:
         return without_changes(vm, work)
 
     def _put_back(self, runs: Iterable[tuple[int, int, int]]) -> int:
-        """Runs of pages, which are all in slots side by side, in order."""
+        """Restores runs of pages. Each run is in slots that adjoin; runs come in order."""
         npages = 0
-        space, first, last = -1, 0, 0  # what `memory` has
+        space, first, last = -1, 0, 0  # the pages whose memory is in `memory`
         for as_id, gfn, end in runs:
             npages += end - gfn
             while gfn < end:
@@ -224,7 +224,7 @@ def _all_log(slots: list[list[Slot]]) -> bool:
 
 
 def _copied(backings: tuple[Backing, ...], hva: int, memory: memoryview) -> _Piece:
-    """A copy of what was ever touched; the rest of the copy is zeros, and takes no memory."""
+    """Copies the pages that were ever touched. The rest of the copy is zeros and uses no memory."""
     copy = memoryview(mmap.mmap(-1, len(memory)))
     n = bisect_right([backing.hva for backing in backings], hva) - 1
     there = pages_there(backings[n], hva, len(memory)) if n >= 0 else None
@@ -242,7 +242,7 @@ def _copied(backings: tuple[Backing, ...], hva: int, memory: memoryview) -> _Pie
 
 
 def _compare(piece: _Piece) -> list[tuple[int, int]]:
-    """Put back what differs; the host addresses of it, in whole pages."""
+    """Restores the pages that differ, and returns their host address ranges."""
     hva, memory, copy, copy_hva = piece
     changed = []
     for step in range(0, len(memory), _STEP):

@@ -1,4 +1,4 @@
-"""Files of memory: LiME's, ELF cores, crash dumps of Windows. Only what says where what is."""
+"""Finds the guest memory in a dump file: LiME files, ELF cores, Windows crash dumps."""
 
 from __future__ import annotations
 
@@ -12,22 +12,25 @@ _MOST = 1 << 20  # ranges
 _PT_LOAD = 1
 _PN_XNUM = 0xFFFF
 _CORE = 4
-_SPACE_SHIFT, _SPACE_MASK = 20, 0xFF  # of p_flags, in the files of snapshot.py
+_SPACE_SHIFT, _SPACE_MASK = 20, 0xFF  # the address space in p_flags, in files of snapshot.py
 
 
 class FileRange(NamedTuple):
-    """Guest memory [gpa, gpa + size), which is in the file from `offset` on."""
+    """Guest memory [gpa, gpa + size), which begins at `offset` in the file."""
 
     gpa: int
     size: int
     offset: int
     in_file: int
-    """How many bytes of it are in the file; the rest is zeros."""
+    """The number of bytes that are in the file; the rest is zeros."""
     as_id: int = 0
 
 
 def lime_ranges(file: BinaryIO) -> list[FileRange]:
-    """Of a LiME file: before each range is a header with its first and last address. ValueError."""
+    """Returns the ranges of a LiME file. ValueError.
+
+    A header with the first and the last address precedes each range.
+    """
     size = file.seek(0, 2)
     found: list[FileRange] = []
     at = 0
@@ -49,9 +52,9 @@ def lime_ranges(file: BinaryIO) -> list[FileRange]:
 
 
 def elf_ranges(file: BinaryIO) -> list[FileRange]:
-    """Of an ELF core: its PT_LOAD segments, at their physical addresses. ValueError.
+    """Returns the PT_LOAD segments of an ELF core, by their physical addresses. ValueError.
 
-    Of 32 or 64 bits, with either end first.
+    The core may be of 32 or 64 bits, in either byte order.
     """
     file.seek(0)
     ident = file.read(64)
@@ -66,7 +69,7 @@ def elf_ranges(file: BinaryIO) -> list[FileRange]:
     if head[0] != _CORE:
         raise ValueError("it is no core but another kind of ELF file")
     if phnum == _PN_XNUM:
-        # As many as the first section says.
+        # The first section has the count.
         file.seek(shoff + (44 if wide else 28))
         (phnum,) = struct.unpack(end + "I", file.read(4))
     program = struct.Struct(end + ("IIQQQQQQ" if wide else "IIIIIIII"))
@@ -99,9 +102,9 @@ def _segments(table: bytes, step: int, program: struct.Struct, wide: bool) -> It
 
 
 def crashdump_ranges(file: BinaryIO) -> list[FileRange]:
-    """Of a full crash dump of 64-bit Windows: runs of pages, side by side from 0x2000 on.
+    """Returns the runs of pages of a full crash dump of 64-bit Windows. ValueError.
 
-    ValueError.
+    In the file the runs follow each other from offset 0x2000 on.
     """
     file.seek(0)
     head = file.read(0x2000)
@@ -122,7 +125,7 @@ def crashdump_ranges(file: BinaryIO) -> list[FileRange]:
     return found
 
 
-#: By how a file begins: what reads its ranges.
+#: (first bytes of a file, the function that reads its ranges).
 READERS = (
     (b"EMiL", lime_ranges),
     (b"\x7fELF", elf_ranges),

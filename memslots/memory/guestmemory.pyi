@@ -14,10 +14,10 @@ from memslots.values.records import Slot
 
 @final
 class GuestMemory:
-    """The memory of a guest, by guest address in bytes: what its slots hold.
+    """The memory of a guest, accessed by guest address in bytes.
 
-    An access that cannot be done raises for the first address that is in the way, and has done
-    nothing. What is written is marked in the dirty logs.
+    An access that fails raises for the first address that it cannot reach, and has done nothing.
+    Writes are marked in the dirty logs.
     """
 
     def __new__(cls, vm: Memslots) -> Self: ...
@@ -28,9 +28,9 @@ class GuestMemory:
     def as_id(self) -> int: ...
     @property
     def backings(self) -> tuple[Backing, ...]:
-        """The host memory that is known, by host address."""
+        """The known host memory, in order of host address."""
     def address_space(self, as_id: SupportsIndex) -> GuestMemory:
-        """The same for another address space. InvalidRegionError where there is none."""
+        """Returns the GuestMemory of another address space. InvalidRegionError: there is none."""
     def place(
         self,
         slot: SupportsIndex,
@@ -40,85 +40,88 @@ class GuestMemory:
         size: SupportsIndex | None = None,
         flags: SupportsIndex = 0,
     ) -> Slot:
-        """Create a slot on host memory, or on the part [offset, offset + size) of it.
+        """Creates a slot on host memory, or on the part [offset, offset + size) of it.
 
         InvalidRegionError, OverlapError. O(log n).
         """
     def add(self, backing: Backing) -> None:
-        """Make host memory known, for slots that are made on the Memslots itself.
+        """Makes host memory known, for slots that are created on the Memslots itself.
 
-        ValueError: it shares memory with other that is known.
+        ValueError: it shares memory with another known Backing.
         """
     def remove(self, backing: Backing) -> None:
-        """Let go of host memory. BusyError: a slot is on it."""
+        """Forgets host memory. BusyError: a slot is on it."""
     def read(self, gpa: SupportsIndex, n: SupportsIndex) -> bytes:
-        """`n` bytes. NotMappedError."""
+        """Reads `n` bytes. NotMappedError."""
     def readinto(self, gpa: SupportsIndex, buffer: WriteableBuffer | NDArray[Any]) -> int:
-        """Fill a buffer; how many bytes. NotMappedError."""
+        """Fills a buffer from guest memory. Returns the number of bytes. NotMappedError."""
     def write(self, gpa: SupportsIndex, data: ReadableBuffer | NDArray[Any]) -> int:
-        """Write bytes; how many. NotMappedError, ReadOnlyError."""
+        """Writes bytes. Returns the number of bytes. NotMappedError, ReadOnlyError."""
     def fill(self, gpa: SupportsIndex, n: SupportsIndex, value: SupportsIndex = 0) -> None:
-        """Write the same byte `n` times. NotMappedError, ReadOnlyError."""
+        """Writes the same byte `n` times. NotMappedError, ReadOnlyError."""
     def read_u8(self, gpa: SupportsIndex) -> int:
-        """A byte. NotMappedError."""
+        """Reads a byte. NotMappedError."""
     def read_u16(self, gpa: SupportsIndex) -> int:
-        """A little-endian number of 2 bytes; read at once where aligned. NotMappedError."""
+        """Reads a little-endian number of 2 bytes, atomically if aligned. NotMappedError."""
     def read_u32(self, gpa: SupportsIndex) -> int:
-        """Of 4 bytes. NotMappedError."""
+        """Reads 4 bytes, as read_u16. NotMappedError."""
     def read_u64(self, gpa: SupportsIndex) -> int:
-        """Of 8 bytes. NotMappedError."""
+        """Reads 8 bytes, as read_u16. NotMappedError."""
     def write_u8(self, gpa: SupportsIndex, value: SupportsIndex) -> None:
-        """A byte. NotMappedError, ReadOnlyError, OverflowError."""
+        """Writes a byte. NotMappedError, ReadOnlyError, OverflowError."""
     def write_u16(self, gpa: SupportsIndex, value: SupportsIndex) -> None:
-        """A little-endian number of 2 bytes; written at once where aligned.
+        """Writes a little-endian number of 2 bytes, atomically if aligned.
 
         NotMappedError, ReadOnlyError, OverflowError.
         """
     def write_u32(self, gpa: SupportsIndex, value: SupportsIndex) -> None:
-        """Of 4 bytes. NotMappedError, ReadOnlyError, OverflowError."""
+        """Writes 4 bytes, as write_u16. NotMappedError, ReadOnlyError, OverflowError."""
     def write_u64(self, gpa: SupportsIndex, value: SupportsIndex) -> None:
-        """Of 8 bytes. NotMappedError, ReadOnlyError, OverflowError."""
+        """Writes 8 bytes, as write_u16. NotMappedError, ReadOnlyError, OverflowError."""
     def view(self, gpa: SupportsIndex, n: SupportsIndex) -> memoryview:
-        """Guest memory itself, where one slot holds all of it.
+        """Returns a view of guest memory that is all in one slot.
 
-        NotMappedError; InvalidRegionError: it is in more than one.
+        NotMappedError. InvalidRegionError: the memory is in several slots.
         """
     def views(
         self, gpa: SupportsIndex, n: SupportsIndex, *, write: bool = False
     ) -> list[memoryview]:
-        """Guest memory itself, slot by slot. NotMappedError, ReadOnlyError."""
+        """Returns views of guest memory, slot by slot. NotMappedError, ReadOnlyError."""
     def _restore_views(self, gpa: SupportsIndex, n: SupportsIndex) -> list[memoryview]: ...
     def mark_dirty(self, gpa: SupportsIndex, n: SupportsIndex) -> None:
-        """Mark `n` bytes as written, after writing to a view."""
+        """Marks `n` bytes as written. Needed after writing to a view."""
     @staticmethod
     def open(path: str | os.PathLike[str], *, shared: bool = False) -> GuestMemory:
-        """Guest memory of a file, which is mapped and not read. SnapshotError, OSError. O(k)."""
+        """Maps a file as guest memory, without reading it. SnapshotError, OSError. O(k)."""
     def checkpoint(self, *, by_log: bool | None = None) -> Checkpoint:
-        """Memorise what all memory is, to go back to it. InvalidRegionError, MemoryError."""
+        """Copies all memory so that it can be restored. InvalidRegionError, MemoryError."""
     def write_from(
         self, fd: int, gpa: SupportsIndex, n: SupportsIndex, *, offset: int | None = None
     ) -> int:
-        """Read from a descriptor into guest memory; how many bytes. NotMappedError, OSError."""
+        """Reads from a descriptor into guest memory. Returns the number of bytes.
+
+        NotMappedError, ReadOnlyError, OSError.
+        """
     def read_into(
         self, fd: int, gpa: SupportsIndex, n: SupportsIndex, *, offset: int | None = None
     ) -> int:
-        """Write guest memory to a descriptor. NotMappedError, OSError."""
+        """Writes guest memory to a descriptor. NotMappedError, OSError."""
     def file_of(self, gpa: SupportsIndex, n: SupportsIndex = 4096) -> tuple[int, int]:
-        """The descriptor of memory, and where in its file it is. ValueError: of no memfd."""
+        """Returns the descriptor of memory and its offset in the file. ValueError: no file."""
     def discard(self, gpa: SupportsIndex, n: SupportsIndex) -> None:
-        """Make memory zeros, and give pages back to the host. NotMappedError, ReadOnlyError."""
+        """Zeroes memory and frees its host pages. NotMappedError, ReadOnlyError."""
     def prefault(self, gpa: SupportsIndex, n: SupportsIndex, *, write: bool = True) -> None:
-        """Have the host's pages there. NotMappedError, ReadOnlyError, OSError."""
+        """Makes the host provide all pages now. NotMappedError, ReadOnlyError, OSError."""
     def writing(self, gpa: SupportsIndex, n: SupportsIndex) -> AbstractContextManager[memoryview]:
-        """Guest memory to write to, marked at the end of a with statement. NotMappedError."""
+        """Returns a context manager: a view to write to, marked at the end. NotMappedError."""
     def is_mapped(self, gpa: SupportsIndex, n: SupportsIndex = 1) -> bool:
-        """Whether `read` of so many bytes would find memory."""
+        """Returns whether `read` of `n` bytes would succeed."""
     def unpack(self, gpa: SupportsIndex, format: str) -> tuple[Any, ...]:
-        """The values of a struct at a guest address. NotMappedError, struct.error."""
+        """Reads the values of a struct at a guest address. NotMappedError, struct.error."""
     def pack(self, gpa: SupportsIndex, format: str, *values: object) -> None:
-        """Write the values of a struct. NotMappedError, ReadOnlyError, struct.error."""
+        """Writes the values of a struct. NotMappedError, ReadOnlyError, struct.error."""
     def array(self, gpa: SupportsIndex, dtype: DTypeLike, n: int) -> NDArray[Any]:
-        """Guest memory as a numpy array, not a copy. NotMappedError, InvalidRegionError."""
+        """Returns guest memory as a numpy array, not a copy. NotMappedError, InvalidRegionError."""
     def on_mmio(
         self,
         start: SupportsIndex,
@@ -127,26 +130,29 @@ class GuestMemory:
         read: Callable[[int, int], int] | None = None,
         write: Callable[[int, int, int], object] | None = None,
     ) -> MmioHandle:
-        """Have functions answer for a device: accesses by number where no slot is."""
+        """Registers the functions of a device. They answer accesses where there is no slot."""
     def _mmio(self) -> Mmio | None:
-        """The Mmio of the machine, or None. For kvm/vcpu.py."""
+        """Returns the Mmio of the machine, or None. For kvm/vcpu.py."""
     def load(self, path: str | os.PathLike[str], gpa: SupportsIndex) -> int:
-        """Write a file to guest memory; how many bytes. NotMappedError, ReadOnlyError, OSError."""
+        """Writes a file to guest memory. Returns the number of bytes.
+
+        NotMappedError, ReadOnlyError, OSError.
+        """
     def dump(
         self, path: str | os.PathLike[str], *, restart_log: bool = False, sparse: bool = False
     ) -> int:
-        """Write all memory to a snapshot file; how many bytes. NotMappedError, OSError.
+        """Writes all memory to a snapshot file. Returns the number of bytes.
 
-        With `restart_log` the marks are taken before, so the next dump_dirty has what is written
-        from now on.
+        `restart_log` takes the marks before, so the next dump_dirty has the writes from now on.
+        NotMappedError, OSError.
         """
     def dump_dirty(self, path: str | os.PathLike[str]) -> int:
-        """Write the memory of all dirty pages, and take their marks; how many bytes.
+        """Writes the memory of all dirty pages and takes their marks. Returns the number of bytes.
 
-        NotMappedError, OSError: then the marks are there again.
+        NotMappedError, OSError: the marks are restored.
         """
     def restore(self, path: str | os.PathLike[str]) -> int:
-        """Write back what a snapshot file has; how many bytes.
+        """Writes the memory of a snapshot file back. Returns the number of bytes.
 
-        NotMappedError, ReadOnlyError, SnapshotError: then nothing is written. OSError.
+        NotMappedError, ReadOnlyError, SnapshotError: nothing was written. OSError.
         """

@@ -1,4 +1,4 @@
-"""Guest memory that can be read and written: slots with host memory behind them."""
+"""Guest memory that can be read and written: slots on known host memory."""
 
 import errno
 import os
@@ -63,70 +63,68 @@ from memslots.errors import (
 from memslots.memslots import Memslots
 
 cdef enum:
-    # Copies of more bytes than this let the GIL go: to get it back takes as long as to copy some
-    # hundred KiB, if nobody else wants it.
+    # Copies of more bytes than this release the GIL. To take it again, uncontended, costs as much
+    # as to copy some hundred KiB.
     LONG_COPY = 256 << 10
-    # How many bytes of a file are read at a time, and no more than there is a place for.
+    # The number of bytes that are read from a file at a time.
     READ = 1 << 20
 
 
 cdef object late(str module, str name):
-    """A function of a module that is imported when it is first used."""
+    """Returns a function of a module, and imports the module at the first use."""
     return getattr(__import__(module, None, None, [name]), name)
 
 
 cdef object snapshots():
-    """memslots.memory.snapshot: with what it imports it takes a third of the package's import."""
+    """Imports memslots.memory.snapshot, which with its imports is a third of the import time."""
     from memslots.memory import snapshot
 
     return snapshot
 
 
-# no_gc_clear: the collector must not take the Memslots away while the pointers into it are there.
+# no_gc_clear: the collector must not clear the Memslots while pointers into it exist.
 @cython.final
 @cython.no_gc_clear
 cdef class GuestMemory:
-    """The memory of a guest, by guest address: what its slots hold.
+    """The memory of a guest, accessed by guest address.
 
-    Slots get host memory by `place`. Others that are made on the Memslots itself, in a transaction
-    say, are on host memory that `add` made known. A slot whose host memory is not known here can be
-    looked up, and not touched.
+    `place` creates a slot on host memory. If a slot is created on the Memslots itself, `add` makes
+    its host memory known. A slot whose host memory is not known can be looked up but not accessed.
 
-    Nothing here touches memory that is not there: a Backing stays for as long as a slot is on it, a
-    view of it exists, or a copy from it is under way.
+    No method touches memory that is not there. A Backing stays as long as a slot is on it, a view
+    of it exists, or a copy from it is under way.
 
-    An access is worked out in full before it begins. One that cannot be done raises for the first
-    guest address that is in the way, and has done nothing: a NotMappedError where no slot holds it,
-    or none that has known host memory; a ReadOnlyError where it is a write and the slot is
-    READONLY, or its host memory cannot be written. An access of 0 bytes does nothing, anywhere.
+    An access is worked out in full before it begins. If it fails, it raises for the first guest
+    address that it cannot reach, and has done nothing. NotMappedError: no slot holds the address,
+    or the slot's host memory is not known or not there. ReadOnlyError: a write reaches a READONLY
+    slot, or host memory that cannot be written. An access of 0 bytes does nothing at any address.
 
-    What is written is marked in the dirty logs of the slots it was written to.
+    Writes are marked in the dirty logs of the slots they reach.
 
     Parameters
     ----------
     vm : Memslots
-        Mirrored or not. All GuestMemorys of it know the same host memory; `address_space` gives one
-        for others of its address spaces than 0.
+        Mirrored or not. All GuestMemorys of one Memslots know the same host memory. This one is for
+        address space 0; `address_space` returns those for the others.
 
     Raises
     ------
     TypeError
-        vm is no Memslots.
+        vm is not a Memslots.
 
     Notes
     -----
-    Safe to use from any thread. What two threads do to the same bytes at a time is as with any
-    memory; the numbers of `read_u16` and the like are read and written as a whole where they are
-    aligned.
+    Any thread may use it. Two threads that access the same bytes at a time race, as with any
+    memory. `read_u16` and the like read and write an aligned number as a whole.
     """
 
-    cdef object vm_of  # the Memslots, which keeps the machine
+    cdef object vm_of  # the Memslots, which keeps the machine alive
     cdef object reader  # of the address space
     cdef machine *m
     cdef space *sp
     cdef Backings known  # the host memory that may be touched; shared by all address spaces
 
-    def __cinit__(self, vm, *, as_id_=0):  # by way of address_space
+    def __cinit__(self, vm, *, as_id_=0):  # address_space alone passes as_id_
         if not isinstance(vm, Memslots):
             raise TypeError(f"vm must be a Memslots, not {type(vm).__name__!r}")
         self.vm_of = vm
@@ -156,22 +154,22 @@ cdef class GuestMemory:
 
     @property
     def backings(self):
-        """The host memory that is known, a tuple of Backings by host address."""
+        """The known host memory: a tuple of Backings in order of host address."""
         return self.known.get()
 
     def address_space(self, as_id):
-        """The same for another address space, on the same host memory.
+        """Returns the GuestMemory of another address space. It knows the same host memory.
 
-        InvalidRegionError where there is none of that number.
+        InvalidRegionError if there is no such address space.
         """
         return GuestMemory(self.vm_of, as_id_=as_id)
 
     # Slots and their memory
 
     def place(self, slot, gpa, backing, offset=0, size=None, flags=0):
-        """Create a slot on host memory.
+        """Creates a slot on host memory.
 
-        Several slots may be on the same: what is written by way of one is read by way of others.
+        Several slots may be on the same host memory: all of them see what is written through one.
 
         Parameters
         ----------
@@ -181,11 +179,11 @@ cdef class GuestMemory:
             The guest address of the first byte, a multiple of 4096.
         backing : Backing
         offset, size : int, optional
-            The part of the backing, in bytes, multiples of 4096; without `size` all from `offset`
+            The part of the backing, in bytes, multiples of 4096. Without `size`: all from `offset`
             on.
         flags : int or Flags
-            LOG_DIRTY_PAGES, READONLY. READONLY keeps the guest and `write` from writing; for what
-            is to be there fill the backing before.
+            LOG_DIRTY_PAGES, READONLY. READONLY keeps the guest and `write` from writing: fill the
+            backing before.
 
         Returns
         -------
@@ -194,14 +192,16 @@ cdef class GuestMemory:
         Raises
         ------
         InvalidRegionError
-            A rule of `Memslots.create` says so, or the part is not all in the backing, or the
+            A rule of `Memslots.create` refused it, or the part is not all in the backing, or the
             backing cannot be written and the slot is not READONLY.
+        ValueError
+            The backing shares memory with another known one.
         OverlapError, BusyError, MemoryError
             As Memslots.create.
 
         Notes
         -----
-        O(log n + b) for b backings that are known. `Memslots.delete` takes the slot away again.
+        O(log n + b) for b known backings. `Memslots.delete` deletes the slot.
         """
         cdef Backing memory = some(backing)
         cdef gpa_t address = u64(gpa, "gpa")
@@ -234,36 +234,36 @@ cdef class GuestMemory:
                 self.sp.as_id,
             )
         except BaseException:
-            # A backend may have the slot still, to be undone with the next change.
+            # If the backend still has the slot, the next change undoes it: keep the memory.
             if new and not (<Writer>memslots_writer(self.vm_of)).owes():
                 self.known.drop_unused(memory)
             raise
-        # It was dropped if another thread has deleted the last slot on it meanwhile. It may be this
-        # one that is gone already: then nobody else will drop it.
+        # Another thread may have deleted the last slot on the backing meanwhile, which dropped the
+        # backing: add it again. If the slot made here is gone too, nobody else drops the backing.
         if self.known.add(memory):
             self.known.drop_unused(memory)
         return made
 
     def add(self, backing):
-        """Make host memory known, for slots that are made on the Memslots itself.
+        """Makes host memory known, for slots that are created on the Memslots itself.
 
-        It is known until the last slot on it is deleted, or `remove`.
+        It stays known until the last slot on it is deleted, or until `remove`.
 
         Raises
         ------
         ValueError
-            It shares memory with other that is known.
+            It shares memory with another known Backing.
         """
         cdef Backing memory = some(backing)
         self.known.add(memory)
 
     def remove(self, backing):
-        """Let go of host memory on which no slot is. Nothing happens where it is not known.
+        """Forgets host memory on which there is no slot. Unknown memory is ignored.
 
         Raises
         ------
         BusyError
-            A slot is on it.
+            A slot is on the memory.
         """
         cdef Backing memory = some(backing)
         if memory in self.known.get() and not self.known.drop_unused(memory):
@@ -272,12 +272,12 @@ cdef class GuestMemory:
     # Bytes
 
     def read(self, gpa, n):
-        """`n` bytes of guest memory.
+        """Reads `n` bytes of guest memory.
 
         Parameters
         ----------
         gpa, n : int
-            In bytes; need not be aligned. They may be in several slots.
+            In bytes; need not be aligned. The bytes may be in several slots.
 
         Returns
         -------
@@ -306,24 +306,24 @@ cdef class GuestMemory:
         return out
 
     def readinto(self, gpa, buffer):
-        """Read guest memory into a buffer, all of it. It may be guest memory itself.
+        """Fills a buffer from guest memory. The buffer may be guest memory itself.
 
         Parameters
         ----------
         gpa : int
         buffer : C-contiguous writable buffer
-            In bytes it is what is read.
+            Its size in bytes is the size of the read.
 
         Returns
         -------
         int
-            How many bytes.
+            The number of bytes.
 
         Raises
         ------
         NotMappedError
         TypeError, BufferError, ValueError
-            It is no such buffer.
+            The argument is not such a buffer.
         """
         cdef access a
         cdef Py_buffer view
@@ -331,7 +331,7 @@ cdef class GuestMemory:
         cdef object size
         PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE | PyBUF_WRITABLE)
         try:
-            size = view.len  # an object, made while nothing is done
+            size = view.len  # the object is made first: that may fail
             if view.len != 0:
                 _held = self.begin(&a, address, view.len, ACCESS_READ)
                 try:
@@ -343,26 +343,26 @@ cdef class GuestMemory:
             PyBuffer_Release(&view)
 
     def write(self, gpa, data):
-        """Write bytes to guest memory.
+        """Writes bytes to guest memory.
 
         Parameters
         ----------
         gpa : int
             In bytes; need not be aligned. The bytes may go to several slots.
         data : C-contiguous buffer
-            May be guest memory, too, and the same: it is written as it was before.
+            May be guest memory, even the same: the bytes from before the call are written.
 
         Returns
         -------
         int
-            How many bytes.
+            The number of bytes.
 
         Raises
         ------
         NotMappedError, ReadOnlyError
-            Then nothing is written.
+            Nothing was written.
         TypeError, BufferError, ValueError
-            It is no such buffer.
+            The argument is not such a buffer.
         """
         cdef access a
         cdef Py_buffer view
@@ -370,7 +370,7 @@ cdef class GuestMemory:
         cdef object size
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
         try:
-            size = view.len  # an object, made while nothing is done
+            size = view.len  # the object is made first: that may fail
             if view.len != 0:
                 _held = self.begin(&a, address, view.len, ACCESS_WRITE)
                 try:
@@ -382,12 +382,12 @@ cdef class GuestMemory:
             PyBuffer_Release(&view)
 
     def fill(self, gpa, n, value=0):
-        """Write the same byte `n` times.
+        """Writes the same byte `n` times.
 
         Raises
         ------
         NotMappedError, ReadOnlyError
-            Then nothing is written.
+            Nothing was written.
         """
         cdef access a
         cdef uint64_t size = u64(n, "n")
@@ -411,48 +411,50 @@ cdef class GuestMemory:
     # Numbers
 
     def read_u8(self, gpa):
-        """The byte at a guest address. NotMappedError."""
+        """Reads the byte at a guest address. NotMappedError."""
         return self.number(gpa, 1)
 
     def read_u16(self, gpa):
-        """The little-endian number of 2 bytes at a guest address. NotMappedError.
+        """Reads the little-endian number of 2 bytes at a guest address. NotMappedError.
 
-        Where `gpa` is a multiple of its size it is read at once, before what is read later.
+        If `gpa` is aligned to the number's size, the number is read as a whole, and before anything
+        that is read later.
         """
         return self.number(gpa, 2)
 
     def read_u32(self, gpa):
-        """As read_u16, of 4 bytes. NotMappedError."""
+        """Reads a number of 4 bytes, as read_u16. NotMappedError."""
         return self.number(gpa, 4)
 
     def read_u64(self, gpa):
-        """As read_u16, of 8 bytes. NotMappedError."""
+        """Reads a number of 8 bytes, as read_u16. NotMappedError."""
         return self.number(gpa, 8)
 
     def write_u8(self, gpa, value):
-        """Write a byte. NotMappedError, ReadOnlyError; OverflowError for what does not fit."""
+        """Writes a byte. NotMappedError, ReadOnlyError; OverflowError: `value` does not fit."""
         self.put_number(gpa, value, 1)
 
     def write_u16(self, gpa, value):
-        """Write a little-endian number of 2 bytes.
+        """Writes a little-endian number of 2 bytes.
 
-        Where `gpa` is a multiple of its size it is written at once, after what was written before.
-        NotMappedError, ReadOnlyError: then nothing is written. OverflowError for what does not fit.
+        If `gpa` is aligned to the number's size, the number is written as a whole, and after all
+        that was written before. NotMappedError, ReadOnlyError: nothing was written. OverflowError:
+        `value` does not fit.
         """
         self.put_number(gpa, value, 2)
 
     def write_u32(self, gpa, value):
-        """As write_u16, of 4 bytes. NotMappedError, ReadOnlyError, OverflowError."""
+        """Writes 4 bytes, as write_u16. NotMappedError, ReadOnlyError, OverflowError."""
         self.put_number(gpa, value, 4)
 
     def write_u64(self, gpa, value):
-        """As write_u16, of 8 bytes. NotMappedError, ReadOnlyError, OverflowError."""
+        """Writes 8 bytes, as write_u16. NotMappedError, ReadOnlyError, OverflowError."""
         self.put_number(gpa, value, 8)
 
     # Views
 
     def view(self, gpa, n):
-        """Guest memory itself, not a copy of it, where one slot holds all of it.
+        """Returns a view of guest memory, not a copy. One slot must hold all of it.
 
         Parameters
         ----------
@@ -462,15 +464,14 @@ cdef class GuestMemory:
         Returns
         -------
         memoryview
-            Of `n` bytes; read-only where `write` would raise. It keeps the host memory, whatever
-            becomes of the slot. What is written to it is in no dirty log: `mark_dirty` puts it
-            there.
+            Of `n` bytes; read-only if `write` would raise. The view keeps the host memory, whatever
+            happens to the slot. Writes to the view are not marked: call `mark_dirty` after them.
 
         Raises
         ------
         NotMappedError
         InvalidRegionError
-            It is in more than one slot; `views` gives all parts.
+            The memory is in more than one slot; `views` returns all parts.
         """
         size = u64(n, "n")
         parts = self.views(gpa, size)
@@ -483,13 +484,13 @@ cdef class GuestMemory:
         return parts[0] if parts else memoryview(b"")
 
     def views(self, gpa, n, *, write=False):
-        """Guest memory itself, slot by slot: what os.readv and os.writev take.
+        """Returns views of guest memory, slot by slot, as os.readv and os.writev take them.
 
         Parameters
         ----------
         gpa, n : int
         write : bool
-            Whether all of it is to be written: then it must be possible.
+            Whether the views are for writing: then all of the memory must be writable.
 
         Returns
         -------
@@ -503,13 +504,13 @@ cdef class GuestMemory:
         return self.parts(gpa, n, ACCESS_WRITE if write else ACCESS_READ)
 
     def _restore_views(self, gpa, n):
-        """The views to put back what the guest may not write, too: for snapshot.py."""
+        """Returns writable views, of READONLY slots too. For restores."""
         return self.parts(gpa, n, ACCESS_RESTORE)
 
     def mark_dirty(self, gpa, n):
-        """Mark `n` bytes as written, as `write` does: after writing to a view.
+        """Marks `n` bytes as written, as `write` does. Call it after writing to a view.
 
-        Nothing happens where no slot logs.
+        Pages that no logging slot holds are ignored.
         """
         cdef gpa_t first = u64(gpa, "gpa")
         cdef uint64_t size = u64(n, "n")
@@ -524,7 +525,7 @@ cdef class GuestMemory:
     # Files
 
     def load(self, path, gpa):
-        """Write a file to guest memory.
+        """Writes a file to guest memory.
 
         Parameters
         ----------
@@ -534,19 +535,19 @@ cdef class GuestMemory:
         Returns
         -------
         int
-            How many bytes it has.
+            The number of bytes of the file.
 
         Raises
         ------
         NotMappedError, ReadOnlyError
-            Then nothing is written, and no more read of the file than shows it.
+            The file does not fit. Nothing was written, and reading stopped when this was known.
         OSError
-            The file cannot be read; nothing is written.
+            The file cannot be read. Nothing was written.
         """
         cdef gpa_t address = u64(gpa, "gpa")
         data = bytearray()
         with open(path, "rb") as file:
-            # What cannot be written is not read: a file may say how large it is, or have no end.
+            # Check the room before reading: a file may state its size, or may have no end.
             fits = os.fstat(file.fileno()).st_size
             self.parts(address, fits, ACCESS_WRITE)
             while more := file.read(READ):
@@ -557,67 +558,67 @@ cdef class GuestMemory:
         return self.write(address, data)
 
     def dump(self, path, *, restart_log=False, sparse=False):
-        """Write all memory, of every address space, to a snapshot file.
+        """Writes all memory, of every address space, to a snapshot file.
 
-        See `memslots.memory.snapshot`, and `restore`. Returns how many bytes of memory are in it.
+        Returns the number of bytes of memory in the file. See `memslots.memory.snapshot` and
+        `restore`.
 
         Parameters
         ----------
         path : str or os.PathLike
         restart_log : bool
-            Whether to take all marks, before the bytes are read: then the next `dump_dirty` has
-            what is written from now on. Otherwise it has what was marked before, too. After an
-            error the marks are there again.
+            Whether to take all marks before the bytes are read. Then the next `dump_dirty` has the
+            writes from now on; otherwise it has the earlier marks, too. After an error the marks
+            are restored.
 
         sparse : bool
-            Whether to leave out pages that are zeros. Those that were never touched are not read.
+            Whether to leave out pages of zeros. Pages that were never touched are not read.
 
         Raises
         ------
         NotMappedError
-            A slot's host memory is not known. No file is made then, or after any other error, and
-            one of that name stays as it was.
+            The host memory of a slot is not known. After any error there is no new file, and an
+            existing file of that name is unchanged.
         OSError
 
         Notes
         -----
-        A file of that name is replaced, and keeps its mode; a new one's follows the umask. The disk
-        has it when os.fsync says so. A pipe or a device is written to as it is. Which slots there
-        are, and where, is of one moment, for which changes wait; the bytes are read after it.
+        An existing file is replaced and keeps its mode; a new file's mode follows the umask. It is
+        not flushed to disk: call os.fsync. A pipe or a device is written directly. The list of
+        slots is of one moment, for which changes wait; the bytes are read after it.
         """
         return snapshots().dump(self, path, bool(restart_log), bool(sparse))
 
     def dump_dirty(self, path):
-        """Write the memory of all dirty pages to a snapshot file, and take their marks.
+        """Writes the memory of all dirty pages to a snapshot file, and takes their marks.
 
-        What is written afterwards is marked anew, so the next one has it. After an error the marks
-        are there again. `path`, result and errors are those of `dump`.
+        Later writes are marked anew, so the next call writes them. After an error the marks are
+        restored. `path`, result and errors are as in `dump`.
         """
         return snapshots().dump_dirty(self, path)
 
     def restore(self, path):
-        """Write what a snapshot file has to where it was, in READONLY slots too.
+        """Writes the memory of a snapshot file to its guest addresses, in READONLY slots too.
 
-        Returns how many bytes of memory it has. Slots need not be those that it was made of.
+        Returns the number of bytes of memory. The slots may differ from those of the snapshot.
 
         Raises
         ------
         NotMappedError
-            Something of it has no place here; nothing is written.
+            A part of the snapshot has no place here; nothing was written.
         ReadOnlyError
-            Host memory that cannot be written is to become something else; nothing is written.
+            Host memory that cannot be written has other bytes; nothing was written.
         SnapshotError
-            It is no such file, or is not complete, or its segments overlap and have different
-            bytes, as a process's own core has; nothing is written, unless it is made shorter
-            meanwhile.
+            The file is not a snapshot, is incomplete, or has segments that overlap with different
+            bytes (a process's own core). Nothing was written, unless the file shrank meanwhile.
         OSError
             The file cannot be read.
 
         Notes
         -----
-        What is written is marked, but for READONLY slots: a dump_dirty has nothing of what was
-        restored to these. After an error on the way more may be marked than was written. The slots
-        are not to be changed meanwhile: it is marked by guest address.
+        Restored pages are marked, but not those of READONLY slots: a later dump_dirty leaves these
+        out. After an error, more pages may be marked than were written. Do not change the slots
+        meanwhile: the marks go by guest address.
         """
         return snapshots().restore(self, path)
 
@@ -625,63 +626,63 @@ cdef class GuestMemory:
 
     @staticmethod
     def open(path, *, shared=False):
-        """Guest memory of a file, which is mapped and not read: ready at once, whatever its size.
+        """Maps a file as guest memory, without reading it. The file's size does not matter.
 
         Parameters
         ----------
         path : str or os.PathLike
-            An ELF core (dump's, QEMU's, another's with physical addresses), a LiME file, a full
-            crash dump of 64-bit Windows, or raw memory, whose offsets are addresses.
+            An ELF core with physical addresses (of `dump`, QEMU or others), a LiME file, a full
+            crash dump of 64-bit Windows, or raw memory, where a file offset is a guest address.
         shared : bool
-            Whether what is written goes to the file; else it is seen here alone (copy on write).
+            Whether writes go to the file. Otherwise only this process sees them (copy on write).
 
         Returns
         -------
         GuestMemory
-            With a Memslots of its own, whose slots are the file's segments.
+            With a Memslots of its own. Its slots are the file's segments.
 
         Raises
         ------
         SnapshotError
-            There is no memory in it, or it is cut off.
+            The file has no memory, or is cut off.
         OSError, OverlapError, MemoryError
 
         Notes
         -----
-        O(k) for k segments. A segment that is not at a page of the file is copied (a LiME file's).
+        O(k) for k segments. A segment that is not page aligned in the file (LiME) is copied.
         """
         return late("memslots.memory.opening", "open_memory")(path, shared, GuestMemory, Memslots)
 
     def checkpoint(self, *, by_log=None):
-        """Memorise what all memory of the machine is, to go back to it.
+        """Copies all memory of the machine, so that it can be restored.
 
         Parameters
         ----------
         by_log : bool, optional
-            Whether what is written from now on is found by the dirty logs: they begin anew, here
-            and with each restore, and are nobody else's meanwhile. Else all memory is compared.
-            Without it: by the logs if every slot that can be written has one.
+            Whether the dirty logs tell which pages are written from now on. They begin anew, here
+            and with each restore, so nobody else can use them meanwhile. If false, a restore
+            compares all memory. By default the logs are used if every writable slot has one.
 
         Returns
         -------
         Checkpoint
-            ``checkpoint.restore()`` puts back what was written since, and says how many bytes.
+            ``checkpoint.restore()`` undoes all later writes and returns the number of bytes.
 
         Raises
         ------
         InvalidRegionError
-            by_log, and a slot that can be written has no log.
+            by_log is true, and a writable slot has no log.
         NotMappedError, MemoryError
 
         Notes
         -----
-        O(bytes that were ever touched). READONLY slots are left out. By the logs a restore takes as
-        long as to copy the pages; what is written through a view must be marked (mark_dirty).
+        O(bytes that were ever touched). READONLY slots are left out. With the logs a restore takes
+        as long as to copy the written pages; writes through a view must be marked (mark_dirty).
         """
         return late("memslots.memory.checkpoint", "Checkpoint")(self, by_log)
 
     def write_from(self, fd, gpa, n, *, offset=None):
-        """Read from a file descriptor into guest memory, without a copy in between.
+        """Reads from a file descriptor into guest memory, without a copy in between.
 
         Parameters
         ----------
@@ -689,12 +690,12 @@ cdef class GuestMemory:
         gpa, n : int
             In bytes.
         offset : int, optional
-            Where in the file; without it where the descriptor is.
+            The file offset. Without it: the descriptor's own.
 
         Returns
         -------
         int
-            How many bytes: less than n where the file ends before.
+            The number of bytes: less than n if the file ends before.
 
         Raises
         ------
@@ -703,43 +704,43 @@ cdef class GuestMemory:
         return late("memslots.memory.transfer", "write_from")(self, fd, gpa, n, offset)
 
     def read_into(self, fd, gpa, n, *, offset=None):
-        """Write guest memory to a file descriptor, all of it, as write_from. Returns n."""
+        """Writes `n` bytes of guest memory to a file descriptor, as write_from. Returns n."""
         return late("memslots.memory.transfer", "read_into")(self, fd, gpa, n, offset)
 
     def file_of(self, gpa, n=4096):
-        """The file descriptor that memory is of, and where in the file it is: (fd, offset).
+        """Returns (fd, offset): the descriptor of the memory's file, and its offset in the file.
 
-        For who maps it elsewhere (vhost-user, VFIO). Raises NotMappedError, InvalidRegionError: it
-        is in several slots; ValueError: it is of no memfd.
+        For mapping the memory elsewhere (vhost-user, VFIO). NotMappedError; InvalidRegionError: the
+        memory is in several slots; ValueError: it is not of a memfd or a file.
         """
         return late("memslots.memory.transfer", "file_of")(self, gpa, n)
 
     def discard(self, gpa, n):
-        """Make memory zeros, and give whole pages of it back to the host where it can take them.
+        """Zeroes memory. Whole pages go back to the host if the backing allows it.
 
-        It is marked, as what is written. NotMappedError, ReadOnlyError.
+        The pages are marked like written ones. NotMappedError, ReadOnlyError.
         """
         late("memslots.memory.transfer", "discard")(self, gpa, n)
 
     def prefault(self, gpa, n, *, write=True):
-        """Have the host's pages there, so that no access waits for them.
+        """Makes the host provide all pages now, so that no access waits for them.
 
         NotMappedError; with `write` ReadOnlyError; OSError, MemoryError.
         """
         late("memslots.memory.transfer", "prefault")(self, gpa, n, write)
 
     def writing(self, gpa, n):
-        """Guest memory to write to, which is marked as written at the end of a with statement.
+        """Returns a context manager: a view to write to, marked as written at the end.
 
-        ``with memory.writing(gpa, n) as view:`` gives what `view` gives, and marks all of it, also
-        where the body is left by an exception. NotMappedError, ReadOnlyError, InvalidRegionError.
+        ``with memory.writing(gpa, n) as view:`` takes the view that `view` returns. At the end all
+        of it is marked, even after an exception. NotMappedError, ReadOnlyError, InvalidRegionError.
         """
         return late("memslots.memory.transfer", "writing")(self, gpa, n)
 
     # Structures and devices
 
     def is_mapped(self, gpa, n=1):
-        """Whether `read` of so many bytes would find memory."""
+        """Returns whether `read` of `n` bytes would succeed."""
         try:
             self.views(gpa, n)
         except NotMappedError:
@@ -747,42 +748,45 @@ cdef class GuestMemory:
         return True
 
     def unpack(self, gpa, format):
-        """The values of a struct at a guest address: struct.unpack of what is read.
+        """Reads the values of a struct at a guest address, as struct.unpack. Returns a tuple.
 
-        `format` is the module struct's: ``"<iQ"`` little-endian, ``">H"`` big-endian, letters for
-        signed and unsigned. Returns a tuple. NotMappedError, struct.error.
+        `format` is that of the module struct: ``"<iQ"`` little-endian, ``">H"`` big-endian, letters
+        for signed and unsigned. NotMappedError, struct.error.
         """
         made = compiled(format)
         return made.unpack(self.read(gpa, made.size))
 
     def pack(self, gpa, format, *values):
-        """Write the values of a struct. NotMappedError, ReadOnlyError, struct.error."""
+        """Writes the values of a struct. NotMappedError, ReadOnlyError, struct.error."""
         self.write(gpa, compiled(format).pack(*values))
 
     def array(self, gpa, dtype, n):
-        """Guest memory as a numpy array, where one slot holds all of it; not a copy, as `view`.
+        """Returns guest memory as a numpy array, not a copy. One slot must hold all of it.
 
-        NotMappedError; InvalidRegionError: it is in several slots, or dtype has Python objects.
+        NotMappedError; InvalidRegionError: the memory is in several slots, or dtype has Python
+        objects.
         """
         return late("memslots.memory.transfer", "array")(self, gpa, dtype, n)
 
     def on_mmio(self, start, end, *, read=None, write=None):
-        """Have functions answer for a device: accesses by number where no slot is.
+        """Registers the functions of a device. They answer accesses where there is no slot.
+
+        The accesses are those of read_u8, write_u8 and the like, and of a guest that
+        ``KvmVcpu.run(memory)`` runs.
 
         Parameters
         ----------
         start, end : int
             Guest addresses [start, end) in bytes, of this address space.
         read : callable, optional
-            ``read(gpa, size)`` returns the number that read_u8 and the like, and a guest that
-            ``KvmVcpu.run(memory)`` runs, are to read.
+            ``read(gpa, size)`` returns the number to be read.
         write : callable, optional
-            ``write(gpa, size, value)``. A write to a READONLY slot comes here, too.
+            ``write(gpa, size, value)``. Writes to READONLY slots come here, too.
 
         Returns
         -------
         MmioHandle
-            ``close()`` ends it, as a with statement does.
+            ``close()``, or a with statement, ends the registration.
 
         Raises
         ------
@@ -790,8 +794,8 @@ cdef class GuestMemory:
 
         Notes
         -----
-        Of ranges that have an access in common the smallest is asked; an access that no range has
-        as a whole is a NotMappedError, as ever. What a function raises comes out.
+        If several ranges hold an access, the smallest answers. An access that no range holds whole
+        is a NotMappedError, as without devices. An exception of a function goes to the caller.
         """
         cdef uint64_t first = u64(start, "start")
         cdef uint64_t last = u64(end, "end")
@@ -801,13 +805,13 @@ cdef class GuestMemory:
         return self.known.mmio.add(first, last, self.sp.as_id, read, write)
 
     def _mmio(self):
-        """The Mmio of the machine, or None. For kvm/vcpu.py."""
+        """Returns the Mmio of the machine, or None. For kvm/vcpu.py."""
         return self.known.mmio
 
     cdef tuple begin(self, access *a, gpa_t gpa, uint64_t size, access_kind kind):
-        """Works out an access, and gives what keeps its memory: to be held until it is over.
+        """Works out an access. Returns the tuple that keeps its memory: hold it until the end.
 
-        Then access_free is due.
+        The caller must call access_free then.
         """
         cdef access_result result
         cdef section at
@@ -817,7 +821,8 @@ cdef class GuestMemory:
         if gpa + size - 1 < gpa:
             raise wraps(gpa, size)
         while True:
-            # Before the slots: as long as this is held, nothing else comes to be at its addresses.
+            # Take the backings before the slots: while `held` exists, no other memory can be
+            # mapped at its addresses.
             held = self.known.get()
             at = section_enter(self.m, NULL)
             result = access_init(a, space_active(self.sp), gpa, size, kind)
@@ -827,16 +832,17 @@ cdef class GuestMemory:
             if result == ACCESS_BAD:
                 bad = a.bad
                 if bad != gpa:
-                    # The host memory of what comes before may be in the way first.
+                    # The host memory before `bad` may be inaccessible: that address comes first.
                     self.begin(a, gpa, bad - gpa, kind)
                     access_free(a)
-                # Raises, unless a slot has come there since; then once more.
+                # This raises, unless a slot was created there since: then try again.
                 self.reader.gpa_to_hva(bad, kind == ACCESS_WRITE)
                 continue
             wrong = find_wrong(a, held, kind)
             if wrong is NULL:
                 if note_faults(a, held) and kind != ACCESS_READ:
-                    # Else part of it would be written. What is in one page is all there or not.
+                    # Check first: otherwise part of it might be written. A single page is either
+                    # there or not.
                     if (gpa & PAGE_OFFSET_MASK) + size > PAGE_SIZE:
                         self.must_be_there(a)
                 return held
@@ -845,11 +851,11 @@ cdef class GuestMemory:
                     raise self.no_memory(wrong, held, kind)
                 finally:
                     access_free(a)
-            # The slot may be on what has become known since: once more.
+            # The slot may be on memory that was made known since: try again.
             access_free(a)
 
     cdef int must_be_there(self, access *a) except -1:
-        """NotMappedError where memory that may go away is not there; access_free is done then."""
+        """Raises NotMappedError, after access_free, if memory that may go away is not there."""
         cdef gpa_t bad = access_probe(a)
         if bad != ACCESS_ALL:
             access_free(a)
@@ -857,7 +863,7 @@ cdef class GuestMemory:
         return 0
 
     cdef int came(self, gpa_t bad) except -1:
-        """NotMappedError for what access_read and the like have found not to be there."""
+        """Raises NotMappedError unless `bad`, from access_read or its like, is ACCESS_ALL."""
         if bad != ACCESS_ALL:
             raise NotMappedError(
                 errno.EFAULT,
@@ -867,7 +873,7 @@ cdef class GuestMemory:
         return 0
 
     cdef object no_memory(self, const span *at, tuple held, access_kind kind):
-        """Why the host memory of a span cannot be accessed: what find_wrong found."""
+        """Returns the error for a span that find_wrong found: why it cannot be accessed."""
         cdef void *found = backing_at(held, at.hva)
         cdef Backing backing = None if found is NULL else <Backing>found
         cdef gpa_t gpa = at.gpa
@@ -885,16 +891,16 @@ cdef class GuestMemory:
         )
 
     cdef void mark(self, const access *a, gpa_t bad) noexcept:
-        """Marks what was written, up to `bad` at least."""
+        """Marks the pages of the access, unless `bad` says that nothing was written."""
         cdef section at
         if bad == a.spans[0].gpa:
-            return  # nothing was
+            return  # nothing was written
         at = section_enter(self.m, NULL)
         access_mark(a, space_active(self.sp))
         section_leave(&at)
 
     cdef int gather(self, const access *a, const Py_buffer *to, tuple held) except -1:
-        """Reads what is accessed into somebody's memory of that size."""
+        """Reads the access into a buffer of the same size."""
         cdef bytes apart
         self.came(access_probe(a))
         if not access_meets(a, to.buf, to.len) and not is_aliased(a, to, held):
@@ -906,7 +912,7 @@ cdef class GuestMemory:
         return 0
 
     cdef int scatter(self, const access *a, const Py_buffer *data, tuple held) except -1:
-        """Writes somebody's memory to what is accessed, which has that size, and marks it."""
+        """Writes a buffer of the same size to the access, and marks the pages."""
         cdef bytes apart
         cdef const char *from_ = <const char *>data.buf
         cdef gpa_t bad
@@ -942,7 +948,7 @@ cdef class GuestMemory:
         return found
 
     cdef uint64_t number(self, object gpa, int size) except? 0xFFFFFFFFFFFFFFFF:
-        """The number of `size` bytes at a guest address."""
+        """Reads a number of `size` bytes. If no slot holds it, a device may answer."""
         cdef access a
         cdef uint64_t value
         cdef tuple _held
@@ -961,7 +967,7 @@ cdef class GuestMemory:
         return value
 
     cdef int put_number(self, object gpa, object given, int size) except -1:
-        """Writes a number of `size` bytes."""
+        """Writes a number of `size` bytes. If the slots refuse it, a device may take it."""
         cdef access a
         cdef gpa_t address = u64(gpa, "gpa")
         cdef uint64_t value = u64(given, "value")
@@ -984,7 +990,7 @@ cdef class GuestMemory:
         return 0
 
 
-# struct's own functions keep what they compile, but do not give its size with it.
+# The struct module caches formats too, but its functions do not return the size.
 cdef dict STRUCTS = {}
 
 
@@ -1013,7 +1019,10 @@ cdef object wraps(gpa_t gpa, uint64_t size):
 
 
 cdef const span *find_wrong(const access *a, tuple held, access_kind kind) noexcept:
-    """The first span that is on no memory of `held`, or on such as this access cannot touch."""
+    """Returns the first span that this access cannot touch, or NULL.
+
+    Such a span is on no memory of `held`, beyond it, on a shortened file, or not writable.
+    """
     cdef const span *at
     cdef void *found
     cdef size_t n
@@ -1031,7 +1040,7 @@ cdef const span *find_wrong(const access *a, tuple held, access_kind kind) noexc
 
 
 cdef bint note_faults(access *a, tuple held) noexcept:
-    """Notes of each span whether its memory may go away; whether any may."""
+    """Sets may_fault of each span. Returns whether any memory may go away."""
     cdef size_t n
     cdef bint any = False
     for n in range(a.count):
@@ -1041,9 +1050,9 @@ cdef bint note_faults(access *a, tuple held) noexcept:
 
 
 cdef bint is_aliased(const access *a, const Py_buffer *memory, tuple held):
-    """Whether somebody's memory may be part of what is accessed, at other addresses.
+    """Returns whether a buffer may share memory with the access at other addresses.
 
-    Only memory of a file can be.
+    Only memory of a file can.
     """
     cdef hva_t hva = <hva_t>memory.buf
     cdef uint64_t size = memory.len
@@ -1063,7 +1072,7 @@ cdef bint is_aliased(const access *a, const Py_buffer *memory, tuple held):
             if backing.shares(a.spans[n].hva, a.spans[n].size, <Backing>found, hva, size):
                 return True
         return False
-    # Of what is not known here, what Python itself has got is no file's.
+    # Of memory that is not known here, only what Python itself allocated is surely not a file's.
     owner = <object>memory.obj
     while isinstance(owner, memoryview):
         owner = owner.obj
@@ -1071,7 +1080,7 @@ cdef bint is_aliased(const access *a, const Py_buffer *memory, tuple held):
 
 
 cdef gpa_t copy_out(const access *a, char *out, uint64_t size) noexcept:
-    """Reads what is accessed, `size` bytes in all."""
+    """Reads the whole access, `size` bytes."""
     cdef gpa_t bad
     if size > LONG_COPY:
         with nogil:
@@ -1081,7 +1090,7 @@ cdef gpa_t copy_out(const access *a, char *out, uint64_t size) noexcept:
 
 
 cdef gpa_t copy_in(const access *a, const char *data, uint64_t size) noexcept:
-    """Writes what is accessed, `size` bytes in all."""
+    """Writes the whole access, `size` bytes."""
     cdef gpa_t bad
     if size > LONG_COPY:
         with nogil:

@@ -1,30 +1,32 @@
-"""The host memory of one machine's slots, as guestmemory.pyx uses it.
+"""The known host memory of one machine, for guestmemory.pyx.
 
-Not installed: Cython code outside goes through memslots.pxd.
+Not installed: Cython code outside this package uses memslots.pxd.
 """
 
 from memslots.core.units cimport hva_t
 
 cdef class Backings:
-    cdef object vm  # the Memslots whose slots are on them
-    cdef object subscription  # its word of changes
-    # the Backings by host address; replaced as a whole, never changed in place. Any thread may do
-    # that: so only get and replace use it
+    cdef object vm  # the Memslots whose slots are on the Backings
+    cdef object subscription  # to the changes of vm
+    # The Backings in order of host address. Any thread may replace the tuple, never change it in
+    # place: use it only in a critical section
     cdef tuple all
-    cdef object mmio  # its devices, a memory.mmio.Mmio, or None: there are none
+    cdef object mmio  # the machine's devices, a memory.mmio.Mmio; None: there are none
 
-    # All there are. Whoever has the tuple has their memory.
+    # Returns all known Backings. The tuple keeps their memory.
     cdef tuple get(self)
-    # Whether they were still `now`; then they are `then`.
+    # Replaces `now` by `then`. Returns whether `now` was still the tuple; else nothing happens.
     cdef bint replace(self, tuple now, tuple then)
-    # Makes one more known; whether it was not yet. ValueError where it shares memory with another.
+    # Makes a Backing known. Returns whether it was unknown before. ValueError: it shares memory
+    # with another.
     cdef bint add(self, object backing) except -1
-    # Forgets one on which no slot is; whether none was.
+    # Forgets a Backing unless a slot is on it. Returns whether it did.
     cdef bint drop_unused(self, object backing) except -1
-    # Whether any slot of the machine is on it. O(log n) for each address space.
+    # Returns whether a slot of the machine is on the Backing. O(log n) for each address space.
     cdef bint is_used(self, object backing) except -1
 
-# Those of a Memslots: the same for all that ask. They are there as long as it is.
+# Returns the Backings of a Memslots: always the same object. It lives as long as the Memslots.
 cdef Backings backings_of(object vm)
-# The one of `all` (what `get` gave) that holds a host address, or NULL; borrowed from `all`.
+# Returns the Backing of `all` (a result of `get`) that holds a host address, or NULL. The reference
+# is borrowed from `all`.
 cdef void *backing_at(tuple all, hva_t hva) noexcept

@@ -1,4 +1,4 @@
-"""The host memory of one machine's slots: found by host address, kept while slots are on it."""
+"""The known host memory of one machine: found by host address, kept while slots are on it."""
 
 cimport cython
 from libc.stdint cimport uint32_t, uint64_t
@@ -14,16 +14,16 @@ from memslots.write.writer cimport Writer
 
 from memslots.values.records import Change
 
-# Looked up once: to get a member of an enum may take memory, and every change comes by here.
+# Looked up once: access to an enum member may allocate memory, and every change runs this code.
 cdef object DELETE = Change.DELETE
 
 
 @cython.final
 cdef class Backings:
-    """Knows which host memory is there to be touched.
+    """Knows which host memory may be touched.
 
-    It listens to the changes of its Memslots: when the last slot on a Backing is gone it lets go of
-    it.
+    It listens to the changes of its Memslots. After the last slot on a Backing is deleted, it
+    forgets the Backing.
     """
 
     def __cinit__(self, vm):
@@ -32,7 +32,7 @@ cdef class Backings:
         self.subscription = vm.subscribe(self)
 
     def commit(self, change, old, new):
-        """Told by the Memslots of every change."""
+        """Forgets Backings that a DELETE leaves without slots. The Memslots calls it."""
         if change is not DELETE:
             return
         cdef hva_t hva = old.userspace_addr
@@ -73,7 +73,7 @@ cdef class Backings:
         while True:
             now = self.get()
             n = begun_by(now, added.start())
-            # They have no memory in common, so only its neighbours can have some with this one.
+            # Known Backings never overlap, so only the two neighbours can overlap this one.
             for near in range(max(n - 1, 0), min(n + 1, <Py_ssize_t>len(now))):
                 other = now[near]
                 if other is added:
@@ -92,13 +92,13 @@ cdef class Backings:
                 return False
             now = self.get()
             then = tuple([one for one in now if one is not backing])
-            # At once, so that whoever puts a slot on it and then makes it known, as `place` does,
-            # has known memory afterwards.
+            # Check and drop in one critical section. `place` creates a slot and then makes its
+            # memory known: so the memory stays known.
             with cython.critical_section(self):
                 dropped = self.all is now and not self.is_used(backing)
                 if dropped:
                     self.all = then
-        # Others make slots without a word to this. Of those that are there by now it knows.
+        # Another thread may have created a slot on it meanwhile. Then it must be known again.
         if self.is_used(backing):
             self.add(backing)
             return False
@@ -132,16 +132,16 @@ cdef Backings backings_of(object vm):
 
 
 cdef inline bint meet(hva_t a, uint64_t a_size, hva_t b, uint64_t b_size) noexcept:
-    """Whether two runs of host memory have a byte in common."""
+    """Returns whether two runs of host memory have a byte in common."""
     return a - b < b_size or b - a < a_size
 
 
 cdef Py_ssize_t begun_by(tuple all, hva_t hva) noexcept:
-    """How many of them, in order of host addresses, begin at one or before it."""
+    """Returns how many Backings of `all` begin at or below a host address."""
     cdef Py_ssize_t low = 0
     cdef Py_ssize_t high = len(all)
     cdef Py_ssize_t middle
-    while low < high:  # before `low` all begin at or below hva, from `high` on all above
+    while low < high:  # those before `low` begin at or below hva, those from `high` on above it
         middle = (low + high) // 2
         if (<Backing>all[middle]).start() <= hva:
             low = middle + 1

@@ -1,32 +1,32 @@
-"""What this process has mapped where, as /proc/self/maps tells it."""
+"""The mappings of this process, read from /proc/self/maps."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import NamedTuple
 
-#: The name of memory that many can share and that has no file which anybody could make shorter.
+#: The name of shared anonymous memory. No file is behind it that anybody could make shorter.
 _SHARED_ANONYMOUS = "/dev/zero (deleted)"
 
 
 class Mapping(NamedTuple):
-    """What is behind a run of host memory."""
+    """The file, if any, behind a run of host memory."""
 
     may_fault: bool
-    """Whether pages may go away, or never come: of a file."""
+    """Whether pages may go away, or may never come, because the memory is of a file."""
     device: int
     inode: int
-    """Of the file; 0: there is none, or it is not known which."""
+    """Of the file; 0: there is no file, or it is unknown."""
     offset: int
-    """Of the first byte in it."""
+    """The file offset of the first byte."""
 
 
-#: Where nobody tells.
+#: The answer if the mappings cannot be read, or do not cover the memory.
 UNKNOWN = Mapping(True, 0, 0, 0)
 
 
 def mapping_of(hva: int, size: int) -> Mapping:
-    """What is behind `size` bytes from `hva` on."""
+    """Returns what is behind `size` bytes from `hva` on."""
     try:
         with Path("/proc/self/maps").open(encoding="utf-8", errors="replace") as file:
             lines = file.readlines()

@@ -7,10 +7,10 @@ from memslots.memslots import Memslots
 _T = TypeVar("_T")
 
 def without_changes(vm: Memslots, work: Callable[[], _T]) -> _T:
-    """Returns what work() returns; nobody changes the slots meanwhile, and others wait."""
+    """Returns what work() returns. Nobody changes the slots meanwhile: other threads wait."""
 
 def take_runs(vm: Memslots, logs: list[object]) -> list[DirtyRun]:
-    """What Memslots.take_dirty_runs does; what was taken is in `logs`, for return_marks."""
+    """Does what Memslots.take_dirty_runs does. `logs` gets the marks, for return_marks."""
 
 def return_marks(vm: Memslots, logs: list[object]) -> None:
-    """Mark again what take_runs took, in the slots that it was taken from."""
+    """Restores the marks that take_runs took, in the slots they came from."""

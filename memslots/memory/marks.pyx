@@ -1,4 +1,4 @@
-"""What a snapshot asks of the Writer: no changes for a moment, and marks to be given back."""
+"""What a snapshot needs of the Writer: a moment without changes, and marks that can be restored."""
 
 from memslots.memslots cimport memslots_writer
 from memslots.write.writer cimport Writer
@@ -7,7 +7,7 @@ from memslots.dirty.runs import return_logs
 
 
 def without_changes(vm, work):
-    """Returns what work() returns; nobody changes the slots meanwhile, and others wait."""
+    """Returns what work() returns. Nobody changes the slots meanwhile: other threads wait."""
     cdef Writer writer = memslots_writer(vm)
     cdef bint entered = writer.enter_again("a snapshot")
     try:
@@ -18,15 +18,15 @@ def without_changes(vm, work):
 
 
 def take_runs(vm, list logs not None):
-    """What Memslots.take_dirty_runs does; what was taken is in `logs`, for return_marks.
+    """Does what Memslots.take_dirty_runs does. `logs` gets the marks, for return_marks.
 
-    Should this raise, `logs` has what was taken until then: a signal's handler may raise between
-    the end of this call and the caller's next step.
+    If this raises, `logs` has what was taken until then. `logs` is an argument because a signal
+    handler may raise after this call, before the caller has its result.
     """
     cdef Writer writer = memslots_writer(vm)
     return writer.take_dirty_runs(vm, logs)
 
 
 def return_marks(vm, list logs not None):
-    """Marks again what take_runs took, in the slots that it was taken from."""
+    """Restores the marks that take_runs took, in the slots they came from."""
     return_logs(vm, logs)

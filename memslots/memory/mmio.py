@@ -1,4 +1,4 @@
-"""Devices' registers: what answers an access where no slot is."""
+"""Device registers: functions that answer an access where there is no slot."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class _Range(NamedTuple):
 
 
 class MmioHandle:
-    """Calls on an access within a range, until it is closed. Made by GuestMemory.on_mmio."""
+    """A registered range. GuestMemory.on_mmio returns it; `close` ends the registration."""
 
     def __init__(self, registry: Mmio, range: _Range) -> None:
         self._registry = registry
         self._range = range
 
     def close(self) -> None:
-        """Call it no more. Closing again does nothing."""
+        """Ends the registration. Closing again does nothing."""
         self._registry.remove(self._range)
 
     def __enter__(self) -> MmioHandle:
@@ -46,16 +46,16 @@ class MmioHandle:
 
 
 class Mmio:
-    """The ranges of one machine."""
+    """The registered ranges of one machine."""
 
     def __init__(self) -> None:
         self._changing = Lock()
-        self._ranges: tuple[_Range, ...] = ()  # the smallest first; replaced, never changed
+        self._ranges: tuple[_Range, ...] = ()  # smallest first; replaced, never changed in place
 
     def add(
         self, start: int, end: int, as_id: int, read: Read | None, write: Write | None
     ) -> MmioHandle:
-        """ValueError for a range of nothing, or one like another; TypeError."""
+        """Adds a range. ValueError: it is empty, or is registered already. TypeError."""
         if start >= end:
             raise ValueError(f"[{start:#x}, {end:#x}) is no range of addresses")
         for call in (read, write):
@@ -69,19 +69,19 @@ class Mmio:
         return MmioHandle(self, made)
 
     def remove(self, gone: _Range) -> None:
-        """Nothing happens where it is not there."""
+        """Removes a range. Does nothing if it was removed before."""
         with self._changing:
             self._ranges = tuple(one for one in self._ranges if one is not gone)
 
     def find(self, gpa: int, size: int, as_id: int) -> _Range | None:
-        """The smallest range that has all of an access. O(k)."""
+        """Returns the smallest range that holds all of an access, or None. O(k)."""
         for one in self._ranges:
             if one.start <= gpa and gpa + size <= one.end and one.as_id == as_id:
                 return one
         return None
 
     def read(self, gpa: int, size: int, as_id: int) -> int | None:
-        """What is read; None: nobody answers. What the callback raises comes out."""
+        """Returns the device's answer, or None if no device answers. Callback errors propagate."""
         found = self.find(gpa, size, as_id)
         if found is None or found.read is None:
             return None
@@ -93,7 +93,7 @@ class Mmio:
         return value
 
     def write(self, gpa: int, size: int, value: int, as_id: int) -> bool:
-        """Whether somebody took it."""
+        """Passes a write to a device. Returns whether there is one. Callback errors propagate."""
         found = self.find(gpa, size, as_id)
         if found is None or found.write is None:
             return False

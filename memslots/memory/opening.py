@@ -1,4 +1,4 @@
-"""Guest memory made of a file, which is mapped and not read: GuestMemory.open."""
+"""Maps a dump file as guest memory, without reading it: GuestMemory.open."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from memslots.memory.guestmemory import GuestMemory
     from memslots.memslots import Memslots
 
-_MOST_PAGES = (1 << 31) - 1  # of a slot: rule 4
+_MOST_PAGES = (1 << 31) - 1  # pages of a slot: rule 4
 _MAX_HVA = (1 << 64) - PAGE_SIZE
 
 
@@ -26,7 +26,7 @@ def open_memory(
     memory: type[GuestMemory],
     memslots: type[Memslots],
 ) -> GuestMemory:
-    """What GuestMemory.open does."""
+    """Implements GuestMemory.open."""
     name = os.fspath(path)
     with Path(path).open("rb") as file:
         ranges = _ranges(name, file)
@@ -75,11 +75,14 @@ def _ranges(name: str, file: BinaryIO) -> list[FileRange]:
     size = file.seek(0, 2)
     if size == 0:
         raise no_snapshot(f"{name}: it is empty")
-    return [FileRange(0, size, 0, size)]  # raw: an offset is an address
+    return [FileRange(0, size, 0, size)]  # raw: a file offset is a guest address
 
 
 def _parts(name: str, one: FileRange) -> list[FileRange]:
-    """What can be mapped, and what has to be copied or is zeros; each in whole pages."""
+    """Splits a range into parts of whole pages, one slot each.
+
+    First the part that can be mapped, then the part that must be copied or is zeros.
+    """
     if one.gpa % PAGE_SIZE:
         raise no_snapshot(f"{name}: memory begins at {one.gpa:#x}, which is no page's address")
     end = -(-one.size // PAGE_SIZE) * PAGE_SIZE

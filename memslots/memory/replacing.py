@@ -1,7 +1,7 @@
-"""A file that takes the place of another when all of it is written.
+"""Replaces a file by a new one, after all of the new one is written.
 
-Where the file system can hold a file without a name it has none until then, so that nothing stays
-of it should the process be killed.
+If the file system supports unnamed files (O_TMPFILE), the new file has no name until then. So
+nothing remains of it if the process is killed.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[int]:
-    """A descriptor to write a file with that takes the place of `path` when all is written.
+    """Yields a descriptor to write a new file, which replaces `path` at the end.
 
-    What is no file (a pipe, a device) is written to as it is.
+    If `path` is a pipe or a device, the descriptor writes to it directly.
     """
     target = Path(path)
     try:
@@ -33,9 +33,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[int]:
         finally:
             os.close(fd)
         return
-    # Through links, so that these stay.
+    # Follow symbolic links, so that these stay.
     target = target.resolve()
-    # Where it is new, the umask decides; what nobody else could read stays so.
+    # For a new file the umask decides. A replacement is private until it has the old file's mode.
     create = 0o666 if mode is None else 0o600
     with _opened(target.parent, os.O_RDONLY | os.O_DIRECTORY) as folder:
         unnamed = _open_unnamed(folder, create)
@@ -48,7 +48,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[int]:
                     os.fchmod(fd, stat.S_IMODE(mode))
                 yield fd
                 if partial is None:
-                    # A name for it at last: its own, where that is free.
+                    # Name the file: with its final name if that is free.
                     partial = _link(fd, folder, target, mode is not None)
             finally:
                 os.close(fd)
@@ -71,27 +71,27 @@ def _opened(path: Path, flags: int) -> Iterator[int]:
 
 
 def _open_unnamed(folder: int, mode: int) -> int | None:
-    """A file with no name, of which nothing stays if the process is killed; None: no such thing."""
+    """Opens a file without a name. Returns None if the system does not support it."""
     try:
         fd = os.open(".", os.O_WRONLY | os.O_TMPFILE, mode, dir_fd=folder)
     except OSError as error:
-        # EISDIR: of a kernel that does not know the flag.
+        # EISDIR: the kernel does not know the flag.
         if error.errno in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT):
             return None
         raise
-    if not Path(_by_descriptor(fd)).exists():  # it could not be given a name
+    if not Path(_by_descriptor(fd)).exists():  # without /proc it can never get a name
         os.close(fd)
         return None
     return fd
 
 
 def _link(fd: int, folder: int, target: Path, taken: bool) -> str | None:
-    """Gives a file without a name that of `target`, or where that is taken the one it returns."""
+    """Names an unnamed file like `target`. If that is taken, returns the other name it got."""
     if not taken:
         try:
             _link_as(fd, folder, target.name)
         except FileExistsError:
-            pass  # made meanwhile
+            pass  # created meanwhile
         else:
             return None
     partial = _partial_name(target)
@@ -100,7 +100,7 @@ def _link(fd: int, folder: int, target: Path, taken: bool) -> str | None:
 
 
 def _link_as(fd: int, folder: int, name: str) -> None:
-    # With descriptors of folders Python calls linkat, and only that follows the link in /proc.
+    # Given descriptors of folders, Python calls linkat. Only linkat follows the link in /proc.
     os.link(_by_descriptor(fd), name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=True)
 
 
@@ -109,5 +109,5 @@ def _by_descriptor(fd: int) -> str:
 
 
 def _partial_name(target: Path) -> str:
-    # Some of its name: all of it may leave no room for more.
+    # Only a part of the name: the whole may leave no room for more.
     return f".{target.name[:32]}.{secrets.token_hex(4)}.part"

@@ -5,7 +5,7 @@ from memslots.memory.guestmemory import GuestMemory
 
 @final
 class Batch:
-    """Memory of segments that is side by side in the file."""
+    """Memory of segments whose bytes adjoin in the file."""
 
     def __new__(cls) -> Self: ...
     @property
@@ -14,40 +14,40 @@ class Batch:
     def views(self) -> list[memoryview]: ...
     @property
     def zeros(self) -> bool:
-        """The views are to be zeros, and nothing of the file."""
+        """Whether the views become zeros, and the file has no bytes for them."""
     def mark(self) -> None:
-        """Mark all of it as written. Cannot fail."""
+        """Marks all memory of the batch as written. Cannot fail."""
 
 @final
 class Segments:
-    """Runs of guest memory, in the order of a file. For one thread."""
+    """Runs of guest memory, in the order of a file. One thread at a time may use it."""
 
     def __new__(cls, mem: GuestMemory) -> Self: ...
     def __len__(self) -> int: ...
     def __reduce__(self) -> NoReturn: ...
     @property
     def parts(self) -> int:
-        """Of 1,024 segments each, but for the last."""
+        """The number of parts. Each has 1,024 segments, the last may have fewer."""
     @property
     def size(self) -> int:
-        """Of the memory in the file, in bytes."""
+        """The number of bytes of memory in the file."""
     def lay_out(self, runs: Iterable[tuple[int, int, int]]) -> list[memoryview]:
-        """Add segments of runs of guest pages, (as_id, start_gfn, end_gfn); their memory.
+        """Adds the segments of runs of guest pages (as_id, start_gfn, end_gfn).
 
-        NotMappedError.
+        Returns the memory to write to the file. NotMappedError.
         """
     def sparse(
         self, mem: GuestMemory, views: list[memoryview]
     ) -> tuple[Segments, list[memoryview]]:
-        """The same without what is zeros, and the memory that is in the file."""
+        """Returns new Segments without the pages of zeros, and the memory to write to the file."""
     def table(self, begin: int) -> bytes:
-        """Their program headers, for a file whose memory begins at `begin`."""
+        """Returns the program headers, for a file whose memory begins at `begin`."""
     def take(self, table: bytes, length: int) -> None:
-        """Add those of a file of `length` bytes, of its program headers. ValueError."""
+        """Adds the segments in the program headers of a file of `length` bytes. ValueError."""
     def refuse_overlaps(self) -> None:
-        """ValueError where two have different bytes of the file for the same memory."""
+        """Raises ValueError if two segments have different bytes for the same memory."""
     def places(self, fd: int, number: int, zeros: int = -1) -> list[Batch]:
-        """Where the segments of a part are to be read to.
+        """Returns the memory that the segments of one part are to be read into.
 
         NotMappedError, ReadOnlyError, OSError.
         """

@@ -1,7 +1,8 @@
 """The segments of a snapshot: runs of guest memory, and where each of them is in the file.
 
-There may be one for every page, so that here is all that is done for each. What is done for many of
-them is done a part at a time: between two calls signals are seen, and other threads get the GIL.
+A snapshot may have a segment for every page, so all work for each segment is here, in Cython. Long
+work is done one part of the segments at a time. Between two calls Python handles signals, and other
+threads get the GIL.
 """
 
 import os
@@ -36,7 +37,7 @@ from memslots.memory.absent import pages_there
 from memslots.memory.backing import address_of
 
 cdef enum:
-    # Of an Elf64_Phdr. Its words: type and flags, offset in the file, virtual address, physical
+    # The words of an Elf64_Phdr: type and flags, offset in the file, virtual address, physical
     # address, size in the file, size in memory, alignment.
     HEADER_WORDS = 7
     HEADER_SIZE = 8 * HEADER_WORDS
@@ -44,34 +45,34 @@ cdef enum:
     PF_X = 1
     PF_W = 2
     PF_R = 4
-    # The first of the flags that ELF leaves to operating systems: the number of an address space.
+    # The address space is in the first eight flags that ELF leaves to operating systems.
     SPACE_SHIFT = 20
     SPACE_MASK = 0xFF
     ALIGNMENT = 1 << PAGE_SHIFT
     PAGE_WORDS = 512  # of 64 bits
-    PART = 1024  # segments: what one call of preadv can read if each is one span
-    COMPARED = 1 << 20  # bytes at a time
+    PART = 1024  # segments: one call of preadv can read them if each is one span
+    COMPARED = 1 << 20  # bytes to compare at a time
 
 cdef struct segment:  # a cache line
-    rb_node node  # in `held`, if it is in that
-    hva_t hva  # the key there: its first byte in host memory; of one that was read, 0
+    rb_node node  # in `held`, if the segment is in that tree
+    hva_t hva  # the key there: the first byte in host memory; unused for segments from a file
     gpa_t gpa
     uint64_t size  # in bytes, at least 1
-    uint64_t offset  # in the file; while it is laid out, from the file's first byte of memory on
+    uint64_t offset  # in the file; after lay_out, from the file's first byte of memory on
     uint32_t flags  # p_flags
-    uint32_t zeros  # 1: it is all zeros, and has no bytes in the file
+    uint32_t zeros  # 1: all bytes are zeros, and none of them is in the file
 
 cdef struct segment_part:
-    segment_part *next  # those after these; NULL: none
-    size_t count  # of these
+    segment_part *next  # NULL: this is the last part
+    size_t count  # of segments in this part
     segment all[PART]
 
 cdef enum:
-    HVA_OFFSET = sizeof(rb_node)  # from a node to its key
+    HVA_OFFSET = sizeof(rb_node)  # from a node of `held` to its key
 
 
 cdef int order(const void *one, const void *other) noexcept nogil:
-    """qsort's: by address space, then by guest address."""
+    """Compares for qsort: by address space, then by guest address."""
     cdef const segment *a = (<const segment **>one)[0]
     cdef const segment *b = (<const segment **>other)[0]
     if space_of(a) != space_of(b):
@@ -87,24 +88,25 @@ cdef inline uint32_t space_of(const segment *at) noexcept nogil:
 @cython.internal
 @cython.auto_pickle(False)
 cdef class Window:
-    """The slot that was used last: many segments may be in the same."""
+    """The memory of the slot that was used last. Often the next segment is in the same slot."""
 
     cdef list spaces  # a GuestMemory for each address space
-    cdef list readers  # of the address spaces
-    cdef bint restoring  # whether it is written to, in READONLY slots too
+    cdef list readers  # a reader for each address space
+    cdef bint restoring  # whether the views are for writing, in READONLY slots too
     cdef uint32_t as_id
-    cdef gpa_t gpa  # its first byte
-    cdef uint64_t size  # in bytes; 0: there is none
-    cdef bint whole  # it is all of the slot
-    cdef hva_t hva  # where it is
-    cdef object view  # its memory
-    cdef bint readonly  # the view
-    cdef object refusal  # why it cannot be restored, or None
+    cdef gpa_t gpa  # of the first byte
+    cdef uint64_t size  # in bytes; 0: the window is empty
+    cdef bint whole  # whether the window is all of the slot
+    cdef hva_t hva  # of the first byte
+    cdef object view  # the memory
+    cdef bint readonly  # whether the view is read-only
+    cdef object refusal  # the error why the memory cannot be restored, or None
 
     cdef uint64_t reach(self, uint32_t as_id, gpa_t gpa, uint64_t size) except 0:
-        """How many of `size` bytes from `gpa` on are in the slot that holds the first.
+        """Moves the window to the slot that holds `gpa`.
 
-        It is the window's then. Raises what `GuestMemory.views` raises where there is none.
+        Returns how many of `size` bytes from `gpa` on are in the slot. Raises what
+        `GuestMemory.views` raises if no slot holds `gpa`.
         """
         if not self.whole:
             self.size = 0
@@ -112,7 +114,7 @@ cdef class Window:
             self.move(as_id, gpa, size)
         return min(size, self.size - (gpa - self.gpa))
 
-    @cython.boundscheck(True)  # as_id is whatever a caller gave
+    @cython.boundscheck(True)  # as_id comes unchecked from the caller
     cdef int move(self, uint32_t as_id, gpa_t gpa, uint64_t size) except -1:
         self.size = 0
         space = self.spaces[as_id]
@@ -123,7 +125,7 @@ cdef class Window:
             try:
                 view = space.views(begin, slot.memory_size)[0]
             except NotMappedError:
-                pass  # not all of its memory is known
+                pass  # not all memory of the slot is known
         self.whole = view is not None
         if view is None:
             begin = gpa
@@ -143,12 +145,12 @@ cdef class Window:
         return 0
 
     cdef object part(self, gpa_t gpa, uint64_t size):
-        """Memory that is in it."""
+        """Returns the memory of a range that is in the window."""
         cdef uint64_t begin = gpa - self.gpa
         return self.view[begin : begin + size]
 
     cdef int compare(self, gpa_t gpa, uint64_t size, int fd, uint64_t offset) except -1:
-        """ReadOnlyError unless what is in it has the bytes of the file at `offset`."""
+        """Raises ReadOnlyError unless memory in the window has the file's bytes at `offset`."""
         view = self.part(gpa, size)
         cdef uint64_t begin
         for begin in range(0, size, COMPARED):
@@ -161,7 +163,7 @@ cdef class Window:
 
 
 cdef bint is_zeros(hva_t hva, uint64_t offset, const char *touched, bint may_fault) noexcept nogil:
-    """Whether a page is all zeros. Of memory that may go away it is not, once it is gone."""
+    """Returns whether a page is all zeros. A page that has gone away is not."""
     cdef uint64_t copy[PAGE_WORDS]
     cdef const uint64_t *word = <const uint64_t *>(hva + offset)
     cdef uint64_t any = 0
@@ -180,25 +182,25 @@ cdef bint is_zeros(hva_t hva, uint64_t offset, const char *touched, bint may_fau
     return True
 
 
-# no_gc_clear, here and below: the collector must not take away what pointers lead into.
+# no_gc_clear, here and below: the collector must not clear the objects that pointers point into.
 @cython.final
 @cython.no_gc_clear
 @cython.auto_pickle(False)
 cdef class Batch:
-    """Memory of segments that is side by side in the file: for one call of preadv, if it can be."""
+    """Memory of segments whose bytes adjoin in the file: for one call of preadv if possible."""
 
     cdef readonly uint64_t offset
     cdef readonly list views
-    cdef readonly bint zeros  # the views are to be zeros, and nothing of the file
-    cdef Segments home  # whose they are
-    cdef const segment *first  # of the segments
-    cdef size_t count  # of these
+    cdef readonly bint zeros  # whether the views become zeros; the file has no bytes for them
+    cdef Segments home  # keeps the segments
+    cdef const segment *first  # the first segment of the batch
+    cdef size_t count  # of its segments
 
     def __cinit__(self):
         self.views = []
 
     def mark(self):
-        """Mark all of it as written. Cannot fail."""
+        """Marks all memory of the batch as written. Cannot fail."""
         cdef const segment *at
         cdef size_t i
         for i in range(self.count):
@@ -215,19 +217,19 @@ cdef class Batch:
 @cython.no_gc_clear
 @cython.auto_pickle(False)
 cdef class Segments:
-    """Runs of guest memory, in the order of a file. For one thread.
+    """Runs of guest memory, in the order of a file. One thread at a time may use it.
 
-    Either `lay_out` makes them, each in one slot, or `take` has them from a file.
+    `lay_out` makes segments from slots, each in one slot. `take` reads segments from a file.
     """
 
-    cdef object vm  # keeps the machine
+    cdef object vm  # keeps the machine alive
     cdef machine *m
     cdef Window window
-    cdef segment_part *head  # the parts, all but the last full; NULL: there are none
+    cdef segment_part *head  # a list of parts, all full but the last; NULL: there are none
     cdef segment_part *tail
-    cdef readonly Py_ssize_t parts  # how many
+    cdef readonly Py_ssize_t parts  # the number of parts
     cdef readonly uint64_t size  # of the memory in the file, in bytes
-    cdef rb_root held  # those whose memory is in the file for them first, by hva
+    cdef rb_root held  # by hva: the segments that put their memory into the file first
 
     def __cinit__(self, mem):
         rb_init(&self.held, HVA_OFFSET, NULL)
@@ -253,7 +255,7 @@ cdef class Segments:
         return 0 if self.tail is NULL else (self.parts - 1) * PART + self.tail.count
 
     cdef segment *append(self) except NULL:
-        """One more, of zeros."""
+        """Adds a segment whose fields are all 0."""
         cdef segment_part *new
         cdef segment *at
         if self.tail is NULL or self.tail.count == PART:
@@ -273,11 +275,11 @@ cdef class Segments:
     # To a file
 
     def lay_out(self, runs):
-        """Add the segments of runs of guest pages: (as_id, start_gfn, end_gfn).
+        """Adds the segments of runs of guest pages: (as_id, start_gfn, end_gfn).
 
-        Returns a list of memoryviews: the memory that is in the file for them, in order. Host
-        memory that several slots are on is there once, if one that comes before holds all of it.
-        (Of several that begin before it, the last one counts.)
+        Returns a list of memoryviews: the memory to write to the file, in order. A segment adds no
+        memory if an earlier one holds all its host memory. Only one is tried: the nearest that
+        begins at or before it in host memory.
 
         NotMappedError. O(log s) for each of s segments.
         """
@@ -300,7 +302,7 @@ cdef class Segments:
         return views
 
     cdef bint put(self, gpa_t gpa, uint64_t size) except -1:
-        """A segment of what is in the window; whether its memory is in the file for it first."""
+        """Adds a segment of memory in the window. Returns whether it adds memory to the file."""
         cdef segment *new = self.append()
         cdef rb_node *before
         cdef const segment *found
@@ -312,7 +314,7 @@ cdef class Segments:
             new.flags |= PF_W
         before = rb_floor(&self.held, new.hva, HVA_OFFSET)
         if before is not NULL:
-            found = <const segment *>before  # of which it is the first member
+            found = <const segment *>before  # the node is the segment's first member
             if new.hva - found.hva < found.size and size <= found.size - (new.hva - found.hva):
                 new.offset = found.offset + (new.hva - found.hva)
                 return False
@@ -322,10 +324,10 @@ cdef class Segments:
         return True
 
     def sparse(self, mem, list views not None):
-        """The same without what is zeros: other Segments, and the memory that is in the file.
+        """Returns new Segments without the pages of zeros, and the memory to write to the file.
 
-        `views` is what lay_out gave. Pages that were never touched are not read, where the kernel
-        tells which these are. O(bytes).
+        `views` is the result of lay_out. Pages that were never touched are not read, if the kernel
+        can tell which they are. O(bytes).
         """
         cdef Segments made = Segments(mem)
         cdef list memory = []
@@ -338,7 +340,7 @@ cdef class Segments:
             for i in range(part.count):
                 at = &part.all[i]
                 PyErr_CheckSignals()
-                if at.offset == laid_out:  # the first with this memory
+                if at.offset == laid_out:  # the first segment with this memory
                     made.put_without_zeros(at, views[n], memory)
                     laid_out += at.size
                     n += 1
@@ -348,7 +350,7 @@ cdef class Segments:
         return made, memory
 
     cdef int put_without_zeros(self, const segment *at, object view, list memory) except -1:
-        """Segments for the runs of pages that are zeros, and for those that are not."""
+        """Adds a segment for each run of pages that are all zeros, or all not."""
         cdef object backing = view.obj
         cdef bytes there = pages_there(backing, at.hva, at.size)
         cdef const char *touched = PyBytes_AS_STRING(there) if there is not None else NULL
@@ -370,7 +372,7 @@ cdef class Segments:
         return 0
 
     cdef int put_again(self, const segment *at) except -1:
-        """Segments for memory that is in the file already, where it is not zeros."""
+        """Adds segments for memory that earlier segments hold: in the file, or as zeros."""
         cdef uint64_t begin = 0
         cdef uint64_t size
         cdef rb_node *before
@@ -413,7 +415,7 @@ cdef class Segments:
         return 0
 
     def table(self, uint64_t begin):
-        """Their program headers, for a file whose memory begins at `begin`: bytes."""
+        """Returns the program headers, for a file whose memory begins at `begin`."""
         cdef bytes table = PyBytes_FromStringAndSize(NULL, HEADER_SIZE * len(self))
         cdef char *out = PyBytes_AS_STRING(table)
         cdef uint64_t words[HEADER_WORDS]
@@ -437,9 +439,9 @@ cdef class Segments:
     # From a file
 
     def take(self, bytes table not None, uint64_t length):
-        """Add the segments that a file of `length` bytes has, of its program headers.
+        """Adds the segments in `table`, the program headers of a file of `length` bytes.
 
-        ValueError: something is wrong with one of them.
+        ValueError: one of the headers is wrong.
         """
         cdef const char *headers = PyBytes_AS_STRING(table)
         cdef uint32_t spaces = len(self.window.spaces)
@@ -478,21 +480,20 @@ cdef class Segments:
             self.size += found.size
             if words[4]:
                 self.append_part(&found, 0, words[4]).offset = found.offset
-            # What the file has no bytes for is zeros.
+            # Memory that the file has no bytes for is zeros.
             if words[4] < found.size:
                 self.append_part(&found, words[4], found.size - words[4]).zeros = 1
 
     def refuse_overlaps(self):
-        """ValueError where two segments have different bytes of the file for the same memory.
+        """Raises ValueError if two segments have different bytes for the same memory.
 
-        A process's own core is such a file: its segments are all at guest address 0.
-
-        O(s log s) for s segments.
+        The core of a process is such a file: all its segments are at guest address 0. O(s log s)
+        for s segments.
         """
         cdef size_t count = len(self)
         cdef const segment **sorted
         cdef const segment_part *part = self.head
-        cdef const segment *last  # of those so far, the one that ends last
+        cdef const segment *last  # the segment so far that ends last
         cdef const segment *at
         cdef size_t i
         cdef size_t n = 0
@@ -512,7 +513,7 @@ cdef class Segments:
             last = sorted[0]
             for i in range(1, count):
                 at = sorted[i]
-                # The same bytes of the file may be there for several segments.
+                # Several segments may have the same bytes of the file.
                 if (
                     space_of(at) == space_of(last)
                     and at.gpa - last.gpa < last.size
@@ -534,16 +535,16 @@ cdef class Segments:
             alloc_free(sorted)
 
     def places(self, int fd, Py_ssize_t number, int zeros=-1):
-        """Where the segments of a part, below `parts`, are to be read to: a list of Batches.
+        """Returns the memory that part `number` of the segments is to be read into: Batches.
 
-        What cannot be written is in none: it must have the bytes of the file `fd`, as a firmware's
-        memory may. `zeros` is a file of zeros, for the segments that are.
+        Memory that cannot be written, such as a firmware's, is left out: it must already have the
+        bytes of the file `fd`. `zeros` is a file of zeros, for segments of zeros.
 
-        NotMappedError; ReadOnlyError where it has others; OSError.
+        NotMappedError; ReadOnlyError: such memory has other bytes; OSError.
         """
         cdef list batches = []
         cdef Batch batch = None
-        cdef uint64_t upto = 0  # where in the file the batch ends
+        cdef uint64_t upto = 0  # the file offset where the batch ends
         cdef const segment_part *part = self.head
         cdef const segment *at
         cdef uint64_t done, size

@@ -1,11 +1,11 @@
-"""Snapshots: guest memory, or what of it is dirty, in a file, and back.
+"""Snapshots: writes all guest memory, or its dirty pages, to a file, and restores it.
 
-The file is an ELF core, 64-bit and little-endian, as dumps of guest memory are: readelf, gdb and
-others read it. Each PT_LOAD segment is a run of guest memory in one slot, at the guest address
-`p_paddr`; bits 20 to 27 of its `p_flags` (the first eight that ELF leaves to operating systems)
-are the number of its address space. Host memory that several slots are on is in the file once, if
-one of the segments before holds all of it. A segment whose p_filesz is less than its p_memsz goes
-on with zeros, as in any ELF file: so a sparse snapshot leaves them out.
+The file is an ELF core, 64-bit and little-endian, like other dumps of guest memory: readelf, gdb
+and others read it. Each PT_LOAD segment is a run of guest memory in one slot, at the guest address
+`p_paddr`. Bits 20 to 27 of its `p_flags` (the first eight that ELF leaves to operating systems) are
+the number of its address space. Host memory that several slots are on is in the file once, if an
+earlier segment holds all of it. If p_filesz is less than p_memsz, the rest of the segment is zeros,
+as in any ELF file. So a sparse snapshot leaves zeros out.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ if TYPE_CHECKING:
     from memslots.memory.guestmemory import GuestMemory
 
 _EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
-_PHDR_SIZE = 56  # of a program header, which segments.pyx makes and reads
+_PHDR_SIZE = 56  # of a program header; segments.pyx writes and reads these
 _SHDR = struct.Struct("<IIQQQQIIQQ")
 _IDENT = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")  # 64-bit, little-endian, version 1
 _CORE = 4
 _MACHINES = {"x86_64": 62, "aarch64": 183, "riscv64": 243, "loongarch64": 258}
-# From so many segments on the header says this, and the first section's sh_info has the number.
+# With so many segments or more, e_phnum is this value, and the first section's sh_info the number.
 _MANY = 0xFFFF
-_MOST_VIEWS = 1024  # to one call of readv or writev
-_RUNS = 1024  # laid out at a time
+_MOST_VIEWS = 1024  # views for one call of readv or writev
+_RUNS = 1024  # runs to lay out at a time
 
 Run = tuple[int, int, int]  # as_id, start_gfn, end_gfn
 
 
 def dump(mem: GuestMemory, path: str | os.PathLike[str], restart_log: bool, sparse: bool) -> int:
-    """All memory; what `GuestMemory.dump` does."""
+    """Implements `GuestMemory.dump`."""
 
     def all_memory(logs: list[object]) -> list[Run]:
         if restart_log:
@@ -57,7 +57,7 @@ def dump(mem: GuestMemory, path: str | os.PathLike[str], restart_log: bool, spar
 
 
 def dump_dirty(mem: GuestMemory, path: str | os.PathLike[str]) -> int:
-    """What is dirty; what `GuestMemory.dump_dirty` does."""
+    """Implements `GuestMemory.dump_dirty`."""
     return _write(mem, path, lambda logs: take_runs(mem.vm, logs), False)
 
 
@@ -67,9 +67,9 @@ def _write(
     runs_of: Callable[[list[object]], Sequence[Run]],
     sparse: bool,
 ) -> int:
-    """Write the runs that it is told of, which puts the marks that it takes down in a list.
+    """Writes the runs that `runs_of` returns. `runs_of` puts the marks it takes in its argument.
 
-    They are told of and laid out while nobody changes the slots, so that all is of one map.
+    It is called, and the runs are laid out, while nobody changes the slots: all is of one map.
     """
     logs: list[object] = []
     segments = Segments(mem)
@@ -84,7 +84,7 @@ def _write(
         without_changes(mem.vm, lay_out)
         written = segments
         if sparse:
-            # Not before: it reads all memory, and changes need not wait for that.
+            # After the layout: this reads all memory, and changes need not wait for it.
             written, memory = segments.sparse(mem, memory)
         with replacing(path) as fd:
             _write_all(fd, [memoryview(_headers(written)), *memory])
@@ -95,7 +95,7 @@ def _write(
 
 
 def _headers(segments: Segments) -> bytes:
-    """All that comes before the memory, which begins at a page."""
+    """Returns the bytes before the memory, padded so that the memory begins at a page."""
     count = len(segments)
     many = count >= _MANY
     after = _EHDR.size + _PHDR_SIZE * count
@@ -110,7 +110,7 @@ def _headers(segments: Segments) -> bytes:
 
 
 def _write_all(fd: int, views: list[memoryview]) -> None:
-    """All of them, one after the other, however much a call takes."""
+    """Writes all views in order, in as many calls as it takes."""
     first = 0
     while first < len(views):
         written = os.writev(fd, views[first : first + _MOST_VIEWS])
@@ -122,12 +122,12 @@ def _write_all(fd: int, views: list[memoryview]) -> None:
 
 
 def restore(mem: GuestMemory, path: str | os.PathLike[str]) -> int:
-    """Write it back; what `GuestMemory.restore` does."""
+    """Implements `GuestMemory.restore`."""
     with ExitStack() as opened:
         file = opened.enter_context(Path(path).open("rb"))
         fd, name = file.fileno(), os.fspath(path)
         segments = _read_segments(mem, fd, name)
-        # All of it has a place before any of it is written.
+        # Find the place of every segment before writing the first byte.
         batches: list[Batch] = []
         zeros = opened.enter_context(Path("/dev/zero").open("rb", buffering=0)).fileno()
         for number in range(segments.parts):
@@ -136,13 +136,13 @@ def restore(mem: GuestMemory, path: str | os.PathLike[str]) -> int:
             try:
                 _read_all(zeros if batch.zeros else fd, batch.views, batch.offset, name)
             finally:
-                # Also what there is of it, should the rest fail.
+                # Mark it even after an error: part of it may be written.
                 batch.mark()
     return segments.size
 
 
 def _read_segments(mem: GuestMemory, fd: int, name: str) -> Segments:
-    """The segments of a snapshot. SnapshotError if it is none, or not complete."""
+    """Reads the segments of a snapshot. SnapshotError: it is not a snapshot, or is incomplete."""
     length = os.fstat(fd).st_size
 
     def part(offset: int, size: int, what: str) -> bytes:
@@ -176,7 +176,7 @@ def _read_segments(mem: GuestMemory, fd: int, name: str) -> Segments:
 
 
 def _read_all(fd: int, views: list[memoryview], offset: int, name: str) -> None:
-    """Fill all of them from the file."""
+    """Fills all views from the file."""
     first = 0
     while first < len(views):
         got = os.preadv(fd, views[first : first + _MOST_VIEWS], offset)

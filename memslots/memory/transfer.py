@@ -1,4 +1,4 @@
-"""Between guest memory and descriptors without a copy, and what hosts do with its pages."""
+"""Transfers between guest memory and descriptors without a copy, and control of host pages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from memslots.values.integers import PAGE_SIZE
 if TYPE_CHECKING:
     from memslots.memory.guestmemory import GuestMemory
 
-_MOST_VIEWS = 1024  # to one call of readv or writev
+_MOST_VIEWS = 1024  # views for one call of readv or writev
 _madvise = ctypes.CDLL(None, use_errno=True).madvise
 _madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
 _MADV_REMOVE = 9
@@ -27,7 +27,7 @@ _MADV_POPULATE_READ = 22
 
 
 def write_from(memory: GuestMemory, fd: int, gpa: int, n: int, offset: int | None) -> int:
-    """What GuestMemory.write_from does."""
+    """Implements GuestMemory.write_from."""
     views = memory.views(gpa, n, write=True)
     done = 0
     try:
@@ -45,7 +45,7 @@ def write_from(memory: GuestMemory, fd: int, gpa: int, n: int, offset: int | Non
 
 
 def read_into(memory: GuestMemory, fd: int, gpa: int, n: int, offset: int | None) -> int:
-    """What GuestMemory.read_into does."""
+    """Implements GuestMemory.read_into."""
     views = memory.views(gpa, n)
     done = 0
     while views:
@@ -57,7 +57,7 @@ def read_into(memory: GuestMemory, fd: int, gpa: int, n: int, offset: int | None
 
 
 def _rest(views: list[memoryview], count: int) -> list[memoryview]:
-    """What is left of views after so many bytes."""
+    """Returns the rest of the views after the first `count` bytes."""
     first = 0
     while first < len(views) and count >= len(views[first]):
         count -= len(views[first])
@@ -74,14 +74,14 @@ def _backing_of(memory: GuestMemory, hva: int) -> Backing:
 
 
 def file_of(memory: GuestMemory, gpa: int, n: int) -> tuple[int, int]:
-    """What GuestMemory.file_of does."""
+    """Implements GuestMemory.file_of."""
     hva = address_of(memory.view(gpa, n))
     backing = _backing_of(memory, hva)
     return backing.fileno(), hva - backing.hva
 
 
 def discard(memory: GuestMemory, gpa: int, n: int) -> None:
-    """What GuestMemory.discard does."""
+    """Implements GuestMemory.discard."""
     views = memory.views(gpa, n, write=True)
     try:
         for view in views:
@@ -91,7 +91,7 @@ def discard(memory: GuestMemory, gpa: int, n: int) -> None:
 
 
 def _discard(memory: GuestMemory, view: memoryview) -> None:
-    """Whole pages are given back, if the memory can do that; the rest is made zeros."""
+    """Gives whole pages back to the host if the memory allows it, and zeroes the rest."""
     begin = address_of(view)
     backing = _backing_of(memory, begin)
     first = -begin % PAGE_SIZE
@@ -113,7 +113,7 @@ def _discard(memory: GuestMemory, view: memoryview) -> None:
 
 
 def prefault(memory: GuestMemory, gpa: int, n: int, write: bool) -> None:
-    """What GuestMemory.prefault does."""
+    """Implements GuestMemory.prefault."""
     for view in memory.views(gpa, n, write=write):
         begin = address_of(view)
         start = begin & -PAGE_SIZE
@@ -122,7 +122,7 @@ def prefault(memory: GuestMemory, gpa: int, n: int, write: bool) -> None:
         advice = _MADV_POPULATE_WRITE if write else _MADV_POPULATE_READ
         if _madvise(start, size, advice):
             code = ctypes.get_errno()
-            if code != errno.EINVAL:  # as a kernel before 5.14 says, which has no such call
+            if code != errno.EINVAL:  # kernels before 5.14 do not know the advice: EINVAL
                 raise OSError(code, os.strerror(code))
             for at in range(0, len(view), PAGE_SIZE):
                 if write:
@@ -133,7 +133,7 @@ def prefault(memory: GuestMemory, gpa: int, n: int, write: bool) -> None:
 
 @contextmanager
 def writing(memory: GuestMemory, gpa: int, n: int) -> Iterator[memoryview]:
-    """What GuestMemory.writing does."""
+    """Implements GuestMemory.writing."""
     if n:
         memory.views(gpa, n, write=True)  # raises
     view = memory.view(gpa, n)
@@ -144,7 +144,7 @@ def writing(memory: GuestMemory, gpa: int, n: int) -> Iterator[memoryview]:
 
 
 def array(memory: GuestMemory, gpa: int, dtype: object, n: int) -> object:
-    """What GuestMemory.array does."""
+    """Implements GuestMemory.array."""
     import numpy as np
 
     kind = np.dtype(dtype)  # type: ignore[call-overload]

@@ -1,4 +1,4 @@
-"""Changes that cut and join slots, each made of deletes and creates in a transaction.
+"""Changes that cut and join slots. Each is a series of deletes and creates in a transaction.
 
 Rule T1 (docs/changes.md) keeps the marks of the pages that stay.
 """
@@ -23,7 +23,7 @@ _MOST_PAGES = (1 << 31) - 1  # rule 4
 
 
 class _Part(NamedTuple):
-    """Pages of a slot, with the flags that they are to have."""
+    """Pages of a slot, and their new flags."""
 
     start_gfn: int
     end_gfn: int
@@ -31,7 +31,7 @@ class _Part(NamedTuple):
 
 
 def unmap(tx: Transaction, start: SupportsIndex, end: SupportsIndex, as_id: SupportsIndex) -> None:
-    """Transaction.unmap."""
+    """Implements Transaction.unmap."""
     first, last = field(start, "start", 64), field(end, "end", 64)
     cut = [
         (slot, list(_outside(slot, first, last)))
@@ -50,7 +50,7 @@ def protect(
     flags: SupportsIndex,
     as_id: SupportsIndex,
 ) -> None:
-    """Transaction.protect."""
+    """Implements Transaction.protect."""
     first, last = field(start, "start", 64), field(end, "end", 64)
     bits = field(flags, "flags", 32)
     if bits & ~_FLAGS:
@@ -83,7 +83,7 @@ def split(
     id: SupportsIndex | None,
     as_id: SupportsIndex,
 ) -> tuple[Slot, Slot]:
-    """Transaction.split."""
+    """Implements Transaction.split."""
     old = _slot(tx, slot, as_id)
     page = field(gfn, "gfn", 64)
     if not old.base_gfn < page < old.end_gfn:
@@ -98,7 +98,7 @@ def split(
 def merge(
     tx: Transaction, first: SupportsIndex, second: SupportsIndex, as_id: SupportsIndex
 ) -> Slot:
-    """Transaction.merge."""
+    """Implements Transaction.merge."""
     named, other = _slot(tx, first, as_id), _slot(tx, second, as_id)
     one, two = sorted((named, other), key=lambda slot: slot.base_gfn)
     why = ""
@@ -144,12 +144,12 @@ def _slot(tx: Transaction, id: SupportsIndex, as_id: SupportsIndex) -> Slot:
 
 
 def _additions(cut: Sequence[tuple[Slot, Sequence[_Part]]]) -> int:
-    """How many slots more there are meanwhile, at most."""
+    """Returns the largest increase in the number of slots on the way."""
     return max(accumulate((len(parts) - 1 for _, parts in cut), initial=0))
 
 
 def _outside(slot: Slot, start: int, end: int) -> Iterator[_Part]:
-    """What of a slot lies outside of [start, end)."""
+    """Yields the parts of a slot outside [start, end)."""
     if slot.base_gfn < start:
         yield _Part(slot.base_gfn, start, slot.flags)
     if slot.end_gfn > end:
@@ -170,17 +170,17 @@ class _AllOrNothing:
         if kind is None or not self._made:
             return
         try:
-            # Nothing of what it is to be again can be refused: it was so before.
+            # No rule can refuse the old state, since it existed before.
             for old, new in reversed(self._made):
                 self._step(new, old)
         except BaseException:
-            # There is no memory, or a signal's handler has raised.
+            # Out of memory, or a signal handler raised.
             self._tx._spoil()
             raise
 
     def change(self, old: Slot | None, new: Slot | None) -> Slot:
-        """Delete (`new` is None), create (`old` is None) or change the flags of a slot."""
-        # Before: what is interrupted may be made.
+        """Deletes (`new` is None), creates (`old` is None) or changes the flags of a slot."""
+        # Recorded before the step: an interrupted step may have taken effect.
         self._made.append((old, new))
         try:
             return self._step(old, new)
@@ -200,7 +200,7 @@ class _AllOrNothing:
         return self._tx._create_slot(new)
 
     def cut(self, slot: Slot, parts: Sequence[_Part], id: int | None = None) -> list[Slot]:
-        """Put parts of a slot in its place. The first keeps the id, others get `id` or any."""
+        """Replaces a slot by parts of it. The first keeps the id; others get `id` or a free id."""
         if len(parts) == 1 and parts[0][:2] == (slot.base_gfn, slot.end_gfn):
             flags = parts[0].flags
             if not (flags ^ slot.flags) & Flags.READONLY:

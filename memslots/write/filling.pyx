@@ -1,4 +1,4 @@
-"""Many slots at once: a Memslots made of a map or of a pickle, and create_many."""
+"""Many slots at once: a Memslots made from a map or from a pickle, and create_many."""
 
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -36,7 +36,7 @@ from memslots.values.records import Flags
 
 
 cdef object space_state(Reader reader):
-    """An address space: its generation, and its Slots with their dirty logs or None."""
+    """Returns the generation of an address space, and its Slots with their dirty logs or None."""
     slots = [
         (
             record,
@@ -50,7 +50,7 @@ cdef object space_state(Reader reader):
 
 
 cdef int restore_space(Writer writer, uint32_t as_id, object state, object copies) except -1:
-    """Fills an empty address space. A state that breaks a rule is refused by that rule."""
+    """Fills an empty address space. If the state breaks a rule, raises that rule's error."""
     cdef space *sp = writer.m.spaces[as_id]
     generation, slots = state
     cdef uint64_t last = u64(generation, "generation")
@@ -60,14 +60,14 @@ cdef int restore_space(Writer writer, uint32_t as_id, object state, object copie
         operation_create_slot(writer, record)
         if log is not None:
             put_log(writer.m, record.id, as_id, log)
-    # Nobody else has seen this machine yet, so no cache holds one of its generations.
+    # No other thread has seen this machine yet, so no cache holds one of its generations.
     check_generation(as_id, sp.nspaces, last)
     sp.active.generation = last
     return 0
 
 
 cdef int check_generation(uint32_t as_id, uint32_t nspaces, uint64_t generation) except -1:
-    # There must be room to go on.
+    # The generation must have room to grow.
     if generation % nspaces != as_id or generation >= SWAPPING >> 1:
         raise ValueError(f"address space {as_id} cannot have generation {generation:#x}")
     return 0
@@ -80,15 +80,17 @@ cdef int check_spaces(uint32_t nspaces, object spaces) except -1:
 
 
 def state_of(vm):
-    """Returns the limits, as the arguments of Memslots, and for each address space its generation,
-    and the Slots with their dirty logs. The caller is the writer, so that it is all of one moment.
+    """Returns the limits, as the arguments of Memslots, and the state of each address space.
+
+    A state is a generation and the Slots with their dirty logs. The caller must be the writer, so
+    that all is of one moment.
     """
     spaces = [space_state(vm.address_space(as_id)) for as_id in range(vm.address_spaces)]
     return limits_of(vm), spaces
 
 
 def restore(Writer writer not None, spaces):
-    """Makes a Writer's machine, which is new and empty, what the second of these says."""
+    """Fills the new, empty machine of a Writer with `spaces`, the second result of state_of."""
     check_spaces(writer.m.lim.nspaces, spaces)
     copies = None
     if any(record.flags & Flags.GUEST_MEMFD for _, slots in spaces for record, _ in slots):
@@ -102,7 +104,7 @@ def restore(Writer writer not None, spaces):
 
 
 cdef int get_filled(fill *f, Writer writer, const index *ix, uint32_t as_id) except -1:
-    """Slots with their records, for an empty address space."""
+    """Allocates the slots for an empty address space, and attaches their records."""
     cdef uint32_t i
     cdef region wrong
     cdef refusal why
@@ -148,7 +150,7 @@ cdef bint fits_at_once(
 
 
 def fill_with(Writer writer not None, map):
-    """Puts the slots of a MemoryMap into a Writer's machine, which is new and empty. O(n)."""
+    """Puts the slots of a MemoryMap into the new, empty machine of a Writer. O(n)."""
     cdef const index *ix
     cdef uint32_t as_id
     cdef fill f
@@ -163,16 +165,16 @@ def fill_with(Writer writer not None, map):
 
 
 def create_at_once(Writer writer not None, slots, as_id):
-    """Does what create_many does, where nothing is there yet and nobody is to be told.
+    """Does what create_many does, if the address space is empty and there are no listeners.
 
     Returns
     -------
     list of Slot or None
-        None: it is for create_many.
+        None: nothing was done; use create_many.
 
     Notes
     -----
-    O(n) where the slots are in the order of their host addresses too.
+    O(n) if the slots are in the order of their host addresses too, else O(n log n).
     """
     cdef const index *ix
     cdef uint32_t number
@@ -220,7 +222,7 @@ def create_many(Target to not None, slots, as_id):
     count = ix.count if ix is not NULL else 0
     made = [None] * count
     try:
-        # Those with ids of their own first: the others take what is free.
+        # First the slots with given ids: the others get the free ids.
         for i in range(count):
             if not ix.rows[i].hva & INDEX_ANY_ID:
                 made[i] = create_row(to, &ix.rows[i], space_id, <uint32_t>ix.rows[i].id, memfds)

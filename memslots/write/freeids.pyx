@@ -4,7 +4,7 @@ cimport cython
 
 from memslots.core.slotset cimport slotset_by_id
 
-# heapq's, imported when they are first needed: few programs ask for an id.
+# Functions of heapq, imported when they are first needed: few programs ask for a free id.
 cdef object heappop
 cdef object heappush
 
@@ -12,12 +12,11 @@ cdef object heappush
 @cython.final
 @cython.auto_pickle(False)
 cdef class FreeIds:
-    """Those of one address space, from when they were first asked for on.
+    """The free ids of one address space, kept from the first request for one on.
 
-    Ids below `beyond` that are not in use are in a heap. An id comes into it when its slot is
-    deleted, and stays when a slot gets it: only `lowest` takes those out, when they are at the top.
-    So nothing is done when a slot is created, and each id is taken out once for each time that it
-    was put in.
+    Ids below `beyond` that are not in use are in a heap. An id enters the heap when its slot is
+    deleted. It stays there when a new slot gets the id; `lowest` removes it when it reaches the
+    top. So the creation of a slot costs nothing, and each entry is removed once.
     """
 
     def __cinit__(self):

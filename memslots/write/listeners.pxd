@@ -1,17 +1,17 @@
-"""Who hears of changes, and what a change says to them, in order of subscription."""
+"""The listeners of changes, and the calls that a change makes to them, in subscription order."""
 
-# The subscriptions of one Memslots. Any thread may add and end some, also while a change is made.
+# The subscriptions of one Memslots. Any thread may add and end some, even during a change.
 cdef class Subscriptions:
-    # Subscription objects; replaced as a whole, never changed in place, so a change goes on with
-    # those that it began with. Only the methods of this class use it
+    # Subscription objects. The tuple is replaced as a whole, never changed in place, so a change
+    # keeps the subscriptions it began with. Only the methods of this class use it
     cdef tuple current
 
     cdef tuple get(self)
-    # Returns the Subscription.
+    # Returns the new Subscription.
     cdef object add(self, object listener)
-    # Nothing happens if it is in there no more.
+    # Removes a Subscription. Does nothing if it was removed before.
     cdef int remove(self, object one) except -1
-    # The first listener of a class, or None.
+    # Returns the first listener of a class, or None.
     cdef object first_of(self, object cls)
     cdef bint replace(self, tuple now, tuple then)
 

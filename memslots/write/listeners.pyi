@@ -3,15 +3,15 @@ from typing import NoReturn, Self, final
 
 @final
 class Subscription:
-    """What ``subscribe`` gives: closing it ends the calls to the listener.
+    """A subscription, as ``subscribe`` returns it. Closing it ends the calls to the listener.
 
-    A context manager that closes at its end.
+    It is a context manager that closes at the end.
     """
 
     def __new__(cls, owner: Subscriptions, listener: object) -> Self: ...
     @property
     def listener(self) -> object:
-        """Who hears of the changes."""
+        """The object that is told of changes."""
     def __reduce__(self) -> NoReturn: ...
     def close(self) -> None:
         """Ends the subscription. Closing again does nothing."""

@@ -1,4 +1,4 @@
-"""Listeners: whoever must know of a change before it, while it is made, or after it."""
+"""Listeners: objects that are told of a change before it, while it is made, and after it."""
 
 cimport cython
 from cpython.exc cimport PyErr_SetObject, PyErr_WriteUnraisable
@@ -6,16 +6,16 @@ from cpython.exc cimport PyErr_SetObject, PyErr_WriteUnraisable
 
 @cython.final
 cdef class Subscription:
-    """What ``subscribe`` gives: closing it ends the calls to the listener.
+    """A subscription, as ``subscribe`` returns it. Closing it ends the calls to the listener.
 
-    A context manager that closes at its end. A listener that closes or subscribes while a change is
-    under way alters who hears of the next one.
+    It is a context manager that closes at the end. A subscription that begins or ends during a
+    change takes effect with the next change.
     """
 
     cdef readonly object listener
-    cdef Subscriptions owner  # where it is; None once it is closed
-    # The listener's methods, None where it has none, looked up once: a listener is what it is when
-    # it subscribes.
+    cdef Subscriptions owner  # holds this subscription; None once it is closed
+    # The listener's methods, or None, looked up once: methods that it gets after it subscribed are
+    # ignored.
     cdef object prepare
     cdef object invalidate
     cdef object commit
@@ -65,7 +65,7 @@ cdef class Subscriptions:
         return now
 
     cdef bint replace(self, tuple now, tuple then):
-        """Whether they were still `now`; then they are `then`."""
+        """Replaces `now` by `then` if `now` is still the tuple. Returns whether it was."""
         cdef bint same
         with cython.critical_section(self):
             same = self.current is now
@@ -77,7 +77,7 @@ cdef class Subscriptions:
         one = Subscription(self, listener)
         cdef tuple now = None
         cdef tuple then = None
-        # Making the tuple may run a finalizer that closes another subscription: then once more.
+        # Making the tuple may run a finalizer that closes another subscription: then try again.
         while now is None or not self.replace(now, then):
             now = self.get()
             then = (*now, one)
@@ -100,7 +100,7 @@ cdef class Subscriptions:
 
 
 cdef int tell_invalidate(tuple subscriptions, object slot) except -1:
-    """Says that a slot is about to go. Whatever a listener raises refuses the change."""
+    """Tells every listener that a slot is about to go. An exception refuses the change."""
     cdef Subscription subscription
     for subscription in subscriptions:
         if subscription.invalidate is not None:
@@ -109,7 +109,7 @@ cdef int tell_invalidate(tuple subscriptions, object slot) except -1:
 
 
 cdef int ask_prepare(tuple subscriptions, object change, object old, object new) except -1:
-    """Asks whether a change may be. Whatever a listener raises refuses it."""
+    """Asks every listener whether a change may be made. An exception refuses the change."""
     cdef Subscription subscription
     for subscription in subscriptions:
         if subscription.prepare is not None:
@@ -118,12 +118,10 @@ cdef int ask_prepare(tuple subscriptions, object change, object old, object new)
 
 
 cdef int tell_commit(tuple subscriptions, object change, object old, object new) except -1:
-    """Says that a change is done.
+    """Tells every listener that a change is done.
 
-    All are told: an Exception is reported as unraisable and stops nobody.
-
-    What is no Exception (KeyboardInterrupt, SystemExit) is not about the change; it goes on to the
-    caller at the end.
+    An Exception is reported as unraisable, and the other listeners are still told. Any other
+    BaseException (KeyboardInterrupt, SystemExit) is not about the change: it is raised at the end.
     """
     cdef Subscription subscription
     cdef object leaving = None

@@ -12,7 +12,7 @@ from libc.stdint cimport uint64_t
 from memslots.core.atomics cimport atomic_fetch_add_acq_rel, atomic_store_relaxed
 
 cdef extern from "pythread.h":
-    # Of this header, what Cython's own cpython.pythread leaves out.
+    # The parts of this header that Cython's cpython.pythread leaves out.
     ctypedef enum PyLockStatus:
         PY_LOCK_INTR
     PyLockStatus PyThread_acquire_lock_timed(
@@ -21,7 +21,7 @@ cdef extern from "pythread.h":
 
 
 cdef PyThread_type_lock new_handover() noexcept:
-    """Closed; NULL: no memory."""
+    """Returns a new closed lock, or NULL if there is no memory."""
     cdef PyThread_type_lock handover = PyThread_allocate_lock()
     if handover is not NULL:
         PyThread_acquire_lock(handover, NOWAIT_LOCK)
@@ -45,12 +45,12 @@ cdef void pass_gate(writer_lock *lock) noexcept:
 
 
 cdef void give_up(writer_lock *lock) noexcept:
-    """Waits no more."""
+    """Stops waiting for the lock."""
     cdef uint64_t count = atomic_load_relaxed(&lock.count)
     while count > 1:
         if atomic_compare_exchange(&lock.count, &count, count - 1):
             return
-    # Nobody else is left: it was just handed over to this thread.
+    # No other thread is left: the lock was just handed over to this one.
     pass_gate(lock)
     lock_release(lock)
 
@@ -73,7 +73,7 @@ cdef int lock_wait(writer_lock *lock) except -1:
 
 cdef void lock_after_fork(writer_lock *lock, bint held) noexcept:
     cdef PyThread_type_lock handover = new_handover()
-    # The old one is not given back: a system's lock may have been in the middle of something.
+    # The old lock is not freed: the fork may have caught the system's lock in the middle of a step.
     if handover is not NULL:
         lock.handover = handover
     atomic_store_relaxed(&lock.count, held)

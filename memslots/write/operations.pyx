@@ -1,4 +1,4 @@
-"""The five changes a caller can ask for, on whatever carries them out."""
+"""The changes that a caller can ask for, on any Target (operations.pxd)."""
 
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -19,7 +19,7 @@ from memslots.values.rules cimport check_id, check_region, refusal_error
 
 from memslots.values.records import Change
 
-# By change_kind.
+# Indexed by change_kind.
 cdef tuple CHANGES = (Change.NONE, Change.CREATE, Change.DELETE, Change.MOVE, Change.FLAGS_ONLY)
 
 
@@ -42,7 +42,7 @@ cdef class Target:
 
 
 cdef slot_t *slot_of(Target to, region *r, uint32_t id, uint32_t as_id) except NULL:
-    """The slot of an id, and the region that it is, for a change of it."""
+    """Returns the slot of an id, and in *r its region. Raises if there is no such slot."""
     cdef slot_t *found
     check_id(to.lim, id, as_id)
     found = to.find(id, as_id)
@@ -98,11 +98,11 @@ cdef object operation_set_region2(
     cdef hva_t host = u64(hva, "userspace_addr")
     cdef refusal why
     if not bits & SLOT_GUEST_MEMFD:
-        # Rule G2: neither of the two is looked at.
+        # Rule G2: guest_memfd and guest_memfd_offset are ignored.
         return operation_set_region(to, slot, flags, gpa, size, hva)
     from memslots.values.guestmemfd import number_of
 
-    # It is kept until the slot is made, or not.
+    # `found` keeps the file until the change is made or refused.
     found = number_of(guest_memfd)
     r.guest_memfd = found[0]
     r.guest_memfd_offset = u64(guest_memfd_offset, "guest_memfd_offset")
@@ -154,7 +154,7 @@ cdef object operation_create(
 cdef object remake(
     Target to, object slot, object as_id, const gfn_t *base_gfn, const uint32_t *flags
 ):
-    """Changes a slot to what it is but for one field: the one that is not NULL."""
+    """Changes one field of a slot: the argument that is not NULL."""
     cdef region r
     cdef slot_t *old
     cdef change_kind kind

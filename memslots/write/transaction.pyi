@@ -13,8 +13,8 @@ _Default = TypeVar("_Default")
 class Transaction:
     """Any number of changes that readers see all at once, or not at all.
 
-    Made by Memslots.transaction, used in a with statement, once, in one thread. The rules hold step
-    by step, but for overlaps: there must be none at the end. O(k log n) for k changes of n slots.
+    Memslots.transaction makes it. Use it in a with statement, once, in one thread. The rules hold
+    for each step, except that slots may overlap until the end. O(k log n) for k changes of n slots.
     """
 
     def __enter__(self) -> Self: ...
@@ -47,7 +47,7 @@ class Transaction:
     ) -> Change:
         """As Memslots.set_region2, in this transaction."""
     def _create_slot(self, slot: Slot) -> Slot:
-        """Creates what a Slot says. For cuts.py."""
+        """Creates a slot from a Slot. For cuts.py."""
     def create(
         self,
         slot: SupportsIndex,
@@ -93,21 +93,24 @@ class Transaction:
     def in_gfn_range(
         self, start: SupportsIndex, end: SupportsIndex, as_id: SupportsIndex = 0
     ) -> list[Slot]:
-        """The slots that will overlap the pages [start, end). ValueError. O(k + log n + m)."""
+        """Returns the slots that will overlap pages [start, end). ValueError. O(k + log n + m)."""
     def _check_cut(
         self, as_id: SupportsIndex, additions: int, id: SupportsIndex | None = None
     ) -> None:
-        """Raises what would come of so many more slots, one of them of this id."""
+        """Raises the error that `additions` more slots, one of them with this id, would raise."""
     def _set_calls(self, calls: Iterable[Call]) -> None:
-        """Has a backend make these calls at the end, not those that the steps come to."""
+        """Makes the backend make these calls at the end, not those planned from the steps."""
     def _spoil(self) -> None:
-        """Makes the transaction one that can only be rolled back."""
+        """Spoils the transaction: it can only be rolled back."""
     def lookup(self, gfn: SupportsIndex, as_id: SupportsIndex = 0) -> Slot | None:
-        """The slot that will hold a guest page if the transaction ends now. O(k + log n)."""
-    def free_id(self, as_id: SupportsIndex = 0) -> int:
-        """The lowest id that no slot has. NoRoomError, InvalidRegionError, BusyError.
+        """Returns the slot that will hold a guest page if the transaction ends now, or None.
 
-        O(log n) over many calls.
+        O(k + log n).
+        """
+    def free_id(self, as_id: SupportsIndex = 0) -> int:
+        """Returns the lowest id that no slot will have. NoRoomError, InvalidRegionError, BusyError.
+
+        O(log n) amortised.
         """
     @overload
     def get(
@@ -117,7 +120,7 @@ class Transaction:
     def get(
         self, id: SupportsIndex, default: _Default, as_id: SupportsIndex = 0
     ) -> Slot | _Default:
-        """The slot that will have an id if the transaction ends now, or `default`. O(1)."""
+        """Returns the slot that will have an id if the transaction ends now, or `default`. O(1)."""
 
 def transaction_of(owner: object, writer: object) -> Transaction:
-    """A Transaction on what a Writer writes, not begun."""
+    """Returns a Transaction, not begun, on the machine of a Writer."""

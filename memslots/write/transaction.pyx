@@ -1,4 +1,4 @@
-"""Several changes in one step: staged in the inactive set, seen by readers with one swap."""
+"""Several changes in one step: staged in the inactive set, then published with one swap."""
 
 cimport cython
 from libc.stdint cimport uint32_t, uint64_t
@@ -99,8 +99,8 @@ cdef enum progress:
     ENDED
 
 cdef enum:
-    # Changes that there is room for in the transaction itself, and that are found one after the
-    # other. More of them get memory of their own, doubled as they need it, and a dict.
+    # The number of changes that are stored in the transaction itself and searched linearly. More
+    # changes get an allocated array, doubled when full, and a dict.
     FEW = 4
 
 
@@ -109,7 +109,7 @@ cdef inline uint64_t key_of(uint32_t as_id, uint32_t id) noexcept nogil:
 
 
 cdef inline bint stays(const change *c) noexcept nogil:
-    """Whether the slot has the pages that readers find it with."""
+    """Returns whether the slot keeps the guest pages that readers see it with."""
     return (
         c.old is not NULL
         and c.old.base_gfn == c.new.base_gfn
@@ -123,56 +123,56 @@ cdef inline bint stays(const change *c) noexcept nogil:
 cdef class Transaction(Target):
     """Any number of changes that readers see all at once, or not at all.
 
-    Made by Memslots.transaction.
+    Memslots.transaction makes it.
 
-    Within ``with vm.transaction() as tx:`` the methods of `tx` make changes as those of Memslots of
-    the same names do, each on what the ones before it left. The rules hold step by step, but for
-    rule 6: slots may overlap meanwhile, and must not at the end. At the end of the body all changes
-    are there for readers, with one swap for each address space; if it is left by an exception, a
-    listener refuses, or slots still overlap, nothing has changed.
+    Within ``with vm.transaction() as tx:`` the methods of `tx` make the same changes as the methods
+    of Memslots of the same names. Each starts from the result of the one before. The rules hold for
+    each step, except rule 6: slots may overlap until the end. The end of the body publishes all
+    changes, with one swap for each address space. If the body raises, a listener refuses, or slots
+    still overlap, nothing has changed.
 
     A page that logs before and after, at the same guest page and on the same host memory, keeps its
-    mark, whatever became of slots meanwhile (T1, docs/changes.md).
+    mark, whatever happened to slots meanwhile (T1, docs/changes.md).
 
-    At the end the listeners are told ``invalidate`` of each slot that readers find and that goes or
-    moves, once and as readers find it; then asked every ``prepare``, and after the swap told every
-    ``commit``, in the order of the steps. A listener that subscribes in the body hears of the next
-    change; one that closes there hears of nothing any more.
+    At the end the listeners are called. First ``invalidate``, once for each slot that readers see
+    and that goes or moves, with the Slot that readers see. Then ``prepare`` for every step, and
+    after the swap ``commit`` for every step, in the order of the steps. A listener that subscribes
+    in the body hears of the next change; one that closes there is not called any more.
 
-    A transaction is used once, in one thread. Other threads' changes wait until it has ended;
+    A transaction is used once, in one thread. Changes of other threads wait until it has ended;
     another change from the same thread is a BusyError.
     """
 
-    cdef object owner  # the Memslots, which keeps the machine
+    cdef object owner  # the Memslots, which keeps the machine alive
     cdef Writer writer
     cdef machine *m  # whose slots are changed
-    cdef uint64_t tenure  # the writer's, from when the transaction was begun
+    cdef uint64_t tenure  # the writer's tenure when the transaction was begun
     cdef progress state
-    # a method is at work: what it runs in between (a finalizer, say) may not begin another
+    # a method is running: code that it runs in between (a finalizer, say) may not begin another
     cdef bint in_step
-    # a change of many steps could not be finished, nor undone: it can only be rolled back
+    # a change of many steps could be neither finished nor undone: roll back is all that is left
     cdef bint is_spoiled
-    cdef tuple subscriptions  # who hears of it: those of when it was begun that are there still
+    cdef tuple subscriptions  # those of the beginning; from commit on without those that closed
     cdef change first[FEW]
-    # one for each id that is changed, in the order they came up; `first`, or what more of them got
+    # one for each changed id, in the order of first use; `first`, or an allocated array
     cdef change *changes
-    cdef size_t count  # of them
-    cdef size_t room  # for so many
-    cdef dict numbers  # as_id << 32 | id: which of them; None: they are FEW
-    # (Change, old, new, the Slot that it takes from where readers find it, or None), as made; None:
-    # nobody wants to hear of them, and there is no backend
+    cdef size_t count  # of changes
+    cdef size_t room  # changes that fit in the array
+    cdef dict numbers  # as_id << 32 | id: its number in `changes`; None: there are at most FEW
+    # (Change, old, new, the Slot that the step takes from where readers see it, or None), in order;
+    # None: there is neither a listener nor a backend, or no step yet
     cdef list steps
-    # by as_id: an own FreeIds of what is deleted here, and what is on loan from the Writer's; None:
-    # no id was asked for
+    # by as_id: (a FreeIds of the ids that were deleted here, the ids on loan from the Writer's
+    # FreeIds); None: no id was asked for
     cdef dict ids
-    # the GuestMemfds of new slots, to keep them as long; None: there are none
+    # the GuestMemfds of new slots, kept as long as the transaction; None: there are none
     cdef list memfds
-    # those that a backend is asked for in place of what `steps` come to (_set_calls), or None
+    # the calls of a backend to make instead of those planned from `steps` (_set_calls), or None
     cdef object calls
     cdef fill filled  # slots that were put in at once
-    cdef bint has_fill  # whether there are any
-    cdef uint32_t additions[MAX_SPACES]  # ids of each space that the active set does not hold
-    cdef idtable_spare spare[MAX_SPACES]  # memory for these to go into the set that is active now
+    cdef bint has_fill  # whether `filled` is in use
+    cdef uint32_t additions[MAX_SPACES]  # by as_id: how many changed ids the active set lacks
+    cdef idtable_spare spare[MAX_SPACES]  # memory for these ids in the set that is active now
 
     def __cinit__(self):
         self.state = NEW
@@ -190,7 +190,7 @@ cdef class Transaction(Target):
         if self.writer is None:
             raise TypeError("a transaction is made by Memslots.transaction()")
         self.writer.enter("a transaction")
-        # Only now can no other thread begin it.
+        # Check `state` with the lock held: now no other thread can begin the transaction.
         if self.state != NEW:
             self.writer.leave()
             raise RuntimeError("a transaction can be begun only once")
@@ -227,7 +227,7 @@ cdef class Transaction(Target):
     ):
         """As Memslots.set_region2, in this transaction.
 
-        Ranges of a file may meet meanwhile, and must not at the end.
+        Ranges of a file may overlap until the end.
         """
         return operation_set_region2(
             self,
@@ -241,7 +241,7 @@ cdef class Transaction(Target):
         )
 
     def _create_slot(self, slot):
-        """Creates what a Slot says. For cuts.py."""
+        """Creates a slot from a Slot. For cuts.py."""
         return operation_create_slot(self, slot)
 
     def create(self, slot, base_gfn, npages, userspace_addr, flags=0, as_id=0):
@@ -284,9 +284,9 @@ cdef class Transaction(Target):
         return merge(self, first, second, as_id)
 
     def lookup(self, gfn, as_id=0):
-        """The slot that will hold a guest page if the transaction ends now, or None.
+        """Returns the slot that will hold a guest page if the transaction ends now, or None.
 
-        Where slots overlap for the moment, the one of them that begins last. O(k + log n) after k
+        If slots overlap for the moment, returns the one that begins last. O(k + log n) after k
         changes.
         """
         cdef gfn_t page = u64(gfn, "gfn")
@@ -300,15 +300,15 @@ cdef class Transaction(Target):
         check_as_id(&self.m.lim, number)
         set = self.slots(number)
         s = slotset_floor(set, page)
-        # The slots that are not of this transaction do not overlap: the first of them is the last
-        # that can hold the page. Before it come no more than there are changes.
+        # Slots that this transaction did not change do not overlap. So walking back, only the first
+        # of them can hold the page. At most `count` changed slots come before it in the walk.
         for _ in range(self.count):
             if s is NULL or slot_has_gfn(s, page):
                 break
             s = slotset_step(set, s, 0)
         if s is not NULL and not slot_has_gfn(s, page):
             s = NULL
-        # Those that are may begin before it, and reach far.
+        # A changed slot may begin far before the page and still hold it: try each.
         for n in range(self.count):
             staged = self.changes[n].new
             if staged is NULL or self.changes[n].sp.as_id != number:
@@ -318,7 +318,7 @@ cdef class Transaction(Target):
         return None if s is NULL else <object>s.record
 
     def get(self, id, default=None, as_id=0):
-        """The slot that will have an id if the transaction ends now, or `default`. O(1)."""
+        """Returns the slot that will have an id if the transaction ends now, or `default`. O(1)."""
         cdef uint32_t wanted = u32(id, "id")
         cdef uint32_t number = u32(as_id, "as_id")
         cdef slot_t *s
@@ -329,10 +329,10 @@ cdef class Transaction(Target):
         return default if s is NULL else <object>s.record
 
     def in_gfn_range(self, start, end, as_id=0):
-        """The slots that will overlap the pages [start, end) if the transaction ends now.
+        """Returns the slots that will overlap the pages [start, end) if the transaction ends now.
 
-        A list, in gfn order. ValueError where start is above end. O(k + log n + m) after k changes,
-        for m slots.
+        They are in gfn order. ValueError: start is above end. O(k + log n + m) after k changes, for
+        m slots.
         """
         cdef uint32_t number = u32(as_id, "as_id")
         cdef extent e
@@ -347,7 +347,7 @@ cdef class Transaction(Target):
         if not any:
             return []
         set = self.slots(number)
-        # As in lookup: what is not of this transaction is no more than `count` slots away.
+        # As in lookup: the nearest unchanged slot is at most `count` steps away.
         s = slotset_floor(set, e.first)
         for _ in range(self.count + 1):
             if s is NULL:
@@ -367,7 +367,7 @@ cdef class Transaction(Target):
         return sorted(found.values(), key=base_of)
 
     def free_id(self, as_id=0):
-        """The lowest id that no slot will have. Memslots.free_id says more."""
+        """Returns the lowest id that no slot will have. See Memslots.free_id."""
         cdef uint32_t number = u32(as_id, "as_id")
         cdef uint32_t id
         check_as_id(&self.m.lim, number)
@@ -379,10 +379,9 @@ cdef class Transaction(Target):
         return room_for(id, number, self.m.lim.max_slots)
 
     def _check_cut(self, as_id, additions, id=None):
-        """Raises what would come of so many more slots, one of them of this id.
+        """Raises the error that `additions` more slots, one of them with this id, would raise.
 
-        For cuts.py: so that what a caller may have done wrong is found before anything is
-        done.
+        For cuts.py, which finds a caller's mistakes before it changes anything.
         """
         cdef uint32_t number = u32(as_id, "as_id")
         cdef uint32_t new
@@ -396,14 +395,14 @@ cdef class Transaction(Target):
                 raise InvalidRegionError(errno.EINVAL, f"slot {new} is there already", 5)
 
     def _set_calls(self, calls):
-        """Has a backend make these calls at the end, which come to what all steps came to so far.
+        """Makes the backend make these calls at the end, instead of those planned from the steps.
 
-        For mirror/plan.py.
+        They must have the same result as all steps so far. For mirror/plan.py.
         """
         self.calls = calls
 
     def _spoil(self):
-        """Makes the transaction one that can only be rolled back: part of a change is made."""
+        """Spoils the transaction: part of a change is made, so it can only be rolled back."""
         self.is_spoiled = True
 
     cdef int enter(self, str what) except -1:
@@ -424,17 +423,18 @@ cdef class Transaction(Target):
         self.in_step = False
 
     cdef bint is_held(self) noexcept:
-        """Whether the lock is still held for this transaction.
+        """Returns whether the lock is still held for this transaction.
 
-        Not so in the child of a fork if another thread had begun it: there the changes are
-        abandoned. The writer's thread does not tell: in the child a new one may have its ident.
+        It is not in the child of a fork, if another thread had begun the transaction: there the
+        changes are abandoned. The ident of the writer's thread cannot tell: a new thread in the
+        child may have the same.
         """
         return self.tenure == self.writer.tenure
 
     cdef list stage_all(self, object slots, object as_id):
-        """Puts in the slots of a map with one pass, where nothing is yet; None: it is not so.
+        """Stages the slots of a map in one pass. Returns None, and does nothing, if it cannot.
 
-        They are in no change of `changes`, as long as nothing else is done in their space.
+        The slots are in `filled`, not in `changes`, until something else changes in their space.
         """
         cdef const index *ix
         cdef uint32_t number
@@ -467,13 +467,13 @@ cdef class Transaction(Target):
             self.leave()
 
     cdef int take_apart(self) except -1:
-        """Makes changes of the slots that were put in at once, each by itself."""
+        """Turns each slot of `filled` into a change of `changes`."""
         cdef slotset *set = space_inactive(self.filled.sp)
         cdef change *c
         cdef slot_t *s
         cdef uint32_t as_id = self.filled.sp.as_id
         cdef uint32_t i
-        # All that can fail first: a change of what is not there to what is not there is none.
+        # First everything that can fail. A change from no slot to no slot has no effect.
         for i in range(self.filled.count):
             self.change_of(as_id, self.filled.slots[i].id, NULL)
         for i in range(self.filled.count):
@@ -522,11 +522,11 @@ cdef class Transaction(Target):
             new = None if next is NULL else <object>next.record
             if next is NULL and self.ids is not None and r.as_id in self.ids:
                 (<FreeIds>self.ids[r.as_id][0]).give_back(r.id)
-            # The last that can fail: what is put down here is made.
+            # The last step that can fail: a recorded step is always made.
             if self.subscriptions or self.writer.mirror is not None:
                 displaced = None
                 if update_displaces(c, p.kind):
-                    # As readers find it, whatever steps changed of it before.
+                    # The Slot that readers see, whatever earlier steps changed.
                     displaced = <object>c.old.record
                 if self.steps is None:
                     self.steps = []
@@ -543,7 +543,7 @@ cdef class Transaction(Target):
         return new
 
     cdef change *change_of(self, uint32_t as_id, uint32_t id, slot_t *old) except NULL:
-        """The change of an id: the one there is, or a new one, with what it may need later."""
+        """Returns the change of an id, or adds one with all memory that it may need later."""
         cdef change *more
         cdef size_t room
         cdef space *sp = self.m.spaces[as_id]
@@ -572,7 +572,7 @@ cdef class Transaction(Target):
             self.numbers = {
                 key_of(self.changes[n].sp.as_id, self.changes[n].id): n for n in range(<size_t>FEW)
             }
-        # The active set will have to take it in after the swap, when nothing may fail any more.
+        # The set that is active now must take the id after the swap, when nothing may fail.
         ids = &space_active(sp).ids
         if old is NULL and not idtable_fits(ids, self.additions[as_id] + 1, &self.spare[as_id]):
             if idtable_get_spare(ids, self.additions[as_id] + 1, &larger) != 0:
@@ -587,7 +587,7 @@ cdef class Transaction(Target):
         return &self.changes[self.count - 1]
 
     cdef int commit(self) except -1:
-        """Asks everybody, then swaps. The lock is given back, whatever happens."""
+        """Calls the listeners and the backend, then swaps. Always releases the lock."""
         cdef size_t n
         cdef list bindings = None
         self.state = ENDING
@@ -602,10 +602,10 @@ cdef class Transaction(Target):
                         tell_invalidate(self.subscriptions, displaced)
                 for kind, old, new, _ in self.steps:
                     ask_prepare(self.subscriptions, kind, old, new)
-            # Worked out now: what was asked may have closed a file.
+            # Worked out only now: a listener may have closed a file.
             bindings = self.new_bindings()
             if self.steps is not None:
-                # Last: what it does is done, and nothing after it can fail.
+                # Last, because the backend's calls take effect: nothing after them can fail.
                 if self.writer.mirror is not None:
                     if self.calls is None:
                         self.calls = self.writer.mirror.plan(self.steps)
@@ -633,7 +633,7 @@ cdef class Transaction(Target):
         return 0
 
     cdef int check_overlaps(self) except -1:
-        """S2, for every slot that was put in."""
+        """Checks S2 (no overlap) for every new or moved slot. OverlapError."""
         cdef size_t n
         cdef change *c
         cdef ruling p
@@ -650,7 +650,7 @@ cdef class Transaction(Target):
         return 0
 
     cdef list new_bindings(self):
-        """What the guest_memfds have bound at the end, or None: what they have now."""
+        """Returns the bindings of guest_memfds to exchange after the swap; None: no guest_memfd."""
         cdef list leaving = []
         cdef list coming = []
         cdef size_t n
@@ -668,7 +668,7 @@ cdef class Transaction(Target):
         return self.writer.bindings.change(leaving, coming)
 
     cdef void swap(self) noexcept:
-        """Makes what is staged what readers find, and carries it over. Cannot fail."""
+        """Publishes the staged changes and carries them over to the other set. Cannot fail."""
         cdef bint touched[MAX_SPACES]
         cdef size_t n
         cdef change *c
@@ -709,11 +709,11 @@ cdef class Transaction(Target):
         return 0
 
     cdef void roll_back(self) noexcept:
-        """Makes the inactive set what it was, and gives the lock back."""
+        """Restores the inactive set and releases the lock."""
         cdef size_t n
         cdef int adds
         if not self.is_held():
-            # The sets are not what they were, and the slots may be gone: what is staged is left.
+            # The sets were rebuilt, and the slots may be freed: leave what was staged.
             self.has_fill = False
             self.end()
             return
@@ -721,8 +721,7 @@ cdef class Transaction(Target):
             fill_unstage(&self.filled)
             drop_filled(&self.filled)
             self.has_fill = False
-        # What was put in goes first, so that what was taken out finds its place in the id table
-        # again.
+        # First take out the new slots, so that the old ones find their places in the id table.
         for adds in range(2):
             for n in range(self.count):
                 if (self.changes[n].new is NULL) == (adds == 1):
@@ -739,7 +738,7 @@ cdef class Transaction(Target):
             self.writer.leave()
 
     cdef void return_ids(self) noexcept:
-        """Gives back the ids that are on loan: what got a slot is found out when it is met."""
+        """Returns the ids on loan to the Writer. FreeIds.lowest skips those that are in use."""
         if self.ids is None:
             return
         try:
@@ -748,11 +747,11 @@ cdef class Transaction(Target):
                     for id in loan:
                         self.writer.give_back_id(id, as_id)
         except MemoryError:
-            self.writer.free_ids = None  # worked out anew when they are next asked for
+            self.writer.free_ids = None  # the next request builds them again
         self.ids = None
 
     cdef uint32_t lowest_id(self, uint32_t as_id) except? 0xFFFFFFFF:
-        """The lowest id that nothing staged has."""
+        """Returns the lowest id that no staged slot has."""
         cdef slotset *staged = self.slots(as_id)
         cdef slotset *active = space_active(self.m.spaces[as_id])
         cdef FreeIds free_ids = self.writer.free_ids_of(as_id)
@@ -773,7 +772,7 @@ cdef class Transaction(Target):
             id = free_ids.lowest(active)
             if slotset_by_id(staged, id) is NULL:
                 break
-            loan.append(id)  # first: should this fail, nothing is lost
+            loan.append(id)  # first, because it may fail: then no id is lost
             free_ids.take(id)
         while deleted.given_back:
             other = deleted.given_back[0]
@@ -783,7 +782,7 @@ cdef class Transaction(Target):
         return id
 
     cdef void forget(self) noexcept:
-        """Gives back the transaction's own memory."""
+        """Frees the transaction's own memory."""
         cdef uint32_t as_id
         if self.changes is not self.first:
             alloc_free(self.changes)
@@ -795,7 +794,7 @@ cdef class Transaction(Target):
 
 
 def transaction_of(owner, Writer writer not None):
-    """Returns a Transaction on what a Writer writes, not begun; `owner` keeps it."""
+    """Returns a Transaction, not begun, on the machine of a Writer, which `owner` keeps alive."""
     cdef Transaction tx = Transaction.__new__(Transaction)
     tx.owner = owner
     tx.writer = writer

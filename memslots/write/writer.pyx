@@ -1,4 +1,4 @@
-"""Making a change: the lock, the steps of the core, and what the listeners are told in between."""
+"""The Writer: takes the lock, makes the steps of a change, and calls the listeners in between."""
 
 import os
 
@@ -75,11 +75,11 @@ from memslots.write.operations cimport change_record
 from memslots.errors import busy
 
 
-# How often this process is the child of a fork: whoever is told of a fork before this is, and makes
-# a change, is told apart by it.
+# The number of forks between this process and the one that imported this module. If another fork
+# handler runs before ours and makes a change, the Writer sees the fork by this count.
 cdef uint64_t forks = 0
-# Every Writer there is, by its address: a weak reference. (The module weakref is a tenth of what
-# importing memslots takes.)
+# A weak reference to every Writer, by address. (To import the module weakref would be a tenth of
+# the import time of memslots.)
 cdef dict WRITERS = {}
 
 
@@ -113,13 +113,13 @@ cdef void finish(change *c) noexcept:
 
 
 cdef void free_slots(machine *m) noexcept:
-    """Frees every slot that the sets hold; the sets are not to be used any more."""
+    """Frees every slot that the sets hold. The sets must not be used afterwards."""
     cdef uint32_t as_id
     cdef slot *s
     cdef slot *next
     cdef slot *chain = NULL
-    # A walk steps on slots it has passed, so none is freed before its end: they are chained, by the
-    # member that has just lost its use.
+    # The walk reads slots it has passed, so none may be freed before its end. Until then they form
+    # a chain through `record`, which is no longer needed.
     for as_id in range(m.lim.nspaces):
         s = slotset_first(&m.spaces[as_id].sets[0])
         while s is not NULL:
@@ -135,7 +135,7 @@ cdef void free_slots(machine *m) noexcept:
         slot_free(s)
 
 
-# no_gc_clear: what Memslots has of it is used until the end.
+# no_gc_clear: Memslots uses the members of the Writer until the end.
 @cython.no_gc_clear
 cdef class Writer(Target):
     """Owns a machine and makes its changes. One thread at a time is the writer."""
@@ -152,11 +152,11 @@ cdef class Writer(Target):
             WRITERS[<size_t><void *>self] = PyWeakref_NewRef(self, None)
             return 0
         except MemoryError:
-            pass  # raised anew, since its traceback would keep this from being freed
+            pass  # raise a new one: the traceback of this one would keep `self` alive
         raise MemoryError("no memory for the list of writers")
 
     def __dealloc__(self):
-        if WRITERS is not None:  # as it is when the interpreter ends
+        if WRITERS is not None:  # it is None when the interpreter ends
             WRITERS.pop(<size_t><void *>self, None)
         if self.m is not NULL:
             free_slots(self.m)
@@ -164,17 +164,17 @@ cdef class Writer(Target):
         lock_clear(&self.lock)
 
     cdef bint is_mine(self) noexcept:
-        # Another thread may be writing this; but nobody else writes this thread's ident.
+        # Another thread may be writing `writer`, but only this thread writes its own ident there.
         return atomic_load_relaxed(&self.writer) == <uint64_t>PyThread_get_thread_ident()
 
     cdef int enter(self, str what) except -1:
-        """Becomes the writer. BusyError for the thread that is it already."""
+        """Makes the calling thread the writer. BusyError if it is the writer already."""
         debug_assert(srcu_depth()[0] == 0, b"a writer's lock is not taken within a section")
         self.after_fork()
         if self.is_mine():
             raise busy(what)
         if not lock_try(&self.lock):
-            # Nothing is begun yet: a signal may end the wait.
+            # No change has begun yet, so a signal handler may end the wait.
             lock_wait(&self.lock)
         atomic_store_relaxed(&self.writer, <uint64_t>PyThread_get_thread_ident())
         self.tenure += 1
@@ -197,7 +197,7 @@ cdef class Writer(Target):
         lock_release(&self.lock)
 
     cdef int abandon(self) except -1:
-        """Abandons the change of a thread that is not in this process."""
+        """Abandons the change of a thread that does not exist in this process."""
         cdef uint32_t as_id
         cdef change c
         for as_id in range(self.m.lim.nspaces):
@@ -218,7 +218,7 @@ cdef class Writer(Target):
         return 0
 
     cdef list memfd_slots(self):
-        """The Slots that are of guest_memfds."""
+        """Returns the Slots with a guest_memfd."""
         cdef list found = []
         cdef uint32_t as_id
         cdef slotset *set
@@ -233,12 +233,12 @@ cdef class Writer(Target):
         return found
 
     cdef void after_fork(self) noexcept:
-        """In the child of a fork: a thread that is not here holds nothing any more."""
+        """Releases, in the child of a fork, what threads held that do not exist there."""
         if self.forks == forks:
             return
         self.forks = forks
         srcu_forget(&self.m.readers)
-        # The thread that forked goes on with its change, here as well.
+        # The thread that forked goes on with its change in the child, too.
         cdef bint mine = self.is_mine()
         cdef bint torn = lock_is_held(&self.lock) and not mine
         lock_after_fork(&self.lock, mine)
@@ -246,17 +246,17 @@ cdef class Writer(Target):
             return
         atomic_store_relaxed(&self.writer, 0)
         self.torn = True
-        self.free_ids = None  # what the other thread had of them is gone with it
+        self.free_ids = None  # the ids on loan to the other thread are lost with it
         try:
             self.enter("a fork")
             self.leave()
         except MemoryError:
-            pass  # the next change tries again, and says so if there still is none
+            pass  # the next change tries again, and raises if there still is no memory
 
     cdef void wait_for_readers(self) noexcept:
-        """Lets the readers that may be in the old set come out, and takes its index away.
+        """Waits until no reader is in the old sets, then drops their indexes.
 
-        With the GIL these are batch calls only (sections.pxd).
+        With the GIL only batch calls are such readers (sections.pxd).
         """
         cdef uint32_t as_id
         if not srcu_idle(&self.m.readers):
@@ -267,7 +267,7 @@ cdef class Writer(Target):
 
     cdef int make_calls(self, object calls) except -1:
         self.mirror.make(calls)
-        # No Python code runs from here to the swap: no handler can raise in between.
+        # No Python code runs from here to the swap, so no signal handler can raise in between.
         self.journal.clear()
         return 0
 
@@ -316,13 +316,13 @@ cdef class Writer(Target):
         try:
             self.free_ids_of(as_id).give_back(id)
         except MemoryError:
-            self.free_ids[as_id] = None  # they are worked out anew when they are next asked for
+            self.free_ids[as_id] = None  # the next request builds them again
 
     cdef slot *find(self, uint32_t id, uint32_t as_id) noexcept:
         return slotset_by_id(space_active(self.m.spaces[as_id]), id)
 
     cdef object make(self, const region *r, slot *found, bint creates, change_kind *done):
-        """Rules 3 to 7, and the change that the region asks for. The caller is the writer."""
+        """Applies rules 3 to 7 to a region and makes the change. The caller must be the writer."""
         cdef const limits *lim = &self.m.lim
         cdef space *sp = self.m.spaces[r.as_id]
         cdef tuple subscriptions = self.subscriptions.get()
@@ -358,12 +358,12 @@ cdef class Writer(Target):
             if c.new is not NULL and region_beyond_max_gfn(lim, r):
                 raise refusal_error(BEYOND_MAX_GFN, lim, r, &p, "")
             ask_prepare(subscriptions, kind, old, new)
-            # Worked out now: what was asked may have closed the file.
+            # Worked out only now: a listener may have closed the file.
             if new is not None and r.flags & SLOT_GUEST_MEMFD:
                 binding = self.bindings.change((), (new,))
             elif c.old is not NULL and c.old.flags & SLOT_GUEST_MEMFD:
                 binding = self.bindings.change((old,), ())
-            # Last: what it does is done, and nothing after it can fail.
+            # Last, because the backend's calls take effect: nothing after them can fail.
             if self.mirror is not None:
                 self.make_calls(self.mirror.calls_of(old, new))
         except BaseException as error:
