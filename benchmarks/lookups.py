@@ -11,7 +11,7 @@ from functools import partial
 from common import KVM_SIZES, SIZES, STRUCTURES, nanoseconds
 from guests import Guest
 
-LOOKUPS = 100_000  # enough for random look-ups to reach about every slot of 32,764
+LOOKUPS = 100_000  # enough for random look-ups to reach nearly every slot of 32,764
 FACES = ("memslots", "vcpu")
 
 

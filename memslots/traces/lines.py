@@ -21,8 +21,8 @@ class LineTooLongError(Exception):
 class Lines:
     """Iterates over (number, line) of `blocks`; numbers start at 1, lines have no line feed.
 
-    If `words` is not None, only lines with one of these words are yielded, and the first line of
-    every block. The first lines show a clock now and then. `words` may be changed between two
+    If `words` is not None, iterating yields only lines with one of these words. The first line of
+    every block comes too, so a clock is read now and then. `words` may be changed between two
     lines. `next_too` asks once for the very next line. Afterwards `total` is the number of lines,
     and `cut` is true if the last line had no line feed. A line longer than LINE_LIMIT is cut if
     `long_lines` is true; else iterating raises LineTooLongError.
