@@ -1,8 +1,8 @@
-"""What each part of a batch's search is worth: `python benchmarks/ablation.py`.
+"""Measures what each part of a batch's search is worth: `python benchmarks/ablation.py`.
 
-A copy of the installed package for each part, in which core/lookup_batch.pyx does without it, is
-asked the same as the package as it is; all are measured in turn. Wants a checkout that was built in
-place, Cython and gcc.
+For each part, the script builds a copy of the package in which core/lookup_batch.pyx lacks that
+part. All copies and an unchanged copy are asked the same, and are measured alternately. The script
+needs a checkout built in place, Cython and gcc.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CASES = ("random", "boot", "local", "turns", "sequential", "hot")
 
 WHOLE = "as it is, ns"
 _LOOP = "    while i < count:\n        if scattered[0]:"
-#: What is changed in the source.
+#: The (old, new) replacements in the source.
 WITHOUT: dict[str, list[tuple[str, str]]] = {
     WHOLE: [],
     "without RECENT": [("if is_recent(recent, given[i], same):", "if False:")],
@@ -65,7 +65,7 @@ print(json.dumps(figures))
 
 
 def build(folder: Path, changes: list[tuple[str, str]]) -> None:
-    """A package in `folder`, with one module built anew."""
+    """Copies the package to `folder`, changes the one module and builds it again."""
     shutil.copytree(ROOT / "memslots", folder / "memslots")
     source = folder / MODULE
     text = source.read_text(encoding="utf-8")
@@ -87,7 +87,7 @@ def build(folder: Path, changes: list[tuple[str, str]]) -> None:
 
 
 def measure(folder: Path) -> dict[str, float]:
-    """Nanoseconds a look-up, by what is asked, in a process of its own."""
+    """Returns the nanoseconds of a look-up for each case, measured in a separate process."""
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, str(ROOT / "benchmarks"), *CASES],
         env=dict(os.environ, PYTHONPATH=str(folder)),
@@ -101,7 +101,10 @@ def measure(folder: Path) -> dict[str, float]:
 
 
 def measured() -> dict[str, dict[str, float]]:
-    """By what is left out and by what is asked: times the time of the whole; of it, nanoseconds."""
+    """Returns a figure for each copy and case.
+
+    For the unchanged copy a figure is nanoseconds, for the others a multiple of these.
+    """
     with tempfile.TemporaryDirectory() as directory:
         folders = {name: Path(directory) / str(n) for n, name in enumerate(WITHOUT)}
         for name, changes in WITHOUT.items():

@@ -1,6 +1,6 @@
 """Batches of a million look-ups, and numpy's answer to the same question.
 
-The answers go to a buffer that is there before. A figure is that of one look-up.
+The answers go to a buffer that exists before the batch. A figure is the time of one look-up.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class _LookupMany:
         return vm
 
     def setup(self, slots: int, structure: str, case: str) -> None:
-        """Make the slots; look all pages up."""
+        """Makes the slots, and checks a look-up of every page."""
         guest = Guest(slots)
         self.face = self.face_of(guest.make(structure))
         self.asked = guest.accesses(case)
@@ -34,7 +34,7 @@ class _LookupMany:
         self.face.lookup_many(self.asked.gfns, self.ids)
 
     def track_lookup_many(self, slots: int, structure: str, case: str) -> float:
-        """The time of one look-up."""
+        """Returns the time of one look-up."""
         return nanoseconds(self.batch, MILLION)
 
 
@@ -45,7 +45,7 @@ class LookupMany(_LookupMany):
 
 
 class LookupManyByVcpu(_LookupMany):
-    """lookup_many through a Vcpu: the same search, but for what it remembers between batches."""
+    """lookup_many through a Vcpu: the same search, except for what a Vcpu keeps between batches."""
 
     params = (KVM_SIZES, tuple(STRUCTURES), ("random", "boot"))
 
@@ -61,7 +61,7 @@ class Translate:
     unit = "ns"
 
     def setup(self, slots: int, structure: str, case: str) -> None:
-        """Make the slots; translate all addresses."""
+        """Makes the slots, and checks a translation of every address."""
         guest = Guest(slots)
         self.vm = guest.make(structure)
         self.asked = guest.accesses(case)
@@ -73,19 +73,19 @@ class Translate:
         self.vm.translate(self.asked.gpas, self.hvas)
 
     def track_translate(self, slots: int, structure: str, case: str) -> float:
-        """The time of one look-up."""
+        """Returns the time of one look-up."""
         return nanoseconds(self.batch, MILLION)
 
 
 class Numpy:
-    """The ids of lookup_many by numpy.searchsorted, which people use instead."""
+    """The ids of lookup_many by numpy.searchsorted, the usual replacement."""
 
     params = (SIZES, CASES)
     param_names = ("slots", "case")
     unit = "ns"
 
     def setup(self, slots: int, case: str) -> None:
-        """Lay the slots out; look all pages up."""
+        """Lays out the slots, and checks a look-up of every page."""
         guest = Guest(slots)
         self.search = NumpySearch(guest)
         self.asked = guest.accesses(case)
@@ -97,5 +97,5 @@ class Numpy:
         self.search.lookup_many(self.asked.gfns, self.ids)
 
     def track_searchsorted(self, slots: int, case: str) -> float:
-        """The time of one look-up."""
+        """Returns the time of one look-up."""
         return nanoseconds(self.batch, MILLION)

@@ -1,7 +1,8 @@
-"""Single changes, while nobody reads.
+"""Single changes without a reader.
 
-A slot is changed and changed back, then another: a thousand, in no order, take turns. Each change
-is timed by itself, since what undoes it may take another time; what the clock takes is taken off.
+A slot is changed and changed back, then the next slot: at most a thousand slots, in random order,
+take turns. Each change is timed by itself, since undoing it may take a different time. The clock's
+own time is subtracted.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Step = Callable[[], object]
 Pair = tuple[Step, Step]
 
 TURNS = 1000
-# Which pair of steps a change is measured in, and which of the two it is.
+# The pair of steps in which each change is measured, and which of the two steps it is.
 CHANGES = {
     "create": ("delete and create", slice(1, None, 2)),
     "delete": ("delete and create", slice(0, None, 2)),
@@ -31,7 +32,10 @@ CHANGES = {
 
 
 def sample(pairs: list[Pair], seconds: float = 0.1) -> list[float]:
-    """The nanoseconds of each step, the two of a pair in turn, pair after pair until time is up."""
+    """Returns the nanoseconds of each step.
+
+    Runs the two steps of a pair, then those of the next pair, until `seconds` have passed.
+    """
     clock = time.perf_counter_ns
     idle = statistics.median(-clock() + clock() for _ in range(1000))
     took = []
@@ -47,12 +51,12 @@ def sample(pairs: list[Pair], seconds: float = 0.1) -> list[float]:
 
 
 class Changer:
-    """Changes of the slots of a guest, each with what undoes it."""
+    """Changes of a guest's slots, each with the change that undoes it."""
 
     def __init__(self, guest: Guest, vm: AnyMemslots) -> None:
         self.guest = guest
         self.vm = vm
-        self.far = int(guest.ends[-1]) + HOLE  # the gfn beyond all slots where one moves to
+        self.far = int(guest.ends[-1]) + HOLE  # a gfn beyond all slots, to which slots move
         ids = guest.random.permutation(guest.slots)[:TURNS].tolist()
         self.pairs = {
             "delete and create": [self.delete_and_create(id) for id in ids],
@@ -72,7 +76,7 @@ class Changer:
         return partial(self.vm.set_flags, id, 1), partial(self.vm.set_flags, id, 0)
 
     def check(self, id: int) -> None:
-        """Asserts that each change changes what it should, and is undone."""
+        """Asserts that each change changes the right things and is undone."""
         vm, base_gfn, before = self.vm, int(self.guest.bases[id]), self.vm[id]
         assert vm.lookup(base_gfn) is before
 
@@ -108,25 +112,25 @@ class Change:
     unit = "ns"
 
     def setup(self, slots: int, structure: str, change: str) -> None:
-        """Make the slots; see that every change is made and undone."""
+        """Makes the slots, and checks that every change is made and undone."""
         guest = Guest(slots)
         self.changer = Changer(guest, guest.make(structure))
 
     def track_change(self, slots: int, structure: str, change: str) -> float:
-        """The median."""
+        """Returns the median time."""
         pair, which = CHANGES[change]
         return statistics.median(sample(self.changer.pairs[pair])[which])
 
 
 class Build:
-    """All slots, created one by one from none."""
+    """All slots, created one by one in an empty Memslots."""
 
     params = (SIZES, tuple(STRUCTURES))
     param_names = ("slots", "structure")
     unit = "ns"
 
     def setup(self, slots: int, structure: str) -> None:
-        """Lay the slots out."""
+        """Lays out the slots."""
         self.guest = Guest(slots)
         assert len(self.guest.make(structure)) == len(self.guest.regions) == slots
 
@@ -135,7 +139,7 @@ class Build:
         return seconds_of(partial(self.guest.fill, vm))
 
     def track_build(self, slots: int, structure: str) -> float:
-        """The time of each create."""
+        """Returns the time of each create."""
         rounds = 3 if slots < KVM_SIZES[-1] else 1  # the largest take seconds
         build = partial(self.build, structure)
         return medians(build, seconds=0.1, rounds=rounds)[0] / slots * 1e9

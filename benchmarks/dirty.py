@@ -1,4 +1,4 @@
-"""Dirty logs: every slot logs."""
+"""Dirty logs, with logging on in every slot."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from guests import Guest, Numbers
 
 from memslots import Flags
 
-MARKS = 100_000  # of the pages of a batch, as many are marked one by one
+MARKS = 100_000  # number of a batch's pages that are marked one by one
 LOGS = 1000
 
 
 def log_of(pages: Numbers) -> bytes:
-    """The bitmap of a slot in which these pages, counted from its first, were written."""
+    """Returns the bitmap of a slot in which these pages were written, counted from its first."""
     written = np.zeros(PAGES, np.uint8)
     written[pages] = 1
     return np.packbits(written, bitorder="little").tobytes()
@@ -35,7 +35,7 @@ class Mark:
     unit = "ns"
 
     def setup(self, slots: int, structure: str, case: str) -> None:
-        """Make the slots; mark all pages both ways, and look at the logs of some."""
+        """Makes the slots, marks all pages both ways, and checks the logs of some slots."""
         guest = Guest(slots)
         self.vm = guest.make(structure, Flags.LOG_DIRTY_PAGES)
         asked = guest.accesses(case)
@@ -44,7 +44,7 @@ class Mark:
         some = np.unique(asked.ids[:MARKS])[:100].tolist()
         for mark, count in ((self.mark, MARKS), (self.mark_many, MILLION)):
             mark()
-            for id in some:  # to get a log clears it
+            for id in some:  # getting a log clears it
                 of_slot = asked.ids[:count] == id
                 assert self.vm.get_dirty_log(id) == log_of(pages[:count][of_slot])
 
@@ -57,23 +57,23 @@ class Mark:
         self.vm.mark_dirty_many(self.gfns)
 
     def track_mark_dirty(self, slots: int, structure: str, case: str) -> float:
-        """The time of a page."""
+        """Returns the time of one page."""
         return nanoseconds(self.mark, MARKS)
 
     def track_mark_dirty_many(self, slots: int, structure: str, case: str) -> float:
-        """The time of a page."""
+        """Returns the time of one page."""
         return nanoseconds(self.mark_many, MILLION)
 
 
 class Log:
-    """The logs of a thousand slots in no order, every second page of them written each time."""
+    """The logs of at most a thousand slots in random order; every second page is written first."""
 
     params = (KVM_SIZES, tuple(STRUCTURES), ("get_dirty_log", "clear_dirty_log"))
     param_names = ("slots", "structure", "call")
     unit = "ns"
 
     def setup(self, slots: int, structure: str, call: str) -> None:
-        """Make the slots; see that the call finds the pages, or none after it."""
+        """Makes the slots, and checks that the log has the pages before the call and none after."""
         guest = Guest(slots)
         clears = call == "clear_dirty_log"
         self.vm = guest.make(structure, Flags.LOG_DIRTY_PAGES, manual_dirty_log=int(clears))
@@ -100,7 +100,7 @@ class Log:
             clear_dirty_log(id, 0, PAGES, self.log)
 
     def track_log(self, slots: int, structure: str, call: str) -> float:
-        """The time of a call."""
+        """Returns the time of one call."""
 
         def measure() -> float:
             self.vm.mark_dirty_many(self.gfns)

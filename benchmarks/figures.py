@@ -2,11 +2,11 @@
 
     python benchmarks/figures.py          measures all (some twenty minutes), writes
                                           docs/performance.json and the page's tables and drawing
-    python benchmarks/figures.py --page   writes the tables from the file that is there
-    python benchmarks/figures.py --check  measures what can be compared on any machine, a minute
-                                          or two; status 1 where the page says something else
+    python benchmarks/figures.py --page   writes the tables from docs/performance.json
+    python benchmarks/figures.py --check  measures the figures that any machine can compare, in a
+                                          minute or two; status 1 if the page says something else
 
-Wants a checkout that was built in place, and memslots[bench].
+Needs a checkout built in place, and memslots[bench].
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ PAGE = ROOT / "docs" / "performance.md"
 FILE = ROOT / "docs" / "performance.json"
 DRAWING = ROOT / "docs" / "performance.svg"
 
-#: The largest number of slots that KVM has had, about which most is said.
+#: KVM's largest number of slots; the page says most about it.
 LARGEST = 32764
-#: A ratio is another on another machine, but not by more than so many times.
+#: The most times by which a ratio may differ between machines.
 RATIO = 2.5
-#: Bytes, where nothing but the allocator differs.
+#: The most times by which a number of bytes may differ; only the allocator changes it.
 SIZE = 1.1
 
 
 def bench(*options: str) -> dict[str, Any]:
-    """A report of `memslots bench`."""
+    """Returns a report of `memslots bench`."""
     command = [sys.executable, "-m", "memslots", "bench", "--json", *options]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     report: dict[str, Any] = json.loads(done.stdout)
@@ -43,8 +43,8 @@ def bench(*options: str) -> dict[str, Any]:
 
 
 def measure() -> dict[str, Any]:
-    """Everything."""
-    # Here: --page needs none of what these do.
+    """Measures everything and returns it."""
+    # Imported here, because --page does not need them.
     import ablation
     import goals
     import guestmemory
@@ -62,18 +62,18 @@ def measure() -> dict[str, Any]:
 
 
 def three(number: float) -> str:
-    """Three figures of a number."""
+    """Formats a number with three digits, or more if it is above 1000."""
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """A table in Markdown."""
+    """Returns a table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def machine(found: dict[str, Any]) -> str:
-    """What it was measured on."""
+    """Returns the machine and the versions of the run."""
     report = found["bench"]
     where, versions = report["machine"], report["versions"]
     others = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
@@ -85,7 +85,7 @@ def machine(found: dict[str, Any]) -> str:
 
 
 def series(found: dict[str, Any]) -> str:
-    """Linux's own tests."""
+    """Returns the table of Linux's own tests."""
     rows = found["bench"]["series"]
     sizes = sorted({row["slots"] for row in rows})
     lines = []
@@ -106,7 +106,7 @@ def series(found: dict[str, Any]) -> str:
 
 
 def seconds(value: float) -> str:
-    """A time in the unit that suits it."""
+    """Formats a time in the unit that suits it."""
     for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
         if value >= size:
             return f"{three(value / size)} {unit}"
@@ -114,7 +114,7 @@ def seconds(value: float) -> str:
 
 
 def peers(found: dict[str, Any]) -> str:
-    """What people use."""
+    """Returns the table of the structures that people use instead."""
     rows = [row for row in found["bench"]["against"] if row["slots"] == LARGEST]
     names = list(dict.fromkeys(each["structure"] for row in rows for each in row["structures"]))
     lines = []
@@ -126,14 +126,14 @@ def peers(found: dict[str, Any]) -> str:
 
 
 def goal_rows(found: dict[str, Any], *beginnings: str) -> Iterator[dict[str, Any]]:
-    """The rows of goals.py whose names begin so."""
+    """Yields the rows of goals.py whose names begin with one of `beginnings`."""
     for row in found["goals"]:
         if row["what"].startswith(beginnings):
             yield row
 
 
 def single(found: dict[str, Any]) -> str:
-    """Single look-ups of any page."""
+    """Returns the table of single look-ups of random pages."""
     sizes = sorted({row["slots"] for row in goal_rows(found, "lookup, random")})
     lines = []
     for what in dict.fromkeys(row["what"] for row in goal_rows(found, "lookup, random")):
@@ -150,7 +150,7 @@ def single(found: dict[str, Any]) -> str:
 
 
 def between(found: dict[str, Any]) -> str:
-    """Single look-ups between changes."""
+    """Returns the table of single look-ups between changes."""
     rows = [row for row in found["goals"] if row["what"].endswith("for each change")]
     sizes = sorted({row["slots"] for row in rows})
     lines = []
@@ -163,7 +163,7 @@ def between(found: dict[str, Any]) -> str:
 
 
 def memory(found: dict[str, Any]) -> str:
-    """Guest memory."""
+    """Returns the table of guest memory."""
     lines = [
         [
             row["call"],
@@ -179,7 +179,7 @@ def memory(found: dict[str, Any]) -> str:
 
 
 def parts(found: dict[str, Any]) -> str:
-    """What each part of a batch's search gains."""
+    """Returns the table of what each part of a batch's search gains."""
     rows = found["ablation"]
     asked = list(next(iter(rows.values())))
     lines = [[name, *(f"{row[case]:.2f}" for case in asked)] for name, row in rows.items()]
@@ -187,7 +187,7 @@ def parts(found: dict[str, Any]) -> str:
 
 
 def goals_table(found: dict[str, Any]) -> str:
-    """All that has a goal."""
+    """Returns the table of all figures that have a goal."""
     lines = []
     for row in found["goals"]:
         if row["goal"] is None:
@@ -221,7 +221,7 @@ PLACE = re.compile(r"(<!-- figures: (\w+) -->\n)(.*?)(<!-- end of figures -->\n)
 
 
 def page_of(text: str, found: dict[str, Any]) -> str:
-    """The page with its figures from a run."""
+    """Returns the page with its figures from a run."""
     return PLACE.sub(lambda place: f"{place[1]}\n{TABLES[place[2]](found)}\n\n{place[4]}", text)
 
 
@@ -229,9 +229,9 @@ def page_of(text: str, found: dict[str, Any]) -> str:
 
 
 def compared() -> Iterator[tuple[str, float, float, float]]:
-    """What can be compared on any machine.
+    """Yields the figures that any machine can compare.
 
-    Its name, the page's figure, the one here, how many times they may differ.
+    Each is a name, the page's figure, this machine's figure, and how many times they may differ.
     """
     import goals
 
@@ -256,7 +256,7 @@ def compared() -> Iterator[tuple[str, float, float, float]]:
 
 
 def check() -> bool:
-    """Prints what is compared; whether all of it is as the page says."""
+    """Prints each comparison. Returns whether all figures agree with the page."""
     good = True
     for name, said, here, times in compared():
         same = said > 0 and 1 / times <= here / said <= times

@@ -1,7 +1,7 @@
-"""What memslots is to be, measured in one run: `python benchmarks/goals.py [slots ...]`.
+"""Measures the goals of memslots in one run: `python benchmarks/goals.py [slots ...]`.
 
-A figure is a median. What is compared is measured in turn, so that a slow moment of the machine
-falls on both. With numbers of slots, only the goals that are about one of them are measured.
+A figure is a median. Figures that are compared are measured alternately, so a slow moment of the
+machine affects both. With numbers of slots as arguments, only the goals of these are measured.
 """
 
 from __future__ import annotations
@@ -27,57 +27,58 @@ from single import BETWEEN, between_ns, map_us, random_ns, slowest_us
 Step = Callable[[], object]
 
 LARGEST = KVM_SIZES[-1]
-# That many times as fast, at least: than numpy, a batch of random pages,
+# The goals below are least speed-ups, by number of slots.
+# A batch of random pages over numpy.
 RANDOM = {10: 1.0, 509: 6.0, 8194: 7.0, LARGEST: 8.0, MILLION: 4.0}
-ARRAY = {10: 1.0, LARGEST: 200.0}  # than the array, a change,
-# A single look-up of any page, with the index there.
+ARRAY = {10: 1.0, LARGEST: 200.0}  # a change over the array
+# A single look-up of a random page, with an index, over each package.
 PEERS = {
     "superintervals": {10: 2.5, 509: 2.5, 8194: 2.3, LARGEST: 2.0, MILLION: 2.2},
     "BTrees.LLBTree": {10: 5.5, 509: 6.5, 8194: 6.0, LARGEST: 4.0, MILLION: 2.2},
     "list + bisect": {10: 4.5, 509: 4.5, 8194: 4.5, LARGEST: 4.5, MILLION: 4.5},
 }
-REGULAR = {"local": 6.0, "boot": 6.0, "sequential": 2.0}  # than numpy, other batches
+REGULAR = {"local": 6.0, "boot": 6.0, "sequential": 2.0}  # other batches over numpy, by case
 
 
 class Row(NamedTuple):
     """A line of the table."""
 
-    slots: int  # 0: it is not about a number of slots
+    slots: int  # 0 if the figure has no number of slots
     what: str
     figure: float
-    unit: str  # "x": times
-    goal: float | None  # None: it has none
-    at_least: bool  # whether the goal is the least or the most
+    unit: str  # "x" means times
+    goal: float | None  # None if the figure has no goal
+    at_least: bool  # whether the goal is a minimum or a maximum
 
     def reached(self) -> bool | None:
-        """Whether the goal is; None: there is none."""
+        """Returns whether the figure reaches its goal, or None if it has no goal."""
         if self.goal is None:
             return None
         return self.figure >= self.goal if self.at_least else self.figure <= self.goal
 
 
 def at_most(slots: int, what: str, figure: float, goal: float, unit: str = "x") -> Row:
-    """A figure that is not to be above its goal."""
+    """Returns a figure that must not be above its goal."""
     return Row(slots, what, figure, unit, goal, False)
 
 
 def at_least(slots: int, what: str, figure: float, goal: float) -> Row:
-    """A figure that is not to be below its goal."""
+    """Returns a figure that must not be below its goal."""
     return Row(slots, what, figure, "x", goal, True)
 
 
 def stated(slots: int, what: str, figure: float, unit: str) -> Row:
-    """A figure without a goal."""
+    """Returns a figure without a goal."""
     return Row(slots, what, figure, unit, None, False)
 
 
 def times(*steps: Step) -> list[float]:
-    """The median seconds of each, measured in turn."""
+    """Returns the median seconds of each step, measured alternately."""
     return medians(*(partial(seconds_of, step) for step in steps), rounds=5)
 
 
 def hot(slots: int) -> Iterator[Row]:
-    """Single look-ups of one slot's pages, over the calls of methods that do nothing."""
+    """Measures single look-ups of one slot's pages, over calls of methods that do nothing."""
     guest = Guest(slots)
     vm = guest.make()
     gfns = guest.accesses("hot", LOOKUPS).gfns.tolist()
@@ -101,7 +102,7 @@ def hot(slots: int) -> Iterator[Row]:
 
 
 def single_random(slots: int) -> Iterator[Row]:
-    """Single look-ups of random pages with the index there, against other packages."""
+    """Measures single look-ups of random pages with an index, against other packages."""
     took = random_ns(slots)
     for name in ("Vcpu", "Memslots", "MemoryMap"):
         yield stated(slots, f"lookup, random, {name}", took[name], "ns")
@@ -112,7 +113,7 @@ def single_random(slots: int) -> Iterator[Row]:
 
 
 def between_changes(slots: int) -> Iterator[Row]:
-    """Single look-ups, so many between two changes."""
+    """Measures single look-ups, with different numbers of look-ups between two changes."""
     for lookups in BETWEEN:
         yield stated(
             slots, f"lookup, {lookups:,} for each change", between_ns(slots, lookups), "ns"
@@ -120,7 +121,7 @@ def between_changes(slots: int) -> Iterator[Row]:
 
 
 def slowest(slots: int) -> Iterator[Row]:
-    """The slowest look-ups while an index is made."""
+    """Measures the slowest look-ups while an index is made."""
     making, there = slowest_us(slots)
     yield stated(slots, "lookup, 99.9th percentile, index there", there, "µs")
     what = "lookup, 99.9th percentile, index being made, above that"
@@ -128,21 +129,21 @@ def slowest(slots: int) -> Iterator[Row]:
 
 
 def maps(slots: int) -> Iterator[Row]:
-    """vm.map()."""
+    """Measures vm.map()."""
     there, made, batch = map_us(slots)
     yield at_most(slots, "map(), index there", there, 0.2, "µs")
     yield at_most(slots, "map() / what a batch pays for an index", made / batch, 1.2)
 
 
 def reads(slots: int) -> Iterator[Row]:
-    """GuestMemory.read_u32 at any address, beside struct on one flat buffer."""
+    """Measures GuestMemory.read_u32 at random addresses, beside struct on one flat buffer."""
     ours, plain = read_random_ns(slots)
     yield stated(slots, "read_u32, random", ours, "ns")
     yield at_most(slots, "read_u32, random / struct.unpack_from", ours / plain, 1.5)
 
 
 class Batch:
-    """A batch of a million look-ups by memslots and by its rivals, whose answers are checked."""
+    """A batch of a million look-ups by memslots and by its rivals. All answers are checked."""
 
     def __init__(self, guest: Guest, vm: AnyMemslots, case: str) -> None:
         self.asked = guest.accesses(case)
@@ -156,7 +157,7 @@ class Batch:
             assert np.array_equal(self.ids, self.asked.ids)
 
     def one_range(self, one_range: Callable[..., None]) -> Step:
-        """The loop that tests one range: of slot 0, whatever is asked for."""
+        """Returns the loop that tests every page against one range, with id 0."""
         ids = np.empty(MILLION, np.int32)
         step = partial(one_range, self.asked.gfns, ids, int(self.asked.gfns[0]), PAGES, 0)
         step()
@@ -165,7 +166,7 @@ class Batch:
 
 
 def batches(slots: int) -> Iterator[Row]:
-    """Batches against numpy."""
+    """Measures batches against numpy."""
     guest = Guest(slots)
     vm = guest.make()
     batch = Batch(guest, vm, "random")
@@ -186,7 +187,7 @@ def batches(slots: int) -> Iterator[Row]:
 
 
 def change_ns(guest: Guest, structure: str) -> dict[str, float]:
-    """The median time of each change, and of a create with its delete."""
+    """Returns the median time of each change, and of a create with its delete."""
     changer = Changer(guest, guest.make(structure))
     took = {name: sample(changer.pairs[name], 0.5) for name in changer.pairs}
     figures = {
@@ -198,7 +199,7 @@ def change_ns(guest: Guest, structure: str) -> dict[str, float]:
 
 
 def changes(slots: int) -> Iterator[Row]:
-    """Changes against the array, and against the same with 10 slots."""
+    """Measures changes against the array, and against the same changes with 10 slots."""
     guest = Guest(slots)
     tree = change_ns(guest, "tree")
     for name, took in tree.items():
@@ -215,21 +216,21 @@ def changes(slots: int) -> Iterator[Row]:
 
 
 def memory(slots: int) -> Iterator[Row]:
-    """The resident set of a fresh interpreter."""
+    """Measures the growth of a fresh interpreter's resident set."""
     created, looked_up = growth(slots, "tree")
     yield stated(slots, "memory when created, a slot", created, "bytes")
     yield at_most(slots, "memory with the batches' index, a slot", looked_up, 400, "bytes")
 
 
 def importing() -> Iterator[Row]:
-    """Fresh interpreters."""
+    """Measures `import memslots` in fresh interpreters."""
     modules = int(run(MODULES))  # asserts that numpy is not one of them
     yield at_most(0, "import memslots, over an empty interpreter", import_ms(), 10, "ms")
     yield stated(0, "import memslots: modules of the package, no numpy", modules, "modules")
 
 
 def rows(slots: int) -> Iterator[Row]:
-    """All rows of a number of slots."""
+    """Measures all rows of a number of slots."""
     if slots == LARGEST:
         yield from hot(slots)
     yield from single_random(slots)
@@ -248,7 +249,7 @@ def rows(slots: int) -> Iterator[Row]:
 
 
 def show(row: Row) -> Row:
-    """Prints a row, and gives it."""
+    """Prints a row, and returns it."""
     reached = {True: "reached", False: "MISSED", None: ""}[row.reached()]
     goal = "-"
     if row.goal is not None:
@@ -259,7 +260,7 @@ def show(row: Row) -> Row:
 
 
 def measured(sizes: Sequence[int]) -> Iterator[Row]:
-    """The rows of these numbers of slots; of all, also those about none."""
+    """Measures the rows of these numbers of slots. Without numbers, measures all rows."""
     for slots in sizes or SIZES:
         yield from rows(slots)
     if not sizes:
@@ -267,7 +268,7 @@ def measured(sizes: Sequence[int]) -> Iterator[Row]:
 
 
 def main() -> None:
-    """Prints the table, for the numbers of slots that are given or for all."""
+    """Prints the table, for the given numbers of slots or for all."""
     given = [int(argument) for argument in sys.argv[1:]]
     if not set(given) <= set(SIZES):
         raise SystemExit(f"usage: goals.py [slots ...], of {', '.join(map(str, SIZES))}")

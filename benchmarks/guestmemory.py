@@ -1,7 +1,7 @@
-"""Guest memory: copies, numbers and snapshots, beside plain slices of the very same memory.
+"""Guest memory: copies, numbers and snapshots, beside plain slices of the same memory.
 
-Four slots side by side on one mmap of random bytes; what is plain slices that mmap. Run by itself,
-`python benchmarks/guestmemory.py [MiB ...]`, this prints every figure and how it compares.
+Four adjacent slots lie on one mmap of random bytes; the plain way slices that mmap. Run by itself,
+`python benchmarks/guestmemory.py [MiB ...]` prints every figure beside its comparison.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ ADDRESSES = 10_000
 SMALL = 16  # bytes
 BULK = ("read", "readinto", "write", "fill")
 SNAPSHOTS = ("dump", "dump_dirty 1 %", "dump_dirty 50 %", "restore", "restore 1 %", "restore 50 %")
-SHARES = (1, 50)  # of the pages, in percent
+SHARES = (1, 50)  # percent of the pages
 NUMBERS = ("read_u32", "write_u32", "read", "write")
-# In memory, so that it is not a disk that is measured.
+# Files are in memory, so no disk is measured.
 SHM = Path("/dev/shm")
 FOLDER = SHM if SHM.is_dir() else Path(tempfile.gettempdir())
 
 
 class Guest:
-    """Guest memory, all of which logs, and the mmap that it is on."""
+    """Guest memory with dirty logging in every slot, and the mmap under it."""
 
     def __init__(self, size: int, slots: int = SLOTS) -> None:
         self.size = size
@@ -58,42 +58,42 @@ class Guest:
             self.mem.place(id, id * part, backing, id * part, part, Flags.LOG_DIRTY_PAGES)
 
     def some_pages(self, percent: int) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
-        """Pages in no order, each as likely; at least one."""
+        """Returns random pages in random order; at least one."""
         pages = self.size // PAGE_SIZE
         count = max(pages * percent // 100, 1)
         return self.random.permutation(pages)[:count].astype(np.uint64)
 
 
-class _Pair:  # asv takes no notice of such a name
-    """Two ways to do the same: ours, and plain slices or files."""
+class _Pair:  # asv ignores a name with an underscore
+    """Two ways to do the same: memslots, and plain slices or files."""
 
     steps: tuple[Step, Step]
 
     def timed(self, step: Step) -> float:
-        """How long a step takes."""
+        """Returns the seconds of a step."""
         return seconds_of(step)
 
     def medians(self) -> list[float]:
-        """The median time of each, in turn."""
+        """Returns the median seconds of both, measured alternately."""
         return medians(*(partial(self.timed, step) for step in self.steps), seconds=0.4)
 
 
 class _Speed(_Pair):
-    """Measured in bytes a second."""
+    """A pair measured in bytes per second."""
 
     size: int
 
     def measure(self) -> tuple[float, float]:
-        """MB/s of both."""
+        """Returns the MB/s of both."""
         ours, plain = self.medians()
         return self.size / ours / 1e6, self.size / plain / 1e6
 
     def track_speed(self, mib: int, call: str) -> float:
-        """MB/s of memory."""
+        """Returns the MB/s of guest memory."""
         return self.measure()[0]
 
     def track_ratio(self, mib: int, call: str) -> float:
-        """Times the speed of the plain way."""
+        """Returns the speed over that of the plain way."""
         ours, plain = self.measure()
         return ours / plain
 
@@ -109,7 +109,7 @@ class Bulk(_Speed):
     timeout = 300
 
     def setup(self, mib: int, call: str) -> None:
-        """Make the memory; see that both ways do the same."""
+        """Makes the memory, and checks that both ways do the same."""
         guest = Guest(mib * MIB)
         self.size = guest.size
         data = guest.random.bytes(guest.size)
@@ -131,7 +131,7 @@ class Bulk(_Speed):
             guest.plain[:] = before
 
     def calls(self, guest: Guest, data: bytes) -> dict[str, tuple[Step, Step]]:
-        """Each call and what does the same to the mmap."""
+        """Returns each call, with the step that does the same to the mmap."""
         mem, memory, size = guest.mem, guest.mmap, guest.size
         self.into = bytearray(size)
         sevens = b"\x07" * size
@@ -148,20 +148,20 @@ class Bulk(_Speed):
             "read": (lambda: mem.read(0, size), lambda: memory[:]),
             "readinto": (lambda: mem.readinto(0, self.into), slice_into),
             "write": (lambda: mem.write(0, data), lambda: slice_from(data)),
-            # An mmap has no fill: what it takes is as many bytes.
+            # An mmap has no fill, so it gets a copy of as many bytes.
             "fill": (lambda: mem.fill(0, size, 7), lambda: slice_from(sevens)),
         }
 
 
 class Snapshot(_Speed):
-    """Snapshots, beside the plain write or read of as many bytes, to and from a file as new."""
+    """Snapshots, beside the plain write or read of as many bytes with a new file."""
 
     params = (SIZES, SNAPSHOTS)
     param_names = ("MiB", "call")
     timeout = 300
 
     def setup(self, mib: int, call: str) -> None:
-        """Make the memory; see that what is dumped is what is restored."""
+        """Makes the memory, and checks that restore brings back what was dumped."""
         self.guest = Guest(mib * MIB)
         self.folder = tempfile.TemporaryDirectory(dir=FOLDER)
         self.path = Path(self.folder.name) / "snapshot"
@@ -186,23 +186,23 @@ class Snapshot(_Speed):
         assert guest.mem.restore(self.path) == self.size
         assert np.array_equal(before, wanted)
         self.steps[1]()
-        # What is read in one piece is what was dumped, in order.
+        # The plain read gets the dumped pages, in order.
         pages = np.sort(self.pages) if name == "restore" else np.arange(len(before))
         assert np.array_equal(before[: len(pages)], wanted[pages])
         before[:] = wanted
         self.mark()
-        dump()  # for restore to read
+        dump()  # a file for restore to read
 
     def teardown(self, mib: int, call: str) -> None:
-        """Take the files away."""
+        """Removes the files."""
         self.folder.cleanup()
 
     def header(self) -> int:
-        """How many bytes come before the memory."""
+        """Returns the number of bytes before the memory, not rounded to pages."""
         return 64 + 56 * int.from_bytes(self.path.read_bytes()[56:58], "little")
 
     def mark(self) -> None:
-        """Exactly these pages are dirty."""
+        """Makes exactly these pages dirty."""
         self.guest.mem.vm.take_dirty_runs()
         self.guest.mem.vm.mark_dirty_many(self.pages)
 
@@ -216,7 +216,7 @@ class Snapshot(_Speed):
         self.guest.mem.restore(self.path)
 
     def write(self) -> None:
-        """As many bytes, in one piece, to a file that takes the place of the one before."""
+        """Writes as many bytes in one piece to a new file that replaces the old one."""
         fd = os.open(self.part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             done = 0
@@ -227,7 +227,7 @@ class Snapshot(_Speed):
         self.part.replace(self.path)
 
     def read(self) -> None:
-        """The same bytes, in one piece, to the first of the memory."""
+        """Reads the same bytes in one piece to the beginning of the memory."""
         fd = os.open(self.path, os.O_RDONLY)
         try:
             done = 0
@@ -237,20 +237,20 @@ class Snapshot(_Speed):
             os.close(fd)
 
     def timed(self, step: Step) -> float:
-        """How long a step takes with the pages dirty."""
+        """Returns the seconds of a step with the pages dirty."""
         self.mark()
         return seconds_of(step)
 
 
 class Runs(_Pair):
-    """take_dirty_runs, beside numpy's way to find the runs of all logs as one."""
+    """take_dirty_runs, beside numpy finding the runs of all logs joined."""
 
     params = (SIZES, SHARES)
     param_names = ("MiB", "percent dirty")
     timeout = 300
 
     def setup(self, mib: int, percent: int) -> None:
-        """Make the memory; see that both find the same runs."""
+        """Makes the memory, and checks that both find the same runs."""
         self.guest = Guest(mib * MIB)
         self.pages = self.guest.some_pages(percent)
         self.steps = self.take, self.search
@@ -268,7 +268,7 @@ class Runs(_Pair):
         return self.guest.mem.vm.take_dirty_runs()
 
     def search(self) -> list[tuple[int, int]]:
-        """The slots are whole words, so that their logs are one."""
+        """Finds the runs with numpy. Each log fills whole words, so the logs can be joined."""
         logs = b"".join([self.guest.mem.vm.get_dirty_log(id) for id in range(SLOTS)])
         bits = np.zeros(8 * len(logs) + 2, np.int8)
         bits[1:-1] = np.unpackbits(np.frombuffer(logs, np.uint8), bitorder="little")
@@ -276,21 +276,21 @@ class Runs(_Pair):
         return list(zip(edges[::2], edges[1::2], strict=True))
 
     def timed(self, step: Step) -> float:
-        """How long a step takes with the pages dirty."""
+        """Returns the seconds of a step with the pages dirty."""
         self.mark()
         return seconds_of(step)
 
     def measure(self) -> tuple[float, float]:
-        """Microseconds of both."""
+        """Returns the microseconds of both."""
         ours, plain = self.medians()
         return ours * 1e6, plain * 1e6
 
     def track_time(self, mib: int, percent: int) -> float:
-        """Microseconds of a call."""
+        """Returns the microseconds of a call."""
         return self.measure()[0]
 
     def track_ratio(self, mib: int, percent: int) -> float:
-        """Times the speed of numpy."""
+        """Returns the speed over that of numpy."""
         ours, plain = self.measure()
         return plain / ours
 
@@ -300,13 +300,13 @@ Runs.track_ratio.unit = "times"  # type: ignore[attr-defined]
 
 
 class Numbers(_Pair):
-    """A number of 4 bytes, or 16 bytes, at addresses in no order; the loop is in the figure."""
+    """A number of 4 bytes, or 16 bytes, at random addresses; the figure includes the loop."""
 
     params = (NUMBERS,)
     param_names = ("call",)
 
     def setup(self, call: str) -> None:
-        """Make the memory; see that both ways do the same."""
+        """Makes the memory, and checks that both ways do the same."""
         guest = Guest(MIB)
         words = guest.random.permutation(guest.size // SMALL)[:ADDRESSES]
         self.addresses: list[int] = (words * SMALL).tolist()
@@ -328,7 +328,7 @@ class Numbers(_Pair):
         assert (found[0][1] != before) == call.startswith("write")
         assert (found[0][0] is None) == call.startswith("write")
 
-    # Each gives the last that it read.
+    # Each reading step returns the last value that it read.
 
     def read_u32(self) -> int:
         read_u32 = self.mem.read_u32
@@ -375,16 +375,16 @@ class Numbers(_Pair):
             memory[at : at + SMALL] = data
 
     def measure(self) -> tuple[float, float]:
-        """Nanoseconds of both."""
+        """Returns the nanoseconds of both."""
         ours, plain = self.medians()
         return ours / ADDRESSES * 1e9, plain / ADDRESSES * 1e9
 
     def track_time(self, call: str) -> float:
-        """Nanoseconds of a call."""
+        """Returns the nanoseconds of a call."""
         return self.measure()[0]
 
     def track_ratio(self, call: str) -> float:
-        """Times the speed of struct or a slice."""
+        """Returns the speed over that of struct or a slice."""
         ours, plain = self.measure()
         return plain / ours
 
@@ -394,7 +394,10 @@ Numbers.track_ratio.unit = "times"  # type: ignore[attr-defined]
 
 
 def read_random_ns(slots: int) -> tuple[float, float]:
-    """Nanoseconds of read_u32 at any address of slots of a page, and of struct.unpack_from."""
+    """Returns the nanoseconds of read_u32 and of struct.unpack_from at random addresses.
+
+    Each slot has one page.
+    """
     guest = Guest(slots * PAGE_SIZE, slots)
     words = guest.random.integers(0, guest.size // 4, ADDRESSES * 20)
     addresses: list[int] = (words * 4).tolist()
@@ -412,19 +415,19 @@ def read_random_ns(slots: int) -> tuple[float, float]:
 
 
 class Row(NamedTuple):
-    """A call beside what does the same without guest memory."""
+    """A call beside the plain way to do the same."""
 
     call: str
-    size: str  # of what is accessed
+    size: str  # size of the access
     beside: str
     ours: float
     plain: float
     unit: str
-    ratio: float  # times the speed
+    ratio: float  # the speed over that of the plain way
 
 
 def numbers_rows() -> Iterator[Row]:
-    """Small accesses."""
+    """Measures small accesses."""
     for call in NUMBERS:
         numbers = Numbers()
         numbers.setup(call)
@@ -436,7 +439,7 @@ def numbers_rows() -> Iterator[Row]:
 
 
 def size_rows(mib: int) -> Iterator[Row]:
-    """Those of so many MiB."""
+    """Measures the calls on `mib` MiB."""
     size = f"{mib} MiB"
     for call in BULK:
         bulk = Bulk()
@@ -458,7 +461,7 @@ def size_rows(mib: int) -> Iterator[Row]:
 
 
 def main() -> None:
-    """Prints every figure, for the sizes that are given or for all."""
+    """Prints every figure, for the given sizes or for all."""
     print(
         f"{os.cpu_count()} CPUs, Linux {platform.release()}, Python {platform.python_version()},"
         f" numpy {np.__version__}; files in {FOLDER}\n"

@@ -1,8 +1,8 @@
-"""A map with holes, in guest memory and in host memory, and pages of it whose answer is known.
+"""A map with holes in guest memory and in host memory, and accesses with known answers.
 
-Slot i begins at bases[i], in host memory at hosts[i]. All have PAGES pages, so that page p of them
-all, counted from 0, is page p % PAGES of slot p // PAGES: what a look-up must give is known before
-any is made, by arithmetic alone.
+Slot i begins at bases[i], and in host memory at hosts[i]. All slots have PAGES pages. Counting the
+pages of all slots from 0, page p is page p % PAGES of slot p // PAGES. So arithmetic alone tells
+what each look-up must return.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ from memslots import BAD_HVA
 
 Numbers = NDArray[np.uint64]
 
-HOLE = 64  # pages, at most, between a slot and the next; in host memory it is one
+HOLE = 64  # most pages between a slot and the next; in host memory one page
 LOCAL = 64  # consecutive accesses within one slot
 BOOT_PAGES = (512 << 20) // PAGE_SIZE  # the memory of the guest whose boot was recorded
 CASES = ("random", "sequential", "local", "miss", "boot")
 
 
 class Accesses(NamedTuple):
-    """What is asked and what must be answered."""
+    """The pages and addresses to ask for, and the right answers."""
 
     gfns: Numbers
-    ids: NDArray[np.int32]  # -1: in a hole
-    gpas: Numbers  # anywhere in those pages
-    hvas: Numbers  # BAD_HVA: in a hole
+    ids: NDArray[np.int32]  # -1 in a hole
+    gpas: Numbers  # addresses in these pages
+    hvas: Numbers  # BAD_HVA in a hole
 
 
 def boot_gfns() -> Numbers:
-    """The gfns of a million consecutive accesses of a guest that boots."""
+    """Returns the gfns of a million consecutive accesses of a booting guest."""
     with lzma.open(Path(__file__).parent / "data" / "linux-boot-gfns.npy.xz") as file:
         gfns: NDArray[np.uint32] = np.load(file)
     return gfns.astype(np.uint64)
 
 
 class Guest:
-    """Where the slots are, and the accesses."""
+    """The places of the slots, and the accesses."""
 
     def __init__(self, slots: int) -> None:
         self.slots = slots
@@ -57,15 +57,15 @@ class Guest:
 
     @cached_property
     def regions(self) -> list[tuple[int, int, int, int]]:
-        """What create takes for each slot."""
+        """Returns the arguments of create for each slot."""
         columns = (self.bases.tolist(), repeat(PAGES), self.hosts.tolist())
         return list(zip(range(self.slots), *columns, strict=False))
 
     def empty(self, structure: str = "tree", manual_dirty_log: int = 0) -> AnyMemslots:
-        """A Memslots with room for the slots.
+        """Returns a Memslots with room for the slots.
 
-        The array takes no million: each change copies all of it, so that to create them would take
-        an hour.
+        Raises NotImplementedError for an array of a million slots. Each change copies the whole
+        array, so creating the slots would take an hour.
         """
         if structure == "array" and self.slots > KVM_SIZES[-1]:
             raise NotImplementedError
@@ -81,7 +81,7 @@ class Guest:
     def make(
         self, structure: str = "tree", flags: int = 0, manual_dirty_log: int = 0
     ) -> AnyMemslots:
-        """A Memslots with the slots in it."""
+        """Returns a Memslots with the slots in it."""
         vm = self.empty(structure, manual_dirty_log)
         self.fill(vm, flags)
         assert len(vm) == self.slots
@@ -89,7 +89,7 @@ class Guest:
         return vm
 
     def accesses(self, case: str, count: int = MILLION) -> Accesses:
-        """Some of CASES; "hot" is the pages of one slot, in no order."""
+        """Returns accesses of one of CASES, or for "hot" random pages of one slot."""
         pages = self.slots * PAGES
         numbers = np.arange(count, dtype=np.uint64)
         if case == "random":
@@ -111,7 +111,7 @@ class Guest:
         return self.boot(boot_gfns()[:count])
 
     def hits(self, pages: Numbers) -> Accesses:
-        """Accesses to pages of the slots, by number."""
+        """Returns accesses to pages of the slots, given by their numbers."""
         index, within = pages // PAGES, pages % PAGES
         gfns = self.bases[index] + within
         offsets = self.random.integers(0, PAGE_SIZE, len(pages), dtype=np.uint64)
@@ -119,14 +119,14 @@ class Guest:
         return Accesses(gfns, index.astype(np.int32), gfns * PAGE_SIZE + offsets, hvas)
 
     def misses(self, gfns: Numbers) -> Accesses:
-        """Accesses to pages of the holes."""
+        """Returns accesses to pages in holes."""
         hvas = np.full(len(gfns), BAD_HVA, np.uint64)
         return Accesses(gfns, np.full(len(gfns), -1, np.int32), gfns * PAGE_SIZE, hvas)
 
     def boot(self, gfns: Numbers) -> Accesses:
-        """The real guest's accesses, its memory laid evenly over the slots.
+        """Returns the real guest's accesses, with its memory spread evenly over the slots.
 
-        What is beyond its memory (devices) is beyond the slots.
+        Accesses beyond its memory (to devices) are beyond the slots.
         """
         there = gfns < BOOT_PAGES
         hits = self.hits(gfns % BOOT_PAGES * (self.slots * PAGES) // BOOT_PAGES)

@@ -1,4 +1,4 @@
-"""What `import memslots` adds to a fresh interpreter."""
+"""The cost of `import memslots` in a fresh interpreter."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ print(sum(name.partition(".")[0] == "memslots" for name in sys.modules))
 
 
 def run(program: str) -> str:
-    """What a fresh interpreter prints that sees memslots and the standard library.
+    """Returns what a fresh interpreter prints, with only memslots and the standard library.
 
-    Without `site`: what that imports for packages that are installed to be edited is not counted.
+    The interpreter runs without `site`, so imports for editable installs are not counted.
     """
     where = str(Path(memslots.__file__).parent.parent)
     whole = f"import sys; sys.path.insert(0, {where!r})\n{program}"
@@ -32,7 +32,10 @@ def run(program: str) -> str:
 
 
 def import_ms() -> float:
-    """Milliseconds that `import memslots` takes: a fresh interpreter with it less one without."""
+    """Returns the milliseconds of `import memslots`.
+
+    Subtracts the time of a fresh interpreter without the import from one with it.
+    """
     without, with_it = medians(
         partial(seconds_of, partial(run, "")),
         partial(seconds_of, partial(run, "import memslots")),
@@ -46,15 +49,15 @@ class Import:
     """In fresh interpreters; numpy is not imported."""
 
     def setup(self) -> None:
-        """See that it works, and imports no numpy."""
+        """Checks that the import works, and does not import numpy."""
         self.modules = int(run(MODULES))
 
     def track_time(self) -> float:
-        """Over an empty interpreter; the median of many."""
+        """Returns the time over an empty interpreter, from medians of many."""
         return import_ms()
 
     def track_modules(self) -> int:
-        """How many modules of the package it imports."""
+        """Returns the number of modules of the package that it imports."""
         return self.modules
 
 

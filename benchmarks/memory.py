@@ -1,7 +1,7 @@
-"""Memory per slot: by how much creating slots makes a fresh interpreter grow.
+"""Memory per slot: how much a fresh interpreter grows when slots are created.
 
-What is counted is the resident set, so all there is: the slots, their nodes in both sets, tables,
-Slot objects, and what the allocators round up to. Linux alone says how large it is now.
+The resident set counts everything: the slots, their nodes in both sets, tables, Slot objects, and
+the rounding of the allocators. Only Linux reports its current size.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pathlib import Path
 from common import SIZES, STRUCTURES
 from guests import Guest
 
-# A resident set is whole pages: with few slots it says little of each.
+# A resident set is whole pages, so with few slots it says little about each.
 LARGE = tuple(slots for slots in SIZES if slots >= 8194)
 
-# What runs in the fresh interpreter. All that is not the slots' is there before the first figure:
-# modules, what the slots are made from, questions and room for the answers; and all was used once.
+# The program of the fresh interpreter. Everything else exists before the first figure: modules, the
+# arguments of the slots, the pages to ask for, room for the answers. All of it was used once.
 CHILD = """
 import resource
 import sys
@@ -46,9 +46,9 @@ print(created - before, looked_up - before)
 
 
 def growth(slots: int, structure: str) -> tuple[float, float]:
-    """Bytes for each slot: when all are created, and when a batch of a million has asked for them.
+    """Returns the bytes for each slot after creating all, and after a batch of a million.
 
-    The first such batch may make what later ones use.
+    The first such batch may make an index that later batches use.
     """
     done = subprocess.run(
         [sys.executable, "-c", CHILD, str(slots), structure],
@@ -58,26 +58,26 @@ def growth(slots: int, structure: str) -> tuple[float, float]:
         text=True,
     )
     created, looked_up = map(int, done.stdout.split())
-    # A Slot object alone has the head of an object and 6 fields: less was not measured.
+    # A Slot object alone has an object's head and 6 fields, so a smaller figure would be wrong.
     assert looked_up >= created > 48 * slots
     return created / slots, looked_up / slots
 
 
 class Memory:
-    """Bytes that a slot takes."""
+    """The bytes of a slot."""
 
     params = (LARGE, tuple(STRUCTURES))
     param_names = ("slots", "structure")
     unit = "bytes/slot"
 
     def setup(self, slots: int, structure: str) -> None:
-        """Leave out what takes too long."""
+        """Skips the combination that takes too long."""
         Guest(slots).empty(structure)
 
     def track_created(self, slots: int, structure: str) -> float:
-        """When all slots are created."""
+        """Returns the bytes after all slots were created."""
         return growth(slots, structure)[0]
 
     def track_looked_up(self, slots: int, structure: str) -> float:
-        """When a batch of a million random pages was looked up, too."""
+        """Returns the bytes after a batch of a million random pages was looked up, too."""
         return growth(slots, structure)[1]

@@ -1,4 +1,4 @@
-"""Plans from one map to another, maps combined, and many slots made at once."""
+"""Plans from one map to another, combined maps, and many slots created at once."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from memslots import MemoryMap, Memslots, plan
 
 SIZES = (509, 32764, 1_000_000)
 GAP = PAGES + 1  # from one slot to the next
-OTHER = 0x10_0000_0000  # added to a host address: memory that no slot has
+OTHER = 0x10_0000_0000  # added to a host address, gives memory that no slot has
 
 
 def map_of(slots: int) -> MemoryMap:
-    """Slots with a hole of one page after each."""
+    """Returns a map of slots with a hole of one page after each."""
     numbers = np.arange(slots, dtype=np.uint64)
     return MemoryMap.from_arrays(
         numbers * GAP, np.full(slots, PAGES), numbers * (PAGES << 12) + hva_of(0)
@@ -24,7 +24,7 @@ def map_of(slots: int) -> MemoryMap:
 
 
 def changed(m: MemoryMap, how: str) -> MemoryMap:
-    """One slot in a hundred with other flags, on other host memory, or moved up by a page."""
+    """Changes the flags, the host memory or the place of one slot in a hundred."""
     chosen = np.random.default_rng(SEED).choice(len(m), max(len(m) // 100, 1), replace=False)
     slots = list(m)
     flags, hva, gfn = how == "flags", OTHER * (how == "memory"), GAP * len(m) * (how == "moves")
@@ -39,7 +39,7 @@ def changed(m: MemoryMap, how: str) -> MemoryMap:
 
 
 def milliseconds(call: Callable[[], object]) -> float:
-    """The best of a few."""
+    """Returns the best time of five calls."""
     best = float("inf")
     for _ in range(5):
         began = time.perf_counter()
@@ -49,33 +49,33 @@ def milliseconds(call: Callable[[], object]) -> float:
 
 
 class Plan:
-    """plan, where one slot in a hundred is different."""
+    """plan between maps in which one slot in a hundred differs."""
 
     params = (SIZES[:2], ("flags", "memory", "moves"))
     param_names = ("slots", "changed")
     unit = "ms"
 
     def setup(self, slots: int, how: str) -> None:
-        """Make both maps; see that a plan has the calls it should."""
+        """Makes both maps, and checks that a plan has the right number of calls."""
         self.now = map_of(slots)
         self.wanted = changed(self.now, how)
         calls = len(plan(self.now, self.wanted, max_slots=2 * slots))
         assert calls == max(slots // 100, 1) * (2 if how == "memory" else 1)
 
     def track_plan(self, slots: int, how: str) -> float:
-        """The time of one."""
+        """Returns the time of one call."""
         return milliseconds(lambda: plan(self.now, self.wanted, max_slots=2 * slots))
 
 
 class Maps:
-    """What makes maps of maps, and a Memslots of one; in ms."""
+    """Operations that make maps from maps, and a Memslots from a map."""
 
     params = (SIZES, ("from_arrays", "|", "-", "merged", "diff", "Memslots"))
     param_names = ("slots", "call")
     unit = "ms"
 
     def setup(self, slots: int, call: str) -> None:
-        """Make what is combined."""
+        """Makes the maps to combine."""
         m = map_of(slots)
         other = MemoryMap([(0, slots * PAGES // 2, 1 << 46)])
         columns = [np.array([getattr(s, name) for s in m], np.uint64) for name in NAMES]
@@ -91,7 +91,7 @@ class Maps:
         assert (m | other) - other == m - other
 
     def track_call(self, slots: int, call: str) -> float:
-        """The time of one."""
+        """Returns the time of one call."""
         return milliseconds(self.call)
 
 
@@ -99,7 +99,7 @@ NAMES = ("base_gfn", "npages", "userspace_addr")
 
 
 def main() -> None:
-    """Print all of them."""
+    """Prints all figures."""
     for slots in Plan.params[0]:
         for how in Plan.params[1]:
             one = Plan()

@@ -1,6 +1,6 @@
-"""The slots of a range of guest pages or of host memory, and of everything.
+"""The slots in a range of guest pages or of host memory, and all slots.
 
-A figure is that of one call. The ranges are a thousand, in no order.
+A figure is the time of one call. There are a thousand ranges, in random order.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from memslots import Memslots
 Range = tuple[int, int]
 
 CALLS = 1000
-MANY = 100  # slots of a range that has many, or all where there are fewer
+MANY = 100  # slots in a range with many, or all slots if there are fewer
 
 
 def repeat(method: Callable[[int, int], object], ranges: list[Range]) -> None:
@@ -26,7 +26,7 @@ def repeat(method: Callable[[int, int], object], ranges: list[Range]) -> None:
 
 class _Ranges:
     def lay_out(self, slots: int, structure: str, finds: str) -> None:
-        """Makes the slots; chooses between which of them, or in which, each range lies."""
+        """Makes the slots, and chooses the first slot of each range."""
         self.guest = Guest(slots)
         self.vm = self.guest.make(structure)
         self.count = {"none": 0, "one": 1, "many": min(MANY, slots)}[finds]
@@ -34,7 +34,7 @@ class _Ranges:
         self.firsts: list[int] = firsts.tolist()
 
     def ranges(self, starts: list[int], size: int) -> list[Range]:
-        """From the middle of the first slot to the middle of the last, or in the hole after it."""
+        """Returns ranges from within the first slot to within the last, or in the hole after it."""
         if self.count == 0:
             return [(starts[first] + size, starts[first] + size + 1) for first in self.firsts]
         lasts = [first + self.count - 1 for first in self.firsts]
@@ -44,7 +44,7 @@ class _Ranges:
         ]
 
     def ids(self) -> list[list[int]]:
-        """What each range must find."""
+        """Returns the ids that each range must find."""
         return [list(range(first, first + self.count)) for first in self.firsts]
 
 
@@ -56,7 +56,7 @@ class InRange(_Ranges):
     unit = "ns"
 
     def setup(self, slots: int, structure: str, finds: str) -> None:
-        """Make the slots; ask for all ranges."""
+        """Makes the slots, and checks the answers of all ranges."""
         self.lay_out(slots, structure, finds)
         self.gfns = self.ranges(self.guest.bases.tolist(), PAGES)
         self.hvas = self.ranges(self.guest.hosts.tolist(), PAGES * PAGE_SIZE)
@@ -70,11 +70,11 @@ class InRange(_Ranges):
                 assert found[-1][2] == found[-1][0].base_gfn + PAGES // 2
 
     def track_in_gfn_range(self, slots: int, structure: str, finds: str) -> float:
-        """From the middle of a slot to the middle of another, or in a hole."""
+        """Returns the time of one call for a range of gfns."""
         return nanoseconds(lambda: repeat(self.vm.in_gfn_range, self.gfns), CALLS)
 
     def track_in_hva_range(self, slots: int, structure: str, finds: str) -> float:
-        """The same in host memory."""
+        """Returns the time of one call for a range of host memory."""
         return nanoseconds(lambda: repeat(self.vm.in_hva_range, self.hvas), CALLS)
 
 
@@ -86,7 +86,7 @@ class Iteration:
     unit = "ns"
 
     def setup(self, slots: int, structure: str) -> None:
-        """Make the slots; iterate over them."""
+        """Makes the slots, and checks their order."""
         guest = Guest(slots)
         self.vm = guest.make(structure)
         assert [slot.base_gfn for slot in self.vm] == guest.bases.tolist()
@@ -96,19 +96,19 @@ class Iteration:
             pass
 
     def track_iteration(self, slots: int, structure: str) -> float:
-        """The time of each slot."""
+        """Returns the time of each slot."""
         return nanoseconds(self.iterate, slots)
 
 
 class Room:
-    """floor, ceil, find_hole and is_mapped through a Memslots, at any page."""
+    """floor, ceil, find_hole and is_mapped through a Memslots, at random pages."""
 
     params = (SIZES, ("floor", "ceil", "find_hole", "is_mapped"))
     param_names = ("slots", "call")
     unit = "ns"
 
     def setup(self, slots: int, call: str) -> None:
-        """Make the slots; ask everywhere."""
+        """Makes the slots, and checks all answers."""
         guest = Guest(slots)
         vm = guest.make()
         assert isinstance(vm, Memslots)
@@ -130,7 +130,7 @@ class Room:
             assert vm.is_mapped(gfn, ends[id]) and not vm.is_mapped(gfn, ends[id] + 1)
 
     def track_call(self, slots: int, call: str) -> float:
-        """The time of one."""
+        """Returns the time of one call."""
 
         def repeat_all() -> None:
             for gfn in self.gfns:

@@ -1,4 +1,4 @@
-"""What people use where they have no memslots, and what nothing can be faster than."""
+"""The structures that people use without memslots, and loops that no look-up can beat."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from numpy.typing import NDArray
 
 
 class NumpySearch:
-    """numpy.searchsorted and its containment mask: `lookup_many` over the same slots.
+    """`lookup_many` over the same slots, by numpy.searchsorted and a containment mask.
 
-    Equal to
+    The result equals that of
 
         i = np.searchsorted(bases, gfns, side="right") - 1
         ok = (i >= 0) & (gfns < ends[i])
         np.where(ok, ids[i], -1)
 
-    but faster: one slot without pages goes before the others, so that no index is below 0; every
-    array is there before, but the one that searchsorted makes; and what is done at a time fits
-    the processor's second cache.
+    but this is faster. A slot without pages goes before the others, so no index is below 0. All
+    arrays exist before, except the one that searchsorted makes. Each piece fits the processor's
+    second-level cache.
     """
 
     PIECE = 1 << 16
@@ -38,7 +38,7 @@ class NumpySearch:
         self.beyond = np.empty(self.PIECE, np.bool_)
 
     def lookup_many(self, gfns: Numbers, out: NDArray[np.int32]) -> None:
-        """The ids of the slots that hold the pages, -1 where there is none."""
+        """Writes the ids of the slots that hold the pages to `out`, or -1 for a page in no slot."""
         for begin in range(0, len(gfns), self.PIECE):
             piece = slice(begin, begin + self.PIECE)
             self.search(gfns[piece], out[piece])
@@ -46,24 +46,24 @@ class NumpySearch:
     def search(self, gfns: Numbers, out: NDArray[np.int32]) -> None:
         ends, beyond = self.ends_found[: len(gfns)], self.beyond[: len(gfns)]
         index = self.bases.searchsorted(gfns, side="right")
-        self.ids.take(index, out=out, mode="clip")  # no index is out of range: "raise" would copy
+        self.ids.take(index, out=out, mode="clip")  # "raise" would copy; all indices are in range
         self.ends.take(index, out=ends, mode="clip")
         np.greater_equal(gfns, ends, out=beyond)
         np.putmask(out, beyond, -1)
 
 
 class SortedNumpySearch(NumpySearch):
-    """The same, the pages sorted before: pays where the slots do not fit the caches."""
+    """The same with the pages sorted first, which helps if the slots do not fit the caches."""
 
     def lookup_many(self, gfns: Numbers, out: NDArray[np.int32]) -> None:
-        """As NumpySearch.lookup_many."""
+        """Does the same as NumpySearch.lookup_many."""
         order = np.argsort(gfns)
         ids = np.empty_like(out)
         super().lookup_many(gfns[order], ids)
         out[order] = ids
 
 
-# Built with this Python's own flags, as the package is.
+# Built with this Python's own flags, like the package.
 FLOOR = '''
 # cython: language_level=3, boundscheck=False, wraparound=False
 """What a look-up cannot be faster than: the call itself, and the test of one cached range."""
@@ -103,7 +103,7 @@ def one_range(
 
 
 def build_floor() -> ModuleType:
-    """Compiles and imports FLOOR, in a directory that does not outlive this call."""
+    """Compiles and imports FLOOR, in a directory that is removed before the return."""
     with tempfile.TemporaryDirectory() as directory:
         source = Path(directory) / "floor.pyx"
         source.write_text(FLOOR)

@@ -1,6 +1,7 @@
-"""Single look-ups as an emulator makes them: any page, while slots change, and beside its peers.
+"""Single look-ups as an emulator makes them: at random pages, between changes, beside peers.
 
-The peers do the same work: the floor of the page among the slots, and whether that slot holds it.
+The peers do the same work: find the last slot that begins at or below the page, and check whether
+it holds the page.
 """
 
 from __future__ import annotations
@@ -20,23 +21,23 @@ from lookups import LOOKUPS, repeat
 from memslots import MemoryMap, Memslots, Vcpu
 
 Ask = Callable[[list[int]], object]
-#: How many look-ups come between two changes of flags.
+#: Numbers of look-ups between two changes of flags.
 BETWEEN = (1, 10, 30, 100, 1000, 10_000, 100_000)
-#: A peer is asked so many pages before it is another's turn (so many that it does not matter what
-#: the one before left in the caches), and has so many turns.
+#: Number of pages asked in one turn of a peer, and number of its turns. A turn is long enough that
+#: the caches' contents from the peer before do not matter.
 PART, TURNS = 400_000, 7
-#: So many calls are timed one by one.
+#: Number of calls timed one by one.
 CALLS = 200_000
 
 
 def indexed(vm: Memslots, guest: Guest) -> None:
-    """Has batches make the index."""
+    """Makes the index, by batches."""
     for _ in range(3):
         vm.lookup_many(guest.accesses("random").gfns)
 
 
 def bisect_of(guest: Guest) -> Callable[[int], object]:
-    """A sorted list and bisect."""
+    """Returns a look-up in a sorted list by bisect."""
     bases, ends = guest.bases.tolist(), guest.ends.tolist()
     ids = list(range(guest.slots))
 
@@ -48,7 +49,7 @@ def bisect_of(guest: Guest) -> Callable[[int], object]:
 
 
 def tree_of(guest: Guest) -> Callable[[int], object]:
-    """BTrees.LLBTree, from base to end."""
+    """Returns a look-up in a BTrees.LLBTree of each slot's base and end."""
     tree = importlib.import_module("BTrees.LLBTree").LLBTree()
     tree.update(dict(zip(guest.bases.tolist(), guest.ends.tolist(), strict=True)))
     floor = tree.maxKey
@@ -56,7 +57,7 @@ def tree_of(guest: Guest) -> Callable[[int], object]:
     def find(gfn: int) -> object:
         try:
             base_gfn = floor(gfn)
-        except ValueError:  # it is below all
+        except ValueError:  # the gfn is below all slots
             return None
         return base_gfn if gfn < tree[base_gfn] else None
 
@@ -64,7 +65,7 @@ def tree_of(guest: Guest) -> Callable[[int], object]:
 
 
 def intervals_of(guest: Guest) -> Callable[[int, int], list[int]]:
-    """superintervals, whose method is asked for the interval of one page."""
+    """Returns the search method of superintervals, which takes the interval of one page."""
     intervals = importlib.import_module("superintervals").IntervalMap()
     for id, base_gfn in enumerate(guest.bases.tolist()):
         intervals.add(base_gfn, base_gfn + PAGES - 1, id)
@@ -74,13 +75,13 @@ def intervals_of(guest: Guest) -> Callable[[int, int], list[int]]:
 
 
 def ask_both(method: Callable[[int, int], object], numbers: list[int]) -> None:
-    """As `repeat`, for a method that wants a range."""
+    """Does the same as `repeat`, for a method that takes a range."""
     for number in numbers:
         method(number, number)
 
 
 def peers(guest: Guest, gfns: list[int], ids: list[int]) -> dict[str, Ask]:
-    """What asks each page of what is installed. The answers are checked."""
+    """Returns the loop over the pages for each installed peer, and checks the answers."""
     find = bisect_of(guest)
     assert [find(gfn) for gfn in gfns] == ids
     asks: dict[str, Ask] = {"list + bisect": partial(repeat, find)}
@@ -102,7 +103,10 @@ def peers(guest: Guest, gfns: list[int], ids: list[int]) -> dict[str, Ask]:
 
 
 def random_ns(slots: int) -> dict[str, float]:
-    """Nanoseconds of a look-up of any page: by a Vcpu, a Memslots, a MemoryMap, and each peer."""
+    """Returns the nanoseconds of a look-up of a random page.
+
+    Measures a Vcpu, a Memslots, a MemoryMap and each peer.
+    """
     guest = Guest(slots)
     vm = guest.make()
     assert isinstance(vm, Memslots)
@@ -126,7 +130,7 @@ def random_ns(slots: int) -> dict[str, float]:
 
 
 def between_ns(slots: int, lookups: int, rounds: int = 50) -> float:
-    """Nanoseconds of a look-up of any page, of which so many come after each change."""
+    """Returns the nanoseconds of a look-up of a random page, with `lookups` after each change."""
     guest = Guest(slots)
     vm = guest.make()
     face = vm.vcpu()
@@ -145,7 +149,7 @@ def between_ns(slots: int, lookups: int, rounds: int = 50) -> float:
 
 
 def each_us(method: Callable[[int], object], gfns: list[int]) -> float:
-    """The 99.9th percentile of calls one by one, in microseconds."""
+    """Returns the 99.9th percentile of calls timed one by one, in microseconds."""
     clock = time.perf_counter_ns
     took = []
     for gfn in gfns:
@@ -156,7 +160,7 @@ def each_us(method: Callable[[int], object], gfns: list[int]) -> float:
 
 
 def slowest_us(slots: int) -> tuple[float, float]:
-    """The slowest look-ups: while an index is being made, and when it is there."""
+    """Returns the slowest look-ups in microseconds: while an index is being made, and with it."""
     guest = Guest(slots)
     vm = guest.make()
     gfns = guest.accesses("random", CALLS).gfns.tolist()
@@ -164,7 +168,7 @@ def slowest_us(slots: int) -> tuple[float, float]:
     for _ in range(5):
         vm.set_flags(0, 1)
         vm.set_flags(0, 0)
-        # All but the last few searches that an index takes, so that it is made among those timed.
+        # Do all but the last few searches that an index needs, so a timed look-up makes the index.
         repeat(vm.lookup, guest.accesses("random", max(1, slots + 900)).gfns.tolist())
         making.append(each_us(vm.lookup, gfns))
         repeat(vm.lookup, gfns)
@@ -173,7 +177,10 @@ def slowest_us(slots: int) -> tuple[float, float]:
 
 
 def map_us(slots: int) -> tuple[float, float, float]:
-    """Microseconds of vm.map() with the index there, without, and of a batch that makes one."""
+    """Returns the microseconds of vm.map() with an index and without one.
+
+    The third figure is what a batch pays for making an index.
+    """
     guest = Guest(slots)
     vm = guest.make()
     assert isinstance(vm, Memslots)
@@ -203,14 +210,14 @@ def map_us(slots: int) -> tuple[float, float, float]:
 
 
 class Random:
-    """lookup of any page, where there is an index."""
+    """lookup of a random page, with an index."""
 
     params = (SIZES, ("Vcpu", "Memslots", "MemoryMap"))
     param_names = ("slots", "through")
     unit = "ns"
 
     def setup(self, slots: int, through: str) -> None:
-        """Make the slots and the index."""
+        """Makes the slots and the index."""
         guest = Guest(slots)
         vm = guest.make()
         assert isinstance(vm, Memslots)
@@ -225,19 +232,19 @@ class Random:
         repeat(self.face.lookup, self.gfns)
 
     def track_lookup(self, slots: int, through: str) -> float:
-        """The time of one."""
+        """Returns the time of one call."""
         return nanoseconds(partial(repeat, self.face.lookup, self.gfns), LOOKUPS)
 
 
 class Between:
-    """lookup of any page, between changes of flags."""
+    """lookup of a random page, between changes of flags."""
 
     params = (KVM_SIZES, BETWEEN)
     param_names = ("slots", "lookups for each change")
     unit = "ns"
 
     def track_lookup(self, slots: int, lookups: int) -> float:
-        """The time of one."""
+        """Returns the time of one call."""
         return between_ns(slots, lookups)
 
 
@@ -249,7 +256,7 @@ class Slowest:
     unit = "µs"
 
     def track_percentile(self, slots: int, index: str) -> float:
-        """Of calls one by one, the clock's own time included."""
+        """Returns the percentile of calls timed one by one, including the clock's own time."""
         return slowest_us(slots)[index == "when it is there"]
 
 
@@ -261,5 +268,5 @@ class Map:
     unit = "µs"
 
     def track_map(self, slots: int, index: str) -> float:
-        """The time of one."""
+        """Returns the time of one call."""
         return map_us(slots)[index == "without"]

@@ -1,7 +1,7 @@
-"""Readers beside a writer, readers beside readers, and how long a change takes beside them.
+"""Readers beside a writer, readers beside readers, and the time of a change beside readers.
 
-Readers make batches of a million look-ups, which hold the GIL for some microseconds only. Run by
-itself, `python benchmarks/threads.py [slots ...]`, this prints every figure and its goal.
+Readers make batches of a million look-ups, which hold the GIL only for some microseconds. Run by
+itself, `python benchmarks/threads.py [slots ...]` prints every figure and its goal.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ READERS = (0, 1, 2)
 
 @contextmanager
 def crew(*bodies: Step) -> Iterator[None]:
-    """Threads that begin as one with the block and are joined at its end; their failures rise."""
+    """Starts threads together with the block, and joins them at its end. Raises their failure."""
     start = threading.Barrier(len(bodies) + 1)
     failures: list[BaseException] = []
 
@@ -66,7 +66,7 @@ def crew(*bodies: Step) -> Iterator[None]:
 
 @contextmanager
 def beside(*steps: Step) -> Iterator[None]:
-    """Threads that repeat a step each until the block ends."""
+    """Runs a thread for each step, which repeats the step until the block ends."""
     done = threading.Event()
 
     def repeat(step: Step) -> None:
@@ -82,7 +82,7 @@ def beside(*steps: Step) -> Iterator[None]:
 
 
 def seconds_of(*bodies: Step) -> float:
-    """How long threads take, from the first's begin to the last's end."""
+    """Returns the seconds from the begin of the first thread to the end of the last."""
     begins: list[float] = []
     ends: list[float] = []
 
@@ -97,7 +97,7 @@ def seconds_of(*bodies: Step) -> float:
 
 
 class Reader:
-    """A thread's own Vcpu, questions and answers. It leaves the last two slots to the writer."""
+    """A thread's own Vcpu, pages and answers. It leaves the last two slots to the writer."""
 
     def __init__(self, vm: Memslots, slots: int, seed: int) -> None:
         self.vcpu = vm.vcpu()
@@ -111,9 +111,9 @@ class Reader:
 
 
 class Searcher:
-    """The same question put to a sorted array of a thread's own: nothing here is memslots."""
+    """The same search in a sorted array of the thread's own, without memslots."""
 
-    PIECE = 1 << 16  # numpy makes the answers' array anew; a small one is not asked of the kernel
+    PIECE = 1 << 16  # numpy allocates each array of answers; a small one needs no kernel call
 
     def __init__(self, slots: int, seed: int) -> None:
         self.bases = np.arange(slots, dtype=np.uint64) * PAGES
@@ -127,7 +127,7 @@ class Searcher:
 
 
 def single_changes(vm: Memslots, slots: int) -> dict[str, tuple[Step, Step]]:
-    """Changes and what undoes them: of a slot that readers find, or of the last."""
+    """Returns changes and the changes that undo them, of a slot that readers find or the last."""
     last = slots - 1
     return {
         "delete and create": (
@@ -143,7 +143,7 @@ def single_changes(vm: Memslots, slots: int) -> dict[str, tuple[Step, Step]]:
 
 
 def all_changes(vm: Memslots, slots: int) -> dict[str, tuple[Step, Step]]:
-    """The single changes, a transaction of three of them, and a sleep of 20 µs."""
+    """Returns the single changes, a transaction of three changes, and a sleep of 20 µs."""
 
     def transaction(body: Callable[..., None]) -> None:
         with vm.transaction() as tx:
@@ -154,8 +154,8 @@ def all_changes(vm: Memslots, slots: int) -> dict[str, tuple[Step, Step]]:
     return single_changes(vm, slots) | {"transaction": steps, "sleep": (sleep, sleep)}
 
 
-# Which pair of steps a change is measured in, and which of the two it is. A sleep is no change:
-# beside searchers, it shows how late the machine lets a thread run that has waited.
+# The pair of steps in which each change is measured, and which of the two steps it is. A sleep is
+# no change: beside searchers, it shows how late the machine runs a thread that waited.
 CHANGES = {
     "sleep": ("sleep", slice(None)),
     "create": ("delete and create", slice(1, None, 2)),
@@ -167,7 +167,7 @@ CHANGES = {
 
 
 def others(vm: Memslots, slots: int) -> dict[str, Step]:
-    """What another thread does beside the reader."""
+    """Returns the work that another thread can do beside the reader."""
     pairs = tuple(single_changes(vm, slots).values())
 
     def write() -> None:
@@ -190,15 +190,15 @@ OTHERS = ("writer", "pausing writer", "plain Python")
 
 
 class _Beside:
-    """A reader, and another thread's work.
+    """A reader beside another thread's work.
 
-    At the end of a batch a reader wants the GIL, and a thread that never lets it go keeps it for
-    CPython's switch interval, 5 ms: much of a batch that takes 12. Plain Python, which does not
-    touch memslots, shows what that costs alone. A writer that pauses lets the GIL go.
+    At the end of a batch a reader needs the GIL. A thread that never releases the GIL keeps it for
+    CPython's switch interval of 5 ms, which is much beside a batch of 12 ms. Plain Python, which
+    does not use memslots, shows this cost alone. A pausing writer releases the GIL.
     """
 
     def setup(self, slots: int, other: str) -> None:
-        """Make the slots and the reader; see that the changes repeat."""
+        """Makes the slots and the reader, and checks that the changes repeat."""
         vm = make_memslots(slots)
         self.reader = Reader(vm, slots, SEED)
         self.others = others(vm, slots)
@@ -223,13 +223,13 @@ class Throughput(_Beside):
     unit = "lookups/s"
 
     def track_throughput(self, slots: int, other: str) -> float:
-        """Of one reader beside another thread."""
+        """Returns the throughput of one reader beside another thread."""
         alone = other == "nobody"
         return medians(self.alone if alone else partial(self.with_other, other))[0]
 
 
 class ThroughputRatio(_Beside):
-    """What is left of a reader's throughput beside another thread. Goal: 0.90 beside a writer."""
+    """The share of its throughput that a reader keeps beside a thread. Goal: 0.90 for a writer."""
 
     params = (KVM_SIZES, OTHERS)
     param_names = ("slots", "beside")
@@ -239,26 +239,26 @@ class ThroughputRatio(_Beside):
         return medians(self.alone, partial(self.with_other, other))
 
     def track_ratio(self, slots: int, other: str) -> float:
-        """Beside it over alone."""
+        """Returns the throughput beside the thread over that alone."""
         alone, with_other = self.measure(other)
         return with_other / alone
 
 
 class Scaling:
-    """The throughput of two threads over that of one. Goal: 1.9, where the machine gives it."""
+    """The throughput of two threads over that of one. Goal: 1.9, if the machine allows it."""
 
     params = KVM_SIZES
     param_names = ("slots",)
     unit = "times"
 
     def setup(self, slots: int) -> None:
-        """Make two of each."""
+        """Makes two readers and two searchers."""
         vm = make_memslots(slots)
         self.readers = [Reader(vm, slots, SEED + n) for n in range(2)]
         self.searchers = [Searcher(slots, SEED + n) for n in range(2)]
 
     def track_readers(self, slots: int) -> float:
-        """Readers of one Memslots."""
+        """Returns the ratio for readers of one Memslots."""
         first, second = self.readers
         one, two = medians(
             partial(seconds_of, first.batch), partial(seconds_of, first.batch, second.batch)
@@ -266,7 +266,7 @@ class Scaling:
         return 2 * one / two
 
     def track_machine(self, slots: int) -> float:
-        """Threads that share nothing and search with numpy: what the machine gives."""
+        """Returns the ratio for numpy searches that share nothing: what the machine allows."""
         first, second = self.searchers
         one, two = medians(
             partial(seconds_of, first.batch), partial(seconds_of, first.batch, second.batch)
@@ -275,9 +275,9 @@ class Scaling:
 
 
 class Latency:
-    """How long a change takes beside readers. Goals: the median under 50 µs, the worst under 2 ms.
+    """The time of a change beside readers. Goals: the median under 50 µs, the worst under 2 ms.
 
-    create waits for readers once, and so do set_flags and a transaction; delete and move twice.
+    create, set_flags and a transaction wait for readers once; delete and move wait twice.
     """
 
     params = (KVM_SIZES, tuple(CHANGES), READERS)
@@ -285,7 +285,7 @@ class Latency:
     unit = "µs"
 
     def setup(self, slots: int, change: str, readers: int) -> None:
-        """Make the slots and the readers; see that the change repeats."""
+        """Makes the slots and the readers, and checks that the change repeats."""
         vm = make_memslots(slots)
         self.batches: list[Step]
         self.changes = all_changes(vm, slots)
@@ -296,11 +296,11 @@ class Latency:
             check_repeats(vm, *self.changes[CHANGES[change][0]])
 
     def sample(self, pair: str, seconds: float = 0.2) -> list[float]:
-        """The microseconds of each change, the two steps of the pair in turn.
+        """Returns the microseconds of each change, with the two steps of the pair in turn.
 
-        Before each is a pause of random length. It lets the GIL go, so that readers are in their
-        batches and not waiting for it, and has the change meet them anywhere in a batch: without
-        it most changes would fall into the 5 ms in which a reader waits for the GIL.
+        A pause of random length precedes each change. The pause releases the GIL, so readers are in
+        their batches, and the change meets them anywhere in a batch. Without the pause most changes
+        would fall into the 5 ms in which a reader waits for the GIL.
         """
         dice = random.Random(SEED)
         took = []
@@ -319,11 +319,11 @@ class Latency:
         return self.sample(pair)[which]
 
     def track_median(self, slots: int, change: str, readers: int) -> float:
-        """The median."""
+        """Returns the median time."""
         return statistics.median(self.measure(change))
 
     def track_worst(self, slots: int, change: str, readers: int) -> float:
-        """The worst of some hundreds."""
+        """Returns the worst time of some hundreds of changes."""
         return max(self.measure(change))
 
 
@@ -361,7 +361,7 @@ def show_all(slots: int) -> None:
 
 
 def main() -> None:
-    """Prints every figure, for the numbers of slots that are given or for all."""
+    """Prints every figure, for the given numbers of slots or for KVM_SIZES."""
     print(f"{os.cpu_count()} CPUs, Python {sys.version.split()[0]}, numpy {np.__version__}")
     print(f"{'slots':>6}  {'case':<50}{'figure':>26}  goal")
     for slots in [int(given) for given in sys.argv[1:]] or KVM_SIZES:

@@ -1,4 +1,4 @@
-"""Changes in a transaction against the same changes one by one; no reader is in the way."""
+"""Changes in a transaction against the same changes one by one, without a reader."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from common import KVM_SIZES, check_repeats, make_memslots, medians, merge, spli
 
 from memslots import Flags
 
-TIMES = 100  # a change takes microseconds: that many make one measurement
+TIMES = 100  # repetitions in one measurement, since a change takes only microseconds
 
 
 def seconds_of(there: Callable[[], object], back: Callable[[], object]) -> float:
-    """How long changes take that are made and undone many times."""
+    """Returns the seconds to make and undo changes TIMES times."""
     began = time.perf_counter()
     for _ in range(TIMES):
         there()
@@ -27,7 +27,7 @@ class _Transactions:
     param_names = ("slots",)
 
     def setup(self, slots: int) -> None:
-        """Make the slots; see that each case changes the map, and changes it back."""
+        """Makes the slots, and checks that each case changes the map and changes it back."""
         self.vm = make_memslots(slots)
         self.first = slots // 2
         check_repeats(self.vm, self.merge, self.split)
@@ -68,25 +68,25 @@ class _Transactions:
 
 
 class Times(_Transactions):
-    """Three changes and the three that undo them: the time is that of six changes."""
+    """Three changes and the three that undo them: a figure is the time of six changes."""
 
     def time_merge_and_split(self, slots: int) -> None:
-        """Two transactions of three changes."""
+        """Runs two transactions of three changes."""
         self.merge()
         self.split()
 
     def time_merge_and_split_singly(self, slots: int) -> None:
-        """The same six changes."""
+        """Makes the same six changes one by one."""
         self.merge_singly()
         self.split_singly()
 
     def time_set_flags(self, slots: int) -> None:
-        """Two transactions of three changes."""
+        """Runs two transactions of three changes."""
         self.flag(1)
         self.flag(0)
 
     def time_set_flags_singly(self, slots: int) -> None:
-        """The same six changes."""
+        """Makes the same six changes one by one."""
         self.flag_singly(1)
         self.flag_singly(0)
 
@@ -97,7 +97,7 @@ class Ratios(_Transactions):
     unit = "ratio"
 
     def track_ratio(self, slots: int) -> float:
-        """Of merging and splitting."""
+        """Returns the ratio for merging and splitting."""
         together, singly = medians(
             partial(seconds_of, self.merge, self.split),
             partial(seconds_of, self.merge_singly, self.split_singly),
@@ -106,7 +106,7 @@ class Ratios(_Transactions):
         return together / singly
 
     def track_ratio_set_flags(self, slots: int) -> float:
-        """Of setting flags."""
+        """Returns the ratio for setting flags."""
         together, singly = medians(
             partial(seconds_of, partial(self.flag, 1), partial(self.flag, 0)),
             partial(seconds_of, partial(self.flag_singly, 1), partial(self.flag_singly, 0)),

@@ -2,9 +2,9 @@
 
     python examples/emulator.py
 
-Slot 0 holds the guest's code and is READONLY. Slot 1 begins with an A, slot 2 with a B, and what
-the guest writes to them is logged. The emulator gets a slot when the guest first touches it, and
-loses it when it is about to move or go: as a processor does under KVM.
+Slot 0 holds the guest's code and is READONLY. Slot 1 begins with an A and slot 2 with a B; both log
+the guest's writes. The emulator maps a slot when the guest first touches it. It unmaps a slot that
+is about to move or be deleted, as KVM does for a processor.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ GUEST = bytes.fromhex(
     "a0 00 00"  #    mov al, [0]       ; slot 1 is here now: A
     "e6 e9"  #       out 0xe9, al
     "a2 00 30"  #    mov [0x3000], al  ; write to page 3
-    "e6 10"  #       out 0x10, al      ; ask the VMM for the trade
+    "e6 10"  #       out 0x10, al      ; ask the VMM to swap slots 1 and 2
     "a0 00 00"  #    mov al, [0]       ; slot 2 is here now: B
     "e6 e9"  #       out 0xe9, al
     "a2 00 20"  #    mov [0x2000], al  ; write to page 2
@@ -51,14 +51,14 @@ GUEST = bytes.fromhex(
 
 
 class Emulator:
-    """A Unicorn whose memory is what the slots of a Memslots hold, and the listener for that."""
+    """A Unicorn with the slots of a Memslots as its memory, and the listener that keeps them."""
 
     def __init__(self, memory: GuestMemory) -> None:
         self.memory = memory
         self.vm = memory.vm
-        self.vcpu = self.vm.vcpu()  # look-ups with a last-used slot of their own
-        self.mapped: set[int] = set()  # ids of the slots that Unicorn has
-        self.holes: set[int] = set()  # gpas of the pages without a slot that it has
+        self.vcpu = self.vm.vcpu()  # has its own last-used slot
+        self.mapped: set[int] = set()  # ids of the slots that Unicorn maps
+        self.holes: set[int] = set()  # gpas of the pages without a slot that Unicorn maps
         self.uc = Uc(UC_ARCH_X86, UC_MODE_16)
         self.uc.hook_add(UC_HOOK_MEM_UNMAPPED, self.on_unmapped)
         self.uc.hook_add(UC_HOOK_MEM_WRITE, self.on_write)
@@ -67,28 +67,28 @@ class Emulator:
         self.vm.subscribe(self)
 
     def run(self) -> None:
-        """Run the guest from where it is until it halts. UcError where it cannot go on."""
+        """Runs the guest on until it halts. Raises UcError if the guest cannot go on."""
         self.uc.emu_start(self.uc.reg_read(UC_X86_REG_IP), len(GUEST))
 
-    # What the Memslots tells. Nothing is mapped here: a change may be refused yet, and a
-    # transaction has its slots in their places only at its end.
+    # Called by the Memslots. These methods map nothing: a change may still be refused, and a
+    # transaction has its slots in place only at its end.
 
     def invalidate(self, slot: Slot) -> None:
-        """Forget a slot that is about to move or go."""
+        """Unmaps a slot that is about to move or be deleted."""
         if slot.id in self.mapped:
             self.uc.mem_unmap(slot.guest_phys_addr, slot.memory_size)
             self.mapped.remove(slot.id)
 
     def commit(self, change: Change, old: Slot | None, new: Slot | None) -> None:
-        """Forget where no slot was: one may be there now."""
+        """Unmaps the pages without a slot: a slot may be there now."""
         for gpa in self.holes:
             self.uc.mem_unmap(gpa, PAGE_SIZE)
         self.holes.clear()
 
-    # What Unicorn tells
+    # Called by Unicorn
 
     def on_unmapped(self, uc: Uc, kind: int, gpa: int, size: int, value: int, _: Any) -> bool:
-        """The guest touches what is not mapped: map it, and have it try again."""
+        """Maps the unmapped page that the guest touches, and lets the guest try again."""
         slot = self.vcpu.lookup(gpa >> PAGE_SHIFT)
         if slot is None:
             page = gpa & -PAGE_SIZE
@@ -101,27 +101,27 @@ class Emulator:
         return True
 
     def on_mmio_read(self, uc: Uc, offset: int, size: int, page: int) -> int:
-        """The guest reads where no slot is: ones, as from a bus where nobody answers."""
+        """Answers a read outside all slots with ones, like a bus where no device answers."""
         print(f"VMM:   the guest reads {page + offset:#x}, where no slot is")
         return (1 << 8 * size) - 1
 
     def on_mmio_write(self, uc: Uc, offset: int, size: int, value: int, page: int) -> None:
-        """The guest writes where no slot is: nothing happens."""
+        """Ignores a write outside all slots."""
         print(f"VMM:   the guest writes to {page + offset:#x}, where no slot is")
 
     def on_write(self, uc: Uc, kind: int, gpa: int, size: int, value: int, _: Any) -> None:
-        """The guest writes, to whatever it is: only what is logged gets a mark."""
+        """Marks the written pages dirty; only slots that log keep the mark."""
         self.memory.mark_dirty(gpa, size)
 
     def on_write_to_readonly(
         self, uc: Uc, kind: int, gpa: int, size: int, value: int, _: Any
     ) -> bool:
-        """The guest writes to a READONLY slot: Unicorn could only let it, or end the run."""
+        """Ends the run at a write to a READONLY slot; else Unicorn would let the write happen."""
         print(f"VMM:   the guest writes to {gpa:#x}, which is READONLY")
         return False
 
     def on_out(self, uc: Uc, port: int, size: int, value: int, _: Any) -> None:
-        """The guest writes to a port."""
+        """Does what the guest asks by a write to a port: prints a letter, or swaps the slots."""
         if port == 0xE9:
             print(f"guest: {chr(value)}")
         elif port == 0x10:
@@ -133,28 +133,28 @@ class Emulator:
 
 
 def show(vm: Memslots) -> None:
-    """Print where the slots are."""
+    """Prints where the slots are."""
     places = ", ".join(f"slot {slot.id} at {slot.guest_phys_addr:#x}" for slot in vm)
     print(f"VMM:   {places}")
 
 
 def make_memory() -> GuestMemory:
-    """The guest's memory, with nothing in its dirty logs."""
+    """Returns the guest's memory, with empty dirty logs."""
     vm = Memslots()
     memory = GuestMemory(vm)
     code = Backing.anonymous(0x1000)
-    memoryview(code)[: len(GUEST)] = GUEST  # memory.write() is refused, too, where it is READONLY
+    memoryview(code)[: len(GUEST)] = GUEST  # memory.write() is refused too if a slot is READONLY
     memory.place(0, 0x0, code, flags=Flags.READONLY)
     memory.place(1, 0x10000, Backing.anonymous(0x4000), flags=Flags.LOG_DIRTY_PAGES)
     memory.place(2, 0x30000, Backing.anonymous(0x4000), flags=Flags.LOG_DIRTY_PAGES)
     memory.write(0x10000, b"A")
     memory.write(0x30000, b"B")
-    vm.take_dirty_runs()  # what the VMM writes is marked as well: only the guest is to be seen
+    vm.take_dirty_runs()  # drop the marks of the VMM's own writes, to see only the guest's
     return memory
 
 
 def main() -> None:
-    """Run the guest in two parts, and move a slot between them."""
+    """Runs the guest in two parts, and moves a slot between them."""
     memory = make_memory()
     vm = memory.vm
     emulator = Emulator(memory)
@@ -169,7 +169,7 @@ def main() -> None:
             raise
     for written in vm.take_dirty_runs():
         print(f"VMM:   the guest wrote to gfn [{written.start_gfn:#x}, {written.end_gfn:#x})")
-    # The A was written at 0x11000, and went with slot 1.
+    # The guest wrote the A at 0x11000, and it moved with slot 1.
     print(f"VMM:   at 0x31000 is {memory.read(0x31000, 1).decode()}")
 
 

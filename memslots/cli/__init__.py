@@ -1,8 +1,8 @@
-"""The `memslots` command: its entry point, and what becomes of errors.
+"""The entry point of the `memslots` command, and how it handles errors.
 
-The command itself (commands.py) needs click and rich, the extra `cli`. Exit status: 0 all results
-agree, 1 some do not, 2 unusable input (or KVM, where it is asked for) or wrong arguments,
-130 interrupted.
+The command itself (commands.py) needs click and rich, the extra `cli`. Exit status: 0 if all
+results agree, 1 if some do not, 130 if interrupted. It is 2 if an input or the requested KVM cannot
+be used, or the arguments are wrong.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ MISSING = "memslots: the command needs click and rich: pip install 'memslots[cli
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command with `arguments` (default: the process's own); returns the exit status."""
+    """Runs the command with `arguments` (default: sys.argv[1:]). Returns the exit status."""
     try:
         from memslots.cli.commands import OutputClosedError, run
     except ModuleNotFoundError as missing:
@@ -24,12 +24,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{MISSING}\n")
         return 2
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a file name may hold what the terminal cannot show
+        if hasattr(stream, "reconfigure"):  # the terminal may not be able to show a file name
             stream.reconfigure(errors="backslashreplace")
     try:
         status = run(sys.argv[1:] if arguments is None else arguments)
     except OutputClosedError:
-        # Whoever read our output has enough of it (`| head`). Nothing may be flushed at exit.
+        # The reader of the output closed it (`| head`). Nothing may be flushed at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt:

@@ -48,7 +48,7 @@ from memslots.traces.samples import SAMPLES
 from memslots.traces.source import Source
 from memslots.traces.threads import grouped, merged
 
-#: A bar is shown for inputs of more bytes than this (as they are stored).
+#: An input of at least this many stored bytes gets a progress bar.
 LONG_INPUT = 4 << 20
 
 _FORMAT_HELP = "What FILE is; auto tells by content."
@@ -56,11 +56,11 @@ _JSON_HELP = "Print one JSON document instead of tables."
 
 
 class OutputClosedError(Exception):
-    """Whoever read standard output has closed it (a BrokenPipeError click would end by itself)."""
+    """The reader of standard output closed it. Click would handle a BrokenPipeError itself."""
 
 
 class Meter:
-    """A progress bar on standard error, which appears only there and only for long inputs."""
+    """A progress bar for long inputs, shown if standard error is a terminal."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
@@ -68,7 +68,7 @@ class Meter:
         self._task: TaskID | None = None
 
     def reading(self, source: Source) -> None:
-        """`source` was read a little further."""
+        """Shows how far `source` was read."""
         if not self._console.is_terminal or (source.size or source.position) < LONG_INPUT:
             return
         if self._progress is None or self._task is None:
@@ -85,12 +85,12 @@ class Meter:
         self._progress.update(self._task, completed=source.position)
 
     def replaying(self, done: int, calls: int) -> None:
-        """`done` of `calls` were replayed."""
+        """Shows that `done` of `calls` were replayed."""
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, description=f"replaying call {done} of {calls}")
 
     def stop(self) -> None:
-        """Take the bar away."""
+        """Removes the bar."""
         if self._progress is not None:
             self._progress.stop()
         self._progress = self._task = None
@@ -113,7 +113,7 @@ def _replay_input(
     live: Callable[[], LiveVM] | None = None,
     history: bool = False,
 ) -> Report:
-    """Replay a file, several of one trace, or a sample."""
+    """Replays a file, several files of one trace, or a sample."""
     if sample:
         assert isinstance(path, str)
         stored = SAMPLES[path]
@@ -129,11 +129,12 @@ def _replay_input(
 
 
 def _kvm(force: bool) -> Callable[[], LiveVM]:
-    """What makes a VM of this machine's kernel. It makes one now: KvmError if it cannot.
+    """Returns a function that makes a VM of this machine's kernel.
 
-    The VMs ask before they take much of the kernel's memory, unless it is forced.
+    Makes one VM now, and raises KvmError if that fails. Unless `force`, a VM asks the user before
+    it takes much of the kernel's memory.
     """
-    from memslots.kvm import KvmVM  # needs Linux, which nothing else here does
+    from memslots.kvm import KvmVM  # needs Linux; nothing else here does
 
     KvmVM().close()
     if force:
@@ -143,7 +144,7 @@ def _kvm(force: bool) -> Callable[[], LiveVM]:
 
 
 def _ask_for_memory(wanted: int, free: int) -> bool:
-    """Whether the user says so; nobody is asked where there is no terminal."""
+    """Asks the user whether to go on. Returns False without asking if there is no terminal."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
     takes = f"The slots take some {size(wanted)} of the kernel's memory"
@@ -289,7 +290,7 @@ def _replayed_here(
 
 
 def _replayed_by_others(paths: _Paths, format: str, jobs: int) -> Iterator[Report | TraceError]:
-    """The same by so many processes, in the same order; no more wait than there are processes."""
+    """Replays in `jobs` processes, in the same order. At most `jobs` inputs wait for a process."""
     from collections import deque
     from concurrent.futures import Future, ProcessPoolExecutor
     from multiprocessing import get_context
@@ -305,7 +306,7 @@ def _replayed_by_others(paths: _Paths, format: str, jobs: int) -> Iterator[Repor
 
 
 def _replayed_quietly(path: str | list[str], format: str) -> Report | TraceError:
-    """In a process of its own, which shows no progress."""
+    """Replays in a separate process, which shows no progress."""
     chosen = next(known for known in FORMATS if known == format)
     together = None if isinstance(path, str) else merged(path)
     try:
@@ -321,14 +322,17 @@ def _name_of(path: str | list[str]) -> str:
 
 @contextmanager
 def _counted(total: int) -> Iterator[Callable[[str], None]]:
-    """A progress bar on standard error if that is a terminal; takes what comes next."""
+    """Yields a function that shows the next step in a progress bar.
+
+    The bar is on standard error. If that is no terminal, the function does nothing.
+    """
     console = Console(stderr=True)
     if not console.is_terminal:
         yield lambda _: None
         return
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}", markup=False))
-    # It is drawn when it is told of something and at no other time: a thread that draws it again
-    # and again would take time from what is measured.
+    # The bar is drawn only at a step. A thread that redraws it would take time from what is
+    # measured.
     with Progress(*columns, console=console, transient=True, auto_refresh=False) as progress:
         task = progress.add_task("", total=total, completed=-1)
 
@@ -420,9 +424,9 @@ def _bench_plan(
 
 
 def _plotter(path: str) -> Callable[[bench.Report], None] | None:
-    """What draws a report to `path`, or None without matplotlib.
+    """Returns a function that draws a report to `path`, or None if matplotlib is missing.
 
-    It is asked for before anything is measured, so that no minutes are spent in vain.
+    Called before anything is measured, so a missing matplotlib costs no time.
     """
     if Path(path).suffix.lower() not in (".svg", ".png"):
         raise click.UsageError(f"--plot {path}: FILE ends in .svg or .png.")
@@ -436,7 +440,7 @@ def _plotter(path: str) -> Callable[[bench.Report], None] | None:
 
 
 def _two_maps(first: str, second: str, vm: int) -> tuple[Maps, Maps] | None:
-    """What the arguments name, or None: a complaint was made."""
+    """Returns the maps that the arguments name, or prints an error and returns None."""
     try:
         return read_maps(first, vm), read_maps(second, vm)
     except TraceError as error:
@@ -445,7 +449,7 @@ def _two_maps(first: str, second: str, vm: int) -> tuple[Maps, Maps] | None:
 
 
 def _read_range(text: str) -> tuple[int, int]:
-    """`START-END`, guest addresses, as gfns."""
+    """Converts guest addresses `START-END` to a half-open range of gfns."""
     start, _, end = text.partition("-")
     first, last = _read_gpa(start), _read_gpa(end)
     if first > last:
@@ -571,7 +575,7 @@ def diff_command(first: str, second: str, vm: int, as_json: bool) -> int:
     return 1 if any(diffs.values()) else 0
 
 
-#: What tells of slots, and of whose they are.
+#: The system calls that show slots, and the processes to which they belong.
 _TRACED = "trace=ioctl,clone,clone3,fork,vfork,close,dup,dup2,dup3,fcntl"
 
 
@@ -751,7 +755,7 @@ def lookup_command(
 
 
 def _maps_of(path: str) -> list[formats.Map] | None:
-    """The maps of a file that is no trace; None: it is one, or what is wrong is told later."""
+    """Returns the maps of a file, or None if it is a trace, standard input or no regular file."""
     if path == "-" or not Path(path).is_file():
         return None
     with Path(path).open("rb") as file:
@@ -780,7 +784,10 @@ def _print(shown: str | dict[str, Any]) -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run with `arguments`; returns the exit status, and lets only the caller's exceptions out."""
+    """Runs the command with `arguments`. Returns the exit status.
+
+    Raises KeyboardInterrupt if interrupted, and OutputClosedError if the output was closed.
+    """
     try:
         result = command.main(list(arguments), prog_name="memslots", standalone_mode=False)
     except click.ClickException as error:

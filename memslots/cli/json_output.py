@@ -1,6 +1,6 @@
 """The JSON documents of the `memslots` command; docs/command.md describes them.
 
-Addresses are strings in hexadecimal (a JSON number does not hold 64 bits everywhere); sizes,
+Addresses are hexadecimal strings, because not every JSON reader keeps 64-bit numbers. Sizes,
 counts, ids and lines are numbers.
 """
 
@@ -28,7 +28,7 @@ Document = dict[str, Any]
 
 
 def replay(reports: Sequence[Report | TraceError]) -> Document:
-    """One document for all inputs."""
+    """Returns one document for all inputs."""
     usable = [report for report in reports if isinstance(report, Report)]
     return {
         "memslots": __version__,
@@ -93,7 +93,7 @@ def _vm(vm: VmReport) -> Document:
 
 
 def _live(live: Live) -> Document:
-    """The VM of this machine's kernel; its ends of guest and of user space are addresses."""
+    """Returns the VM of this machine's kernel; max_gfn and max_hva are hexadecimal strings."""
     limits: Document = dict(live.limits)
     for name in ("max_gfn", "max_hva"):
         limits[name] = hex(limits[name])
@@ -145,7 +145,7 @@ def _slot(slot: Slot) -> Document:
 
 
 def plan(plans: Sequence[Plan], current: str, wanted: str, checked: str) -> Document:
-    """The calls of all address spaces, and what is absent in between."""
+    """Returns the calls of all address spaces, and the memory that is absent in between."""
     return {
         "memslots": __version__,
         "current": current,
@@ -180,7 +180,7 @@ def plan(plans: Sequence[Plan], current: str, wanted: str, checked: str) -> Docu
 
 
 def diff(diffs: Mapping[int, MapDiff], first: str, second: str) -> Document:
-    """What is different in each address space."""
+    """Returns what is different in each address space."""
     return {
         "memslots": __version__,
         "first": first,
@@ -225,7 +225,7 @@ def _range(start_gfn: int, end_gfn: int) -> Document:
 
 
 def lookup(report: Report, gpas: Sequence[int]) -> Document:
-    """The answers of all VMs and address spaces, address by address."""
+    """Returns the answers of all VMs and address spaces, address by address."""
     return {
         "memslots": __version__,
         "file": report.name,
@@ -253,7 +253,7 @@ def _answer(vm: VmReport, answer: Answer) -> Document:
 
 
 def samples() -> Document:
-    """The traces that ship with the package."""
+    """Returns the traces that ship with the package."""
     known = [
         {"name": sample.name, "format": sample.format, "about": sample.about}
         for sample in SAMPLES.values()
@@ -261,7 +261,7 @@ def samples() -> Document:
     return {"memslots": __version__, "samples": known}
 
 
-#: What the figures of `bench` are not.
+#: What the figures of `bench` include and exclude.
 BENCH_LIMITS = (
     "the work of the data structure alone, called from Python, the loop around the calls included: "
     "no page tables, no TLB flushes, no guest"
@@ -269,7 +269,7 @@ BENCH_LIMITS = (
 
 
 def bench(report: BenchReport) -> Document:
-    """Everything that was measured; times in seconds."""
+    """Returns everything that was measured; times are in seconds."""
     return {
         "memslots": __version__,
         "machine": asdict(report.machine),
@@ -325,7 +325,7 @@ def _rivals(result: RivalsResult) -> Document:
 
 
 def maps(found: Sequence[tuple[str, list[Map]] | TraceError]) -> Document:
-    """What `memslots map --json` prints; the slots are where `replay --json` has them."""
+    """Returns the document of `memslots map --json`, with slots in the place of `replay --json`."""
     files: list[Document] = []
     for one in found:
         if isinstance(one, TraceError):
@@ -338,7 +338,7 @@ def maps(found: Sequence[tuple[str, list[Map]] | TraceError]) -> Document:
 
 
 def lookup_in_maps(name: str, maps: Sequence[Map], addresses: Sequence[int]) -> Document:
-    """What `memslots lookup --json` prints of a map that no trace made."""
+    """Returns the document of `memslots lookup --json` for maps that do not come from a trace."""
     answers = []
     for gpa in addresses:
         for one in maps:

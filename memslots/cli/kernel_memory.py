@@ -1,7 +1,7 @@
 """How much of the kernel's memory a replay may take for the slots that it makes there.
 
-A kernel that keeps shadow page tables takes memory for every page of a slot as soon as that is
-made. A trace may ask for slots of many terabytes, and what is short of memory then is the machine.
+A kernel with shadow page tables allocates memory for every page of a slot when the slot is created.
+A trace may ask for slots of many terabytes, which would exhaust the machine's memory.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from pathlib import Path
 from memslots import PAGE_SHIFT, Change, Slot
 from memslots.replay.live import LiveVM
 
-#: What a page of a slot may cost. Linux 6.18 took 5.4 to 6.8 bytes with shadow page tables, and
-#: far less where the processor translates guest addresses itself.
+#: Most bytes that a page of a slot may cost. Linux 6.18 took 5.4 to 6.8 bytes with shadow page
+#: tables, and far less if the processor translates guest addresses itself.
 BYTES_PER_PAGE = 8
-#: One part in so many of what is available is taken without a word.
+#: A replay takes up to 1/SHARE of the available memory without asking.
 SHARE = 4
-_MOST_PAGES = (1 << 31) - 1  # of a slot: rule 4
+_MOST_PAGES = (1 << 31) - 1  # most pages of a slot: rule 4
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/proc/self/cgroup")
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
 class KernelMemoryError(Exception):
-    """The slots would take more than may be taken."""
+    """The slots would take more memory than the replay may take."""
 
 
 class Allowance:
-    """What all VMs of a replay may take together.
+    """The memory that all VMs of a replay may take together.
 
-    `ask` is told what they would take and what is available, in bytes, and decides once for all.
+    `ask(wanted, available)` gets both in bytes. If it returns true, it is not asked again.
     """
 
     def __init__(self, available: int | None, ask: Callable[[int, int], bool]) -> None:
@@ -39,7 +39,7 @@ class Allowance:
         self._ask = ask
 
     def take(self, pages: int) -> None:
-        """So many more; KernelMemoryError if that is too much."""
+        """Takes memory for `pages` more pages. Raises KernelMemoryError if that is too much."""
         wanted = (self.pages + pages) * BYTES_PER_PAGE
         if self._available is not None and wanted > self._available // SHARE:
             if not self._ask(wanted, self._available):
@@ -51,7 +51,7 @@ class Allowance:
         self.pages += pages
 
     def give_back(self, pages: int) -> None:
-        """So many fewer."""
+        """Returns the memory of `pages` pages."""
         self.pages -= pages
 
 
@@ -61,25 +61,28 @@ class AllowedVM:
     def __init__(self, vm: LiveVM, allowance: Allowance) -> None:
         self._vm = vm
         self._allowance = allowance
-        self._pages: dict[int, int] = {}  # of each slot, by its number
+        self._pages: dict[int, int] = {}  # pages of each slot, by its number
 
     @property
     def limits(self) -> dict[str, int]:
-        """As the VM's."""
+        """Returns the VM's limits."""
         return self._vm.limits
 
     @property
     def slots(self) -> Sequence[Slot]:
-        """As the VM's."""
+        """Returns the VM's slots."""
         return self._vm.slots
 
     def set_region(
         self, slot: int, flags: int, guest_phys_addr: int, memory_size: int, userspace_addr: int, /
     ) -> Change:
-        """As the VM's; KernelMemoryError, and nothing is done, where it would take too much."""
+        """Calls the VM's set_region.
+
+        Raises KernelMemoryError and changes nothing if the slot would take too much memory.
+        """
         before = self._pages.get(slot, 0)
-        # A slot that is moved is there twice for a moment. For what its rules refuse the kernel
-        # takes nothing: sizes are all of that that matters here.
+        # During a move the slot exists twice. The kernel takes no memory for a call that its rules
+        # refuse; only the rules about sizes matter here.
         taken = memory_size >> PAGE_SHIFT
         if taken > _MOST_PAGES or (before and taken != before):
             taken = 0
@@ -94,14 +97,14 @@ class AllowedVM:
         return change
 
     def close(self) -> None:
-        """As the VM's."""
+        """Closes the VM and returns its memory to the allowance."""
         self._vm.close()
         self._allowance.give_back(sum(self._pages.values()))
         self._pages.clear()
 
 
 def available() -> int | None:
-    """Bytes that the kernel says are available to this process; None where it does not say."""
+    """Returns the bytes available to this process, or None if the kernel does not say."""
     found = [_of_the_machine(), _of_the_cgroup()]
     return min((each for each in found if each is not None), default=None)
 
@@ -115,7 +118,7 @@ def _of_the_machine() -> int | None:
 
 
 def _of_the_cgroup() -> int | None:
-    """What is left of the least of the limits of this process's groups (version 2 of these)."""
+    """Returns the least memory left in any of this process's control groups (version 2)."""
     left: list[int] = []
     for line in _read(_CGROUP).splitlines():
         if line.startswith("0::/"):
@@ -135,7 +138,7 @@ def _read(path: Path) -> str:
 
 
 def size(count: int) -> str:
-    """A number of bytes, for people."""
+    """Formats a number of bytes for people."""
     value = float(count)
     for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
         if value < 1024:

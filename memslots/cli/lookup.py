@@ -1,4 +1,4 @@
-"""Looking a guest address up, with the rule that decided: what `memslots lookup` tells."""
+"""Looking up a guest address together with the rule that decided, for `memslots lookup`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from memslots import PAGE_SHIFT, PAGE_SIZE, Flags, Memslots, Slot
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one address space has at one gpa; `slot` and `hva` are None where there is nothing."""
+    """What one address space has at one gpa; `slot` and `hva` are None if it has no slot there."""
 
     as_id: int
     gpa: int
@@ -21,14 +21,17 @@ class Answer:
 
 
 def look_up(memslots: Memslots, gpa: int) -> Iterator[Answer]:
-    """The answer of each address space for `gpa`; O(log n) for one that has a slot there."""
+    """Yields the answer of each address space for `gpa`.
+
+    O(log n) for an address space with a slot there, else O(n).
+    """
     for as_id in range(memslots.address_spaces):
         space = memslots.address_space(as_id)
         slot = space.lookup(gpa >> PAGE_SHIFT)
         if slot is None:
             yield Answer(as_id, gpa, None, None, False, _nothing(list(space), gpa))
             continue
-        # In pages first, as KVM does it, then the offset in the page.
+        # Compute in pages first, as KVM does, then add the offset in the page.
         hva = slot.userspace_addr + (((gpa >> PAGE_SHIFT) - slot.base_gfn) << PAGE_SHIFT)
         hva += gpa & (PAGE_SIZE - 1)
         writable = not slot.flags & Flags.READONLY
@@ -41,7 +44,7 @@ def look_up(memslots: Memslots, gpa: int) -> Iterator[Answer]:
 
 
 def _nothing(slots: list[Slot], gpa: int) -> str:
-    """Why `gpa` has no slot: its neighbours."""
+    """Returns why `gpa` has no slot: names its neighbours."""
     below = [slot for slot in slots if slot.guest_phys_addr <= gpa]
     above = [slot for slot in slots if slot.guest_phys_addr > gpa]
     parts = []

@@ -1,7 +1,7 @@
-"""The maps that an argument of `memslots plan` and `memslots diff` names.
+"""Reading the maps that an argument of `memslots plan` or `memslots diff` names.
 
-A file that holds a map, in any format of memslots.maps, or a trace: as it is at its end, or after a
-line (`FILE:LINE`).
+An argument is a file with a map in any format of memslots.maps, or a trace. A trace stands for its
+map at the end, or after a line (`FILE:LINE`).
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from memslots.traces import TraceError, open_trace
 from memslots.traces.samples import SAMPLES
 from memslots.traces.source import Source
 
-#: A file that begins so is a map in JSON. No line of a trace does.
+#: The beginning of a map in JSON. No line of a trace begins like this.
 _JSON = re.compile(rb"\s*(\{|\[\s*(\{|\]))")
 
 
 @dataclass(frozen=True)
 class Maps:
-    """The maps of all address spaces, by number; `name` is how it was asked for."""
+    """The maps of all address spaces, by number; `name` is the argument."""
 
     name: str
     spaces: Mapping[int, MemoryMap]
 
     def of(self, as_id: int) -> MemoryMap:
-        """The map of an address space, of no slots if nothing is known of it."""
+        """Returns the map of an address space; the map is empty if the space is not known."""
         return self.spaces.get(as_id) or MemoryMap(as_id=as_id)
 
 
 def read_maps(name: str, vm: int) -> Maps:
-    """The maps that `name` names, of the trace's VM number `vm` (the first is 1).
+    """Returns the maps that `name` names. `vm` is the number of the trace's VM, from 1.
 
-    TraceError for what cannot be read, or is no map.
+    Raises TraceError if the file cannot be read or is no map.
     """
     path, until = _split(name)
     sample = path.removeprefix("sample:") if path.startswith("sample:") else None
@@ -68,7 +68,7 @@ def read_maps(name: str, vm: int) -> Maps:
         with SAMPLES[sample].open() as sampled, open_trace(path, "auto", sampled) as trace:
             report = replay(trace, until=until)
     if not report.vms and vm == 1:
-        return Maps(name, {})  # nothing had been called by then
+        return Maps(name, {})  # the trace has no call up to that line
     if not 1 <= vm <= len(report.vms):
         raise TraceError(name, f"it has {len(report.vms)} VMs, so there is no number {vm}")
     memslots = report.vms[vm - 1].memslots
@@ -76,7 +76,7 @@ def read_maps(name: str, vm: int) -> Maps:
 
 
 def _split(name: str) -> tuple[str, int | None]:
-    """The path, and the line after which to stop."""
+    """Returns the path, and the line after which to stop or None."""
     path, colon, line = name.rpartition(":")
     if colon and path and line.isascii() and line.isdigit() and not Path(name).exists():
         return path, int(line)
@@ -84,7 +84,7 @@ def _split(name: str) -> tuple[str, int | None]:
 
 
 def _stream(path: str) -> BinaryIO | None:
-    """What can be read once only, read; None: a file, which can be read again."""
+    """Returns the content of an input that can be read only once, else None."""
     if path == "-":
         return io.BytesIO(sys.stdin.buffer.read())
     if Path(path).is_file() or not Path(path).exists() or Path(path).is_dir():
@@ -93,7 +93,7 @@ def _stream(path: str) -> BinaryIO | None:
 
 
 def _json_text(path: str, stream: BinaryIO | None) -> bytes | None:
-    """The whole of a file that begins like JSON, else None."""
+    """Returns the whole content of a file that begins like JSON, else None."""
     with Source(path, stream) as source:
         blocks = source.blocks()
         first = next(blocks, b"")
@@ -103,10 +103,10 @@ def _json_text(path: str, stream: BinaryIO | None) -> bytes | None:
 def _map_in_words(
     path: str, stream: BinaryIO | None, until: int | None
 ) -> dict[int, MemoryMap] | None:
-    """The maps of a file in one of the formats of memslots.maps; None: it is a trace."""
+    """Returns the maps of a file in a format of memslots.maps, or None if it is a trace."""
     with contextlib.ExitStack() as files:
         if stream is None:
-            with Source(path):  # which says what is wrong with it
+            with Source(path):  # raises TraceError if the file cannot be opened
                 stream = files.enter_context(Path(path).open("rb"))
         format = recognised(path, stream)
         if format == "trace":

@@ -1,4 +1,4 @@
-"""What `memslots bench --plot` draws, with matplotlib."""
+"""Drawing for `memslots bench --plot`, with matplotlib."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 from memslots import __version__
 from memslots.bench import STRUCTURES, TESTS, Report, RivalsResult, Row
 
-#: Of the cases of a test against rivals, the one that is drawn.
+#: The (test, case) pairs against rivals that are drawn: one case of each test.
 DRAWN = (("single", "random"), ("batch", "random"), ("changes", "pair"))
 
 
 def draw(report: Report, path: str) -> None:
-    """One figure of up to four panels, written to `path` in the format that its name ends in."""
+    """Draws a figure of up to four panels to `path`, in the format of its suffix."""
     drawn = [[each for each in report.against if (each.test, each.case) == case] for case in DRAWN]
     panels: list[tuple[Any, Any]] = [(_improvements, report.rows)] if report.rows else []
     panels += [(_costs, results) for results in drawn if results]
@@ -41,13 +41,13 @@ def _slots_axis(axes: Any, slots: Sequence[int]) -> None:
     axes.set_xticks(known, [str(number) for number in known], rotation=45)
     axes.xaxis.set_minor_formatter(ticker.NullFormatter())
     axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
-    # Between the powers of ten only where there are few of them.
+    # Label ticks between powers of ten only if the axis spans few powers of ten.
     axes.yaxis.set_minor_formatter(ticker.LogFormatter(minor_thresholds=(1, 0.4)))
     axes.grid(True, alpha=0.3)
 
 
 def _improvements(axes: Any, rows: Sequence[Row]) -> None:
-    """A line for each test, and in its colour a star for what the series reported."""
+    """Draws a line for each test, and a star in its colour for each figure of Linux's series."""
     for number, test in enumerate(TESTS.values()):
         ours = [row for row in rows if row.test == test.name]
         if not ours:
@@ -55,7 +55,7 @@ def _improvements(axes: Any, rows: Sequence[Row]) -> None:
         colour = f"C{number}"
         slots = [row.slots for row in ours]
         improvements = [row.improvement for row in ours]
-        # matplotlib leaves out a point that is None.
+        # matplotlib skips a point that is None.
         reported = [row.reported for row in ours]
         axes.plot(slots, improvements, "o-", color=colour, markersize=4, label=test.title)
         axes.plot(slots, reported, "*", color=colour, markersize=11)
@@ -68,16 +68,16 @@ def _improvements(axes: Any, rows: Sequence[Row]) -> None:
 
 
 def _style(structure: str) -> dict[str, Any]:
-    """The same in every panel; memslots stands out."""
+    """Returns a structure's style, the same in every panel; memslots has a thicker line."""
     names = [each.name for each in STRUCTURES]
-    if structure not in names:  # the loop, which is no structure
+    if structure not in names:  # the empty loop, which is no structure
         return {"color": "grey", "linestyle": "--"}
     number = names.index(structure)
     return {"color": f"C{number}", "marker": "o", "linewidth": 1.3 if number else 2.8}
 
 
 def _costs(axes: Any, results: Sequence[RivalsResult]) -> None:
-    """A line for each structure."""
+    """Draws a line for each structure."""
     slots = [result.slots for result in results]
     for number, each in enumerate(results[0].results):
         costs = [result.results[number].timing.median * 1e9 for result in results]

@@ -16,14 +16,14 @@ _MOST_CHURN = 20
 
 
 def html(reports: list[Report]) -> str:
-    """One page of all reports. It needs nothing else, and no network."""
+    """Returns one HTML page of all reports. The page needs no other file and no network."""
     page = files("memslots.cli").joinpath("report.html").read_text(encoding="utf-8")
     document = {
         "name": ", ".join(report.name for report in reports),
         "summary": _summary(reports),
         "vms": [vm_document(vm) for report in reports for vm in report.vms],
     }
-    # "</script>" in a name must not end the script.
+    # A "</script>" in a name must not end the script.
     return page.replace("DATA", json.dumps(document).replace("<", "\\u003c"), 1)
 
 
@@ -36,11 +36,11 @@ def _summary(reports: list[Report]) -> str:
 
 
 def vm_document(vm: VmReport) -> dict[str, Any]:
-    """What the page draws of a VM; `from` and `to` are numbers of its changes."""
+    """Returns what the page draws of a VM; `from` and `to` are numbers of its changes."""
     lines = [line for line, *_ in vm.history]
 
     def number(line: int) -> int:
-        """How many changes there were after the call at a line."""
+        """Returns the number of changes up to and including a line."""
         return bisect_right(lines, line)
 
     gaps = [
@@ -79,7 +79,7 @@ def vm_document(vm: VmReport) -> dict[str, Any]:
 
 
 def _spans(vm: VmReport) -> list[dict[str, Any]]:
-    """A bar for as long as a slot was what it was."""
+    """Returns a bar for each time during which a slot did not change."""
     spans: list[dict[str, Any]] = []
     open_spans: dict[tuple[int, int], dict[str, Any]] = {}
 
@@ -113,7 +113,7 @@ def _spans(vm: VmReport) -> list[dict[str, Any]]:
 
 
 def _churn(spans: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The ranges that came most often."""
+    """Returns the ranges that became slots most often, at least twice."""
     counts = Counter((span["space"], span["gfn"], span["pages"]) for span in spans)
     first: dict[tuple[int, int, int], int] = {}
     for span in spans:

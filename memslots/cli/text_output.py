@@ -1,7 +1,7 @@
-"""What the `memslots` command prints for people.
+"""The text that the `memslots` command prints for people.
 
-Plain columns without rules: they read the same on a terminal and in a file. Nothing is cut or
-wrapped to a width; colours are for terminals only.
+Columns are plain, without rules, so they read the same on a terminal and in a file. Text is never
+cut or wrapped to a width. Only terminals get colours.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from memslots.traces import Counts, RegionCall
 from memslots.traces.samples import SAMPLES
 from memslots.values.records import size_text
 
-#: How many gaps are listed; --json has all.
+#: Number of gaps listed; --json lists all.
 GAPS_SHOWN = 20
 
 
 def time_text(nanoseconds: int | None) -> str:
-    """A duration to three digits after the point, in s, ms or us; `-` for none."""
+    """Formats a duration with three digits after the point, in s, ms or us; `-` for None."""
     if nanoseconds is None:
         return "-"
     for unit, scale in (("s", 10**9), ("ms", 10**6)):
@@ -44,7 +44,7 @@ def time_text(nanoseconds: int | None) -> str:
 
 
 class _Page:
-    """Collects text as rich prints it, for standard output as it is."""
+    """Collects text as rich prints it, with colours only if standard output is a terminal."""
 
     def __init__(self) -> None:
         self._text = io.StringIO()
@@ -86,7 +86,7 @@ def _count(number: int, what: str) -> str:
 
 
 def warnings(report: Report) -> Iterator[str]:
-    """What makes the final map doubtful, one line each."""
+    """Yields one line for each reason to doubt the final map."""
     counts = report.counts
     if counts.lost_total:
         verb = "was" if counts.lost_total == 1 else "were"
@@ -103,7 +103,7 @@ def warnings(report: Report) -> Iterator[str]:
 
 
 def replay(report: Report) -> str:
-    """The whole report of one input."""
+    """Returns the whole report of one input."""
     page = _Page()
     counts = report.counts
     page.line(f"{report.name}: {report.format}", "bold")
@@ -164,7 +164,7 @@ def _show_vm(page: _Page, vm: VmReport, title: str) -> None:
 
 
 def _show_live_summary(page: _Page, live: Live) -> None:
-    """What this kernel's VM has at the end; each slot in which it is not the map."""
+    """Shows the slots of this kernel's VM at the end, and each difference from the map."""
     has = f"{_count(len(live.slots), 'slot')} at the end"
     if live.same:
         page.line(f"  this kernel {has}, those of the map", "green")
@@ -258,7 +258,7 @@ def _show_map(page: _Page, vm: VmReport) -> None:
 
 
 def plan(plans: Sequence[Plan], current: str, wanted: str, checked: str) -> str:
-    """The plans of all address spaces."""
+    """Returns the plans of all address spaces."""
     page = _Page()
     page.line(f"from {current}", "bold")
     page.line(f"to   {wanted}", "bold")
@@ -276,7 +276,7 @@ def plan(plans: Sequence[Plan], current: str, wanted: str, checked: str) -> str:
 
 
 def diff(diffs: Mapping[int, MapDiff], first: str, second: str) -> str:
-    """What is different in all address spaces."""
+    """Returns the differences in all address spaces."""
     page = _Page()
     page.line(f"--- {first}", "bold")
     page.line(f"+++ {second}", "bold")
@@ -287,7 +287,7 @@ def diff(diffs: Mapping[int, MapDiff], first: str, second: str) -> str:
 
 
 def lookup(report: Report, gpas: Sequence[int]) -> str:
-    """A table of answers for each VM."""
+    """Returns a table of answers for each VM."""
     page = _Page()
     for number, vm in enumerate(report.vms):
         if number:
@@ -309,7 +309,7 @@ def lookup(report: Report, gpas: Sequence[int]) -> str:
 
 
 def samples() -> str:
-    """The names of the samples."""
+    """Returns a table of the samples."""
     page = _Page()
     table = _table("name", "format", "what")
     for sample in SAMPLES.values():
@@ -319,7 +319,7 @@ def samples() -> str:
 
 
 def seconds_text(seconds: float) -> str:
-    """A measured time to three digits: `1.23 s`, `12.3 ms`, `123 us`, `1.23 ns`."""
+    """Formats a measured time with three digits: `1.23 s`, `12.3 ms`, `123 us`, `1.23 ns`."""
     for unit, scale in (("s", 1.0), ("ms", 1e3), ("us", 1e6)):
         if seconds * scale >= 0.9995:
             return f"{_three_digits(seconds * scale)} {unit}"
@@ -331,7 +331,7 @@ def _three_digits(value: float) -> str:
 
 
 def bench(report: BenchReport) -> str:
-    """The table of the series, and one for each case against rivals."""
+    """Returns the table of the series, and a table for each case against rivals."""
     page = _Page()
     machine = report.machine
     memory = "" if machine.memory is None else f", {machine.memory / 2**30:.1f} GiB"
@@ -377,7 +377,7 @@ def _series(rows: Sequence[Row]) -> Table:
 
 
 def _structures(results: Sequence[RivalsResult]) -> Table:
-    """A line for each structure, two columns for each number of slots."""
+    """Returns a table with a line for each structure and two columns for each number of slots."""
     heads = [head for result in results for head in (f"{result.slots} slots", "ratio")]
     table = _table("structure", *heads, right=heads)
     for number, each in enumerate(results[0].results):
@@ -390,7 +390,7 @@ def _structures(results: Sequence[RivalsResult]) -> Table:
 
 
 def lookup_in_maps(name: str, maps: Sequence[Map], addresses: Sequence[int]) -> str:
-    """What `memslots lookup` prints of a map that no trace made."""
+    """Returns the text of `memslots lookup` for maps that do not come from a trace."""
     lines = [f"{name}: {maps[0].format}"]
     for gpa in addresses:
         for one in maps:

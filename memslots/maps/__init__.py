@@ -1,7 +1,7 @@
-"""Maps of guest memory in the forms that people have them in: read, written, looked up.
+"""Maps of guest memory in common formats: reading, writing and looking up.
 
-``memslots.maps.read(path)`` takes any of FORMATS and returns Maps, whose entries are ranges of
-bytes with what is there: RAM, ROM, a device's registers, and where in a file it is.
+``memslots.maps.read(path)`` reads any of FORMATS and returns Maps. Each entry of a Map is a range
+of bytes, with its kind (RAM, ROM, a device's registers) and its place in a file.
 """
 
 from memslots.maps.entries import KINDS, MEMORY, Entry, Map

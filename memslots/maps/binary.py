@@ -1,4 +1,4 @@
-"""Files of memory as maps: what memory/dumpfiles.py reads of them."""
+"""Maps of memory dumps, from the ranges that memory/dumpfiles.py reads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from memslots.memory.dumpfiles import FileRange, crashdump_ranges, elf_ranges, l
 
 
 def _maps(ranges: Iterable[FileRange], format: str) -> list[Map]:
-    """A map for each address space that has memory."""
+    """Returns a map for each address space that has memory."""
     spaces: dict[int, list[Entry]] = {}
     for one in ranges:
         entry = Entry(one.gpa, one.size, offset=one.offset if one.in_file else None)
@@ -22,18 +22,18 @@ def _maps(ranges: Iterable[FileRange], format: str) -> list[Map]:
 
 
 class Lime:
-    """LiME: before each range a header with its first and last address."""
+    """LiME: each range follows a header with its first and last address."""
 
     name = "lime"
 
     @staticmethod
     def recognises(head: bytes) -> bool:
-        """Whether an input that begins so is one."""
+        """Returns whether an input that begins with `head` is in this format."""
         return head[:4] == b"EMiL"
 
     @staticmethod
     def read(file: BinaryIO) -> list[Map]:
-        """Its maps. ValueError, InvalidRegionError: it holds none."""
+        """Returns its maps. Raises ValueError or InvalidRegionError if it holds none."""
         return _maps(lime_ranges(file), "lime")
 
 
@@ -44,12 +44,12 @@ class Elf:
 
     @staticmethod
     def recognises(head: bytes) -> bool:
-        """Whether an input that begins so is one."""
+        """Returns whether an input that begins with `head` is in this format."""
         return head[:4] == b"\x7fELF"
 
     @staticmethod
     def read(file: BinaryIO) -> list[Map]:
-        """Its maps. ValueError, InvalidRegionError: it holds none."""
+        """Returns its maps. Raises ValueError or InvalidRegionError if it holds none."""
         return _maps(elf_ranges(file), "elf")
 
 
@@ -60,10 +60,10 @@ class CrashDump:
 
     @staticmethod
     def recognises(head: bytes) -> bool:
-        """Whether an input that begins so is one."""
+        """Returns whether an input that begins with `head` is in this format."""
         return head[:8] == b"PAGEDU64"
 
     @staticmethod
     def read(file: BinaryIO) -> list[Map]:
-        """Its maps. ValueError, InvalidRegionError: it holds none."""
+        """Returns its maps. Raises ValueError or InvalidRegionError if it holds none."""
         return _maps(crashdump_ranges(file), "crashdump")

@@ -1,4 +1,4 @@
-"""This package's own JSON: of MemoryMap.to_json, of `memslots map --json` and `replay --json`."""
+"""The JSON of this package: MemoryMap.to_json, `memslots map --json` and `replay --json`."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _JSON = re.compile(r"\ufeff?\s*(?:\{\s*[\"}]|\[\s*[\]{])")
 
 
 class Json:
-    """One map, or all of a document of the command."""
+    """JSON of one map, or of all maps in a document of the command."""
 
     name = "json"
 
     @staticmethod
     def recognises(text: str) -> bool:
-        """Whether an input that begins so is one."""
+        """Returns whether an input that begins with `text` is in this format."""
         return _JSON.match(text) is not None
 
     @staticmethod
     def read(text: str) -> list[Map]:
-        """Its maps. ValueError, InvalidRegionError: it holds none."""
+        """Returns its maps. Raises ValueError or InvalidRegionError if it holds none."""
         document = json.loads(text.lstrip("\ufeff \r\n\t"))
         try:
             if isinstance(document, dict) and "files" in document:
@@ -45,7 +45,7 @@ class Json:
 
 
 def map_of(memory_map: MemoryMap, format: str) -> Map:
-    """A MemoryMap as entries."""
+    """Returns a MemoryMap as a Map."""
     entries = [
         Entry(
             slot.guest_phys_addr,
@@ -89,7 +89,7 @@ def _of_final_map(slots: list[dict[str, Any]]) -> list[Map]:
 
 
 def document(entry: Entry, as_id: int) -> dict[str, Any]:
-    """An entry for json.dumps, with the fields of `final_map` of `memslots replay --json`."""
+    """Returns an entry for json.dumps, with the fields of `final_map` in `replay --json`."""
     found: dict[str, Any] = {"as_id": as_id, "id": entry.id}
     found["flags"] = flag_names(entry.flags).replace("-", "")
     found["guest_phys_addr"] = hex(entry.start)

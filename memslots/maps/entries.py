@@ -1,4 +1,4 @@
-"""A map of guest memory as somebody wrote it down: ranges of bytes, with what is there."""
+"""A map of guest memory, read from a file: ranges of bytes, each with its kind."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from memslots.values.records import Flags
 
 _LAST = (1 << 64) - 1
 
-#: What can be at an address. Those of MEMORY are slots of KVM's, or can be.
+#: What can be at an address. The kinds in MEMORY are KVM slots, or can be.
 KINDS = ("ram", "rom", "romd", "reserved", "acpi", "mmio", "other")
 MEMORY = ("ram", "rom", "romd")
 
@@ -30,16 +30,16 @@ class Entry(NamedTuple):
     """One of memslots.maps.KINDS."""
     name: str = ""
     offset: int | None = None
-    """Where its first byte is in the file that the map is of, or in its block of RAM."""
+    """Offset of the first byte in the map's file, or in its block of RAM."""
     userspace_addr: int | None = None
-    """The host address of the first byte, where that is known."""
+    """The host address of the first byte, if known."""
     id: int | None = None
-    """The slot's id, where it is a slot's."""
+    """The slot's id, if the entry is a slot."""
     flags: int = 0
 
     @property
     def end(self) -> int:
-        """The address after the last."""
+        """Returns the first address after the entry."""
         return self.start + self.size
 
 
@@ -47,15 +47,15 @@ class Entry(NamedTuple):
 class Map:
     """Entries in order of their addresses; entries of memory do not overlap.
 
-    ``map[0x1000]`` is the entry that has an address, or KeyError.
+    ``map[0x1000]`` returns the entry that contains an address, or raises KeyError.
     """
 
     entries: tuple[Entry, ...]
     name: str = ""
-    """Which of several it is, in the words of what was read."""
+    """The map's name in the input, if the input has several maps."""
     as_id: int = 0
     format: str = ""
-    """What it was read from: a name of memslots.maps.FORMATS."""
+    """The format of the input: a name of memslots.maps.FORMATS."""
     _starts: list[int] = field(default_factory=list, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -76,7 +76,10 @@ class Map:
         return found
 
     def get(self, gpa: SupportsIndex) -> Entry | None:
-        """The entry that has an address, or None. O(log n)."""
+        """Returns the entry that contains an address, or None.
+
+        O(log n), plus one step for each non-memory entry below the address that is passed over.
+        """
         address = integer(gpa, "gpa", 64)
         i = bisect_right(self._starts, address)
         while i:
@@ -85,20 +88,20 @@ class Map:
                 return entry
             if entry.kind in MEMORY:
                 return None
-            i -= 1  # one that is no memory may lie within another
+            i -= 1  # a non-memory entry may lie within another entry
         return None
 
     def of_kind(self, *kinds: str) -> Map:
-        """The map with entries of these kinds alone."""
+        """Returns the map with only the entries of these kinds."""
         return replace(self, entries=tuple(entry for entry in self if entry.kind in kinds))
 
     def offset_of(self, gpa: SupportsIndex) -> int:
-        """Where the byte of a guest address is in the file. O(log n).
+        """Returns the file offset of the byte at a guest address. Takes as long as `get`.
 
         Raises
         ------
         NotMappedError
-            The map has no memory there, or does not say where it is in a file.
+            The map has no entry there, or the entry has no place in a file.
         """
         address = integer(gpa, "gpa", 64)
         entry = self.get(address)
@@ -107,12 +110,12 @@ class Map:
         return entry.offset + (address - entry.start)
 
     def gpa_of(self, offset: SupportsIndex) -> int:
-        """The guest address of the byte at an offset of the file. O(n).
+        """Returns the guest address of the byte at an offset of the file. O(n).
 
         Raises
         ------
         NotMappedError
-            No entry has it.
+            No entry contains the offset.
         """
         place = integer(offset, "offset", 64)
         for entry in self:
@@ -121,10 +124,10 @@ class Map:
         raise NotMappedError(errno.EFAULT, f"no guest address is at offset {place:#x}")
 
     def memory_map(self) -> MemoryMap:
-        """Its memory as a MemoryMap: the whole pages that each entry has.
+        """Returns the whole pages of each memory entry as a MemoryMap.
 
-        A host address that is not known is the place in the file, if that is page aligned and the
-        map says it, else the guest address. ROMs are READONLY; slots without an id may have any.
+        An unknown host address becomes the offset in the file, if that is known and page aligned,
+        else the guest address. ROMs are READONLY. Entries without an id get any id.
         """
         slots: list[Any] = []
         for entry in self:
@@ -144,7 +147,10 @@ class Map:
 
 
 def joined(entries: Iterable[Entry]) -> tuple[Entry, ...]:
-    """Entries that do not overlap, checked; raises InvalidRegionError."""
+    """Returns the entries in the order of their addresses.
+
+    Raises InvalidRegionError if entries of memory overlap, or an entry is no range of addresses.
+    """
     ordered = sorted(entries, key=lambda entry: entry.start)
     end = 0
     for entry in ordered:

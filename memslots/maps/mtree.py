@@ -1,4 +1,4 @@
-"""QEMU's `info mtree -f` (flat views) and `info mtree` (the tree that they are made of)."""
+"""QEMU's `info mtree -f` (flat views) and `info mtree` (the tree behind the flat views)."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ _TREE = re.compile(r"^\W*(?:address-space: |memory-region: )(?P<name>[^\r\n]+)",
 _ALIAS = re.compile(
     r"alias (?P<name>.+?) @(?P<target>\S.*?) (?P<from>[0-9a-f]{16})-(?P<to>[0-9a-f]{16})"
 )
-_SPACES = ("memory", "cpu-memory")  # those that KVM's address space 0 is made of
-_SMM = ("KVM-SMRAM", "cpu-smm")  # and 1
-_DEEPEST = 64  # aliases of aliases
+_SPACES = ("memory", "cpu-memory")  # QEMU's address spaces behind KVM's address space 0
+_SMM = ("KVM-SMRAM", "cpu-smm")  # those behind KVM's address space 1
+_DEEPEST = 64  # most levels of regions and aliases that are followed
 
 
 class FlatViews:
-    """`info mtree -f`: what is where, with the end inclusive; ` KVM` where KVM has a slot."""
+    """`info mtree -f`: flat ranges with inclusive ends; ` KVM` marks ranges with a KVM slot."""
 
     name = "mtree-f"
 
     @staticmethod
     def recognises(text: str) -> bool:
-        """Whether an input that begins so is one."""
+        """Returns whether an input that begins with `text` is in this format."""
         return _VIEW.search(text) is not None and _RANGE.search(text) is not None
 
     @staticmethod
     def read(text: str) -> list[Map]:
-        """Its maps. ValueError, InvalidRegionError: it holds none."""
+        """Returns its maps. Raises ValueError or InvalidRegionError if it holds none."""
         starts = [match.start() for match in _VIEW.finditer(text)] + [len(text)]
         views = [text[a:b] for a, b in pairwise(starts)]
         with_kvm = any(_is_kvms(match["rest"]) for match in _RANGE.finditer(text))
@@ -82,7 +82,7 @@ def _flat(view: str, with_kvm: bool) -> Iterator[Entry]:
         kind = _KINDS.get(match["kind"], "other")
         rest = match["rest"].rstrip()
         if with_kvm and not _is_kvms(rest) and kind != "mmio":
-            kind = "other"  # memory that is no slot of KVM's
+            kind = "other"  # memory without a KVM slot
         start, end = int(match["start"], 16), int(match["end"], 16) + 1
         offset = _OFFSET.search(rest)
         name = _OFFSET.split(rest)[0].removesuffix(" KVM").strip()
@@ -93,7 +93,7 @@ def _flat(view: str, with_kvm: bool) -> Iterator[Entry]:
 
 @dataclass
 class _Region:
-    """A region of the tree; its children are at their offsets in it."""
+    """A region of the tree, with the regions that the text indents below it."""
 
     start: int
     end: int
@@ -101,23 +101,23 @@ class _Region:
     kind: str
     name: str
     enabled: bool = True
-    alias: tuple[str, int, int] | None = None  # of which region, from, to (inclusive)
+    alias: tuple[str, int, int] | None = None  # the target region, from, to (inclusive)
     children: list[_Region] = field(default_factory=list)
 
 
 class Tree:
-    """`info mtree`: regions in regions, aliases, priorities; drawn as QEMU draws it."""
+    """`info mtree`: nested regions, aliases and priorities, flattened as QEMU flattens them."""
 
     name = "mtree"
 
     @staticmethod
     def recognises(text: str) -> bool:
-        """Whether an input that begins so is one."""
+        """Returns whether an input that begins with `text` is in this format."""
         return _TREE.search(text) is not None and _RANGE.search(text) is not None
 
     @staticmethod
     def read(text: str) -> list[Map]:
-        """Its maps. ValueError, InvalidRegionError: it holds none."""
+        """Returns its maps. Raises ValueError or InvalidRegionError if it holds none."""
         heads = list(_TREE.finditer(text))
         ends = [head.start() for head in heads[1:]] + [len(text)]
         regions: dict[str, _Region] = {}
@@ -140,7 +140,7 @@ class Tree:
 
 
 def _tree(text: str, regions: dict[str, _Region]) -> _Region | None:
-    """The region that a section of the text begins with; all in it are put into `regions`."""
+    """Returns the first region of a section, and adds the section's regions to `regions`."""
     stack: list[tuple[int, _Region]] = []
     root = None
     for match in _RANGE.finditer(text):
@@ -169,8 +169,8 @@ def _tree(text: str, regions: dict[str, _Region]) -> _Region | None:
 
 
 def _draw(root: _Region, regions: dict[str, _Region]) -> Iterator[Entry]:
-    """What is seen from outside: where regions overlap, the one of the higher priority."""
-    taken: list[tuple[int, int, _Region, int]] = []  # [start, end), which, its offset there
+    """Yields the visible entries: where regions overlap, the one of higher priority is visible."""
+    taken: list[tuple[int, int, _Region, int]] = []  # [start, end), region, offset in the region
     _render(root, 0, root.start, root.end + 1, regions, taken, 0)
     joined_up: list[tuple[int, int, _Region, int]] = []
     for part in sorted(taken, key=lambda part: part[:2]):
@@ -200,9 +200,9 @@ def _render(
     taken: list[tuple[int, int, _Region, int]],
     depth: int,
 ) -> None:
-    """Put what is seen of a region within [low, high) where nothing is yet.
+    """Adds the visible parts of a region within [low, high) to `taken`, where it is still free.
 
-    `shift`: how far away it is from the addresses that the text gives it.
+    `shift` is the distance of the region from its addresses in the text.
     """
     start, end = max(region.start + shift, low), min(region.end + 1 + shift, high)
     if not region.enabled or start >= end or depth > _DEEPEST:
@@ -217,7 +217,7 @@ def _render(
     for child in sorted(region.children, key=lambda child: -child.prio):
         _render(child, shift, start, end, regions, taken, depth + 1)
     if region.kind == "other" or (region.children and region.kind == "mmio"):
-        return  # what has others in it is a container, and "i/o" to QEMU
+        return  # QEMU prints a container as "i/o"; a region with children is a container
     for a, b in _free(start, end, taken):
         taken.append((a, b, region, a - (region.start + shift)))
 
@@ -225,7 +225,7 @@ def _render(
 def _free(
     start: int, end: int, taken: list[tuple[int, int, _Region, int]]
 ) -> list[tuple[int, int]]:
-    """What of [start, end) is not taken."""
+    """Returns the parts of [start, end) that are not in `taken`."""
     left = []
     for a, b, *_ in sorted(taken, key=lambda part: part[:2]):
         if a >= end:

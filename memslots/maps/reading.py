@@ -1,7 +1,7 @@
-"""Which format an input is in, and its maps.
+"""Finding the format of an input, and reading its maps.
 
-One table: the formats in the order in which they are tried. What is told apart by its first bytes
-comes first, what could be in anything's log last.
+The tables below list the formats in the order in which they are tried. Formats with a magic number
+come first, and formats whose lines may be in any log come last.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from memslots.traces import open_trace
 from memslots.traces.source import Source
 from memslots.traces.wrapping import Wrapping
 
-#: A text is read whole: no log of slots is so long, but for traces, which are read as they come.
+#: A text is read whole, up to about this many bytes. Only traces are longer; they are read in
+#: blocks.
 _MOST_TEXT = 256 << 20
 _HEAD = 1 << 12
-_LOOKED_AT = 1 << 20  # bytes of a text, before it is taken for a trace
-#: A memslot call of a trace; not one of syzkaller's.
+_LOOKED_AT = 1 << 20  # bytes of a text in which a format is looked for, before it is a trace
+#: A memslot call of a trace, but not of a syzkaller program.
 _TRACE = re.compile(r"kvm_set_user_memory\b|(?<!ioctl\$)KVM_SET_USER_MEMORY_REGION")
 
 
@@ -62,7 +63,7 @@ FORMATS = (*(one.name for one in _BINARY), *(one.name for one in _TEXTS), "trace
 def read(
     path: str | os.PathLike[str], format: str = "auto", stream: BinaryIO | None = None
 ) -> list[Map]:
-    """The maps of guest memory that a file holds, in whatever form.
+    """Returns the maps of guest memory in a file of any known format.
 
     Parameters
     ----------
@@ -71,17 +72,17 @@ def read(
     format : str
         A name of memslots.maps.FORMATS; "auto" looks at the content.
     stream : binary file, optional
-        What to read in place of the file; path is its name.
+        A stream to read instead of the file; `path` is then its name.
 
     Returns
     -------
     list of Map
-        Of a trace one for each VM and address space that has slots.
+        For a trace, one map for each VM and address space that has slots.
 
     Raises
     ------
     TraceError
-        It cannot be read, or is in none of the formats.
+        The input cannot be read, or is in none of the formats.
     ValueError
         There is no such format.
     """
@@ -89,7 +90,7 @@ def read(
         raise ValueError(f"there is no format {format!r}; there are {', '.join(FORMATS)}")
     name = os.fspath(path)
     if stream is None:
-        with Source(path) as source:  # which says what is wrong with it
+        with Source(path) as source:  # raises TraceError if the file cannot be opened
             if name == "-":
                 stream = io.BytesIO(b"".join(source.blocks()))
     if stream is not None:
@@ -101,7 +102,7 @@ def read(
 
 
 def recognised(name: str, file: BinaryIO) -> str:
-    """The format of what is open for reading at its beginning, and is there again after."""
+    """Returns the format of a file that is open at its beginning, and seeks back to there."""
     head = file.read(_HEAD)
     file.seek(0)
     for binary in _BINARY:
@@ -141,7 +142,7 @@ def _some(maps: list[Map]) -> list[Map]:
 
 
 def _text(name: str, file: BinaryIO, most: int) -> str:
-    """So much of it, without what others put around its lines."""
+    """Returns at least the first `most` bytes of a text, without the wrapping of its lines."""
     with Source(name, file) as source:
         parts = []
         size = 0

@@ -1,4 +1,4 @@
-"""The formats of single lines: e820, /proc/iomem, LeechCore's memory map, CSV."""
+"""Formats with one entry on each line: e820, /proc/iomem, LeechCore's memory map, CSV."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ CSV_FIELDS = ("start", "size", "kind", "name", "offset", "userspace_addr", "id",
 
 
 class E820:
-    """What a guest's kernel says of the map that it was given; ends are inclusive."""
+    """The e820 map that a guest's kernel logs; ends are inclusive."""
 
     name = "e820"
 
     @staticmethod
     def recognises(text: str) -> bool:
-        """Whether an input that begins so is one."""
+        """Returns whether an input that begins with `text` is in this format."""
         return _E820.search(text) is not None
 
     @staticmethod
     def read(text: str) -> list[Map]:
-        """A map for each boot in the log: one begins where the addresses begin anew."""
+        """Returns a map for each boot in the log. A lower address than before begins a boot."""
         maps: list[list[Entry]] = []
         last = 1 << 64
         for match in _E820.finditer(text):
@@ -58,18 +58,18 @@ class E820:
 
 
 class Iomem:
-    """/proc/iomem. Only what stands at the left is a range of its own; ends are inclusive."""
+    """/proc/iomem. Only lines without indentation are entries; ends are inclusive."""
 
     name = "iomem"
 
     @staticmethod
     def recognises(text: str) -> bool:
-        """Whether an input that begins so is one."""
+        """Returns whether an input that begins with `text` is in this format."""
         return _IOMEM.search(text) is not None
 
     @staticmethod
     def read(text: str) -> list[Map]:
-        """Its maps. ValueError, InvalidRegionError: it holds none."""
+        """Returns its maps. Raises ValueError or InvalidRegionError if it holds none."""
         entries = []
         lines = [line for line in text.splitlines() if _IOMEM.search(line)]
         columns = [match.start() for line in lines if (match := _IOMEM.search(line))]
@@ -97,20 +97,20 @@ def _iomem_kind(name: str) -> str:
 
 
 class Memmap:
-    """LeechCore's (MemProcFS's) map: number, base, top inclusive, and where in the file."""
+    """LeechCore's (MemProcFS's) map: number, base, inclusive top, and offset in the file."""
 
     name = "memmap"
 
     @staticmethod
     def recognises(text: str) -> bool:
-        """Whether an input that begins so is one."""
+        """Returns whether an input that begins with `text` is in this format."""
         return _LEECH_HEAD.search(text) is not None or (
             _LEECH.search(text) is not None and not text.lstrip().startswith("{")
         )
 
     @staticmethod
     def read(text: str) -> list[Map]:
-        """Its maps. ValueError, InvalidRegionError: it holds none."""
+        """Returns its maps. Raises ValueError or InvalidRegionError if it holds none."""
         entries = []
         for match in _LEECH.finditer(text):
             start, end = int(match[1], 16), int(match[2], 16) + 1
@@ -120,20 +120,20 @@ class Memmap:
 
 
 class Csv:
-    """A table as this package writes it; columns may be in any order, most may be left out."""
+    """A table as this package writes it. Columns may be in any order, and most are optional."""
 
     name = "csv"
 
     @staticmethod
     def recognises(text: str) -> bool:
-        """Whether an input that begins so is one."""
+        """Returns whether an input that begins with `text` is in this format."""
         head = text.lstrip("\ufeff \r\n").split("\n", 1)[0]
         columns = [column.strip() for column in head.split(",")]
         return "start" in columns and ("size" in columns or "end" in columns)
 
     @staticmethod
     def read(text: str) -> list[Map]:
-        """Its maps. ValueError, InvalidRegionError: it holds none."""
+        """Returns its maps. Raises ValueError or InvalidRegionError if it holds none."""
         lines = text.lstrip("\ufeff \r\n").splitlines()
         rows = csv.DictReader(lines, skipinitialspace=True)
         return [Map(joined(_rows(rows)), format="csv")]

@@ -1,4 +1,4 @@
-"""What VMMs and emulators log of their slots, and programs of syzkaller that make some."""
+"""Logs of the slots of VMMs and emulators, and syzkaller programs that make slots."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class _Call(NamedTuple):
     slot: int
     flags: int
     gpa: int
-    size: int  # 0: it goes
+    size: int  # 0 deletes the slot
     hva: int | None
 
 
@@ -31,12 +31,12 @@ class _Log(ABC):
 
     @classmethod
     def recognises(cls, text: str) -> bool:
-        """Whether an input that begins so is one."""
+        """Returns whether an input that begins with `text` is in this format."""
         return cls.pattern.search(text) is not None
 
     @classmethod
     def read(cls, text: str) -> list[Map]:
-        """What the lines come to."""
+        """Returns the map after the changes of all lines."""
         vm = Memslots(1 << 16, max_gfn=(1 << 52) - 1, max_hva=(1 << 64) - 4096)
         known: dict[int, int] = {}  # ids of slots that have host addresses
         for match in cls.pattern.finditer(text):
@@ -44,7 +44,7 @@ class _Log(ABC):
                 try:
                     vm.set_region(slot, flags & 3, gpa, size, hva or 0)
                 except MemslotError:
-                    continue  # refused, so nothing came of it
+                    continue  # the change was refused, so nothing changed
                 if hva is not None:
                     known[slot] = hva
         entries = [
@@ -63,11 +63,14 @@ class _Log(ABC):
     @classmethod
     @abstractmethod
     def calls(cls, match: re.Match[str], vm: Memslots) -> Iterator[_Call]:
-        """What a line does."""
+        """Yields the calls of one line."""
 
 
 class CloudHypervisor(_Log):
-    """`Creating userspace mapping: GPA -> HVA SIZE, slot N`, and `Removed ...`; all hexadecimal."""
+    """`Creating userspace mapping: GPA -> HVA SIZE, slot N`, and `Removed ...`.
+
+    N is decimal; the other numbers are hexadecimal.
+    """
 
     name = "cloud-hypervisor"
     pattern = re.compile(
@@ -76,7 +79,7 @@ class CloudHypervisor(_Log):
 
     @classmethod
     def calls(cls, match: re.Match[str], vm: Memslots) -> Iterator[_Call]:
-        """What a line does."""
+        """Yields the calls of one line."""
         gpa, hva, size = (int(match[n], 16) for n in (2, 3, 4))
         slot = vm.lookup(gpa >> PAGE_SHIFT)
         if match[1] == "Remov":
@@ -96,7 +99,7 @@ class Dosemu(_Log):
 
     @classmethod
     def calls(cls, match: re.Match[str], vm: Memslots) -> Iterator[_Call]:
-        """What a line does."""
+        """Yields the calls of one line."""
         flags, gpa, size, hva = (int(match[n], 16) for n in (2, 3, 4, 5))
         yield _Call(int(match[1]), flags, gpa, size, hva)
 
@@ -111,7 +114,7 @@ class Unidbg(_Log):
 
     @classmethod
     def calls(cls, match: re.Match[str], vm: Memslots) -> Iterator[_Call]:
-        """What a line does."""
+        """Yields the calls of one line."""
         gpa, size = int(match[3], 16), int(match[4], 16)
         gone = match[1] == "mem_unmap"
         hva = int(match[5], 16) if match[5] else None
@@ -119,7 +122,7 @@ class Unidbg(_Log):
 
 
 class Syzkaller(_Log):
-    """A program: the struct's fields in order, pointers as `&(0xADDRESS/0xSIZE)=nil`."""
+    """A syzkaller program: the struct's fields in order, pointers as `&(0xADDRESS/0xSIZE)=nil`."""
 
     name = "syzkaller"
     pattern = re.compile(
@@ -129,7 +132,7 @@ class Syzkaller(_Log):
 
     @classmethod
     def calls(cls, match: re.Match[str], vm: Memslots) -> Iterator[_Call]:
-        """What a line does."""
+        """Yields the calls of one line."""
         slot, flags, gpa, size = (int(match[n], 0) for n in (1, 2, 3, 4))
         if slot < 1 << 16 and flags >> 32 == 0 and (gpa | size) >> 64 == 0:
             yield _Call(slot, flags, gpa, size, int(match[5] or match[6], 0))

@@ -1,4 +1,4 @@
-"""A map written down, in the formats that somebody else reads."""
+"""Writing maps in the formats that other programs read."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _csv(maps: Sequence[Map]) -> str:
     return out.getvalue()
 
 
-#: By name: what writes the maps of an input. Those that hold one map only write the first.
+#: The writer of each format. A format that holds only one map gets the first.
 WRITERS: dict[str, Callable[[Sequence[Map]], str]] = {
     "text": _text,
     "json": _json,
@@ -122,19 +122,19 @@ WRITERS: dict[str, Callable[[Sequence[Map]], str]] = {
 
 
 def write(maps: Sequence[Map] | Map, format: str) -> str:
-    """The text of maps in a format.
+    """Returns the text of maps in a format.
 
     Parameters
     ----------
     maps : Map, or a sequence of Map
-        All but text, json and mtree hold one, the first.
+        Formats other than text, json and mtree get only the first map.
     format : str
         A name of memslots.maps.WRITERS.
 
     Raises
     ------
     ValueError
-        There is no such format, or no map.
+        There is no such format, or `maps` is empty.
     """
     if format not in WRITERS:
         raise ValueError(f"there is no format {format!r} to write; there are {', '.join(WRITERS)}")

@@ -1,4 +1,4 @@
-"""Replaying traces: each call is made on a Memslots, and its result compared with the kernel's."""
+"""Replaying traces: makes each call on a Memslots and compares its result with the kernel's."""
 
 from memslots.replay.replayer import (
     OUTSIDE,
@@ -20,7 +20,7 @@ __all__ = [
     "replay",
 ]
 
-# Pickles name a value by this module. It stays when the value's own module is moved.
+# A pickle names each value by this module, so pickles stay readable if the value's module moves.
 for _value in (
     Disagreement,
     Report,

@@ -1,4 +1,4 @@
-"""Why another kernel refused what these rules allow: what all calls of a trace tell of it."""
+"""Explaining from all calls of a trace why its kernel refused a call that the rules allow."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from memslots.traces import RegionCall
 
 _PAGE_SIZES = (16 << 10, 64 << 10, 1 << 20)
 _ADDRESS_BITS = (36, 39, 40, 42, 44, 46, 48, 51)
-#: What KVM keeps slots of its own for on x86: first byte, end.
+#: The purposes of KVM's own slots on x86: first byte, end.
 _OWN_SLOTS = {
     "the APIC page": (0xFEE00000, 0xFEE01000),
     "the identity map and the TSS, where QEMU has them": (0xFEFFC000, 0xFF000000),
@@ -20,14 +20,14 @@ _OWN_SLOTS = {
 
 @dataclass
 class Succeeded:
-    """What all calls that made or moved a slot have in common."""
+    """What the successful calls that did not delete a slot have in common."""
 
     count: int = 0
-    bits: int = 0  # of their addresses and sizes, one or the other
-    end: int = 0  # the end of the highest
+    bits: int = 0  # the bitwise or of all addresses and sizes
+    end: int = 0  # the highest end of guest memory
 
     def add(self, call: RegionCall) -> None:
-        """One more."""
+        """Adds a successful call, unless it deleted a slot."""
         if call.memory_size:
             self.count += 1
             self.bits |= call.guest_phys_addr | call.memory_size | call.userspace_addr
@@ -35,7 +35,7 @@ class Succeeded:
 
 
 def explanation(call: RegionCall, others: Succeeded) -> str | None:
-    """What a refusal that no rule makes comes from, or None: it is not known."""
+    """Returns why a kernel refused a call that no rule refuses, or None if that is not known."""
     return next(_explanations(call, others), None) if call.memory_size else None
 
 

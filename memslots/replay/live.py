@@ -1,6 +1,6 @@
-"""A VM of this machine's kernel beside the map of a replay: asked the same, and kept the same.
+"""Keeping a VM of this machine's kernel the same as the map of a replay, call by call.
 
-The VM is whatever has the face of memslots.kvm.KvmVM: nothing here needs Linux.
+The VM may be any object with the methods of memslots.kvm.KvmVM: nothing here needs Linux.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from memslots.values.records import region_arguments
 
 
 class LiveVM(Protocol):
-    """What is asked of the VM; a KvmVM has it, and so has a VM made up for a test."""
+    """The methods that the VM must have. A KvmVM has them, and so has a VM made up for a test."""
 
     @property
     def limits(self) -> dict[str, int]:
-        """What it allows, as the arguments of Memslots."""
+        """Returns its limits, as the arguments of Memslots."""
 
     @property
     def slots(self) -> Sequence[Slot]:
-        """The slots that it has."""
+        """Returns the slots of the VM."""
 
     def set_region(
         self, slot: int, flags: int, guest_phys_addr: int, memory_size: int, userspace_addr: int, /
     ) -> Change:
-        """As `Memslots.set_region`."""
+        """Does the same as `Memslots.set_region`."""
 
     def close(self) -> None:
-        """Give it up."""
+        """Closes the VM."""
 
 
 class _Limit(NamedTuple):
-    """A limit of Memslots: which calls are beyond it, and how its values are written."""
+    """A limit of Memslots: which calls exceed it, and how to print its values."""
 
     beyond: Callable[[RegionCall, int], bool]
     text: Callable[[int], str]
@@ -47,7 +47,7 @@ _LIMITS = {
     "max_slots": _Limit(lambda call, limit: call.id >= limit, str),
     "address_spaces": _Limit(lambda call, limit: call.as_id >= limit, str),
     "max_gfn": _Limit(
-        # A delete is not refused for it.
+        # This limit refuses no delete.
         lambda call, limit: (
             call.memory_size > 0
             and (call.guest_phys_addr + call.memory_size >> PAGE_SHIFT) - 1 > limit
@@ -61,19 +61,19 @@ _LIMITS = {
 class Live:
     """One VM of the kernel beside one map.
 
-    Between calls it has the map's slots and no others. A slot that it refuses as the map has it, it
-    has not at all; since which line is remembered, for what it answers later.
+    Between calls the VM has the map's slots and no others. If the VM refuses a slot of the map, it
+    does not have that slot at all. The line is remembered, to explain later answers.
 
     Attributes
     ----------
     limits : dict
-        What the kernel allows: max_slots, address_spaces, max_gfn, max_hva.
+        The kernel's limits: max_slots, address_spaces, max_gfn, max_hva.
     slots : list of Slot
-        What it has at the end of the trace; as `missing` and `others`, from `finish` on.
+        The VM's slots at the end of the trace. Like `missing` and `others`, set by `finish`.
     missing : list of Slot
-        What the map has at the end and it has not.
+        Slots that the map has at the end and the VM does not.
     others : list of Slot
-        What it has at the end and the map has not.
+        Slots that the VM has at the end and the map does not.
     """
 
     def __init__(self, vm: LiveVM, memslots: Memslots) -> None:
@@ -84,18 +84,18 @@ class Live:
         self.others: list[Slot] = []
         self._vm = vm
         self._map = memslots
-        self._lacks: dict[int, int] = {}  # slots of the map that it has not, and since which line
+        self._lacks: dict[int, int] = {}  # the map's slots that the VM lacks, and since which line
 
     @property
     def same(self) -> bool:
-        """Whether it has the map's slots at the end, and no others."""
+        """Returns whether the VM has the map's slots at the end, and no others."""
         return not self.missing and not self.others
 
     def ask(self, call: RegionCall, flags: int, ours: int) -> tuple[int, str]:
-        """Make the call, with `flags`: its errno and why it is so.
+        """Makes the call with `flags`. Returns its errno and the reason.
 
-        `ours` is the errno that the map gave: where they differ, the limits and the slots that tell
-        the two apart are named.
+        `ours` is the errno that the map gave. If the two differ, the reason names the limits and
+        slots that differ between the VM and the map.
         """
         try:
             change = self._vm.set_region(
@@ -111,11 +111,11 @@ class Live:
         return answer, why
 
     def follow(self, touched: Iterable[int], line: int) -> str:
-        """Make these slots what the map has, after the call at `line`; tells what was done."""
+        """Makes these slots those of the map, after the call at `line`. Returns what was done."""
         held = {number_of(slot): slot for slot in self._vm.slots}
         wanted = {number: _slot_of(self._map, number) for number in touched}
         done = []
-        # First what is to go, which may be in the way of what is to come.
+        # First delete the old slots, which may be in the way of new ones.
         for number, slot in wanted.items():
             old = held.get(number)
             if old is not None and (slot is None or not same_memory(old, slot)):
@@ -129,7 +129,7 @@ class Live:
         return ", ".join(done) or "the same"
 
     def finish(self, final_map: Sequence[Slot]) -> None:
-        """Compare its slots with the map's at the end of the trace."""
+        """Compares the VM's slots with the map's at the end of the trace."""
         self.slots = list(self._vm.slots)
         here, there = set(self.slots), set(map(_plain, final_map))
         self.missing = [slot for slot in final_map if _plain(slot) not in here]
@@ -148,7 +148,7 @@ class Live:
         except MemslotError as error:
             self._lacks.setdefault(number, line)
             refused = f"{slot_name(number)} cannot be as in the map: {error.strerror}"
-            # A slot that is nowhere is told from one that is in another place.
+            # If it is still in its old place, delete it: the VM then lacks it.
             return refused if old is None else f"{refused}, {self._delete(number)}"
         self._lacks.pop(number, None)
         return f"{change.name} of {slot_name(number)}"
@@ -163,7 +163,7 @@ class Live:
                 yield f"{slot_name(number)} is not there since line {line}"
 
     def _concerned(self, call: RegionCall) -> Iterator[int]:
-        """The slots that the call's answer depends on: its own, and those that it overlaps."""
+        """Yields the slots on which the answer depends: the call's own, and those it overlaps."""
         yield call.slot
         base = call.guest_phys_addr >> PAGE_SHIFT
         end = base + (call.memory_size >> PAGE_SHIFT)
@@ -174,18 +174,18 @@ class Live:
 
 
 def _plain(slot: Slot) -> Slot:
-    """The slot as this kernel has it: the files of the trace are not here."""
+    """Returns the slot as this kernel has it: without the trace's guest_memfds."""
     flags = slot.flags & ~Flags.GUEST_MEMFD
     return Slot(slot.id, slot.as_id, slot.base_gfn, slot.npages, slot.userspace_addr, flags)
 
 
 def number_of(slot: Slot) -> int:
-    """The slot's id and address space in one, as set_region takes it."""
+    """Returns the slot's id and address space in one number, as set_region takes it."""
     return slot_number(slot.id, slot.as_id)
 
 
 def slot_name(number: int) -> str:
-    """`slot 3`, or `slot 3 in space 1` where it is not space 0."""
+    """Returns `slot 3`, or `slot 3 in space 1` if the space is not 0."""
     id, as_id = split_number(number)
     return f"slot {id}" + (f" in space {as_id}" if as_id else "")
 

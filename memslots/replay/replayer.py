@@ -1,16 +1,16 @@
-"""Replaying a trace: every call is made on a Memslots, and its result compared with the kernel's.
+"""Replaying a trace: makes every call on a Memslots and compares its result with the kernel's.
 
-The rules that a Memslots knows give EINVAL and EEXIST. A call that the kernel refused for a reason
-outside of them (ENOMEM, EINTR, a foreign process's EIO, ...; see OUTSIDE) is counted, not made.
+The rules of a Memslots give EINVAL and EEXIST. A kernel also refuses calls for other reasons, such
+as ENOMEM, EINTR or a foreign process's EIO (see OUTSIDE). Such a call is counted, not made.
 
-Where the two disagree, the map goes on as the kernel said it is. A call that only the kernel
-refused is undone. A call that only we refused is made after dropping the slots that cannot be there
-if it succeeded: those it overlaps, or the one of its id; where even that does not help, it is left
-out.
+If the two answers disagree, the map follows the kernel. A call that only the kernel refused is
+undone. A call that only the rules refused is made again. Before that the replay drops the slots
+that cannot exist if the call succeeded: those it overlaps, and the one with its id. If the rules
+refuse it again, the call is left out.
 
 On request every call is made on this machine's kernel as well (live.py), and all three answers are
-compared. The map goes by the recorded one all the same; this kernel's VM is then made what the map
-is, so that the answers to what comes later can be compared too.
+compared. The map still follows the recorded answer. This kernel's VM is then made equal to the
+map, so later answers can be compared too.
 """
 
 from __future__ import annotations
@@ -66,24 +66,24 @@ _MAX_HVA = (
     (1 << 64) - PAGE_SIZE,
 )
 _MOST_SPACES = 16
-#: Those that the rules know.
-_LARGEST_MEMFD = (1 << 63) - PAGE_SIZE  # a trace does not say how large they are
+_LARGEST_MEMFD = (1 << 63) - PAGE_SIZE  # the size in bytes assumed, as a trace has no sizes
+#: The flags that the rules know.
 _FLAGS = int(Flags.LOG_DIRTY_PAGES | Flags.READONLY)
 
 
 def errno_name(number: int) -> str:
-    """`EINVAL` for 22; `success` for 0."""
+    """Returns the name of an errno: `EINVAL` for 22, `success` for 0."""
     return errno_module.errorcode.get(number, f"errno {number}") if number else "success"
 
 
 @dataclass(frozen=True, slots=True)
 class Disagreement:
-    """A call to which the kernel and the rules, or this machine's kernel, gave different answers.
+    """A call to which the kernel, the rules and this machine's kernel gave different answers.
 
-    `recorded` and `ours` are errnos (0: success). `why` explains ours, `followed` tells what was
-    done to keep the map as the recorded kernel has it. `live` is the errno of this machine's kernel
-    (None: it was not asked), `live_why` explains it, and `live_followed` tells what was done to
-    keep its VM as the map.
+    `recorded` and `ours` are errnos (0: success). `why` explains `ours`. `followed` says what was
+    done to keep the map as the recorded kernel has it. `live` is the errno of this machine's
+    kernel, or None if it was not asked; `live_why` explains `live`. `live_followed` says what was
+    done to keep its VM equal to the map.
     """
 
     call: RegionCall
@@ -97,7 +97,7 @@ class Disagreement:
 
     @property
     def pairs(self) -> list[str]:
-        """Which answers differ: `recorded and memslots`, `recorded and this kernel`, ..."""
+        """Returns which answers differ: `recorded and memslots`, `recorded and this kernel`, ..."""
         answers = {"recorded": self.recorded, "memslots": self.ours}
         if self.live is not None:
             answers["this kernel"] = self.live
@@ -107,10 +107,10 @@ class Disagreement:
 Moment = tuple[int, Change, tuple[Slot, ...], Slot | None]
 
 
-# Without slots: pickle's protocols 0 and 1 refuse a class that has them and is not frozen.
+# No slots: pickle's protocols 0 and 1 refuse a class that has slots and is not frozen.
 @dataclass
 class VmReport:
-    """One VM of a trace, after its last call; `live` is None where this kernel was not asked."""
+    """One VM of a trace, after its last call; `live` is None if this kernel was not asked."""
 
     process: int | None
     fd: int | None
@@ -125,8 +125,8 @@ class VmReport:
     disagreements: list[Disagreement] = field(default_factory=list)
     gap_finders: list[Gaps] = field(default_factory=list)
     live: Live | None = None
-    #: The line of each change, which it was, the slots that went or changed, and the new one. Kept
-    #: where replay is told to.
+    #: For each change: its line, its kind, the slots removed or changed, and the new slot. Empty
+    #: unless replay's `history` is true.
     history: list[Moment] = field(default_factory=list)
     keeps_history: bool = False
     unknown_memfds: int = 0
@@ -134,17 +134,17 @@ class VmReport:
 
     @property
     def agree(self) -> bool:
-        """Whether all answers agree, and this kernel's VM ended with the map's slots."""
+        """Returns whether all answers agree, and this kernel's VM ended with the map's slots."""
         return not self.disagreements and (self.live is None or self.live.same)
 
     @property
     def pairs(self) -> Counter[str]:
-        """In how many disagreements each pair of answers differs."""
+        """Counts the disagreements in which each pair of answers differs."""
         return Counter(pair for each in self.disagreements for pair in each.pairs)
 
     @property
     def name(self) -> str:
-        """`process 8379, fd 8`, as far as the trace tells; else `the VM`."""
+        """Returns `process 8379, fd 8` with the parts that are known, or else `the VM`."""
         parts = []
         if self.process is not None:
             parts.append(f"process {self.process}")
@@ -154,20 +154,20 @@ class VmReport:
 
     @property
     def gaps(self) -> list[Gap]:
-        """All gaps, in the order in which they were closed."""
+        """Returns all gaps, in the order in which they were closed."""
         found = [gap for finder in self.gap_finders for gap in finder.closed]
         return sorted(found, key=lambda gap: (gap.closed_line, gap.as_id, gap.base_gfn))
 
     @property
     def final_map(self) -> list[Slot]:
-        """The slots at the end, by address space, in gfn order."""
+        """Returns the slots at the end, by address space, in gfn order."""
         spaces = range(self.memslots.address_spaces)
         return [slot for as_id in spaces for slot in self.memslots.address_space(as_id)]
 
 
 @dataclass
 class Report:
-    """What replaying one trace gave."""
+    """The result of replaying one trace."""
 
     name: str
     format: str
@@ -177,7 +177,7 @@ class Report:
 
     @property
     def agree(self) -> bool:
-        """Whether every replayed call gave the recorded result, on this kernel too if asked."""
+        """Returns whether every replayed call gave the recorded result, here and on this kernel."""
         return all(vm.agree for vm in self.vms)
 
 
@@ -188,23 +188,23 @@ def replay(
     until: int | None = None,
     history: bool = False,
 ) -> Report:
-    """Replay an opened trace to its end, or to a line.
+    """Replays an opened trace to its end, or to a line.
 
-    Takes O(log n) for each call on a map of n slots, and memory in proportion to the calls (not to
-    the lines) of the trace.
+    Takes O(log n) time for each call on a map of n slots. The memory is proportional to the calls
+    of the trace, not to its lines.
 
     Parameters
     ----------
     trace : Trace
     watch : callable, optional
-        `watch(done, all)` is called now and then.
+        `watch(done, all)` is called once for every 4096 events.
     live : callable, optional
-        Makes a VM of this machine's kernel, such as `memslots.kvm.KvmVM`. It is called for each VM
-        of the trace, at its first memslot call; every VM is closed in the end, however that comes.
+        Makes a VM of this machine's kernel, such as `memslots.kvm.KvmVM`. Called for each VM of the
+        trace, at its first memslot call. Every VM is closed at the end, also after an error.
     until : int, optional
-        The number of a line: what ends after it is left out.
+        The number of a line. Events that end after this line are left out.
     history : bool
-        Whether each VmReport keeps every change: memory in proportion to them.
+        Whether each VmReport keeps every change, in memory proportional to the changes.
 
     Raises
     ------
@@ -233,7 +233,7 @@ def replay(
     return Report(trace.name, trace.format, trace.counts, trace.notes + replayer.notes, vms)
 
 
-#: Makes a VM of this machine's kernel for a map; the line is that of the first call.
+#: Makes a VM of this machine's kernel for a map; the line is the line of the first call.
 _Opener = Callable[[Memslots, int], Live]
 
 
@@ -256,9 +256,9 @@ def _opener(name: str, make: Callable[[], LiveVM] | None, open_vms: ExitStack) -
 class Replayer:
     """Feeds events to one Memslots per VM.
 
-    `events` are looked through beforehand for what a VM must know from its first call on: the
-    number of address spaces and of slots, and where user space ends. `opener` makes a VM of this
-    machine's kernel for each.
+    The constructor reads `events` for the limits that a VM needs from its first call on: the number
+    of address spaces, the number of slots, and the end of user space. `opener` makes a VM of this
+    machine's kernel for each VM.
     """
 
     def __init__(
@@ -280,7 +280,7 @@ class Replayer:
 
     @property
     def notes(self) -> list[str]:
-        """What was inferred or left aside."""
+        """Returns what was inferred or left aside."""
         notes = [*self._machines.notes, *self._explained]
         if memfds := sum(vm.guest_memfds for vm in self.vms):
             text = f"{memfds} {'call names' if memfds == 1 else 'calls name'} a guest_memfd"
@@ -292,7 +292,7 @@ class Replayer:
         return notes
 
     def feed(self, event: Event) -> None:
-        """The next event of the trace."""
+        """Replays the next event of the trace."""
         if isinstance(event, RegionCall):
             vm = self._machines.of(event)
             vm.calls += 1
@@ -303,7 +303,7 @@ class Replayer:
             self._machines.see(event)
 
     def explain(self) -> None:
-        """Take out the disagreements that come from another kernel, or from no VM: tell them."""
+        """Moves disagreements that another kernel or a wrong VM explains from `vms` to `notes`."""
         for vm in self.vms:
             never_was = vm.born_line is None and not vm.operations.total()
             left = []
@@ -346,7 +346,7 @@ class Replayer:
 
     @staticmethod
     def _fits(vm: VmReport, call: RegionCall) -> bool:
-        """Whether `vm` would give `call` the recorded result, for the same host memory."""
+        """Returns whether `vm` would give `call` the recorded result, for the same host memory."""
         old = _current(vm, call)
         if old is not None and call.userspace_addr not in (0, old.userspace_addr):
             return False
@@ -371,14 +371,14 @@ class _Step:
         self.call = call
         self.old = _current(vm, call)
         self.change = Change.NONE
-        self.dropped: list[Slot] = []  # to follow the kernel
+        self.dropped: list[Slot] = []  # slots dropped to follow the kernel
         self.guest_memfd = call.guest_memfd is not None and bool(call.flags & GUEST_MEMFD_FLAG)
         self.is_private = self.guest_memfd and call.guest_memfd_offset is not None
         self.flags = call.flags & ~GUEST_MEMFD_FLAG if self.guest_memfd else call.flags
-        self.rule: int | str | None = None  # which one refused it here
+        self.rule: int | str | None = None  # the rule that refused the call here
 
     def run(self) -> None:
-        """Make the call, compare, and keep the books."""
+        """Makes the call, compares the answers and records the result."""
         vm, call = self.vm, self.call
         vm.guest_memfds += self.guest_memfd
         vm.unknown_memfds += self.guest_memfd and not self.is_private
@@ -415,7 +415,7 @@ class _Step:
         )
 
     def attempt(self) -> tuple[int, str]:
-        """Make the call on the Memslots: its errno and message."""
+        """Makes the call on the Memslots. Returns its errno and message."""
         call = self.call
         self.rule = None
         region = call.slot, self.flags, call.guest_phys_addr, call.memory_size, call.userspace_addr
@@ -427,12 +427,12 @@ class _Step:
         except MemslotError as error:
             self.rule = error.rule
             if error.rule == "G7" and call.errno == errno_module.EEXIST:
-                return call.errno, ""  # what Linux says since 7.2
+                return call.errno, ""  # the errno that Linux returns since 7.2
             return error.errno or errno_module.EINVAL, error.strerror or str(error)
         return 0, ""
 
     def _attempt_private(self) -> Change:
-        """The same for a slot of a guest_memfd. The trace does not say when one is closed."""
+        """Makes the call for a slot with a guest_memfd. The trace does not show its closing."""
         call, memfds = self.call, self.vm.memfds
         assert call.guest_memfd is not None
         region = call.slot, call.flags, call.guest_phys_addr, call.memory_size, call.userspace_addr
@@ -444,12 +444,12 @@ class _Step:
         except MemslotError as error:
             if error.rule != "G7" or call.errno:
                 raise
-        # The kernel has taken it: so it is another file of that number.
+        # The kernel accepted the call, so the number now names another guest_memfd.
         memfds[call.guest_memfd] = GuestMemfd(_LARGEST_MEMFD)
         return self.vm.memslots.set_region2(*region, memfds[call.guest_memfd], offset)
 
     def undo(self) -> None:
-        """Bring back the slot as it was before a call that succeeded here."""
+        """Restores the slot as it was before a call that succeeded here."""
         memslots, slot, old = self.vm.memslots, self.call.slot, self.old
         if self.change is Change.CREATE:
             memslots.set_region(slot, 0, 0, 0, 0)
@@ -457,7 +457,7 @@ class _Step:
             memslots.set_region2(*region_arguments(old))
 
     def _follow(self) -> str:
-        """Do what the kernel did although the rules refuse it; tells what was done."""
+        """Does what the kernel did although the rules refuse it. Returns what was done."""
         call = self.call
         if not call.memory_size:
             return "there was nothing to delete"
@@ -468,7 +468,7 @@ class _Step:
             self.is_private = False
             without = " without its guest_memfd"
         if unknown := self.flags & ~_FLAGS:
-            # A newer kernel knows flags that no rule here does.
+            # A newer kernel knows flags that the rules here do not.
             self.flags &= _FLAGS
             without = f" without flags {unknown:#x}"
             answer, _ = self.attempt()
@@ -486,7 +486,7 @@ class _Step:
             self.vm.memslots.set_region(*deletion_arguments(slot))
         old, self.old = self.old, None
         answer, _ = self.attempt()
-        if answer:  # it was something else: put them back
+        if answer:  # the dropped slots were not the reason: restore them
             for slot in self.dropped:
                 self.vm.memslots.set_region2(*region_arguments(slot))
             self.old = old
@@ -497,9 +497,9 @@ class _Step:
         return f"{names} dropped, then {done}" if names else done
 
     def _count(self) -> None:
-        """The map changed as the kernel's did: count the change, and tell the gaps.
+        """Counts a change that the map and the kernel both made, and reports it to the gaps.
 
-        A gfn that is in a slot before and after has had no gap, whichever slots those are.
+        A gfn that is in a slot before and after the change has no gap, even if the slots differ.
         """
         vm, call = self.vm, self.call
         vm.operations[self.change.name] += 1

@@ -1,11 +1,11 @@
-"""Readers of strace's output and QEMU's trace: lines in, memslot calls with their results out.
+"""Readers that turn strace's output and QEMU's trace into memslot calls with their results.
 
     with open_trace("qemu.strace.gz") as trace:
         for event in trace:
             ...
     print(trace.format, trace.counts)
 
-Nothing here needs the rest of the package but its errors, or anything beyond the standard library.
+This sub-package needs only the standard library and `memslots.errors`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ __all__ = [
     "open_trace",
 ]
 
-# Pickles name a value by this module. It stays when the value's own module is moved.
+# A pickle names each value by this module, so pickles stay readable if the value's module moves.
 for _value in (
     Capability,
     Counts,
@@ -74,10 +74,10 @@ _HINTS: dict[Format, str] = {
     "strace": "was strace told to trace ioctl, and to follow the threads (-f)?",
     "qemu": "was QEMU run with -trace kvm_set_user_memory?",
 }
-#: What ends a line of strace: a result, or the other half still to come.
+#: The end of a strace line: a result, or `<unfinished ...>`.
 _RESULT = re.compile(r"\) += (?:\?|-?\d+|0x[0-9a-f]+)|<unfinished \.\.\.>$")
 
-#: In a line of strace, or of perf trace, whatever stands in front.
+#: A memslot call in a line of strace or perf trace, behind any text.
 _STRACE = re.compile(
     r"ioctl\((?:fd: )?-?\d+(?:<[^\"]*>)?, (?:cmd: )?[K_0]|guest_phys_addr=.*memory_size="
 )
@@ -86,8 +86,8 @@ _STRACE = re.compile(
 class Trace:
     """One opened trace: iterate over it once for its events.
 
-    Afterwards `format` tells what it was ("strace" or "qemu"), `counts` how its lines divide, and
-    `notes` what a user should know. Iterating raises TraceError where the input cannot be used.
+    Afterwards `format` is "strace" or "qemu". `counts` says how the lines divide, and `notes`
+    holds remarks for the user. Iterating raises TraceError if the input cannot be used.
     """
 
     def __init__(self, source: Source, format: Format = "auto") -> None:
@@ -135,7 +135,7 @@ class Trace:
         self.notes += reader.notes
 
     def _recognise(self, lines: Lines) -> Format:
-        """Read on to the first line that is plainly strace's or QEMU's, and put that one back."""
+        """Reads up to the first line that is clearly strace's or QEMU's, and puts it back."""
         nul = False
         for number, raw in lines:
             nul = nul or b"\0" in raw
@@ -175,10 +175,10 @@ def _recognised(text: str) -> Format | None:
 def open_trace(
     path: str | os.PathLike[str], format: Format = "auto", stream: BinaryIO | None = None
 ) -> Trace:
-    """Open a trace: a file (plain, gzip or xz, told by content) or `-` for standard input.
+    """Opens a trace: a file (plain, gzip or xz, recognised by content) or `-` for standard input.
 
-    `stream`: read this binary stream instead, and use `path` as its name. Raises TraceError where
-    the file cannot be opened.
+    If `stream` is given, reads that binary stream and uses `path` as its name. Raises TraceError
+    if the file cannot be opened.
     """
     if format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, not {format!r}")

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 _DAY = 86400 * 10**9
-#: A clock that went back by more has passed midnight; by less, lines are out of order, or summer
-#: has ended.
+#: A clock that went back by more has passed midnight. If it went back by less, lines are out of
+#: order, or daylight saving time ended.
 _BACK = 2 * 3600 * 10**9
 
-#: A plain number of seconds below this is -r's distance to the line before; above, -ttt's epoch.
+#: A plain number of seconds below this is -r's time since the line before. From this number on, it
+#: is -ttt's time since the epoch.
 EPOCH_FROM = 10**8
 
 
 class Clock:
     """Turns the stamp of each line into nanoseconds that never run backwards at midnight.
 
-    `relative` tells that the trace has distances (-r): then every line must be shown to it.
+    `relative` is true if stamps count from the line before (-r). The clock must then see every
+    line.
     """
 
     def __init__(self) -> None:
@@ -24,7 +26,10 @@ class Clock:
         self._last = 0
 
     def time_of_day(self, text: str) -> int:
-        """`HH:MM:SS` with or without a fraction. A clock that went back has passed midnight."""
+        """Returns the nanoseconds of `HH:MM:SS`, with or without a fraction.
+
+        Adds a day if the clock went back by more than two hours.
+        """
         hours, minutes, seconds = text.split(":")
         now = (int(hours) * 3600 + int(minutes) * 60) * 10**9 + nanoseconds(seconds)
         if now + _BACK < self._last:
@@ -33,7 +38,7 @@ class Clock:
         return now + self._days * _DAY
 
     def seconds(self, text: str) -> int:
-        """`123.456789`: since the epoch, or since the line before."""
+        """Returns the nanoseconds of `123.456789`, counted from the epoch or the line before."""
         value = nanoseconds(text)
         if value >= EPOCH_FROM * 10**9:
             return value
@@ -43,6 +48,6 @@ class Clock:
 
 
 def nanoseconds(text: str) -> int:
-    """Seconds with or without a decimal fraction, exactly."""
+    """Converts seconds, with or without a decimal fraction, to exact nanoseconds."""
     whole, _, fraction = text.partition(".")
     return int(whole) * 10**9 + int(fraction[:9].ljust(9, "0"))

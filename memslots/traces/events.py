@@ -1,11 +1,11 @@
-"""What a trace says, one record for each thing that matters to a VM's memory slots."""
+"""The events of a trace: one record for each event that matters to a VM's memory slots."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
 
-#: How many lost calls are remembered with their line and text; the others are only counted.
+#: Number of lost calls kept with their line and text; the others are only counted.
 LOST_KEPT = 20
 
 #: KVM_MEM_GUEST_MEMFD, the flag of KVM_SET_USER_MEMORY_REGION2 that names a guest_memfd.
@@ -17,10 +17,9 @@ class RegionCall:
     """One KVM_SET_USER_MEMORY_REGION with the kernel's answer.
 
     The five fields of the struct have the kernel's names, order and units (bytes). `slot` carries
-    the address space in bits 16-31. `errno` is 0 for success. `line` is where the call begins,
-    `end_line` where its result stands; `time_ns` belongs to `end_line` (nanoseconds since the
-    epoch, since midnight or since the first line, as the trace has it), so that times never go
-    back.
+    the address space in bits 16-31. `errno` is 0 for success. The call begins at `line`, and its
+    result is at `end_line`. `time_ns` is the time of `end_line`, so times never go back. It counts
+    nanoseconds since the epoch, midnight or the first line, depending on the trace.
     """
 
     line: int
@@ -39,18 +38,18 @@ class RegionCall:
 
     @property
     def id(self) -> int:
-        """The slot's id, bits 0-15 of `slot`."""
+        """Returns the slot's id, bits 0-15 of `slot`."""
         return self.slot & 0xFFFF
 
     @property
     def as_id(self) -> int:
-        """The address space, bits 16-31 of `slot`."""
+        """Returns the address space, bits 16-31 of `slot`."""
         return self.slot >> 16
 
 
 @dataclass(frozen=True, slots=True)
 class VmCreated:
-    """`tid` made a VM, and its process has it at `fd`; None: a log does not say where."""
+    """`tid` created a VM, which its process holds at `fd`. None: the log does not name it."""
 
     line: int
     tid: int | None
@@ -68,7 +67,7 @@ class FdClosed:
 
 @dataclass(frozen=True, slots=True)
 class FdDuplicated:
-    """`tid` has what it has at `fd` at `new_fd` too: dup, dup2, dup3, fcntl(F_DUPFD)."""
+    """`tid` duplicated `fd` to `new_fd`: dup, dup2, dup3, fcntl(F_DUPFD)."""
 
     line: int
     tid: int | None
@@ -78,7 +77,7 @@ class FdDuplicated:
 
 @dataclass(frozen=True, slots=True)
 class TaskStarted:
-    """`parent` started `child`: a thread of its process, or a new process."""
+    """`parent` started `child`, which is a thread of the same process or a new process."""
 
     line: int
     parent: int | None
@@ -88,7 +87,7 @@ class TaskStarted:
 
 @dataclass(frozen=True, slots=True)
 class TaskEnded:
-    """`tid` is gone, or became another program: what was known of it is over."""
+    """`tid` ended, or became another program (`by_exec`): earlier facts no longer hold."""
 
     line: int
     tid: int | None
@@ -110,10 +109,10 @@ Event = RegionCall | VmCreated | FdClosed | FdDuplicated | TaskStarted | TaskEnd
 
 @dataclass(frozen=True, slots=True)
 class LostCall:
-    """A memslot call that the trace has and that could not be decoded.
+    """A memslot call in the trace that could not be decoded.
 
-    `errno` is the recorded result where it could be read: a call that failed cannot have changed
-    the map, one that succeeded, or whose result is not known (None), may have.
+    `errno` is the recorded result, or None if it could not be read. A call that failed cannot have
+    changed the map. A call that succeeded, or whose result is unknown, may have.
     """
 
     line: int
@@ -122,25 +121,25 @@ class LostCall:
     errno: int | None = None
 
 
-# Without slots: pickle's protocols 0 and 1 refuse a class that has them and is not frozen.
+# No slots: pickle's protocols 0 and 1 refuse a class that has slots and is not frozen.
 @dataclass
 class Counts:
     """How the lines of one input divide.
 
-    `lines` is all of them; `calls` the decoded memslot calls; `lost` those that were not, by
-    reason; `unrelated` the lines that are no part of any memslot call.
+    `lines` counts all lines, and `calls` the decoded memslot calls. `lost` counts the undecoded
+    calls by reason. `unrelated` counts the lines outside every memslot call.
     """
 
     lines: int = 0
     calls: int = 0
     unrelated: int = 0
     lost: Counter[str] = field(default_factory=Counter)
-    #: Of the lost, how many may have changed the map: they succeeded, or nobody knows.
+    #: Number of lost calls that may have changed the map: they succeeded, or the result is unknown.
     lost_unknown: int = 0
     first_lost: list[LostCall] = field(default_factory=list)
 
     def lose(self, line: int, reason: str, text: str, errno: int | None = None) -> None:
-        """Count a memslot call that could not be decoded."""
+        """Counts a memslot call that could not be decoded."""
         self.lost[reason] += 1
         if not errno:
             self.lost_unknown += 1
@@ -149,11 +148,11 @@ class Counts:
 
     @property
     def lost_total(self) -> int:
-        """All lost calls."""
+        """Returns the number of lost calls."""
         return self.lost.total()
 
 
 def shorten(text: str, width: int = 160) -> str:
-    """`text` fit to be printed: one line, no control characters, at most `width` characters."""
+    """Returns `text` on one line, without control characters, of at most `width` characters."""
     text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text.strip())
     return text if len(text) <= width else text[: width - 3] + "..."

@@ -1,7 +1,7 @@
-"""Gaps: ranges of gfns that had a slot, had none, and got one back.
+"""Gaps: ranges of gfns that had a slot, lost it, and got one back.
 
 A guest that touches such a page in between finds no memory there. One Gaps follows one address
-space; it is told of every range that lost its slot and of every range that got one.
+space. Its caller reports every range that lost its slot and every range that got one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Gap:
 
     @property
     def end_gfn(self) -> int:
-        """The gfn after the last."""
+        """Returns the first gfn after the gap."""
         return self.base_gfn + self.npages
 
 
@@ -38,9 +38,9 @@ class _Hole:
 
 
 class Gaps:
-    """`closed`: the gaps, in the order in which they were closed, then in gfn order.
+    """Finds gaps. `closed` holds them in the order in which they closed, then in gfn order.
 
-    Removing or adding a range costs O(log h + k) steps for h open holes of which k are touched.
+    Removing or adding a range takes O(log h + k) steps for h open holes, of which it touches k.
     """
 
     def __init__(self, as_id: int) -> None:
@@ -49,13 +49,13 @@ class Gaps:
         self._holes: list[_Hole] = []  # disjoint, in gfn order; none of their gfns has a slot
 
     def removed(self, start: int, end: int, line: int, time_ns: int | None) -> None:
-        """Tell that gfns [start, end), all in a slot until now, have none any more."""
+        """Records that gfns [start, end), all in a slot until now, are in none any more."""
         if start < end:
             at = bisect_right(self._holes, start, key=lambda hole: hole.start)
             self._holes.insert(at, _Hole(start, end, line, time_ns))
 
     def added(self, start: int, end: int, line: int, time_ns: int | None) -> None:
-        """Tell that gfns [start, end), none of them in a slot until now, have one."""
+        """Records that gfns [start, end), none of them in a slot until now, are in one."""
         first = bisect_right(self._holes, start, key=lambda hole: hole.start)
         if first and self._holes[first - 1].end > start:
             first -= 1

@@ -1,7 +1,7 @@
 """The lines of a trace, or only those that contain one of a few words.
 
-A strace has millions of lines that no memslot call is in. They are never split or looked at one by
-one: each word is searched for in a whole block at the speed of memchr, and line feeds are counted.
+A strace has millions of lines without a memslot call. These lines are never split or read one by
+one. Each word is searched for in a whole block at the speed of memchr, and line feeds are counted.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ from collections.abc import Iterator
 
 from memslots.traces.wrapping import Wrapping
 
-#: A line longer than this is cut: no memslot call is, but a traced write(2) may be.
+#: Longest line in bytes; the rest is cut. No memslot call is longer, but a traced write(2) may be.
 LINE_LIMIT = 1 << 20
 
 
 class LineTooLongError(Exception):
-    """A line longer than LINE_LIMIT, where `long_lines` does not allow one."""
+    """A line is longer than LINE_LIMIT, and `long_lines` is false."""
 
 
 class Lines:
     """Iterates over (number, line) of `blocks`; numbers start at 1, lines have no line feed.
 
-    `words`: only lines with one of these are given, and the first line of every block, whatever it
-    holds (so that a clock is seen now and then). None gives every line. It may be changed between
-    two lines; `next_too` asks for the very next line, once. Afterwards `total` is the number of
-    lines, and `cut` tells that the last one had no line feed. A line too long is cut where
-    `long_lines` is true, else it raises LineTooLongError.
+    If `words` is not None, iterating yields only lines with one of these words. The first line of
+    every block comes too, so a clock is read now and then. `words` may be changed between two
+    lines. `next_too` asks once for the very next line. Afterwards `total` is the number of lines,
+    and `cut` is true if the last line had no line feed. A line longer than LINE_LIMIT is cut if
+    `long_lines` is true; else iterating raises LineTooLongError.
     """
 
     def __init__(self, blocks: Iterator[bytes]) -> None:
@@ -49,7 +49,7 @@ class Lines:
         return next(self._lines)
 
     def put_back(self, number: int, line: bytes) -> None:
-        """Give this line once more."""
+        """Makes the next iteration return this line once more."""
         self._again = number, line
 
     def _read(self) -> Iterator[tuple[int, bytes]]:
@@ -82,7 +82,7 @@ class Lines:
         return carry[:LINE_LIMIT], True
 
     def _select(self, text: bytes) -> Iterator[tuple[int, bytes]]:
-        """The chosen lines of `text`, which ends with a line feed."""
+        """Yields the selected lines of `text`, which ends with a line feed."""
         at = 0
         while at < len(text):
             words = self.words
@@ -93,7 +93,7 @@ class Lines:
                 at = end + 1
                 continue
             found = dict.fromkeys(words, -1)
-            start = at  # the first line is given in any case
+            start = at  # the first line is always yielded
             while True:
                 end = text.find(b"\n", start)
                 self.total += text.count(b"\n", at, start) + 1

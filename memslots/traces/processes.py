@@ -1,10 +1,10 @@
-"""Which VM a call is for.
+"""Finding the VM that a call is for.
 
-A VM is known by its process and the fd that the process has it at. Whose thread a tid is stands in
-the trace where clone and fork were traced. Where they were not, it is inferred: a tid that uses the
-only fd of that number at which a VM was created is a thread of the creator; otherwise it belongs to
-the process whose VM would have given its first call the very result that was recorded, and is a
-process of its own if there is none. Every inference is told in `notes`.
+A VM is identified by its process and its fd in that process. If clone and fork were traced, the
+trace says which process a thread belongs to. Otherwise the process is inferred. If only one process
+has a VM at the thread's fd, and the trace shows its creation, the thread belongs to that process.
+Else the thread belongs to a process whose VM would give its first call the recorded result. If
+there is none, the thread is a process of its own. `notes` reports every inference.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ V = TypeVar("V")
 
 @dataclass(slots=True)
 class _Held(Generic[V]):
-    """A VM at an fd; `born`: its creation is in the trace."""
+    """A VM at an fd. `born` is true if the trace shows its creation."""
 
     vm: V
     born: bool
@@ -36,7 +36,7 @@ class _Held(Generic[V]):
 
 @dataclass(slots=True)
 class _Process(Generic[V]):
-    """A set of threads that share their fds, named after the first of them that was seen."""
+    """A set of threads that share their fds, named after the first one seen."""
 
     leader: int | None
     tids: set[int | None] = field(default_factory=set)
@@ -46,9 +46,8 @@ class _Process(Generic[V]):
 class Machines(Generic[V]):
     """Finds the VM of each call.
 
-    `make(process, fd, line)` makes a VM; `line` is where it was created, None where the trace
-    does not show it. `fits(vm, call)` tells whether `vm` as it is now would give the recorded
-    result.
+    `make(process, fd, line)` makes a VM. `line` is where it was created, or None if the trace does
+    not show that. `fits(vm, call)` says whether `vm`, as it is now, would give the recorded result.
     """
 
     def __init__(
@@ -63,7 +62,7 @@ class Machines(Generic[V]):
         self._of_tid: dict[int | None, _Process[V]] = {}
 
     def see(self, event: Event) -> None:
-        """Learn from anything but a call."""
+        """Learns from an event that is not a call."""
         if isinstance(event, VmCreated):
             process = self._of_tid.get(event.tid) or self._new(event.tid)
             vm = self._make(process.leader, event.fd, event.line)
@@ -72,7 +71,7 @@ class Machines(Generic[V]):
             if closer := self._of_tid.get(event.tid):
                 closer.fds.pop(event.fd, None)
         elif isinstance(event, FdDuplicated):
-            # What is closed by it (dup2) is gone; what is no VM is none at the new number.
+            # dup2 closes `new_fd` first. If `fd` holds no VM, `new_fd` holds none either.
             if owner := self._of_tid.get(event.tid):
                 held = owner.fds.get(event.fd)
                 owner.fds.pop(event.new_fd, None)
@@ -84,7 +83,7 @@ class Machines(Generic[V]):
             self._ended(event)
 
     def of(self, call: RegionCall) -> V:
-        """The VM that `call` is for; made now if the trace began after its creation."""
+        """Returns the VM that `call` is for; makes it if the trace began after its creation."""
         process = self._of_tid.get(call.tid)
         if process is None:
             process = self._infer(call)
@@ -106,19 +105,19 @@ class Machines(Generic[V]):
 
     def _started(self, event: TaskStarted) -> None:
         if event.child in self._of_tid and event.same_process:
-            return  # its own calls came first, and told whose it is
+            return  # the child's own calls came first and settled its process
         parent = self._of_tid.get(event.parent) or self._new(event.parent)
         if event.same_process:
             self._join(event.child, parent)
         elif event.child not in self._of_tid:
-            # A forked child inherits the fds, but KVM refuses it their use (EIO).
+            # A forked child inherits the fds, but KVM refuses to let it use them (EIO).
             self._new(event.child)
 
     def _ended(self, event: TaskEnded) -> None:
         process = self._of_tid.get(event.tid)
         if process is None:
             return
-        if event.by_exec:  # a VM's fd is closed on exec
+        if event.by_exec:  # exec closes a VM's fd
             process.fds.clear()
             return
         del self._of_tid[event.tid]
@@ -155,9 +154,9 @@ class Machines(Generic[V]):
 
 
 def births_first(events: Iterable[Event]) -> list[Event]:
-    """`events` with each TaskStarted before what its child did.
+    """Returns `events` with each TaskStarted before its child's events.
 
-    strace prints a clone's result when it returns in the parent; the child may have run before.
+    strace prints a clone's result when the clone returns in the parent. The child may run earlier.
     """
     keyed: list[tuple[float, Event]] = []
     first_seen: dict[int | None, int] = {}  # since the last end of that tid
@@ -175,7 +174,10 @@ def births_first(events: Iterable[Event]) -> list[Event]:
 
 
 def _nearness(leader: int | None, tid: int | None) -> tuple[bool, int]:
-    """Greatest for the leader nearest below `tid`: threads get their tids after their process."""
+    """Returns a key that is greatest for the leader nearest below `tid`.
+
+    Threads get their tids after their process.
+    """
     if leader is None or tid is None:
         return False, 0
     return leader <= tid, -abs(tid - leader)

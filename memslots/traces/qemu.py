@@ -1,8 +1,8 @@
 """Reading QEMU's own trace: the lines of `-trace kvm_set_user_memory`, log back end.
 
 Three forms are known: `Slot#N` with the space in bits 16-31, `AddrSpace#A Slot#N`, and the latter
-with `guest_memfd=… guest_memfd_offset=…`; each with `thread@seconds.microseconds:` in front or not,
-among whatever else QEMU and its guest wrote. `ret` is 0 or -errno.
+with `guest_memfd=… guest_memfd_offset=…`. Each may follow `thread@seconds.microseconds:`. Other
+output of QEMU and its guest may stand between. `ret` is 0 or -errno.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ CALL = re.compile(
     r" ret=(?P<ret>-?\d{1,20})(?![0-9])"
     r"(?: restricted_fd=(?P<restricted>-?\d{1,20}) restricted_offset=(?:0x)?[0-9a-f]+)?"
 )
-#: The end of an event, at the start of a log that was cut out of another.
+#: The end of an event whose beginning was cut off, in the first line of a log.
 _BEHEADED = re.compile(r"size=0x[0-9a-f]+ ua=0x[0-9a-f]+.* ret=-?\d+")
-#: The event, and not QEMU's error message of a similar name.
+#: The event's name, but not QEMU's error messages with a similar name.
 _EVENT = re.compile(r"kvm_set_user_memory(?![_a-z]|:(?! \{))")
 
 
-#: What QEMU says on standard error of a call that failed; it has no host address.
+#: QEMU's message on standard error for a call that failed; it has no host address.
 _FAILED = re.compile(
     r"KVM_SET_USER_MEMORY_REGION2? failed, slot=(?P<slot>\d{1,20}), start=(?P<gpa>0x[0-9a-f]+), "
     r"size=(?P<size>0x[0-9a-f]+)(?:, flags=(?P<flags>0x[0-9a-f]+))?"
@@ -41,20 +41,20 @@ _FAILED = re.compile(
     r": (?P<error>[A-Z][A-Za-z ]*)"
 )
 _ERRORS = {os.strerror(number): number for number in errno.errorcode}
-#: Where libvirt's log of a machine begins anew.
+#: The line at which libvirt's log shows a new start of the machine.
 _BOOT = re.compile(r": starting up libvirt version")
 
-#: Fields with names: `slot=0x0`, or `slot = 0`.
+#: Named fields: `slot=0x0`, or `slot = 0`.
 _FIELD = re.compile(r"\b([a-z_]+) ?= ?(-?(?:0x[0-9a-f]{1,16}|\d{1,20}))\b")
 _FIELDS = ("slot", "flags", "guest_phys_addr", "memory_size", "userspace_addr")
 _TIME_OF_DAY = re.compile(r"\[(?P<h>\d\d):(?P<m>\d\d):(?P<s>\d\d)\.(?P<ns>\d{1,9})\]")
-#: A line of simpletrace.py: how many microseconds after the one before.
+#: A line of simpletrace.py: the time since the line before, in microseconds.
 _SIMPLE = re.compile(r"[a-z_0-9]+ (?P<us>\d{1,15})\.(?P<ns>\d{3}) pid=\d+ ")
 _FTRACE = re.compile(r"\s(?P<s>\d{1,12})\.(?P<ns>\d{6}): tracing_mark_write: $")
 
 
 class QemuReader:
-    """Events out of QEMU's log; `counts` is complete when they are used up."""
+    """Iterates over the events of QEMU's log; `counts` is complete at the end."""
 
     def __init__(self, lines: Lines, counts: Counts) -> None:
         self.counts = counts
@@ -76,7 +76,7 @@ class QemuReader:
             elif message := _FAILED.search(text):
                 failed += _failed_call(message, number)
             if starts and boot is not None:
-                # Else it would be taken for the machine that was there before.
+                # Without this event the calls would be counted to the machine before the restart.
                 yield VmCreated(boot, None, None)
                 boot = None
             related += bool(starts)
@@ -91,7 +91,7 @@ class QemuReader:
                     yield call if elapsed is None else replace(call, time_ns=elapsed)
                     continue
                 cut = last_line_cut and (found is None or found.end() == len(text))
-                # "ret=-1" may be the beginning of "ret=-17": only what follows ends a number.
+                # "ret=-1" may be the beginning of "ret=-17": a number ends only at more text.
                 if found is None or (cut and found["ret"] != "0"):
                     reason = (
                         "cut off where the input ends"
@@ -102,7 +102,7 @@ class QemuReader:
                 else:
                     yield from self._call(number, found, _time_of(text[:start]))
         if not self.counts.calls and not self.counts.lost_total:
-            # With events in the log each of these is one of them.
+            # In a log with events, each message repeats an event, so messages count only here.
             related += len(failed)
             self.counts.calls += len(failed)
             if failed:
@@ -112,12 +112,12 @@ class QemuReader:
         self.counts.unrelated = self.counts.lines - related
 
     def _elapsed(self, text: str) -> int | None:
-        """The time of a line of simpletrace.py since the first, in nanoseconds."""
+        """Returns the nanoseconds from the first simpletrace.py line to this line, or None."""
         found = _SIMPLE.match(text)
         if found is None:
             return self._simple_ns
         if self._simple_ns is None:
-            # Every line has its part of the time.
+            # Every line adds to the time, so read all lines.
             self._lines.words = None
             self._simple_ns = 0
         self._simple_ns += int(found["us"]) * 1000 + int(found["ns"])
@@ -135,7 +135,7 @@ class QemuReader:
             time_ns = int(found["seconds"]) * 10**9 + int(found["micros"].ljust(6, "0")) * 1000
         given: str | None = found["memfd"] or found["restricted"]
         memfd = int(given) if given else -1
-        # QEMU 9.0 tells of the flag, and not which file it is.
+        # QEMU 9.0 prints the flag, but not the guest_memfd's number.
         names_memfd = memfd >= 0 or (not given and not ret and bool(flags & GUEST_MEMFD_FLAG))
         self.counts.calls += 1
         yield RegionCall(
@@ -155,7 +155,7 @@ class QemuReader:
 
 
 def _failed_call(found: re.Match[str], line: int) -> Iterator[RegionCall]:
-    """The call of a message, if its numbers fit."""
+    """Yields the call of a message, if its numbers fit their fields."""
     slot, gpa, size = int(found["slot"]), int(found["gpa"], 16), int(found["size"], 16)
     number = _ERRORS.get(found["error"].strip())
     if number is not None and slot >> 32 == 0 and (gpa | size) >> 64 == 0:
@@ -175,7 +175,7 @@ def _failed_call(found: re.Match[str], line: int) -> Iterator[RegionCall]:
 
 
 def _by_names(text: str, start: int, line: int) -> RegionCall | None:
-    """The call of an event whose fields have names, as simpletrace.py and LTTng print them."""
+    """Returns the call of an event with named fields, as simpletrace.py and LTTng print it."""
     following = text.find("kvm_set_user_memory", start + 1)
     end = following if following >= 0 else len(text)
     fields: dict[str, str] = dict(_FIELD.findall(text, start, end))
@@ -204,18 +204,18 @@ def _by_names(text: str, start: int, line: int) -> RegionCall | None:
 
 
 def _number(text: str) -> int:
-    """Of either base; a zero in front of a decimal means nothing."""
+    """Converts a decimal or hexadecimal number; a leading zero of a decimal means nothing."""
     return int(text, 16 if text.removeprefix("-")[:2] == "0x" else 10)
 
 
 def _signed(number: int) -> int:
-    """A C int that may have been printed as if it had no sign."""
+    """Returns the C int that may have been printed as an unsigned number."""
     number &= 0xFFFFFFFF
     return number - (1 << 32) if number >> 31 else number
 
 
 def _time_of(text: str) -> int | None:
-    """The time in front of an event of LTTng or ftrace, in nanoseconds."""
+    """Returns the time in front of an LTTng or ftrace event in nanoseconds, or None."""
     if written := _FTRACE.search(text):
         return int(written["s"]) * 10**9 + int(written["ns"]) * 1000
     found = _TIME_OF_DAY.match(text)
@@ -226,6 +226,6 @@ def _time_of(text: str) -> int | None:
 
 
 def _prefix_start(text: str, start: int) -> int:
-    """Where the `thread@time:` in front of an event begins, if it has one."""
+    """Returns where the event's `thread@time:` begins, or `start` if it has none."""
     found = re.search(r"\d+@\d+\.\d{1,6}:\s*$", text[:start])
     return found.start() if found else start

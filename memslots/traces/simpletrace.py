@@ -1,7 +1,8 @@
-"""The binary file of QEMU's trace backend "simple", as the text that its simpletrace.py prints.
+"""Turns the file of QEMU's trace backend "simple" into the text that its simpletrace.py prints.
 
-A header of three 64-bit numbers, then records: names of events by number, and events with their
-time, thread and arguments. Numbers are the machine's own; here they are little-endian.
+The file is a header of three 64-bit numbers, then records. A record is the name of an event number,
+or an event with its time, process and arguments. Numbers have the byte order of the machine that
+wrote them; this module reads little-endian numbers.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ _HEADER = struct.Struct("<QQQ")
 _TYPE = struct.Struct("<Q")
 _MAPPING = struct.Struct("<QI")
 _EVENT = struct.Struct("<QQII")
-_VERSION = 4  # before it the names of events are in a file of their own
+_VERSION = 4  # earlier versions keep the names of events in another file
 _DROPPED = (1 << 64) - 2
-_MOST = 1 << 20  # bytes of a record
+_MOST = 1 << 20  # longest record, in bytes
 _NAME = "kvm_set_user_memory"
-#: The arguments, by how many there are: QEMU has added some.
+#: The names of the arguments, by their number: later versions of QEMU added some.
 _ARGUMENTS = {
     6: ("slot", "flags", "guest_phys_addr", "memory_size", "userspace_addr", "ret"),
     7: ("as", "slot", "flags", "guest_phys_addr", "memory_size", "userspace_addr", "ret"),
@@ -35,7 +36,7 @@ class _Cut(Exception):
 
 
 class _Bytes:
-    """A stream of blocks, so many bytes at a time."""
+    """Reads a given number of bytes at a time from a stream of blocks."""
 
     def __init__(self, blocks: Iterator[bytes]) -> None:
         self._blocks = blocks
@@ -43,7 +44,10 @@ class _Bytes:
         self._at = 0
 
     def take(self, size: int, *, may_end: bool = False) -> bytes:
-        """The next; b"" at the end, where that may be."""
+        """Returns the next `size` bytes; b"" at the end of the stream if `may_end`.
+
+        Raises _Cut if the stream ends earlier.
+        """
         while len(self._held) - self._at < size:
             block = next(self._blocks, b"")
             if not block:
@@ -58,7 +62,7 @@ class _Bytes:
 
 
 def text_of(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """The lines of all events of memory slots; of what cannot be read a line that says so."""
+    """Yields a line for each event of a memory slot, and a line for what cannot be read."""
     stream = _Bytes(blocks)
     try:
         _, _, version = _HEADER.unpack(stream.take(_HEADER.size))

@@ -1,7 +1,7 @@
 """Opening a trace: a plain file, a compressed one, or standard input, as blocks of bytes.
 
-What is compressed is told by its first bytes, never by its name. Nothing is read ahead of need, so
-a trace may be longer than memory, and standard input may be a program that still runs.
+The first bytes tell whether a file is compressed; its name does not matter. Blocks are read only
+when needed. So a trace may be longer than memory, and standard input may be a running program.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import BinaryIO
 from memslots.errors import TraceError
 from memslots.traces import simpletrace
 
-#: How much is read, and at most decompressed, in one step.
+#: Most bytes read, and most bytes decompressed, in one step.
 BLOCK = 1 << 18
 
 _GZIP = b"\x1f\x8b"
@@ -36,9 +36,9 @@ _FOREIGN = {
 class Source:
     """One input. `path` is a file name, or `-` for standard input.
 
-    `size` is the length of the file in bytes (None where there is no such thing) and `position`
-    how many of those have been read: what a progress bar needs. Raises TraceError for whatever is
-    wrong with the file, while opening and while reading.
+    `size` is the length of the file in bytes, or None if it is no regular file. `position` is the
+    number of bytes read so far; a progress bar needs both. Opening and reading raise TraceError if
+    anything is wrong with the file.
     """
 
     def __init__(self, path: str | os.PathLike[str], stream: BinaryIO | None = None) -> None:
@@ -69,12 +69,12 @@ class Source:
         self.close()
 
     def close(self) -> None:
-        """Close the file, if it was opened here."""
+        """Closes the file, if this object opened it."""
         if self._close:
             self._raw.close()
 
     def blocks(self) -> Iterator[bytes]:
-        """The content, decompressed, in blocks of no more than BLOCK bytes."""
+        """Yields the decompressed content in blocks of about BLOCK bytes at most."""
         blocks = self._read()
         head = b""
         for block in blocks:
@@ -96,7 +96,7 @@ class Source:
         yield from simpletrace.text_of(chained) if first.startswith(simpletrace.HEAD) else chained
 
     def _read(self) -> Iterator[bytes]:
-        # read1 hands over what a pipe has, instead of waiting for a whole block.
+        # read1 returns what a pipe holds, without waiting for a whole block.
         read = getattr(self._raw, "read1", self._raw.read)
         while True:
             try:

@@ -1,10 +1,12 @@
 """Reading the output of strace.
 
-Understood: a bare pid, `[pid N]` or none in front (with `-Y`'s names), `-t -tt -ttt -r` stamps and
-their long forms, `-T -y -yy -i -n -k`, `-X raw` and `-X verbose`, grep's `file:line:` in front;
-calls that strace cut in two (`<unfinished ...>` and `resumed`), joined per thread; calls behind
-any other text. A call whose struct strace did not decode, and one whose other half is missing, is
-counted as lost; so are those of perf trace, which has no structs.
+The reader understands:
+- a bare pid, `[pid N]` or none in front (with `-Y`'s names), and grep's `file:line:` in front;
+- `-t -tt -ttt -r` stamps and their long forms, `-T -y -yy -i -n -k`, `-X raw`, `-X verbose`;
+- calls that strace cut in two (`<unfinished ...>` and `resumed`), which it joins per thread;
+- calls behind any other text.
+A call is counted as lost if strace did not decode its struct or if its other half is missing. The
+calls of perf trace are lost too, since perf trace prints no structs.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from memslots.traces.strace_ioctls import (
     split_ioctl,
 )
 
-#: What a line must contain to be looked at; see Lines.
+#: Only lines with one of these words are read; see Lines.
 WORDS = (
     b"MEMORY_REGION",
     b"KVM_CREATE_VM",
@@ -70,7 +72,7 @@ _HEAD = r"""
       | (?P<note>strace:\ ) )
 """
 HEAD = re.compile(_HEAD, re.VERBOSE)
-#: What may stand right in front of a call that another program's output runs into.
+#: The pid that may stand right in front of a call that follows another program's output.
 _PID = re.compile(r"\[pid\s+\d{1,20}\]")
 _GREP = re.compile(r"(?:[^\s:(]*[^\s:(\d][^\s:(]*[:-])?(?:\d+[:-])?(?=[\s\[<\d a-z])")
 _CLOSE = re.compile(rf"close\({ARGUMENT_NAME}(?:0x([0-9a-f]{{1,16}})|(\d{{1,20}}))\b")
@@ -101,7 +103,7 @@ _FOLLOWED = frozenset(
 
 @dataclass(slots=True)
 class _Begun:
-    """A call that strace cut at `<unfinished ...>`; `text` is None where nothing hangs on it."""
+    """A call that strace cut at `<unfinished ...>`; `text` is None if the call does not matter."""
 
     line: int
     text: str | None
@@ -109,14 +111,14 @@ class _Begun:
 
 @dataclass(slots=True)
 class _Head:
-    """What stands in front of a call."""
+    """The thread and time in front of a call."""
 
     tid: int | None
     time_ns: int | None
 
 
 class StraceReader:
-    """Events out of strace's lines; `counts` is complete when they are used up."""
+    """Iterates over the events of strace's lines; `counts` is complete at the end."""
 
     def __init__(self, lines: Lines, counts: Counts) -> None:
         self.counts = counts
@@ -127,7 +129,7 @@ class StraceReader:
         self._ioctls = IoctlReader(counts)
         self._announced: set[int] = set()  # by "strace: Process N attached"
         self._first_pid = False  # a [pid N] was seen
-        self._without_pid = False  # a call with no pid in front was seen
+        self._without_pid = False  # a call without a pid was seen
         self._fragment: tuple[int, str] | None = None
         self._qemu_lines = 0
 
@@ -160,11 +162,11 @@ class StraceReader:
             )
 
     def _line(self, first: int, number: int, text: str) -> Iterator[Event]:
-        """One line, which began at line `first` and ends at line `number`."""
+        """Yields the events of one line, which begins at line `first` and ends at `number`."""
         if "attached" in text and (attached := _ATTACHED.search(text)):
             self._announced.add(int(attached[1]))
             if beginning := text[: attached.start()]:
-                # strace's message broke into the line of a call; what follows goes on with it.
+                # strace's message interrupted the line of a call; the next line continues it.
                 self._fragment = (first, beginning)
                 self._lines.next_too = True
             return
@@ -182,10 +184,10 @@ class StraceReader:
         elif tid is None and found["call"]:
             self._without_pid = True
         if self._clock.relative and self._lines.words is not None:
-            self._lines.words = None  # distances add up over all lines
+            self._lines.words = None  # times since the line before add up over all lines
         behind = found.end()
         if found["call"] and found["call"] != "ioctl":
-            behind = found.start("call")  # "consoleioctl" is the end of other text, and a call
+            behind = found.start("call")  # "consoleioctl" is other text directly before a call
         others = memslot_calls(text, behind)
         own = text[: others[0].start] if others else text
         if found["ended"]:
@@ -202,7 +204,7 @@ class StraceReader:
         tid = found["pid"] or found["bare"]
         seconds = found["seconds"]
         if tid and not seconds and int(tid) >= EPOCH_FROM:
-            tid, seconds = None, tid  # whole seconds of an epoch, and no pid
+            tid, seconds = None, tid  # whole seconds since the epoch, not a pid
         time_ns = None
         if found["clock"]:
             time_ns = self._clock.time_of_day(found["clock"])
@@ -211,7 +213,7 @@ class StraceReader:
         return _Head(int(tid) if tid else None, time_ns)
 
     def _see_pid(self, number: int, tid: int) -> Iterator[Event]:
-        """A `[pid N]`. The first that strace did not announce is the one that had no pid before."""
+        """Learns from a `[pid N]`. The first unannounced one is the thread without a pid so far."""
         if not self._first_pid and self._announced and self._without_pid:
             if tid in self._announced:
                 return
@@ -219,7 +221,7 @@ class StraceReader:
         self._first_pid = True
 
     def _odd_line(self, first: int, number: int, text: str) -> Iterator[Event]:
-        """A line that does not begin as strace's do."""
+        """Yields the events of a line that does not begin like strace's lines."""
         if "kvm_set_user_memory " in text:
             self._qemu_lines += 1
         found = memslot_calls(text)
@@ -231,7 +233,7 @@ class StraceReader:
     def _inner_calls(
         self, first: int, number: int, text: str, found: list[Found]
     ) -> Iterator[Event]:
-        """Memslot calls that stand behind other text."""
+        """Yields the events of memslot calls that stand behind other text."""
         ends = [call.start for call in found[1:]] + [len(text)]
         for call, end in zip(found, ends, strict=False):
             if call.doubtful:
@@ -242,7 +244,7 @@ class StraceReader:
                 yield from self._call(first, number, text[call.start : end], head)
 
     def _head_of(self, text: str, call: int) -> _Head:
-        """What stands in front of a call that other text runs into."""
+        """Returns the thread and time in front of a call that follows other text."""
         for pid in _PID.finditer(text, 0, call):
             found = HEAD.match(text, pid.start())
             if found is not None and found["call"] and found.start("call") == call:
@@ -250,7 +252,7 @@ class StraceReader:
         return _Head(None, None)
 
     def _call(self, first: int, number: int, text: str, head: _Head) -> Iterator[Event]:
-        """A call, from its name on; `<unfinished ...>` is kept until it is resumed."""
+        """Yields the events of a call. Keeps an `<unfinished ...>` call until it is resumed."""
         unfinished = text.find(_UNFINISHED)
         if unfinished < 0:
             yield from self._complete(first, number, text, head)
@@ -270,8 +272,8 @@ class StraceReader:
     def _resumed(self, number: int, name: str, rest: str, head: _Head) -> Iterator[Event]:
         begun = self._begun.pop(head.tid, None)
         if begun is None:
-            # KVM_RUN and most others print their argument when they return; a memslot call has
-            # printed all of it, and nothing but the bracket is left.
+            # KVM_RUN and most other ioctls print their argument when they return. A memslot call
+            # printed all of it before, so only the bracket is left.
             if name == "ioctl" and re.match(r"\)\s+= ", rest):
                 reason = "resumed, but its beginning is not in the trace (perhaps another ioctl)"
                 self._lose(number, reason, f"<... ioctl resumed>{rest}", _errno_of(rest))
@@ -279,7 +281,7 @@ class StraceReader:
             yield from self._complete(begun.line, number, begun.text + rest, head)
 
     def _complete(self, first: int, number: int, text: str, head: _Head) -> Iterator[Event]:
-        """A whole call with its result."""
+        """Yields the event of a whole call with its result."""
         name = text.partition("(")[0]
         if name == "ioctl":
             cut = self._lines.cut and number == self._lines.total
@@ -320,7 +322,7 @@ class StraceReader:
 
 
 def _same_process(name: str, text: str) -> bool:
-    """Whether a clone shares its parent's fds (what makes it one process for us)."""
+    """Returns whether a clone shares its parent's fds, which makes both one process here."""
     if name in ("fork", "vfork"):
         return False
     if "CLONE_" in text:

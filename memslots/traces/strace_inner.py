@@ -1,8 +1,8 @@
 """Finding memslot calls anywhere in a line of strace's output.
 
 Other programs write to the same terminal, and a paste may have lost its line ends. So a call may
-stand behind any text, and two may stand on one line. But what a traced program reads or writes is
-no call: strace prints it as a string in the arguments of another call.
+stand behind any text, and two calls may stand on one line. But text that a traced program reads or
+writes is no call. strace prints such text as a string in the arguments of another call.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-#: What perf trace, and strace -N, print before an argument.
+#: The name that perf trace and strace -N print before an argument.
 ARGUMENT_NAME = r"(?:[a-z]{1,10}(?::\ |=))?"
 _CALL = re.compile(
     rf"""(?<!_) ioctl\( {ARGUMENT_NAME} (?:-?\d{{1,20}}|0x[0-9a-f]{{1,16}})
@@ -22,13 +22,13 @@ _CALL = re.compile(
     re.VERBOSE,
 )
 _OPENING = re.compile(r"\b(?P<name>[a-z_][a-z0-9_]{0,40})\(")
-#: The next string, or the end of the call: what comes first. Within JSON a quotation mark has
+#: The next string or the end of the call, whichever comes first. Within JSON a quotation mark has
 #: backslashes in front.
 _STRING_OR_END = re.compile(r"(?P<escapes>\\*)\"|\)\s*= ")
 _QUOTE = re.compile(r"(\\*)\"")
 
-#: Calls that strace prints with strings of what a program reads, writes or names. Not ioctl, whose
-#: strings are short names: what follows one that has no result may be another.
+#: Calls that strace prints with strings that a program reads, writes or names. ioctl is not among
+#: them: its strings are short names, and a call after an ioctl without a result may be real.
 _NAMES = """
     access acct add_key bind bpf chdir chmod chown chroot connect creat execve execveat faccessat
     faccessat2 fchmodat fchownat fgetxattr finit_module fremovexattr fsconfig fsetxattr futimesat
@@ -47,14 +47,14 @@ _WITH_STRINGS = frozenset(_NAMES.split())
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A memslot call in a line. `doubtful`: it may be text within quotation marks."""
+    """A memslot call in a line. If `doubtful`, it may be text within quotation marks."""
 
     start: int
     doubtful: bool
 
 
 def memslot_calls(text: str, start: int = 0) -> list[Found]:
-    """Returns the memslot calls of a line from `start` on, but not those in others' strings.
+    """Returns the memslot calls of a line from `start` on, except those in strings of other calls.
 
     O(length of the line).
     """
@@ -62,7 +62,7 @@ def memslot_calls(text: str, start: int = 0) -> list[Found]:
     if text.find("ioctl(", start) < 0:
         return found
     strings = _strings(text)
-    end, name = 0, ""  # of the string that ends last of those that begin before
+    end, name = 0, ""  # the end of the last string that begins before the call, and its call
     following = next(strings, None)
     for call in _CALL.finditer(text, start):
         while following is not None and following.start < call.start():
@@ -75,7 +75,7 @@ def memslot_calls(text: str, start: int = 0) -> list[Found]:
 
 
 def is_quoted(text: str, at: int) -> bool:
-    """Whether `at` lies within a string that strace prints. O(length of the line)."""
+    """Returns whether `at` is within a string that strace prints. O(length of the line)."""
     return any(
         string.start <= at < string.end and string.call in _WITH_STRINGS
         for string in _strings(text)
@@ -83,7 +83,7 @@ def is_quoted(text: str, at: int) -> bool:
 
 
 class _String(NamedTuple):
-    """A string in the arguments of a call, if it is one: where, and the call's name."""
+    """A string in the arguments of a call, and that call's name; perhaps neither is real."""
 
     start: int
     end: int
@@ -91,7 +91,7 @@ class _String(NamedTuple):
 
 
 def _strings(text: str) -> Iterator[_String]:
-    """Gives the strings of a line, in order; one that does not end goes on to the line's end."""
+    """Yields the strings of a line in order; an unterminated string ends with the line."""
     if '"' not in text:
         return
     position = 0
@@ -110,9 +110,9 @@ def _strings(text: str) -> Iterator[_String]:
 
 
 def _end_of_string(text: str, start: int, escapes: int) -> int | None:
-    """Returns where a string ends whose opening mark had `escapes` backslashes in front."""
-    # Each level of quoting doubles what was there and adds one: a mark within the string has
-    # 2 * escapes + 1 backslashes, and one behind an escaped backslash that many more.
+    """Returns the end of a string whose opening mark had `escapes` backslashes in front."""
+    # Each level of quoting doubles the backslashes and adds one. So a mark within the string has
+    # 2 * escapes + 1 backslashes; each escaped backslash before a mark adds 2 * escapes + 2.
     for mark in _QUOTE.finditer(text, start):
         if len(mark[1]) % (2 * escapes + 2) == escapes:
             return mark.end()

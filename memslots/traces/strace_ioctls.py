@@ -1,8 +1,8 @@
 """The ioctls of a strace that matter to memory slots: their arguments and results.
 
-Only one struct is read, KVM_SET_USER_MEMORY_REGION's, by the names strace prints for its fields.
-The longer struct of KVM_SET_USER_MEMORY_REGION2 is read too where a strace prints those names for
-it; as of strace 6.1 it prints an address, and the call is lost.
+The struct of KVM_SET_USER_MEMORY_REGION is read by the names that strace prints for its fields. The
+longer struct of KVM_SET_USER_MEMORY_REGION2 is read too if strace prints these names for it. strace
+6.1 prints only an address, so the call is lost.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FLAG_NAMES = {
     "KVM_MEM_LOG_DIRTY_PAGES": 1,
     "KVM_MEM_READONLY": 2,
     "KVM_MEM_GUEST_MEMFD": GUEST_MEMFD_FLAG,
-    "KVM_MEM_PRIVATE": GUEST_MEMFD_FLAG,  # its name before it was merged
+    "KVM_MEM_PRIVATE": GUEST_MEMFD_FLAG,  # the flag's name before Linux merged it
 }
 #: The capabilities that shape a VM's slots, by number.
 CAPABILITIES = {10: "KVM_CAP_NR_MEMSLOTS", 118: "KVM_CAP_MULTI_ADDRESS_SPACE"}
@@ -58,12 +58,12 @@ _WIDTH = {
 
 
 class UndecodedError(ValueError):
-    """A part of a call that cannot be read; the message is the reason."""
+    """A part of a call cannot be read; the message is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ioctl:
-    """An ioctl taken apart, and what it is to us ("": nothing)."""
+    """The parts of an ioctl. `kind` is "" if the ioctl does not matter here."""
 
     kind: Kind
     fd: int
@@ -72,7 +72,7 @@ class Ioctl:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a call returned: `value` is None for `?`, `errno` 0 for success."""
+    """The result of a call: `value` is None for `?`, `errno` 0 for success."""
 
     value: int | None
     errno: int
@@ -80,7 +80,7 @@ class Result:
 
 
 def split_ioctl(text: str) -> Ioctl:
-    """Take the line of an ioctl apart, from its name on."""
+    """Splits the line of an ioctl into its parts, from its name on."""
     found = _IOCTL.match(text)
     if found is None:
         return Ioctl("region" if "KVM_SET_USER_MEMORY_REGION" in text else "", -1, "")
@@ -89,15 +89,15 @@ def split_ioctl(text: str) -> Ioctl:
     for pattern, kind in _REQUEST:
         if pattern.search(request):
             return Ioctl(kind, fd, found["rest"])
-    # Cut off inside its name: no other request begins with KVM_SET_U.
+    # The request's name may be cut off: no other request begins with KVM_SET_U.
     cut = request.startswith("KVM_SET_U") and "KVM_SET_USER_MEMORY_REGION".startswith(request)
     return Ioctl("region" if cut else "", fd, found["rest"])
 
 
 def read_result(text: str) -> Result:
-    """The result at the end of `text`. Raises UndecodedError where there is none."""
+    """Returns the result at the end of `text`. Raises UndecodedError if there is none."""
     found = None
-    # Of several ") = " the last is the result's: one before it belongs to an argument.
+    # The last ") = " belongs to the result; earlier ones belong to an argument.
     at = text.rfind(") ")
     while at >= 0 and found is None:
         found = _RESULT.match(text, at)
@@ -119,10 +119,13 @@ def read_result(text: str) -> Result:
 
 
 def read_number(text: str, bits: int, name: str) -> int:
-    """A decimal or hexadecimal number of at most `bits` bits."""
+    """Converts a decimal or hexadecimal number of at most `bits` bits.
+
+    Raises UndecodedError if it is no number or does not fit.
+    """
     text = text.strip()
     try:
-        if not text.isalnum():  # int() takes signs and underscores too
+        if not text.isalnum():  # int() accepts signs and underscores too
             raise ValueError(text)
         value = int(text, 16 if text.startswith("0x") else 10)
     except ValueError:
@@ -133,7 +136,7 @@ def read_number(text: str, bits: int, name: str) -> int:
 
 
 def read_flags(text: str) -> int:
-    """`KVM_MEM_LOG_DIRTY_PAGES|0x8`, `0x10 /* KVM_MEM_??? */`, `2`, `0`."""
+    """Reads flags: `KVM_MEM_LOG_DIRTY_PAGES|0x8`, `0x10 /* KVM_MEM_??? */`, `2`, `0`."""
     flags = 0
     for part in _COMMENT.sub("", text).split("|"):
         part = part.strip()
@@ -142,7 +145,10 @@ def read_flags(text: str) -> int:
 
 
 def read_struct(text: str) -> tuple[dict[str, int], str]:
-    """The fields of the struct that `text` begins with, and what follows it."""
+    """Returns the fields of the struct that `text` begins with, and the text after the struct.
+
+    Raises UndecodedError if a field cannot be read.
+    """
     if not text.startswith("{"):
         raise UndecodedError("strace did not decode the struct")
     end = text.find("}")
@@ -167,18 +173,21 @@ def read_struct(text: str) -> tuple[dict[str, int], str]:
 
 
 class IoctlReader:
-    """Turns whole ioctl lines into events, and counts those it cannot."""
+    """Turns whole ioctl lines into events, and counts the memslot calls that it cannot decode."""
 
     def __init__(self, counts: Counts) -> None:
         self.counts = counts
         self.decoded = 0
-        self.lines = 0  # that memslot calls stand on, decoded or lost
-        self._last = 0  # the last of them
+        self.lines = 0  # number of lines with memslot calls, decoded or lost
+        self._last = 0  # the last of these lines
 
     def read(
         self, first: int, number: int, text: str, tid: int | None, time_ns: int | None, cut: bool
     ) -> RegionCall | VmCreated | Capability | None:
-        """The event of the ioctl `text` (lines `first` to `number`); `cut`: the input ends here."""
+        """Returns the event of the ioctl `text` in lines `first` to `number`, or None.
+
+        `cut` is true if the input ends within the line.
+        """
         ioctl = split_ioctl(text)
         if ioctl.kind in ("region", "region2"):
             return self._region(first, number, text, ioctl, tid, time_ns, cut)
@@ -197,7 +206,7 @@ class IoctlReader:
         return None
 
     def count_lines(self, first: int, number: int) -> None:
-        """Count the lines of a call; two calls may stand on one."""
+        """Counts the lines of a call once each, even if two calls stand on one line."""
         self.lines += (number > self._last) + (first < number)
         self._last = max(self._last, number)
 

@@ -1,4 +1,4 @@
-"""What `strace -ff -o NAME` writes: a file for each thread, NAME.TID, all of one trace."""
+"""Reading the files of `strace -ff -o NAME`: one file NAME.TID for each thread of one trace."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from pathlib import Path
 from memslots.traces.source import Source
 
 _NAME = re.compile(r"(.+)\.(\d{1,10})")
-#: The times that strace puts first with -ttt, -tt and -t.
+#: The time that strace prints first with -ttt, -tt and -t.
 _TIME = re.compile(rb"(\d{1,20}\.\d{1,9}|\d\d:\d\d:\d\d(?:\.\d{1,9})?) ")
 _STRACE = re.compile(rb"(?:\S+ )?(?:[a-z_0-9]+\(|\+\+\+ |--- )")
 
 
 def grouped(paths: Iterable[str]) -> list[list[str]]:
-    """Files that are one trace, together, in the order of the first of each; others alone."""
+    """Groups files that are one trace, in the order of each group's first file.
+
+    Every other file is a group of its own.
+    """
     groups: list[list[str]] = []
     threads: dict[str, list[str]] = {}
     for path in paths:
@@ -33,9 +36,9 @@ def grouped(paths: Iterable[str]) -> list[list[str]]:
 
 
 def merged(paths: Sequence[str]) -> io.BytesIO:
-    """One trace of several threads' files: each line with its thread, by time.
+    """Merges the files of several threads by time, with the thread's id before each line.
 
-    Without times the files come one after the other. What strace-log-merge does.
+    Without times the files follow one another. strace-log-merge does the same.
     """
     files = [_lines(path) for path in sorted(paths, key=_tid)]
     return io.BytesIO(b"".join(line for _, line in merge(*files, key=lambda each: each[0])))
@@ -48,19 +51,22 @@ def _tid(path: str) -> int:
 
 
 def _is_thread(path: str) -> bool:
-    """Whether it begins as strace's output for one thread, without its number on each line."""
+    """Returns whether a file begins like strace's output for one thread, without a pid."""
     try:
         if not Path(path).is_file() or not Path(path).stat().st_size:
             return False
         with Source(path) as source:
             head = next(source.blocks(), b"")
     except OSError:
-        return False  # who reads it says so
+        return False  # reading the trace later reports the error
     return _STRACE.match(head) is not None
 
 
 def _lines(path: str) -> list[tuple[bytes, bytes]]:
-    """(time, line with the thread before it); a line without a time has that before."""
+    """Returns (time, line with the thread's id before it) for each line.
+
+    A line without a time has the time of the line before.
+    """
     with Source(path) as source:
         content = b"".join(source.blocks())
     tid = str(_tid(path)).encode()

@@ -1,14 +1,14 @@
-"""What others put around the lines of a trace: taken off before anybody reads them.
+"""Removes what mails, CI logs, web pages and terminals add around the lines of a trace.
 
-People paste traces into mails, logs of a CI and pages; programs colour them. None of this changes
-how many lines there are, so that numbers of lines stay what an editor shows.
+People paste traces into mails, CI logs and pages, and programs colour them. Removing this wrapping
+keeps the number of lines, so line numbers stay those that an editor shows.
 """
 
 from __future__ import annotations
 
 import re
 
-#: Colours, and what else a terminal is told (ECMA-48); the titles of windows.
+#: Colours and other control sequences of a terminal (ECMA-48); window titles.
 _TERMINAL = re.compile(
     rb"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b\n]*(?:\x07|\x1b\\)|\x1b[()][A-Z0-9]"
 )
@@ -21,7 +21,7 @@ _ENTITIES = {
 _TAGS = re.compile(
     rb"</?(?:pre|code|span|tt|samp|font|div|p|b|i|td|tr)(?: [^<>\n]*)?>", re.IGNORECASE
 )
-#: What stands before each line, and what a line is then. Of an input in which most lines have it.
+#: Prefixes of lines. A prefix is removed if more than half of the input's lines have it.
 _PREFIXES = (
     # A quotation in a mail.
     re.compile(rb"^(?:[>|] ?)+", re.MULTILINE),
@@ -38,7 +38,7 @@ _COMMENT = re.compile(
 )
 
 
-#: A line that was too long for a mail (RFC 2045): it goes on in the next.
+#: The break of a line that was too long for a mail (RFC 2045); the next line continues it.
 _SOFT_BREAK = re.compile(rb"=\r?\n")
 _QUOTED_BYTE = re.compile(rb"=([0-9A-F]{2})")
 _WRAPPED_STRACE = re.compile(
@@ -56,7 +56,7 @@ _LINE_END = re.compile(rb"(?:[ \t]*\r?\n[ \t]*)+")
 
 
 def _goes_on(text: bytes, word: bytes, begin: bytes, end: bytes) -> bool:
-    """Whether a call with that word is not all in its line."""
+    """Returns whether a call with `word` begins in a line and does not end in it."""
     at = text.find(word)
     while at >= 0:
         stop = text.find(b"\n", at)
@@ -69,13 +69,16 @@ def _goes_on(text: bytes, word: bytes, begin: bytes, end: bytes) -> bool:
 
 
 def _one_line(found: re.Match[bytes]) -> bytes:
-    """A call in one line; as many lines after it as it took."""
+    """Joins a call into one line, and adds empty lines to keep the number of lines."""
     whole = found[0]
     return _LINE_END.sub(b" ", whole) + b"\n" * whole.count(b"\n")
 
 
 def _unquoted(text: bytes) -> bytes:
-    """A mail's quoted-printable text; a line that goes on has the ends of those after it behind."""
+    """Decodes a mail's quoted-printable text.
+
+    Joins broken lines, and adds as many empty lines after each joined line to keep the count.
+    """
     lines = []
     broken = 0
     part = b""
@@ -92,14 +95,14 @@ def _unquoted(text: bytes) -> bytes:
 
 
 class Wrapping:
-    """What is around the lines of one input. The first lines decide about what is on every line."""
+    """Removes the wrapping of one input. The first lines decide which prefixes all lines have."""
 
     def __init__(self) -> None:
         self._prefixes: list[re.Pattern[bytes]] | None = None
         self._is_page = False
 
     def taken_off(self, text: bytes) -> bytes:
-        """Whole lines, without it; as many as before."""
+        """Returns whole lines without their wrapping; their number does not change."""
         if b"\x1b" in text:
             text = _TERMINAL.sub(b"", text)
         if b"=3D" in text and _SOFT_BREAK.search(text):
@@ -122,7 +125,7 @@ class Wrapping:
 
     @staticmethod
     def _find_prefixes(text: bytes) -> list[re.Pattern[bytes]]:
-        """One may be within another: a CI's time in a mail."""
+        """Returns the prefixes of these lines. They may nest, like a CI's time in a mail."""
         found = []
         for prefix in _PREFIXES * 2:
             lines = sum(bool(line.strip()) for line in text.splitlines())

@@ -1,6 +1,6 @@
-"""Traces of real virtual machines that ship with the package, whole and compressed.
+"""Traces of real virtual machines that ship with the package, complete and compressed.
 
-All are of QEMU 7.2 on KVM of Linux 6.18.
+All traces are of QEMU 7.2 on KVM of Linux 6.18.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import BinaryIO, cast
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A trace by name: its file in this package, what format it has and what it shows."""
+    """A trace by name: its file in this package, its format, and what it shows."""
 
     name: str
     file: str
@@ -20,7 +20,7 @@ class Sample:
     about: str
 
     def open(self) -> BinaryIO:
-        """The compressed content, as a binary stream."""
+        """Returns the compressed content as a binary stream."""
         return cast(BinaryIO, files(__name__).joinpath(self.file).open("rb"))
 
 
