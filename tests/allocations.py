@@ -1,4 +1,4 @@
-"""Making the core's allocations fail, one after the other."""
+"""Makes the core's allocations fail, one after the other."""
 
 from __future__ import annotations
 
@@ -22,6 +22,6 @@ def each_failure(alloc: Any, call: Callable[[], object], unharmed: Callable[[], 
             return failed
         finally:
             alloc.fail_nth(0)
-        # Not before: the error keeps what its frames have.
+        # Not earlier: the error keeps the objects of its frames.
         assert alloc.live() == live
         unharmed()

@@ -1,4 +1,4 @@
-"""Backends for a Memslots to be mirrored in."""
+"""Backends that a Memslots can be mirrored in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tests of the command share: a run of it, traces, the shapes of its JSON."""
+"""Helpers for the tests of the command: a run of it, traces, the shapes of its JSON."""
 
 from __future__ import annotations
 
@@ -120,8 +120,8 @@ def looked_up(outcome: Outcome) -> list[list[str]]:
     return [line.split(maxsplit=4) for line in outcome.out.splitlines()]
 
 
-# --- bench: what it measures is in test_bench.py
+# --- bench: test_bench.py tests what it measures
 
 QUICK = ["bench", "--quick"]
-#: For those that are not about the figures.
+#: For tests that do not look at the figures.
 ONE_TEST = [*QUICK, "--test", "setup", "--slots", "10"]

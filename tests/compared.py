@@ -1,6 +1,6 @@
-"""A Memslots beside the dull model: each call is made on both, and all that can be seen compared.
+"""Makes each call on a Memslots and on the dull model, and compares everything that can be seen.
 
-What drives it chooses the calls: hypothesis in test_state_machine.py, a fuzzer's bytes in fuzz/.
+The driver chooses the calls: hypothesis in test_state_machine.py, a fuzzer's bytes in fuzz/.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Witness:
         assert all(look_alike(vm, space, s) for s in slots)
         self.both.events.append(Event(self.number, method, args, slots))
         if (self.number, method) == self.both.trouble:
-            if method == "commit":  # which refuses nothing
+            if method == "commit":  # commit refuses nothing
                 self.both.trouble = None
                 self.both.unraisable += 1
             raise ListenerSaysNo(method)
@@ -151,8 +151,8 @@ class Compared:
     def __init__(self, vm: Memslots, model: Model) -> None:
         self.model = model
         self.events: list[Event] = []
-        self.trouble: tuple[int, str] | None = None  # which listener raises, and in what
-        self.unraisable = 0  # errors of listeners that nobody gets to see
+        self.trouble: tuple[int, str] | None = None  # which listener raises, and in which method
+        self.unraisable = 0  # errors of listeners that no caller sees
         self.listeners: dict[int, tuple[Witness, Callable[[], None]]] = {}
         self.meet(vm)
 
@@ -175,7 +175,7 @@ class Compared:
         vm, model = self.vm, self.model
         vm.check()
         assert state_of(vm) == model.state()
-        backend = getattr(vm, "backend", None)  # the array has none
+        backend = getattr(vm, "backend", None)  # the array has no backend
         if isinstance(backend, Logless):
             backend.agrees(vm)
         assert (vm.generation, vm.nr_pages, len(vm)) == (
@@ -190,7 +190,7 @@ class Compared:
         change, old, new = answer.change, answer.old, answer.new
         if change is None or change == NONE or answer.rule == 6:
             return []
-        seen = before  # what is in the active set while a method runs
+        seen = before  # the slots of the active set while a method runs
         if answer.through_invalid and old is not None:
             marked = replace(old, flags=old.flags | INVALID)
             seen = [marked if slot.id == old.id else slot for slot in before]
@@ -258,7 +258,7 @@ class Compared:
         kind = {3: NoSuchSlotError, 6: OverlapError}.get(answer.rule or 0, InvalidRegionError)
         assert type(error) is kind
         if isinstance(error, OverlapError):
-            # Which of several slots in the way is named is open.
+            # If several slots are in the way, any of them may be named.
             assert answer.new is not None
             assert plain(error.requested) == answer.new
             assert plain(error.existing).overlaps(answer.new)
@@ -281,7 +281,7 @@ class Compared:
         if isinstance(error, GivenUp):
             assert self.events == []
             return
-        # Those hear of it that were there when it was begun, and are still.
+        # A listener hears of the transaction if it subscribed before the begin and still does.
         hearing = [
             number for number, pair in begun_with.items() if self.listeners.get(number) is pair
         ]
@@ -365,7 +365,7 @@ class Compared:
         assert told.end().done
 
     def step(self, tx: Transaction, told: ModelTransaction, verb: str, *args: int) -> None:
-        if verb == "mark_dirty":  # by a reader, where the slots are still as they were
+        if verb == "mark_dirty":  # as a reader does: the slots are still as they were
             self.vm.mark_dirty(*args)
             self.model.mark_dirty(*args)
         else:
@@ -384,7 +384,7 @@ class Compared:
                 slot = tx.lookup(gfn, as_id)
                 held = [s for s in trial.slots[as_id].values() if s.holds(gfn)]
                 assert (slot is None) == (not held)
-                if slot is not None:  # of those that overlap, the one that begins last
+                if slot is not None:  # of overlapping slots, the one that begins last
                     assert plain(slot) in held
                     assert slot.base_gfn == max(s.base_gfn for s in held)
             space = self.vm.address_space(as_id)
@@ -487,7 +487,7 @@ class Compared:
         assert slots == self.model.in_gfn_range(as_id, first, last)
         hits = face.in_hva_range(start, end)
         addresses = [slot.userspace_addr for slot, _, _ in hits]
-        assert addresses == sorted(addresses)  # and those that are equal come in any order
+        assert addresses == sorted(addresses)  # equal addresses come in any order
         by_number = sorted(hits, key=lambda hit: hit[0].id)
         want = sorted(self.model.in_hva_range(as_id, start, end), key=lambda hit: hit[0].id)
         assert [(plain(slot), first, last) for slot, first, last in by_number] == want

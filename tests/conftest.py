@@ -1,6 +1,7 @@
-"""Fixtures of the whole suite: the class under test, a small machine, checked at the end, and the
-drivers: the .pyx files of core/drivers that drive a part of the core alone, as any outside code
-could.
+"""Fixtures of the whole suite: the class under test, a small machine, the drivers.
+
+The small machine is checked at the end of a test. The drivers are the .pyx files of core/drivers.
+They drive a part of the core alone, as any outside code could.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from hypothesis import HealthCheck, settings
 import memslots
 from memslots import Memslots
 
-# A Python that a test starts, in whatever directory, is to import what is installed too: not the
-# checkout's memslots folder, which holds no compiled module.
+# A Python that a test starts must import the installed package in any directory. The checkout's
+# memslots folder has no compiled module.
 os.environ["PYTHONSAFEPATH"] = "1"
 
-# Their asserts say what was compared, as those of the tests themselves.
+# Their asserts then show the compared values, as those of the tests do.
 pytest.register_assert_rewrite("compared", "fuzz")
 
 TESTS = Path(__file__).parent
@@ -96,8 +97,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, places in MARKERS.items():
             if where.startswith(places):
                 item.add_marker(marker)
-        # The tracer's allocations would fail, too; and it runs Python code where the core runs
-        # none, so that threads take turns where they cannot otherwise.
+        # The tracer's allocations would fail, too. The tracer also runs Python code inside the
+        # core, so threads take turns where they otherwise cannot.
         if (
             "testcapi" in getattr(item, "fixturenames", ())
             or "thread" in where
@@ -113,10 +114,10 @@ def build_drivers(target: Path, sources: Sequence[Path]) -> None:
     shared = sorted(DRIVERS.glob("*.pxd"))
     for path in [*sources, *shared, *sorted((ROOT / "memslots").rglob("*.pxd"))]:
         stamp.update(path.read_bytes())
-    # A build of the package is another one when it was written at another time.
+    # A build of the package counts as new if its files have another time.
     stamp.update(repr([path.stat().st_mtime_ns for path in sorted(core.glob("*.so"))]).encode())
     with (target.parent / f"{target.name}.lock").open("w") as lock:
-        # The workers of a parallel run come here at the same time, and one of them builds.
+        # The workers of a parallel run wait here, and one of them builds.
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = target / "built"
         if done.is_file() and done.read_text() == stamp.hexdigest():
@@ -124,7 +125,7 @@ def build_drivers(target: Path, sources: Sequence[Path]) -> None:
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir()
         for source in [DRIVERS / "setup.py", *shared, *sources]:
-            # Copied, so that nothing is written beside the tests.
+            # Copied, so that the build writes nothing beside the tests.
             shutil.copy(source, target)
         names = [source.name for source in sources]
         command = [sys.executable, "setup.py", str(ROOT), *names, "build_ext", "--inplace"]
@@ -153,7 +154,7 @@ def drivers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     else:
         target = tmp_path_factory.mktemp("drivers") / name
     sources = sorted(DRIVERS.glob("*.pyx"))
-    # Built already, where this Python cannot: tests/arm64/run.
+    # tests/arm64/run has built them, because this Python cannot.
     if built := os.environ.get("MEMSLOTS_TEST_DRIVERS"):
         target = Path(built)
     else:

@@ -1,4 +1,4 @@
-"""What tests of dirty runs share."""
+"""Helpers for the tests of dirty runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tests of transactions share."""
+"""Helpers for the tests of transactions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def four_slots() -> Memslots:
     return vm
 
 
-# Against a dict.
+# For the comparison with a dict.
 
 ids = st.integers(0, 4)
 gfns = st.integers(0, 11)

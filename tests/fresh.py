@@ -1,4 +1,4 @@
-"""Work in a process of its own, where a crash or a hang fails one test and not the whole run."""
+"""Runs work in a process of its own: a crash or a hang then fails one test, not the whole run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ sys.path[:0] = {[str(Path(__file__).parent), str(path.parent)]!r}
 import {path.stem}
 {path.stem}.{work.__name__}()
 """
-    # -P: not the memslots of the current directory, which may have no compiled modules.
+    # -P ignores the current directory's memslots, which may have no compiled modules.
     command = [sys.executable, "-P", "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
     assert done.returncode == 0, f"{done.returncode}: {done.stdout}{done.stderr}"

@@ -1,4 +1,4 @@
-"""What tests of guest memory share."""
+"""Helpers for the tests of guest memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from memslots import (
 
 PAGE = 0x1000
 LOG, READONLY = Flags.LOG_DIRTY_PAGES, Flags.READONLY
-LONG = (256 << 10) + 1  # bytes: a copy that lets the GIL go
+LONG = (256 << 10) + 1  # bytes: a copy that releases the GIL
 TOP = 1 << 64
 
 

@@ -1,4 +1,4 @@
-"""Which module of a Cython package needs which: all imports, read from the sources.
+"""Finds which module of a Cython package needs which: reads all imports from the sources.
 
 A module is all files of one stem: x.pyx, x.pxd and x.pyi, or x.py. Its name leaves the package out:
 `core.slot`, `replay` for replay/__init__.py, and `__init__` for the package's own.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SUFFIXES = (".py", ".pyx", ".pxd", ".pyi")
-# Strings and comments hold words that look like imports.
+# Strings and comments contain words that look like imports.
 HIDDEN = re.compile(
     r'("""|\'\'\')(?:\\.|(?!\1).)*\1|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\'|#[^\n]*', re.DOTALL
 )
@@ -21,7 +21,7 @@ STATEMENT = re.compile(
     r"|c?import[ \t]+(?P<modules>[\w., \t]+))",
     re.MULTILINE,
 )
-# What memslots.pyx imports when it is first used.
+# Modules that memslots.pyx imports on first use.
 LATE = re.compile(r'\blate\(\s*"(?P<source>[\w.]+)",\s*"(?P<name>\w+)"\)')
 
 
@@ -70,7 +70,7 @@ def imports_of_file(root: Path, path: Path, modules: set[str]) -> Iterator[Impor
     whole = path.read_text(encoding="utf-8")
     text = hide(whole)
     package, module = root.name, module_name(root, path)
-    # Where the lines under `if TYPE_CHECKING:` begin and end.
+    # The beginning and end of the lines under `if TYPE_CHECKING:`.
     blocks = re.finditer(r"^if TYPE_CHECKING:\n((?:[ \t]+[^\n]*\n|\n)+)", text, re.MULTILINE)
     checking = [found.span() for found in blocks]
     for found in LATE.finditer(whole):

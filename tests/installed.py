@@ -1,4 +1,4 @@
-"""What is installed as memslots, and fresh interpreters that can import nothing else of ours."""
+"""The installed memslots, and fresh interpreters that can import nothing else of this project."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def python(*arguments: str, cwd: Path, path: str = "", fails: bool = False) -> s
     """What a fresh interpreter prints, in a directory from which it can import nothing of ours."""
     env = os.environ.copy()
     env.pop("PYTHONPATH", None)
-    env.pop("PYTHONSAFEPATH", None)  # a script may import what lies beside it
+    env.pop("PYTHONSAFEPATH", None)  # a script may import files beside it
     if path:
         env["PYTHONPATH"] = path
     result = subprocess.run(

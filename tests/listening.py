@@ -1,4 +1,4 @@
-"""A listener that notes what it hears, and the changes that it hears of."""
+"""A listener that notes what it is told, and the changes that it is told of."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guests of the live kernel, for the tests that ask it, and memory for them."""
+"""Guests of the live kernel, and memory for them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from memslots.kvm import KvmVcpu, KvmVM
 
 PAGE = 4096
-# Writing it has KVM write the time, 12 bytes, to the guest address that is the value.
+# A write to this MSR makes KVM write the time, 12 bytes, to the guest address in the value.
 MSR_KVM_WALL_CLOCK = 0x4B564D00
 
 
@@ -26,7 +26,7 @@ class HostMemory:
         return self.address <= hva < self.end
 
 
-CODE = 0x1000  # where a guest's code is, in its RAM [0, 0x8000)
+CODE = 0x1000  # the address of a guest's code, in its RAM [0, 0x8000)
 RAM_PAGES = 8
 
 

@@ -1,4 +1,4 @@
-"""A VM that answers as its kernel would, made up, and replays beside it."""
+"""A made-up VM that answers as its kernel would, and replays beside it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HVA = 0x7F0000000000
 EEXIST, EINVAL, ENOMEM = errno.EEXIST, errno.EINVAL, errno.ENOMEM
 
 Call = tuple[int, int, int, int, int]
-#: What a kernel does instead of the right thing.
+#: A wrong action of a kernel.
 Wrong = Callable[[Memslots, Call], Change]
 
 

@@ -1,4 +1,4 @@
-"""MemoryMaps drawn at random, and what each page of one is on."""
+"""Random MemoryMaps, and the host page of each of their pages."""
 
 from __future__ import annotations
 

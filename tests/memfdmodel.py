@@ -18,8 +18,8 @@ class MemfdModel:
     """A Model of one address space, and which slots have which ranges of which files."""
 
     plain: Model
-    sizes: dict[File, int] = field(default_factory=dict)  # of files that are open
-    bound: dict[int, Range] = field(default_factory=dict)  # by id; also of files since closed
+    sizes: dict[File, int] = field(default_factory=dict)  # of open files
+    bound: dict[int, Range] = field(default_factory=dict)  # by id; of closed files too
     private: set[int] = field(default_factory=set)  # ids
 
     def create(self, file: int, size: int, flags: int) -> int:

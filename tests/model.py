@@ -1,7 +1,7 @@
-"""The dull model: what KVM answers, with a dict per address space and linear searches.
+"""The dull model: KVM's answers, from a dict per address space and linear searches.
 
-It is written from the rules alone and shares no line with the package, so that a test which
-compares the two compares two readings of the rules. Numbers of rules are those of `set_region`.
+It is written from the rules alone and shares no line with the package. So a test that compares the
+two compares two readings of the rules. Numbers of rules are those of `set_region`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BAD_HVA = (1 << 64) - 1
 LOG_DIRTY_PAGES = 1
 READONLY = 2
 
-# The order of the words is that of the package's Change; the model only speaks their names.
+# The words are in the order of the package's Change; the model uses only their names.
 CREATE, DELETE, MOVE, FLAGS_ONLY, NONE = "CREATE", "DELETE", "MOVE", "FLAGS_ONLY", "NONE"
 
 
@@ -109,7 +109,7 @@ class Model:
         self.max_gfn = max_gfn
         self.max_hva = max_hva
         self.manual_dirty_log = manual_dirty_log
-        self.staging = False  # the copy of a ModelTransaction
+        self.staging = False  # True in the copy of a ModelTransaction
         self.slots: list[dict[int, ModelSlot]] = [{} for _ in range(address_spaces)]
         self.logs: list[dict[int, set[int]]] = [{} for _ in range(address_spaces)]
         self.generations = list(range(address_spaces))
@@ -201,8 +201,8 @@ class Model:
     ) -> Answer:
         return self.change(slot >> 16, slot & 0xFFFF, flags, gpa, size, hva, raising)
 
-    # The page verbs, as the calls of set_region that they stand for. Those that are about a slot
-    # look for it first: without it there is no such call.
+    # The page verbs make calls of set_region. A verb about an existing slot looks for the slot
+    # first: without the slot there is no such call.
 
     def create(
         self,
@@ -219,7 +219,7 @@ class Model:
         if answer.rule in (1, 2, 4):
             return answer
         if npages == 0:
-            return Answer(EINVAL)  # never the delete that set_region would make of it
+            return Answer(EINVAL)  # never the delete that set_region would make
         if id in self.slots[as_id]:
             return Answer(EINVAL, 5)
         return self.change(*args, raising)
@@ -328,7 +328,7 @@ class Model:
         return runs
 
     def _log(self, as_id: int, id: int, first_page: int = 0) -> tuple[ModelSlot, set[int]]:
-        # The kernel looks at first_page's alignment before it looks for the slot.
+        # The kernel checks first_page's alignment before it looks for the slot.
         if as_id >= self.address_spaces or id >= self.max_slots or first_page % 64:
             raise Refused(EINVAL)
         if id not in self.logs[as_id]:
@@ -362,7 +362,7 @@ class ModelTransaction:
     def __init__(self, model: Model) -> None:
         self.model = model
         self.steps: list[Answer] = []
-        # The dirty logs are the very same sets: what is marked meanwhile goes with its slot.
+        # The copy shares the dirty logs: marks that are made meanwhile stay with their slot.
         self.trial = copy.copy(model)
         self.trial.staging = True
         self.trial.slots = [dict(slots) for slots in model.slots]
@@ -424,7 +424,7 @@ class ModelTransaction:
                             marks.add(gfn - new.base_gfn)
 
 
-Step = tuple[str, *tuple[int, ...]]  # a verb, and what it is called with
+Step = tuple[str, *tuple[int, ...]]  # a verb and its arguments
 
 
 def cut_steps(model: Model, start: int, end: int, flags: int | None, as_id: int) -> list[Step]:

@@ -1,4 +1,4 @@
-"""What some tests cannot do without, and why they are skipped where it is not there."""
+"""What some tests need, and why they are skipped without it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tests of the replay share: lines of a trace, and what a report must add up to."""
+"""Helpers for the tests of replays: lines of a trace, and what a report must add up to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tests of snapshots share: layouts of slots, and the segments of a file."""
+"""Helpers for the tests of snapshots: layouts of slots, and the segments of a file."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def untouched(mem: GuestMemory) -> Iterator[None]:
     assert mem.vm.take_dirty_runs() == []
 
 
-# Two slots side by side and a third behind a hole, none of whole words; one in the other space.
+# Two slots side by side and a third after a hole, none of whole words; one in the other space.
 USUAL = Layout(
     [70, 10, 130],
     [Place(0, 0, 70, 0, 0), Place(0, 70, 10, 1, 0), Place(0, 90, 130, 2, 0), Place(1, 5, 3, 1, 4)],

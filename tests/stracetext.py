@@ -1,4 +1,4 @@
-"""What tests of the reader of strace's output share."""
+"""Helpers for the tests of the reader of strace's output."""
 
 import io
 

@@ -1,7 +1,7 @@
-"""What hypothesis draws arguments from: values so few that calls collide, now and then extremes.
+"""Arguments that hypothesis draws: values so few that calls collide, now and then extremes.
 
-A machine of six slots and two address spaces. Usual gfns and hvas are of a few dozen pages, so that
-ranges overlap, touch and coincide in both.
+The machine has six slots and two address spaces. Usual gfns and hvas are of a few dozen pages, so
+that ranges overlap, touch and coincide in both.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ hvas = mostly(
     *(MAX_HVA - (pages << 12) for pages in (-1, 0, 1, 2, 5)),
     (1 << 64) - 4096,
 )
-askew = mostly(st.just(0), 1, 2048)  # now and then an address is not aligned
+askew = mostly(st.just(0), 1, 2048)  # now and then an unaligned address
 marks = st.lists(st.integers(0, 80), max_size=12)
 # A verb and its arguments, as Memslots, Transaction and Model all take them.
 steps = st.one_of(

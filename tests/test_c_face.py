@@ -1,6 +1,6 @@
-"""The C face: what Cython code outside the package is compiled with.
+"""The C interface: what Cython code outside the package is compiled with.
 
-Its list is in memslots/core/__init__.pxd, its gate memslots/memslots.pxd.
+memslots/core/__init__.pxd has its list, and memslots/memslots.pxd is its entrance.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def build(where: Path, path: str, page: str = "reference.md") -> None:
 def test_outside_cython_code_builds_and_runs(tmp_path: Path) -> None:
     """The example of docs/reference.md, built against what is installed."""
     shutil.copy(PROGRAMS / "main.py", tmp_path)
-    # An editable install is found by an import hook, which Cython does not run.
+    # An import hook finds an editable install, and Cython does not run it.
     path = str(ROOT) if is_editable() else ""
     build(tmp_path, path)
     assert python("main.py", cwd=tmp_path).splitlines()[-1] == "done"
@@ -102,7 +102,7 @@ print(*(hex(outside.page_hva(vm, gfn)) for gfn in (0x0F, 0x11, 0x12)))
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [
-        # A member more, in the middle and at the end; a wider one, where the size stays.
+        # One more member, in the middle and at the end; a wider member, with the same size.
         ("slot", "    void *record\n", "    void *more\n    void *record\n"),
         ("lookup", "    srcu_reader *reader  #", "    void *more\n    srcu_reader *reader  #"),
         ("slotset", "    int k  #", "    uint64_t k  #"),
@@ -118,7 +118,7 @@ def test_code_built_against_other_layouts_is_refused(
     text = changed.read_text(encoding="utf-8")
     assert text.count(old) == 1
     changed.write_text(text.replace(old, new), encoding="utf-8")
-    monkeypatch.setenv("CFLAGS", "-O0")  # it is not to run
+    monkeypatch.setenv("CFLAGS", "-O0")  # the build is never run
     build(tmp_path, path="")
     shutil.rmtree(tmp_path / "memslots")
     said = python("-W", "error", "-c", "import outside", cwd=tmp_path, fails=True)

@@ -1,7 +1,7 @@
-"""What the wheel and the sdist hold.
+"""Tests the contents of the wheel and the sdist.
 
-MEMSLOTS_DIST names a directory with one of each; without it there is nothing to look into.
-`nox -s dist` makes them and sets it.
+MEMSLOTS_DIST names a directory with one of each. Without it the tests are skipped. `nox -s dist`
+makes both and sets it.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def test_the_wheel_has_the_c_face_and_no_other_source(wheel: zipfile.ZipFile) ->
 def test_the_wheel_is_small(wheel: zipfile.ZipFile) -> None:
     assert wheel.filename is not None
     assert Path(wheel.filename).stat().st_size <= MOST_BYTES
-    # Debug information would be four fifths of it.
+    # Debug information would be four fifths of the wheel.
     modules = matching(wheel.namelist(), r"\.so$")
     assert [name for name in modules if b".debug_info" in wheel.read(name)] == []
 

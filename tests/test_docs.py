@@ -1,9 +1,9 @@
-"""Every example in README.md and docs/ runs, and says what the page says that it says.
+"""Every example in README.md and docs/ runs, and prints what the page says.
 
-A page is one story: its python and pycon blocks share one namespace, in order. Its console
-blocks run the command, or a program of examples/, in an empty directory. A fence of another
-language is either on the list below, with the reason why it is not run, or an error, so that no
-example goes untested because of a misspelt fence.
+A page is one story: its python and pycon blocks share one namespace, in order. Its console blocks
+run the command, or a program of examples/, in an empty directory. A fence of another language must
+be on the list below, with the reason why it is not run. Any other fence is an error, so no example
+goes untested because of a misspelt fence.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import memslots.kvm
 import memslots.traces
 
 ROOT = Path(__file__).parent.parent
-# docs/command.md is told from the command's side: tests/cli/test_page.py runs its examples.
+# docs/command.md is about the command: tests/cli/test_page.py runs its examples.
 ELSEWHERE = {"command.md"}
 PAGES = [
     ROOT / "README.md",
@@ -43,7 +43,7 @@ NOT_RUN = {
     "{toctree}": "Sphinx's",
 }
 
-# What a console block may run beside the command, from a checkout's root, and what that takes.
+# Other programs that a console block may run, from a checkout's root, and their needs.
 EXAMPLES: dict[str, Callable[[], None]] = {
     "python examples/vmm.py": need_kvm,
     "python examples/emulator.py": need_unicorn,
@@ -87,7 +87,7 @@ def run_doctest(block: Block, page: Path, namespace: dict[str, Any]) -> None:
         block.text, namespace, page_id(page), str(page), block.line - 1
     )
     assert examples.examples, f"{page_id(page)}:{block.line}: a pycon block without a prompt"
-    # The parser gave the test a copy of the namespace; what the block defines belongs to the page.
+    # The parser gave the test a copy of the namespace; the block's names belong to the page.
     examples.globs = namespace
     report: list[str] = []
     runner = doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS)

@@ -1,4 +1,4 @@
-"""Every refusal: its class, errno, rule and message, and that it leaves nothing behind."""
+"""Every refusal: its class, errno, rule and message, and that it changes nothing."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def used(vm: Memslots) -> Memslots:
 
 
 SET_REGION = [
-    # set_region's arguments, the rule that refuses, a value that the message names
+    # set_region's arguments, the rule that refuses, a value in the message
     pytest.param((3, 4, 0, 4096, HVA), 1, 0x4, id="unknown flag"),
     pytest.param((3, 1 << 16, 0, 4096, HVA), 1, 0x10000, id="INVALID"),
     pytest.param((1, 1 << 31, 0, 0, 0), 1, 0x80000000, id="unknown flag of a delete"),

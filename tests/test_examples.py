@@ -1,4 +1,4 @@
-"""examples/: they say what docs/examples.md says, and what they show of memory is so."""
+"""examples/ print what docs/examples.md says, and the memory is as they show."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def shown(name: str) -> str:
 )
 def test_output(name: str, need: Callable[[], None], tmp_path: Path) -> None:
     need()
-    for _ in range(5):  # its threads may meet in another order
+    for _ in range(5):  # its threads may run in another order
         done = run(name, cwd=tmp_path)
         assert (done.returncode, done.stdout, done.stderr) == (0, shown(name), "")
     assert not list(tmp_path.iterdir())
@@ -101,9 +101,9 @@ def emulator_and_slots() -> None:
             )
             for slot in vm
         }
-        # What it has is right: nothing of what was before is left.
+        # The regions that the emulator has are right: none of the old ones is left.
         assert regions() == sorted(slots[id] for id in emulator.mapped)
-        # Once it is touched, it has all that there is.
+        # Once every slot is touched, the emulator has all of them.
         for slot in vm:
             if slot.id not in emulator.mapped:
                 touch(slot.guest_phys_addr)
@@ -125,14 +125,14 @@ def emulator_and_slots() -> None:
         tx.move(1, 0x30)
         tx.move(2, 0x20)
     agree()
-    with vm.transaction() as tx:  # there and back, and on over where another was
+    with vm.transaction() as tx:  # moves there and back, and on over another's old place
         tx.move(1, 0x50)
         tx.move(1, 0x30)
         tx.move(2, 0x40)
         tx.move(1, 0x22)
     agree()
 
-    # No slot yet, and then one.
+    # First there is no slot, then there is one.
     touch(0x60123)
     assert uc.mem_read(0x60000, 2) == b"\xff\xff"
     rom = Backing.anonymous(0x2000)
@@ -141,7 +141,7 @@ def emulator_and_slots() -> None:
     agree()
     assert uc.mem_read(0x60000, 3) == b"ROM"
 
-    # One that is refused when the emulator has forgotten the slot already.
+    # A change that is refused after the emulator has forgotten the slot.
     class No:
         def prepare(self, *_: Any) -> None:
             raise Refusal

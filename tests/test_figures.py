@@ -1,4 +1,4 @@
-"""docs/performance.md: its tables are those of the run that docs/performance.json keeps."""
+"""The tables of docs/performance.md are those of the run in docs/performance.json."""
 
 from __future__ import annotations
 

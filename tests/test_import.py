@@ -1,4 +1,4 @@
-"""What `import memslots` brings in: nothing that its first use does not need."""
+"""`import memslots` imports only modules that it needs at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 import memslots
 
-#: Of the standard library, with what Python itself has in at the start or by these.
+#: Standard modules, with those that Python imports at the start or that these import.
 ALLOWED = {
     *("__future__", "collections", "enum", "errno", "functools", "genericpath", "itertools"),
     *("keyword", "operator", "os", "posixpath", "reprlib", "stat", "types"),
@@ -31,7 +31,7 @@ def test_import_brings_in_little() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     names = {name.partition(".")[0] for name in done.stdout.split()}
     assert "memslots" in names
-    # Cython's own modules, and those that Python's are made of.
+    # Cython's own modules, and the parts of Python's modules.
     rest = {name for name in names - ALLOWED if not name.startswith("_")}
     assert rest == {"memslots", "cython_runtime"}
 

@@ -1,4 +1,4 @@
-"""Every answer that a real kernel gave, given again: errno and bitmap, to the last line."""
+"""Repeats every answer of a real kernel: errno and bitmap, to the last line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ALL = sorted(path.name.removesuffix(".jsonl.gz") for path in DATA.glob("*.jsonl.
 FILES = [name for name in ALL if not name.startswith("gmem")]
 GMEM_FILES = [name for name in ALL if name.startswith("gmem")]
 
-# One call of the file: its number, and the call with the kernel's result as the last element.
+# One call of the file: its number, and the call; its last element is the kernel's result.
 Line = tuple[int, list[Any]]
 
 
@@ -78,7 +78,7 @@ def expected(vm: Memslots, call: list[Any], as_id: int) -> object:
     _, slot, _, result, bitmap = call
     if result < 0:
         return result, None
-    # The buffer of the recording may have been longer than the slot's own bitmap.
+    # The recording's buffer may be longer than the slot's own bitmap.
     words = -(-vm.address_space(as_id)[slot & 0xFFFF].npages // 64)
     bits = bytes.fromhex(bitmap)
     assert not any(bits[words * 8 :])
@@ -161,7 +161,7 @@ def test_two_spaces_at_once(name: str, other: str) -> None:
                 replay(vm, line, as_id)
 
 
-# guest_memfd. A line names a file by a number, or says what it is in place of one.
+# guest_memfd. A line names a file by a number, or says what stands in its place.
 
 
 def gmem_answer(vm: Memslots, files: dict[File, GuestMemfd | int], call: list[Any]) -> object:
@@ -170,7 +170,7 @@ def gmem_answer(vm: Memslots, files: dict[File, GuestMemfd | int], call: list[An
         match call:
             case ["gmem", number, size, flags, _]:
                 if flags & ~3:
-                    return -EINVAL  # a GuestMemfd has none
+                    return -EINVAL  # a GuestMemfd has no flags
                 files[number] = GuestMemfd(size)
             case ["close", number]:
                 memfd = files.pop(number)

@@ -1,8 +1,8 @@
 """Imports go one way: a module needs only what stands above it in the list of docs/design.md.
 
-Judged are `import` and `cimport` at the top of a file and inside functions. What only a type
-checker reads (stubs, TYPE_CHECKING) may go either way, but not to a module that is not listed. Of
-core only what its door names (memslots/core/__init__.pxd) may be cimported from outside it.
+The test reads each `import` and `cimport`, at the top of a file and inside functions. Imports only
+for a type checker (stubs, TYPE_CHECKING) may go either way, but only to listed modules. Code
+outside core may cimport only the names that memslots/core/__init__.pxd lists.
 
 `python tests/test_layers.py` draws the table of groups in docs/design.md anew.
 """
@@ -40,7 +40,7 @@ def listed(page: str) -> list[str]:
 def problems(root: Path, order: list[str]) -> list[str]:
     """Returns what is wrong with the imports of a package, a line each."""
     found = {module_name(root, path) for path in files_of(root)}
-    # A package whose __init__ holds a docstring alone needs no line.
+    # A package whose __init__ holds only a docstring needs no line.
     empty = {name for name in found if (root / name.replace(".", "/")).is_dir()} - set(order)
     wrong = [f"{name} is in no layer" for name in sorted(found - set(order) - empty)]
     wrong += [f"{name} is in a layer, and is no module" for name in order if name not in found]

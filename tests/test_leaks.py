@@ -1,4 +1,4 @@
-"""Memory stays flat, whatever is done a great many times: each case in a process of its own.
+"""Memory stays flat over very many repetitions; each case runs in a process of its own.
 
 Run as a script with a class and the name of a case, this file does the work and prints what grew.
 """
@@ -269,7 +269,7 @@ def snapshots(vm: Memslots) -> None:
         raise AssertionError("not refused")
     vm.delete(1)
     try:
-        mem.restore("snapshot")  # which has its page
+        mem.restore("snapshot")  # the snapshot has the slot's page
     except NotMappedError:
         vm.delete(0)
     vm.delete(2)
@@ -277,7 +277,7 @@ def snapshots(vm: Memslots) -> None:
 
 def backings(vm: Memslots) -> None:
     """Memory of every kind, made and dropped: with its mappings and its descriptors."""
-    path = Path(sys.argv[0])  # a file, as any is
+    path = Path(sys.argv[0])  # any file will do
     for n in range(5):
         made = [
             Backing.anonymous(PAGE),
@@ -353,10 +353,10 @@ def opened_memory(vm: Memslots) -> None:
     mem.prefault(0, 2 * PAGE)
 
 
-# Made once, for as long as the process lives: a Memslots has one.
+# Made once, for the life of the process: a Memslots has one.
 MEMORY: GuestMemory | None = None
 
-# Rounds: a million slots made and gone where that is the point.
+# Rounds: a million slots made and deleted, if slots are the point of the case.
 CASES: dict[Callable[[Memslots], None], int] = {
     slots_by_set_region: 10_000,
     slots_by_verbs: 10_000,
@@ -364,7 +364,7 @@ CASES: dict[Callable[[Memslots], None], int] = {
     moves_and_flags: 1000,
     refusals: 1000,
     listeners: 2000,
-    machines: 1000,  # without the GIL the first hundred rounds fill what CPython keeps to use again
+    machines: 1000,  # without the GIL the first hundred rounds fill what CPython keeps for reuse
     reading: 500,
     slots_that_are_kept: 1000,
     transactions: 500,
@@ -403,8 +403,8 @@ def measure(vm: Memslots, case: Callable[[Memslots], None]) -> dict[str, int]:
         gc.collect()
 
     rounds = CASES[case]
-    repeat(rounds // 10)  # what is made once is made here
-    # What leaks grows each time; the sizes of Python's own tables and the allocators' slack do not.
+    repeat(rounds // 10)  # makes the objects that are made once
+    # A leak grows each time. Python's own tables and the allocators' slack do not.
     for _ in range(3):
         rss, blocks, held = resident(), sys.getallocatedblocks(), of_the_kernel()
         repeat(rounds)
@@ -413,7 +413,7 @@ def measure(vm: Memslots, case: Callable[[Memslots], None]) -> dict[str, int]:
             break
     grown |= {name: count - held[name] for name, count in of_the_kernel().items()}
     tracemalloc.start()
-    repeat(rounds // 15)  # until what is kept to be used again is made of traced memory, too
+    repeat(rounds // 15)  # until the memory kept for reuse is traced, too
     traced, _ = tracemalloc.get_traced_memory()
     repeat(rounds // 50)
     grown["traced"] = tracemalloc.get_traced_memory()[0] - traced
@@ -451,13 +451,13 @@ else:
         )
         assert result.returncode == 0, result.stderr
         grown = json.loads(result.stdout)
-        # A leak of one pointer a round is 8 kB at least, of one slot a round 64 kB and more; the
+        # A leak of one pointer a round is at least 8 kB, of one slot a round 64 kB and more. The
         # allocators' own slack is in pages.
         assert grown["rss"] < MOST_RSS, grown
         assert grown["blocks"] < MOST_BLOCKS, grown
         assert grown["traced"] < 4096, grown
-        # Of what the kernel gives nothing is left; the allocators may map a few more of their own.
+        # No descriptor or VM is left; the allocators may map a few more regions of their own.
         assert (grown["fds"], grown["guests"]) == (0, 0), grown
         assert grown["maps"] < 20, grown
-        # What the core has handed out and not got back: nothing, now that the machine is gone.
+        # The core has all its memory back, now that the machine is gone.
         assert grown["live"] == 0, grown

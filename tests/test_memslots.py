@@ -1,4 +1,4 @@
-"""Memslots: construction, changes, address spaces, limits, very many slots, several threads."""
+"""Tests Memslots: construction, changes, address spaces, limits, very many slots, threads."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_the_verbs(vm: Memslots) -> None:
     assert gone == quiet
     assert not gone.flags & Flags.INVALID
     assert vm.generation == 12
-    # A slot outlives whatever becomes of it.
+    # A Slot stays the same whatever happens to its slot.
     assert (slot.base_gfn, moved.base_gfn, slot.flags) == (0x10, 0x20, 1)
     del vm
     assert slot.gfn_to_hva(0x11) == HVA + 4096
@@ -186,7 +186,7 @@ def test_weak_references() -> None:
     vcpu = vm.vcpu()
     del vm
     gc.collect()
-    assert reference() is not None  # the Vcpu keeps it
+    assert reference() is not None  # the Vcpu keeps the Memslots
     del vcpu
     gc.collect()
     assert reference() is None
@@ -242,7 +242,7 @@ def test_the_top_of_guest_memory() -> None:
     with pytest.raises(NotMappedError):
         vm.gpa_to_hva(2**64 - 4096)
     with unchanged(vm), pytest.raises(InvalidRegionError) as caught:
-        vm.create(1, (1 << 52) - 1, 1, HVA)  # its end is 2**64 bytes, which wraps to 0
+        vm.create(1, (1 << 52) - 1, 1, HVA)  # the slot ends at 2**64 bytes, which wraps to 0
     assert caught.value.rule == 2
 
 
@@ -310,9 +310,7 @@ def test_changes_from_several_threads() -> None:
             vm.create(id, 2 * id, 1, HVA)
         for id in own:
             try:
-                vm.create(
-                    (id + 1000) % 4000, 2 * id, 1, HVA
-                )  # in the way of this thread's own slot
+                vm.create((id + 1000) % 4000, 2 * id, 1, HVA)  # overlaps this thread's own slot
             except (OverlapError, InvalidRegionError):
                 refused += 1
             vm.move(id, 2 * id + 1)

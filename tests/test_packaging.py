@@ -1,4 +1,4 @@
-"""What an installed memslots is to others: its files, its metadata and its imports."""
+"""An installed memslots as others see it: its files, its metadata and its imports."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import memslots
 
 
 def test_the_suite_tests_what_is_installed() -> None:
-    # In the root of a checkout there is a folder that is called memslots, too.
+    # The root of a checkout also has a folder with the name memslots.
     package = Path(memslots.__file__).parent
     if is_editable():
         assert package == ROOT / "memslots"
@@ -60,8 +60,8 @@ print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
     imported = set(python("-c", code, cwd=tmp_path).split())
     assert "memslots" in imported
     assert not imported & {"numpy", "click", "rich", "hypothesis", "pytest", "Cython", "mypy"}
-    # What only a snapshot needs.
+    # Modules that only a snapshot needs.
     assert not imported & {"secrets", "platform", "hmac"}
-    # Nothing that is not the standard library's at all, but for what Cython makes for its modules.
+    # Only the standard library, and the modules that Cython makes for its own modules.
     others = {name for name in imported if not re.match(r"memslots$|_?cython_", name)}
     assert others <= sys.stdlib_module_names

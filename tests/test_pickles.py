@@ -1,8 +1,8 @@
-"""Public values and errors by pickle and copy: what comes back is equal in every part.
+"""Pickles and copies public values and errors: the results are equal in every part.
 
 tests/data/pickles has a folder for each version, with one file for each example and protocol 0 (the
-oldest) or 5. `python tests/test_pickles.py` writes the folder of the version at hand: run it before
-a release, and never for a version that was released.
+oldest) or 5. `python tests/test_pickles.py` writes the folder of the present version. Run it before
+a release, and never for a released version.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from memslots import (
     traces,
 )
 
-# memslots.baseline is kept to be measured; what it has is not for storing.
+# memslots.baseline is only for measuring; its objects are not for storing.
 PUBLIC = (memslots, errors, kvm, traces, replay, bench)
 STORED = Path(__file__).parent / "data" / "pickles"
 STORED_PROTOCOLS = (0, 5)
@@ -88,7 +88,7 @@ OVERLAP = errors.OverlapError(17, "two slots", 9, existing=SLOT, requested=OTHER
 INVARIANT = errors.InvariantError("R3", "in space 1")
 TRACE_ERROR = traces.TraceError("boot.strace", "it is empty", 3)
 
-#: At least one of every public class that can be pickled, with a value in every attribute.
+#: At least one object of every public class that can be pickled, with all attributes set.
 EXAMPLES: dict[str, object] = {
     "memslots": machine(),
     "slot": SLOT,
@@ -166,7 +166,7 @@ def memory() -> GuestMemory:
     return GuestMemory(machine())
 
 
-#: The public classes that cannot be pickled, and what makes one.
+#: The public classes that cannot be pickled, and a maker of each.
 REFUSING: dict[type, Callable[[], object]] = {
     memslots.AddressSpace: lambda: machine().address_space(1),
     memslots.Backing: lambda: Backing.anonymous(4096),
@@ -174,9 +174,9 @@ REFUSING: dict[type, Callable[[], object]] = {
     memslots.Transaction: lambda: machine().transaction(),
     memslots.Vcpu: lambda: machine().vcpu(),
 }
-#: Handles of objects of the kernel; a test makes them where there is /dev/kvm.
+#: Handles of the kernel's objects; a test makes them if there is /dev/kvm.
 OF_THE_KERNEL: set[type] = {kvm.KvmVM, kvm.KvmVcpu}
-#: These hold functions of the package or an input that is being read: nothing is promised for them.
+#: These hold functions of the package or an open input: no promise about pickling.
 PROGRAMS: set[type] = {bench.Plan, replay.Replayer, traces.Trace}
 
 

@@ -1,4 +1,4 @@
-"""The public names, signatures and bases, and the C face, against data/public-face.txt.
+"""Compares the public names, signatures, bases and the C interface with data/public-face.txt.
 
 `python tests/test_public_face.py` writes the file anew, from the memslots that Python imports.
 """
@@ -36,11 +36,11 @@ PXDS = (
     "memslots.pxd",
     *(f"core/{name}.pxd" for name in ("lookup", "machine", "slot", "space", "srcu", "units")),
 )
-#: Operators and protocols. Of the other names with underscores none is public.
+#: Operators and protocols: the only public names with underscores.
 SPECIAL = re.compile(
     r"__(len|iter|reversed|getitem|contains|eq|hash|enter|exit|next|call|copy|deepcopy)__"
 )
-#: The module of a class in an annotation, which may move; the address of a default.
+#: Parts that may change: the module of an annotation's class, the address of a default.
 UNSTABLE = re.compile(r" at 0x[0-9a-f]+|\bmemslots(?:\.\w+)*\.(?=[A-Z])")
 
 
@@ -87,7 +87,7 @@ def python_face(module: ModuleType) -> Iterator[str]:
             constant = f" = {value!r}" if isinstance(value, int) else ": value"
             yield f"{name}{f': def{signature(value)}' if callable(value) else constant}"
             continue
-        # The bases of an error are caught by users. Those of other classes may change.
+        # Users catch errors by their bases. The bases of other classes may change.
         bases = ", ".join(base.__name__ for base in value.__bases__)
         line = f"{name}: class"
         if issubclass(value, BaseException):
@@ -95,7 +95,7 @@ def python_face(module: ModuleType) -> Iterator[str]:
         if any({"__init__", "__new__"} & vars(base).keys() for base in own_bases(value)):
             line += "" if issubclass(value, Enum) else f" {signature(value)}"
         yield line.rstrip()
-        # What `memslots` has too is listed there with its members.
+        # Names that `memslots` also has are listed there with their members.
         if module is memslots or not hasattr(memslots, public):
             yield from members(name, value)
 
@@ -124,7 +124,7 @@ def face() -> list[str]:
     for name in MODULES:
         module = importlib.import_module(name)
         if name == "memslots.baseline":
-            # This module is there to be measured. Its other names are not promised.
+            # This module is only for measuring. Its other names are not promised.
             lines.append(f"{name}.{module.ArrayMemslots.__name__}: class")
         elif name != "memslots.core":
             lines += python_face(module)

@@ -1,4 +1,4 @@
-"""Memslots against the dull model: any calls in any order, the whole state compared after each."""
+"""Makes any calls in any order, and compares Memslots with the dull model after each."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Machine(RuleBasedStateMachine):
         limits = {"address_spaces": SPACES, "max_gfn": MAX_GFN, "max_hva": MAX_HVA}
         limits["manual_dirty_log"] = manual_dirty_log
         if self.mirrored:
-            # With room to put slots out of the way: so their logs are never lost.
+            # There is room to put slots aside, so their logs are never lost.
             limits["max_gfn"] = (1 << 20) - 1
             vm = Memslots(MAX_SLOTS, backend=Backend(MAX_SLOTS, **limits), **limits)
         else:
@@ -312,7 +312,7 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def same(self) -> None:
-        if hasattr(self, "both"):  # before `begin` there is nothing
+        if hasattr(self, "both"):  # `begin` has not run yet
             self.both.same()
 
 

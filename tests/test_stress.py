@@ -1,8 +1,8 @@
-"""Readers beside a writer that re-arranges everything: none ever sees an invariant broken.
+"""Readers beside a writer that re-arranges everything: no reader sees a broken invariant.
 
-The slots always tile one range of gfns. Transactions let slots trade places, split and merge them;
-single changes turn flags over and make and delete slots elsewhere. MEMSLOTS_STRESS_SECONDS says
-for how long; the default is short.
+The slots always tile one range of gfns. Transactions let slots trade places, split and merge them.
+Single changes toggle flags, and make and delete slots elsewhere. MEMSLOTS_STRESS_SECONDS says for
+how long; the default is short.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from memslots import BAD_HVA, Flags, Memslots, Slot
 SECONDS = float(os.environ.get("MEMSLOTS_STRESS_SECONDS", "2"))
 TILES = 8  # slots in the range, of UNIT pages each at first
 UNIT = 8
-TOP = TILES * UNIT  # no more look-ups than a batch makes of one generation: 64
+TOP = TILES * UNIT  # 64, the look-ups that a batch makes in one generation
 ELSEWHERE = 0x10000
 
 
@@ -69,7 +69,7 @@ def check_tiles(slots: list[Slot]) -> None:
 def readers(vm: Memslots) -> dict[str, Callable[[], None]]:
     gfns = array("Q", range(TOP))
     gpas = array("Q", [gfn << 12 for gfn in gfns])
-    # More of the same: every stretch is of one generation, the batch is not.
+    # A longer batch: every stretch is of one generation, the batch is not.
     many = gfns * 50
     dice = random.Random(1)
     vcpus = {
@@ -86,7 +86,7 @@ def readers(vm: Memslots) -> dict[str, Callable[[], None]]:
                 assert face.gpa_to_hva(gfn << 12) != BAD_HVA
 
     def batch() -> None:
-        # All of it is one stretch, of one generation: every page is held, each slot's in one run.
+        # One stretch, of one generation: every page is held, and each slot's pages are one run.
         for face in (vm, vcpus["batch"]):
             ids = face.lookup_many(gfns)
             assert min(ids) >= 0
@@ -206,7 +206,7 @@ def stress() -> None:
     assert set(scene.rounds) == set(roles)
     assert min(scene.rounds.values()) > 0
     print(*(f"{name}: {count} rounds" for name, count in scene.rounds.items()), sep=", ")
-    # Under a sanitizer memory is not given back at once.
+    # A sanitizer does not free memory at once.
     grown = resident() - early
     print(f"memory: {grown / 2**20:+.1f} MiB")
     assert grown < 16 << 20 or "MEMSLOTS_SANITIZE" in os.environ

@@ -1,4 +1,4 @@
-"""The types as a user's type checker sees them, and the stubs against what the modules have."""
+"""The types as a user's type checker sees them, and the stubs compared with the modules."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import memslots
 
 USER = Path(__file__).parent / "programs" / "typed_user.py"
 
-# What the modules have and no stub can describe. stubtest reports an entry that matches nothing.
+# Names that no stub can describe. stubtest reports an entry that matches nothing.
 ALLOWED = r"""
 # Cython puts these into its modules and classes.
 memslots(\.\w+)+\.__(pyx_capi|test|reduce_cython|setstate_cython)__
@@ -26,7 +26,7 @@ memslots\.traces\.Format
 memslots\.traces\.strace_ioctls\.Kind
 """
 if sys.version_info < (3, 12):
-    # A stub declares a buffer with this method. Python has a name for the method from 3.12 on.
+    # A stub declares a buffer with this method, which Python names from 3.12 on.
     ALLOWED += r"memslots\.memory\.backing\.Backing\.__buffer__"
 
 
@@ -52,7 +52,7 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     env.pop("MYPYPATH", None)
     package = Path(memslots.__file__).parent.parent
     if "site-packages" not in package.parts:
-        # An editable install is found by an import hook, which mypy does not run.
+        # An import hook finds an editable install, and mypy does not run it.
         env["MYPYPATH"] = str(package)
     return subprocess.run(
         [sys.executable, "-P", "-m", *arguments],
@@ -84,14 +84,14 @@ def mypy_is_there() -> bool:
     return [int(number) for number in version.split(".")[:2]] >= [2, 4]
 
 
-# Where there is no GIL there may be no wheel of a mypy that is recent enough.
+# A Python without the GIL may have no wheel of a recent mypy.
 needs_mypy = pytest.mark.skipif(not mypy_is_there(), reason="there is no mypy 2.4 or later here")
 
 
 @needs_mypy
 def test_mypy_strict_from_outside(tmp_path: Path) -> None:
     shutil.copy(USER, tmp_path / "user.py")
-    # warn_unused_ignores is part of --strict, so the lines that must be errors are known to be.
+    # --strict has warn_unused_ignores, so every line with an ignore must be an error.
     result = run("mypy", "--strict", "--config-file=", "user.py", cwd=tmp_path)
     assert result.returncode == 0, result.stdout
 

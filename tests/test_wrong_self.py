@@ -1,4 +1,4 @@
-"""Methods called through their class on what is not one of it: a TypeError, never a crash."""
+"""Methods called through their class on another object: a TypeError, never a crash."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from memslots.baseline.reader import ArrayReader
 from memslots.memory.segments import Batch, Segments
 from memslots.read.reader import Reader
 
-# Has no stub: nobody outside of the package makes one.
+# This class has no stub, because only the package makes it.
 Backings: type = importlib.import_module("memslots.memory.known").Backings
 CLASSES: list[type] = [Memslots, Reader, AddressSpace, Vcpu, MemoryMap, Slot, Transaction]
 CLASSES += [Backing, Backings, GuestMemory, Batch, Segments]
@@ -34,7 +34,7 @@ def methods(cls: type) -> dict[str, Callable[..., object]]:
     """Everything that a class has of its own and that takes a self, attributes too."""
     found: dict[str, Callable[..., object]] = {}
     for name, member in vars(cls).items():
-        if isinstance(member, staticmethod):  # which takes none
+        if isinstance(member, staticmethod):  # takes no self
             continue
         if callable(member):
             found[name] = member
@@ -68,10 +68,10 @@ def call_all() -> None:
     for cls in CLASSES:
         for name, method in methods(cls).items():
             for wrong in objects:
-                # __new__'s self is a class.
+                # The self of __new__ is a class.
                 if isinstance(wrong, cls) or (name == "__new__" and isinstance(wrong, type)):
                     continue
-                for arguments in range(7):  # one of these is as many as it takes
+                for arguments in range(7):  # one of these is the number of arguments that it takes
                     calls += 1
                     with suppress(TypeError):
                         print(f"{cls.__name__}.{name}", wrong, method(wrong, *[0] * arguments))

@@ -1,4 +1,4 @@
-"""The array of Linux 5.16: that it answers as the trees do, and what is its own."""
+"""The array of Linux 5.16: it answers as the trees do; also tests what only the array has."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_two_pieces_of_memory_take_turns(drivers: Any) -> None:
     assert (room, ids_room) == (128, 128)
     vm.create(99, 1000, 1, HVA)
     assert driver.memory(vm)[:2] == (second, first)
-    vm.move(5, 2000)  # INVALID first: two steps
+    vm.move(5, 2000)  # two steps: INVALID first
     assert driver.memory(vm)[:2] == (second, first)
     vm.delete(5)
     assert driver.memory(vm)[:2] == (second, first)
@@ -145,7 +145,7 @@ def test_last_used_goes_with_its_slot(drivers: Any) -> None:
         vm.create(id, 100 * id, 1, HVA)
     vm.lookup(300)
     assert last_used(vm) == 3
-    vm.lookup(301)  # none: it stays
+    vm.lookup(301)  # finds no slot: last-used stays
     assert last_used(vm) == 3
     vm.create(9, 50, 1, HVA)
     assert last_used(vm) == 4
@@ -196,7 +196,7 @@ def test_ids_are_small() -> None:
 
 
 CALLS: dict[str, tuple[Callable[[ArrayMemslots], object], int]] = {
-    # For a ninth slot a greater array is made; a log has a bitmap.
+    # A ninth slot needs a greater array; a log has a bitmap.
     "create": (lambda vm: vm.create(8, 0x800, 70, 0x8000), 1),
     "create logging": (lambda vm: vm.create(8, 0x800, 70, 0x8000, Flags.LOG_DIRTY_PAGES), 2),
     "move": (lambda vm: vm.move(4, 0x900), 0),

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of the benchmarks."""
+"""Fixtures for the tests of the benchmarks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Timing, and what the series and the moves do."""
+"""Tests the timing, the series and the moves."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_in_turn() -> None:
     assert gc.isenabled()
     first, second = in_turn([recorder(log, "a", 1.0, 3.0), recorder(log, "b", 5.0)], effort)
     assert gc.isenabled()
-    # Slower than five times its seconds: one round is all that there is time for.
+    # Slower than five times its seconds: there is time for one round only.
     assert log == ["a", "b"]
     assert first == Timing(rounds=1, samples=2, median=2.0, lower=1.5, upper=2.5)
     assert second == Timing(rounds=1, samples=1, median=5.0, lower=5.0, upper=5.0)
@@ -71,7 +71,7 @@ def test_in_turn() -> None:
 
 def test_in_turn_goes_backwards_every_other_round() -> None:
     log: list[str] = []
-    # There is time for as many as it likes, so the rounds at least are what it makes.
+    # There is time for any number of rounds, so it makes the minimum of rounds.
     effort = replace(QUICK, seconds=0.0, rounds=1)
     in_turn([recorder(log, "a", 1.0)], effort)
     assert log == ["a"]
@@ -213,7 +213,7 @@ def test_each_case(test: str, kind: type[AnyMemslots]) -> None:
         assert samples
         assert all(sample >= 0 for sample in samples)
     assert 0 < case.share <= 1
-    # It leaves the slots as they were.
+    # The test leaves the slots as they were.
     assert [(slot.id, slot.base_gfn) for slot in vm] == list(enumerate(guest.bases[:-1]))
     vm.check()
 
@@ -335,7 +335,7 @@ def test_the_reader_reads(kind: type[AnyMemslots]) -> None:
 
 
 def test_what_the_reader_raises_is_not_lost() -> None:
-    vm: Any = Guest(10)  # no machine at all
+    vm: Any = Guest(10)  # not a machine at all
     with pytest.raises(AttributeError, match="vcpu"), reader(vm, [0], nullcontext()):
         pass
 

@@ -1,4 +1,4 @@
-"""The structures that memslots is measured beside: every answer is compared."""
+"""Compares every answer of the structures that memslots is measured beside."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from memslots.bench.structures import Finder, Structure
 @pytest.mark.parametrize("slots", [2, 10, 509])
 def test_questions(slots: int) -> None:
     laid_out = layout(slots)
-    assert laid_out == layout(slots)  # the same every time
+    assert laid_out == layout(slots)  # the same layout every time
     vm = Memslots()
     for slot in laid_out:
         vm.create(slot.id, slot.base_gfn, slot.npages, slot.userspace_addr)
@@ -74,7 +74,7 @@ def test_every_structure_answers_as_memslots(structure: Structure, slots: int) -
     for slot in laid_out:
         vm.create(slot.id, slot.base_gfn, slot.npages, slot.userspace_addr)
     finder = structure.make(laid_out)
-    gfns = list(range(laid_out[-1].end_gfn + 300))  # holes, and pages below and above all
+    gfns = list(range(laid_out[-1].end_gfn + 300))  # holes, and below and above all
     compare(finder, vm, gfns)
     if finder.delete is None or finder.create is None:
         assert structure.name == "superintervals"
@@ -86,7 +86,7 @@ def test_every_structure_answers_as_memslots(structure: Structure, slots: int) -
             slot = gone.pop()
             finder.create(slot)
             vm.create(slot.id, slot.base_gfn, slot.npages, slot.userspace_addr)
-        elif len(gone) < slots - 1:  # BTrees and columns keep one at least
+        elif len(gone) < slots - 1:  # BTrees and columns keep at least one slot
             slot = dice.choice(list(vm))
             finder.delete(slot)
             vm.delete(slot.id)

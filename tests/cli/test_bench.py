@@ -1,4 +1,4 @@
-"""memslots bench; what it measures is in tests/bench."""
+"""Tests `memslots bench`; tests/bench tests the measuring itself."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_bench_of_what_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
         ("changes", 30),
     ]
     document = json.loads(Outcome(capsys, *ONE_TEST, "--no-against", "--json").out)
-    assert document["not_installed"] == {}  # nothing was asked of them
+    assert document["not_installed"] == {}  # none of them was asked for
     assert (document["against"], document["versions"]) == ([], {})
 
 
@@ -129,7 +129,7 @@ def test_bench_plot_where_nothing_can_be_written() -> None:
     assert done.returncode == 2
     assert done.stderr.startswith(b"memslots: /proc/figure.svg: ")
     assert done.stderr.count(b"\n") == 1
-    assert b"Slot setup" in done.stdout  # what was measured is not lost
+    assert b"Slot setup" in done.stdout  # the figures so far are not lost
 
 
 def test_bench_plot_without_matplotlib(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The command itself: its arguments, samples, terminals, pipes and signals."""
+"""Tests the command itself: arguments, samples, terminals, pipes and signals."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def on_terminal(arguments: list[str], stdin: bytes | None = None) -> tuple[int, 
     while select.select([ours], [], [], 30)[0]:
         try:
             data = os.read(ours, 65536)
-        except OSError:  # how Linux tells that the other side is closed
+        except OSError:  # Linux reports a closed other side so
             break
         seen += data
         if not data:
@@ -234,11 +234,11 @@ def test_interrupted() -> None:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        # Whoever runs the tests in the background may have it ignored.
+        # A run of the tests in the background may ignore the signal.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdin is not None
-    # More than a pipe holds: once this is written, the command is reading.
+    # More than a pipe holds: when it is written, the command is reading.
     process.stdin.write(qemu(0, 0, 0x1000).encode() * 20_000)
     process.stdin.flush()
     process.send_signal(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""`memslots replay --jobs`: the same report, by several processes."""
+"""Tests `memslots replay --jobs`: several processes make the same report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The JSON document that docs/command.md describes."""
+"""Tests the JSON document that docs/command.md describes."""
 
 from __future__ import annotations
 

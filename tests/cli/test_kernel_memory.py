@@ -27,8 +27,8 @@ def test_what_is_taken_and_given_back() -> None:
     allowance = Allowance(4 * 3 * COST, never)
     vm, other = AllowedVM(MadeUpVM(), allowance), AllowedVM(MadeUpVM(), allowance)
     vm.set_region(0, 0, 0, GIB, HVA)
-    vm.set_region(0, 1, 0, GIB, HVA)  # flags
-    vm.set_region(0, 1, GIB, GIB, HVA)  # there twice for a moment
+    vm.set_region(0, 1, 0, GIB, HVA)  # only the flags differ
+    vm.set_region(0, 1, GIB, GIB, HVA)  # counts twice for a moment
     assert allowance.pages == PAGES
     other.set_region(0, 0, 0, 2 * GIB, HVA)
     assert allowance.pages == 3 * PAGES

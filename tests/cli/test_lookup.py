@@ -1,4 +1,4 @@
-"""memslots lookup."""
+"""Tests `memslots lookup`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`memslots map`, and what other commands do with maps that are no traces."""
+"""Tests `memslots map`, and the other commands on maps that are no traces."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The examples of docs/command.md."""
+"""Tests the examples of docs/command.md."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def blocks(kind: str) -> list[tuple[int, str]]:
 
 def test_the_page_has_no_other_blocks() -> None:
     kinds = set(re.findall(r"^```(\S+)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
-    assert kinds == {"console", "pycon", "sh"}  # sh: how to record, which needs a VM
+    assert kinds == {"console", "pycon", "sh"}  # sh: the recording of a trace, which needs a VM
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_console_examples(workplace: Path) -> None:
 
 def test_console_examples_of_this_kernel(workplace: Path) -> None:
     need_kvm()
-    # What the page has made before them.
+    # Makes the files that the earlier examples of the page make.
     check_examples(workplace, lambda command: command.startswith("sed "))
     assert check_examples(workplace, lambda command: "--kvm" in command) == 2
 

@@ -1,4 +1,4 @@
-"""memslots plan and memslots diff."""
+"""Tests `memslots plan` and `memslots diff`."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_as_json(files: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> 
         "from_call": 0,
         "to_call": 2,
     }
-    # What it says can be called.
+    # The printed calls can be made.
     vm = Memslots(map=MemoryMap.from_json(Path(files[0]).read_text()))
     for call in made["calls"]:
         vm.set_region(

@@ -1,4 +1,4 @@
-"""`memslots record`: a VMM under strace."""
+"""Tests `memslots record`: a VMM under strace."""
 
 from __future__ import annotations
 

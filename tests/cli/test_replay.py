@@ -1,4 +1,4 @@
-"""memslots replay: the tables, and input that cannot be used."""
+"""Tests `memslots replay`: the tables, and input that cannot be used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`memslots report`: what the page draws is what the replay found."""
+"""`memslots report`: the page draws what the replay found."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests here count the core's allocations."""
+"""Fixtures of the core's tests: they count the core's allocations."""
 
 from __future__ import annotations
 

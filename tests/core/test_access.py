@@ -1,4 +1,4 @@
-"""memslots.core.access alone: the spans of an access, what is in its way, and where it marks."""
+"""Tests memslots.core.access alone: the spans of an access, its obstacles, and its marks."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_slot_that_is_about_to_go(driver: Any, kind: str) -> None:
 
 def test_the_end_of_guest_memory(driver: Any) -> None:
     vm = Memslots(max_gfn=(1 << 52) - 1)
-    # The last page of all has no end that fits 64 bits: rule 2.
+    # The end of the last possible page does not fit 64 bits: rule 2.
     vm.create(0, (1 << 52) - 3, 2, HVA)
     end = (1 << 64) - PAGE
     assert driver.Access(vm, end - 1, 1, "read").spans[0][:3] == (end - 1, HVA + 0x1FFF, 1)

@@ -1,4 +1,4 @@
-"""memslots.core.alloc: zeroed memory, counted, and made to fail."""
+"""Tests memslots.core.alloc: memory is zeroed and counted, and can be made to fail."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_the_named_allocation_fails_once(alloc: Any, lines: bool) -> None:
     alloc.fail_nth(3)
     assert [alloc.block(8, lines) is None for _ in range(5)] == [False, False, True, False, False]
     alloc.fail_nth(1)
-    alloc.fail_nth(0)  # taken back
+    alloc.fail_nth(0)  # takes the failure back
     assert alloc.block(8, lines) is not None
     assert alloc.live() == live
 

@@ -1,5 +1,6 @@
-"""Every allocation of every call made to fail in turn: MemoryError, nothing changed, nothing
-leaked.
+"""Makes every allocation of every call fail in turn.
+
+Each failure must raise MemoryError, change nothing and leak nothing.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ CALLS: dict[str, Call] = {
 }
 
 
-# These make something and leave the machine as it is.
+# These calls make an object and leave the machine as it is.
 MAKERS: dict[str, Call] = {
     "copy": copy.copy,
     "pickle": lambda vm: pickle.loads(pickle.dumps(vm)),
@@ -77,7 +78,7 @@ def vm() -> Memslots:
 def testcapi() -> Any:
     """CPython's own way to make its allocations fail."""
     if sysconfig.get_config_var("Py_GIL_DISABLED"):
-        # "a b".split() is enough: PyList_New then frees an array that is not its own.
+        # "a b".split() is enough: PyList_New then frees an array that belongs to another list.
         pytest.skip("free-threaded CPython 3.13 breaks its heap when it cannot make a list")
     return pytest.importorskip("_testcapi", reason="this CPython has no _testcapi")
 
@@ -91,7 +92,7 @@ def test_a_change_without_memory_changes_nothing(drivers: Any, vm: Memslots, nam
         assert state(vm) == before
 
     failed = each_failure(drivers("alloc"), lambda: CALLS[name](vm), unharmed)
-    # A slot; with a log its bitmap; a copy that is INVALID; two id tables that grow.
+    # A slot; its bitmap if it logs; an INVALID copy; two id tables that grow.
     assert (
         failed
         == {
@@ -123,8 +124,8 @@ def test_what_cannot_be_made_leaves_nothing_behind(drivers: Any, vm: Memslots, n
     if isinstance(made[0], Memslots):
         made[0].check()
         assert state(made[0]) == before
-    # The machine and its space; a slot each, a log, and the first id table of each set. A Vcpu's
-    # cache, and its line among the readers.
+    # Copies: the machine and its space; a slot each, a log, and the first id table of each set. A
+    # Vcpu: its cache, and its line among the readers.
     copies = dict.fromkeys(("copy", "pickle"), 2 + 6 + 1 + 2)
     assert failed == (copies | {"vcpu": 2}).get(name, 0)
 
@@ -148,16 +149,16 @@ def test_what_cannot_be_made_for_want_of_python_objects(
 ) -> None:
     alloc = drivers("alloc")
     before = state(vm)
-    vm.vcpu()  # whose line among the readers is kept for the next
-    gc.collect()  # what is left of other tests
+    vm.vcpu()  # its line among the readers is kept for the next Vcpu
+    gc.collect()  # collects the garbage of other tests
     live = alloc.live()
     nth = failed = in_a_row = 0
-    while in_a_row < 20:  # CPython does without some of what it asks for: one success is not enough
+    while in_a_row < 20:  # CPython survives some failed allocations, so one success is not enough
         made: object = None
         testcapi.set_nomemory(nth, nth + 1)
         try:
             made = MAKERS[name](vm)
-        except (MemoryError, pickle.PicklingError):  # the latter: pickle did not ask why
+        except (MemoryError, pickle.PicklingError):  # PicklingError: pickle did not ask why
             testcapi.remove_mem_hooks()
             failed += 1
             in_a_row = 0
@@ -173,7 +174,7 @@ def test_what_cannot_be_made_for_want_of_python_objects(
         vm.check()
         assert state(vm) == before
         nth += 1
-    # How many objects are asked for is CPython's business, and differs between its versions.
+    # The number of objects differs between versions of CPython.
     assert failed > 0 or name not in ("copy", "pickle")
     vm.delete(0)
 
@@ -196,8 +197,7 @@ def test_python_objects_without_memory(
     failed = 0
     hoard = [Slot(9, 0, 0, 1, 0) for _ in range(100)]
     for nth in range(200):
-        # Slots that are given up are kept for the next ones: take those, so that there is something
-        # to fail.
+        # Slots that were given up are kept for reuse. Take those, so that an allocation can fail.
         hoard += [Slot(9, 0, 0, 1, 0) for _ in range(3)]
         testcapi.set_nomemory(nth, nth + 1)
         try:
@@ -247,7 +247,7 @@ def test_dirty_runs_without_memory(testcapi: Any, mode: int) -> None:
         assert vm.take_dirty_runs() == []
         vm.check()
         nth += 1
-    assert failed > 12  # a log of each slot and a run of each mark are but some of what is made
+    assert failed > 12  # a log of each slot and a run of each mark are only some of the allocations
 
 
 def test_everything_is_given_back(drivers: Any) -> None:
@@ -257,7 +257,7 @@ def test_everything_is_given_back(drivers: Any) -> None:
     for id in range(100):
         vm.create(id, id, 1, 0, LOG, as_id=id % 2)
     vcpu = vm.vcpu()
-    assert alloc.live() > live + 100  # a bitmap for each slot, and what the slots are in
+    assert alloc.live() > live + 100  # a bitmap for each slot, and the memory of the slots
     del vm
     assert len(vcpu) == 50  # the Vcpu keeps its Memslots
     del vcpu
@@ -286,7 +286,7 @@ def test_a_transaction_without_memory_changes_nothing(drivers: Any, vm: Memslots
         assert state(vm) == before
 
     failed = each_failure(alloc, lambda: in_one_step(vm), unharmed)
-    # At least a slot for each step but the deletion, a bitmap for each log, and the changes.
+    # At least a slot for each step except the deletion, a bitmap for each log, and the changes.
     assert failed > 9 + 7 + 2
     vm.check()
     assert len(vm) == 11
@@ -341,7 +341,7 @@ def test_a_step_without_memory_can_be_made_again(drivers: Any, vm: Memslots) -> 
     assert len(vm) == 30
     for id in range(6, 30):
         vm.delete(id)
-    vm.set_flags(0, LOG)  # a change gives back what the other id table does not need
+    vm.set_flags(0, LOG)  # a change frees the spare memory of the other id table
     vm.set_flags(0, 0)
     assert alloc.live() == live
 
@@ -388,7 +388,7 @@ ACCESSES: dict[str, tuple[Callable[[Guest], object], int]] = {
     "mark_dirty_range": (lambda guest: guest.vm.mark_dirty_range(1, 30), 0),
     # A slot and its log.
     "place": (lambda guest: guest.mem.address_space(1).place(0, 0, guest.spare, flags=LOG), 2),
-    # The list of slots that it goes by.
+    # The list of slots to visit.
     "take_dirty_runs": (lambda guest: guest.vm.take_dirty_runs(), 1),
     # The list of slots, and a part of the segments.
     "dump": (lambda guest: guest.mem.dump("/dev/null"), 2),
@@ -399,8 +399,8 @@ ACCESSES: dict[str, tuple[Callable[[Guest], object], int]] = {
 }
 
 
-# To put back what was taken needs Python objects. And for want of them CPython takes a path for
-# none: "stat: path should be string, bytes, os.PathLike or integer, not PosixPath".
+# Putting marks back needs Python objects. And without memory CPython takes a path for None: "stat:
+# path should be string, bytes, os.PathLike or integer, not PosixPath".
 NEEDING_OBJECTS = {"take_dirty_runs", "dump", "dump_dirty"}
 
 
@@ -457,13 +457,13 @@ def test_an_access_without_memory_for_python_objects(
         else:
             testcapi.remove_mem_hooks()
             in_a_row += 1
-            guest = Guest()  # what it did is done: anew
+            guest = Guest()  # the call has changed the guest: make it anew
             before = guest.state()
             gc.collect()
             live = alloc.live()
         finally:
             testcapi.remove_mem_hooks()
-        if in_a_row == 0:  # and not before: the error keeps what its frames have
+        if in_a_row == 0:  # not earlier: the error keeps the objects of its frames
             assert alloc.live() == live
             guest.vm.check()
             assert guest.state() == before

@@ -1,5 +1,6 @@
-"""memslots.core.debug: a build with MEMSLOTS_DEBUG=1 stops at a broken promise; no other build
-even looks.
+"""Tests memslots.core.debug.
+
+A build with MEMSLOTS_DEBUG=1 stops at a broken promise. No other build even looks.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import pytest
 DEBUG = os.environ.get("MEMSLOTS_DEBUG", "") not in ("", "0")
 
 
-# A driver, what it does wrong, and what a debug build says of it.
+# A driver, its wrong call, and the message of a debug build.
 BROKEN = [
     ("update", "Space().swap_within_a_swap()", "space_swap_begin: none is under way (P2)"),
     ("srcu", "Domain().wait_in_a_section()", "srcu_wait: not from within a section"),

@@ -1,4 +1,4 @@
-"""memslots.core.dirtylog alone: ranges and whole bitmaps, at every border of a word."""
+"""Tests memslots.core.dirtylog alone: ranges and whole bitmaps, at every border of a word."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from model import pages_of, to_bitmap
 
-BASE = 0x1003  # a word of the log begins with the slot, not with a gfn that is a multiple of 64
+BASE = 0x1003  # a log's words begin at the slot, not at a multiple of 64 gfns
 BORDERS = [0, 1, 31, 62, 63, 64, 65, 126, 127, 128, 129, 190, 191, 192, 193, 199]
 NPAGES = 200
 

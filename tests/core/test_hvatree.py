@@ -1,5 +1,6 @@
-"""memslots.core.hvatree alone: overlaps against a linear search; R1 to R5 and H1 are checked at
-every step.
+"""Tests memslots.core.hvatree alone: compares overlaps with a linear search.
+
+R1 to R5 and H1 are checked at every step.
 """
 
 from __future__ import annotations
@@ -75,10 +76,10 @@ def test_every_order_of_insertion_and_erasure(hvatree: Any, lengths: list[int]) 
                 ranges.insert(number, *spans[number])
         return ranges, model
 
-    ways: dict[Any, tuple[int, ...]] = {None: ()}  # by shape: the steps that led there first
+    ways: dict[Any, tuple[int, ...]] = {None: ()}  # by shape: the first steps that led there
     full = 0
     to_do: list[tuple[int, ...]] = [()]
-    for steps in to_do:  # which grows meanwhile
+    for steps in to_do:  # grows meanwhile
         for number in spans:
             ranges, model = after((*steps, number))
             check(ranges, model, queries)

@@ -1,4 +1,4 @@
-"""memslots.core.idtable alone: against a dict, at every small size, and as large as the ids go."""
+"""Tests memslots.core.idtable alone, against a dict: every small size, and the largest ids."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def check(table: Any, model: dict[int, int], others: list[int]) -> None:
         assert table.find(id) == number
     for id in others:
         assert table.find(id) == model.get(id)
-    # A quarter is empty; seven eighths are not, unless it is as small as tables get.
+    # A quarter is empty. Less than seven eighths are, except in the smallest tables.
     assert 4 * len(model) <= 3 * table.places
     assert table.places <= max(8, 8 * len(model))
     assert bool(table.places) == bool(model)
@@ -82,10 +82,10 @@ def test_every_order_of_addition_and_removal(idtable: Any, ids: list[int], table
                 model[ids[number]] = number
         return table, model
 
-    ways: dict[Any, tuple[int, ...]] = {(): ()}  # by state: the steps that led there first
+    ways: dict[Any, tuple[int, ...]] = {(): ()}  # by state: the first steps that led there
     to_do: list[tuple[int, ...]] = [()]
     full = 0
-    for steps in to_do:  # which grows meanwhile
+    for steps in to_do:  # grows meanwhile
         for number in range(len(ids)):
             table, model = after((*steps, number))
             check(table, model, ids)
@@ -155,7 +155,7 @@ def test_memory_is_in_proportion_to_the_ids_in_use(idtable: Any) -> None:
     assert all(table.find(id) == number for number, id in enumerate(ids))
     for number in range(size - 10):
         table.remove(number)
-        if number % 7 == 0:  # also by more than a half at once
+        if number % 7 == 0:  # also trims by more than half at once
             table.trim()
     table.trim()
     check(table, {ids[number]: number for number in range(size - 10, size)}, ids[:100])
@@ -193,7 +193,7 @@ def test_no_memory_to_grow_and_none_to_shrink(idtable: Any, drivers: Any) -> Non
     for number in range(99, 0, -1):
         alloc.fail_nth(1)
         table.remove(number)
-        table.trim()  # goes on with the larger table
+        table.trim()  # keeps the larger table
         assert table.find(0) == 0
         assert table.find(number) is None
     alloc.fail_nth(0)

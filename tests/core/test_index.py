@@ -1,4 +1,4 @@
-"""The index of a set: when it is made, who asks it, that it is not believed too long."""
+"""Tests the index of a set: when it is made, which look-ups use it, and when it goes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from memslots import BAD_HVA, Backing, Flags, GuestMemory, Memslots, ReadOnlyError
 
 PAGES = 8
-STEP = 10  # from one slot's first page to the next's: a hole of two pages after each
+STEP = 10  # from one slot's first page to the next slot's: a hole of two pages after each
 MARK = 1 << 20
 END = (1 << 64) - 1
 KINDS = ("portable", "avx2", "avx512")
@@ -133,10 +133,10 @@ def test_single_look_ups_ask_the_index(drivers: Any) -> None:
     index = drivers("index")
     vm = make(300)
     indexed(drivers, vm, scattered(300, 2000))
-    index.rotate(vm)  # what the index says of a slot is true of the next
+    index.rotate(vm)  # the index now answers with the next slot, so its answers are recognised
     for face in (vm, vm.vcpu(), vm.address_space(0)):
         assert face.lookup(25) is vm[3]
-        assert face.lookup(26) is vm[3]  # the last-used
+        assert face.lookup(26) is vm[3]  # the last-used slot
         assert face.lookup(STEP + PAGES) is None
         assert face.lookup(300 * STEP) is None
         assert face.gpa_to_hva(55 << 12) == (6 << 20) + (5 << 12)
@@ -184,7 +184,7 @@ def test_single_look_ups_make_it_a_part_at_a_time(drivers: Any, single: Any) -> 
         made = rows
     assert index.pays(300) <= n + 1 <= index.pays(300) + 300
     vm.check()
-    # Nobody searches the tree from now on.
+    # From now on no look-up searches the tree.
     searches = index.searches(vm)
     for gfn, _ in zip(pages(300, 2), range(500), strict=False):
         look_up(gfn)
@@ -204,7 +204,7 @@ def test_accesses_to_guest_memory_make_and_ask_it(drivers: Any) -> None:
         id = dice.randrange(slots)
         assert mem.read_u32(id << 12) == id
     assert index.current(mem.vm)
-    index.rotate(mem.vm)  # what it says of a slot is true of the next
+    index.rotate(mem.vm)  # the index now answers with the next slot
     searches = index.searches(mem.vm)
     for id in dice.sample(range(slots - 1), 50):
         assert mem.read_u32(id << 12) == id + 1
@@ -256,7 +256,7 @@ def test_while_another_thread_makes_it_all_go_on(drivers: Any, single: Any) -> N
         answer(vm, gfn) for gfn in scattered(300, 2000)
     ]
     assert not index.is_kept(vm)
-    # A thread that a fork left behind is never done. The next change ends that.
+    # A thread that a fork left behind never finishes. The next change ends its index.
     vm.set_flags(0, Flags.LOG_DIRTY_PAGES)
     for gfn, _ in zip(pages(300), range(3000), strict=False):
         look_up(gfn)
@@ -286,7 +286,7 @@ def test_of_few_slots_it_is_made_at_once(drivers: Any, single: Any) -> None:
         while index.current(vm) is None:
             assert index.rows_made(vm) is None
             look_up(next(source))
-        # Each set has one to use again from the second time on.
+        # From the second time on, each set has memory to reuse.
         assert alloc.asked() == asked + (begun < 2)
         vm.check()
         vm.set_flags(1, Flags.LOG_DIRTY_PAGES if begun % 2 == 0 else 0)
@@ -308,7 +308,7 @@ def test_no_memory_for_single_look_ups(drivers: Any, single: Any) -> None:
     finally:
         alloc.fail_nth(0)
     assert not index.is_kept(vm) and alloc.live() == live
-    # It is tried again when as many searches have been made anew.
+    # It is tried again after as many new searches.
     while index.current(vm) is None:
         look_up(next(source))
     vm.check()
@@ -351,7 +351,7 @@ def test_a_vcpu_counts_what_was_near(drivers: Any) -> None:
     far.lookup_many(gfns)
     assert sum(far.stats) == 1000
     assert far.stats.misses > 900
-    # The next single look-up finds what the batch found last.
+    # The batch's last answer is the next single look-up's last-used.
     hits = near.stats.hits
     assert near.lookup(3) is vm[0]
     assert near.stats.hits == hits + 1
@@ -375,14 +375,14 @@ def test_it_is_made_when_it_pays(drivers: Any) -> None:
     for _ in range(20):
         vm.lookup_many(array("Q", [5] * 1000))  # the tree is searched once
     assert not index.is_kept(vm)
-    # What small batches search adds up.
+    # The searches of small batches add up.
     batches = 0
     while index.current(vm) is None:
         vm.lookup_many(scattered(2000, 20, batches))
         batches += 1
         assert batches < 100
     assert batches > 5
-    # A large one does not wait for that.
+    # A large batch makes an index at once.
     vm.delete(0)
     assert index.current(vm) is None
     vcpu = vm.vcpu()
@@ -425,7 +425,7 @@ def test_a_change_drops_it(drivers: Any) -> None:
     with vm.transaction() as tx:
         vm.lookup_many(gfns)
         tx.delete(3)
-        assert index.current(vm)  # nothing has changed for readers yet
+        assert index.current(vm)  # readers do not see the change yet
         assert list(vm.lookup_many(gfns)) == [answer(vm, gfn) for gfn in gfns]
     assert not index.is_kept(vm)
     expect(vm, vm, gfns)
@@ -505,7 +505,7 @@ def test_no_memory_for_it(drivers: Any) -> None:
         made = drivers("index").current(vm) is not None
         if made and alloc.asked() - asked < nth:
             break
-        # What was got for an index that was not made has been given back.
+        # Memory of an index that was not made is freed.
         assert made or alloc.live() == live
         assert list(vm.lookup_many(gfns)) == wanted
         vm.check()

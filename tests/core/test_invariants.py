@@ -1,5 +1,6 @@
-"""memslots.core.invariants: the checker sees each property broken, names it, and is content when
-it is mended.
+"""Tests memslots.core.invariants: the checker sees each broken property and names it.
+
+When the property is mended, the checker passes.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ def vm() -> Memslots:
     vm = Memslots(address_spaces=2)
     for id in range(40):
         vm.create(id, 64 * id, 7, 0x10000 * id, Flags.LOG_DIRTY_PAGES if id % 2 else 0, as_id=1)
-    vm.address_space(1).lookup_many(array("Q", range(0, 64 * 40, 5)))  # enough for an index
+    vm.address_space(1).lookup_many(array("Q", range(0, 64 * 40, 5)))  # so many make an index
     vm.check()
     return vm
 
 
-# name, the property it breaks, whether it is per tree
+# name, the broken property, whether each tree has it
 CASES = [
     ("R1", "R1", True),
     ("R2", "R2", True),

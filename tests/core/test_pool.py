@@ -1,4 +1,4 @@
-"""memslots.core.pool: blocks that nobody else has, and chunks that are given back."""
+"""Tests memslots.core.pool: no block is handed out twice, and chunks are freed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_at_random(drivers: Any) -> None:
                 pool.put(dice.choice(pool.numbers()))
         while len(pool.numbers()) > most:
             pool.put(dice.choice(pool.numbers()))
-    # Of what is in use no more than one chunk is kept for later.
+    # The pool keeps at most one empty chunk for later.
     assert drivers("alloc").live() == live + 1
     del pool
     assert drivers("alloc").live() == live

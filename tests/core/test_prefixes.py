@@ -1,4 +1,4 @@
-"""The names of memslots.core's C functions: each one says which file it is in."""
+"""Tests the names of memslots.core's C functions: each one says which file it is in."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import pytest
 CORE = Path(__file__).parent.parent.parent / "memslots" / "core"
 FILES = sorted(path for path in CORE.glob("*.pxd") if path.stem != "__init__")
 
-#: A prefix that is not the file's name, in the first line of its docstring.
+#: A prefix that differs from the file's name, in the first line of its docstring.
 DECLARED = re.compile(r"\(prefix(?:es)?: ([\w, ]+)\)")
-#: `cdef slot *slot_new(` and, of an extern block, `    void debug_assert "memslots_debug_assert"(`.
+#: Matches `cdef slot *slot_new(`, and in an extern block `    void debug_assert
+#: "memslots_debug_assert"(`.
 FUNCTION = re.compile(
     r"^cdef (?:inline )?(?:const )?\w+ \**(\w+)\(|^    (?:const )?\w+ \**(\w+) \"\w+\"\(",
     re.MULTILINE,
@@ -36,7 +37,7 @@ def strays(texts: dict[str, str]) -> list[str]:
     found = []
     for stem, text in texts.items():
         for name in functions(text):
-            # The longest, since slot_ begins slot_pool_init and lookup_ begins lookup_batch_tree.
+            # The longest prefix: slot_ begins slot_pool_init, lookup_ begins lookup_batch_tree.
             own = max((prefix for prefix in owners if name.startswith(prefix)), key=len, default="")
             if owners.get(own) != stem:
                 found.append(f"{stem}: {name}")

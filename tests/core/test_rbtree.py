@@ -1,4 +1,4 @@
-"""memslots.core.rbtree alone: every small case there is, and large ones at random.
+"""Tests memslots.core.rbtree alone: every small case, and large ones at random.
 
 R1 to R5 are checked at every step.
 """
@@ -40,8 +40,8 @@ def test_an_empty_tree(rbtree: Any) -> None:
 
 @pytest.mark.parametrize("size", range(1, EXHAUSTIVE + 1))
 def test_every_order_of_insertion_and_erasure(rbtree: Any, size: int) -> None:
-    # Orders of insertion that lead to the very same tree go on in the very same way: one of them
-    # stands for all.
+    # If several orders of insertion lead to the same tree, they go on in the same way. One of them
+    # is enough.
     trees: dict[Any, tuple[int, ...]] = {}
     for order in itertools.permutations(range(size)):
         tree = rbtree.Tree(size)
@@ -69,7 +69,7 @@ def test_every_pattern_of_equal_keys(rbtree: Any, size: int) -> None:
         tree = rbtree.Tree(size)
         for number, key in enumerate(keys):
             tree.insert(number, key)
-            # Equal keys lie in order of insertion.
+            # Equal keys are in order of insertion.
             check(tree, sorted(range(number + 1), key=lambda n: (keys[n], n)))
         left = tree.forward()
         for number in range(size):
@@ -84,11 +84,11 @@ def test_replace_at_every_place(rbtree: Any, size: int) -> None:
         tree = rbtree.Tree(size + 1)
         for number in range(size):
             tree.insert(number, 10 * number)
-        tree.replace(place, size, 10 * place + 5)  # another key that sorts into the place
+        tree.replace(place, size, 10 * place + 5)  # another key that sorts into the same place
         expected = list(range(size))
         expected[place] = size
         check(tree, expected)
-        tree.insert(place, 10 * place)  # the old node is free to go in again
+        tree.insert(place, 10 * place)  # the old node is free and can be inserted again
         expected.insert(place, place)
         check(tree, expected)
 

@@ -1,4 +1,4 @@
-"""memslots.core.search: every kind of search against bisect, with every layout of keys."""
+"""Tests memslots.core.search: every kind of search against bisect, with every layout of keys."""
 
 from __future__ import annotations
 

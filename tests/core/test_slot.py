@@ -1,4 +1,4 @@
-"""memslots.core.slot: the layout that the searches are made for."""
+"""Tests memslots.core.slot: the memory layout that the searches rely on."""
 
 from __future__ import annotations
 

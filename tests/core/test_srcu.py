@@ -1,4 +1,4 @@
-"""memslots.core.srcu: whom a writer waits for, and whom it does not."""
+"""Tests memslots.core.srcu: which readers a writer waits for, and which not."""
 
 from __future__ import annotations
 
@@ -68,18 +68,18 @@ def test_after_a_fork_nobody_is_in(domain: Any, kind: str, turns: int) -> None:
     assert not domain.idle()
     domain.forget()
     assert domain.idle()
-    # Both count from zero again: one who enters and leaves is gone.
+    # Both counters start from zero again, and a reader that enters and leaves is not counted.
     reader.leave(reader.enter())
     assert domain.idle()
     assert len(set(sides)) == 1
-    # A debug build counts a thread's sections by itself; nobody looks at the domain any more.
+    # A debug build counts a thread's sections itself. The domain is not used any more.
     for side in sides:
         reader.leave(side)
 
 
 def test_who_comes_later_is_not(domain: Any) -> None:
     before, after = domain.reader(), domain.reader()
-    for reader in (after, before):  # another's line, and the same
+    for reader in (after, before):  # another reader's line, and the same line
         side = before.enter()
         wait = Wait(domain)
         assert wait.goes_on()
@@ -88,7 +88,7 @@ def test_who_comes_later_is_not(domain: Any) -> None:
         before.leave(side)
         assert wait.ends()
         assert not domain.idle()
-        # The next wait is for that one too.
+        # The next wait also waits for that reader.
         wait = Wait(domain)
         assert wait.goes_on()
         reader.leave(later)
@@ -125,7 +125,7 @@ def test_alone(domain: Any) -> None:
     assert reader.alone()
     wait = Wait(domain)
     assert wait.goes_on()
-    second = reader.enter()  # in another turn
+    second = reader.enter()  # in the other turn
     assert second != first
     assert not reader.alone()
     reader.leave(first)
@@ -178,7 +178,7 @@ def test_shared_readers(drivers: Any, domain: Any) -> None:
 
 def test_forgetting(domain: Any) -> None:
     """As the child of a fork does, whose other threads are gone."""
-    # In a thread that ends, since a thread that is in a section may do nothing but read.
+    # In a thread that ends, because a thread in a section may only read.
     thread = threading.Thread(
         target=lambda: [r.enter() for r in (domain.reader(), domain.reader(), domain.shared())]
     )

@@ -1,7 +1,7 @@
-"""The core under threads, without Python: readers, dirty logs and a writer at one machine.
+"""Runs threads on the core, without Python: readers, dirty logs and a writer on one machine.
 
-MEMSLOTS_STRESS_SECONDS says for how long. What the compiler and the processor may not reorder is
-looked for by ThreadSanitizer, under which the session `tsan` runs the same driver.
+MEMSLOTS_STRESS_SECONDS says for how long. ThreadSanitizer looks for wrong reordering by the
+compiler and the processor: the session `tsan` runs the same driver under it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def test_no_thread_sees_a_change_half_made(drivers: Any) -> None:
         f"import json, sys; sys.path.insert(0, {str(where)!r})\n"
         f"import threads_driver; print(json.dumps(threads_driver.stress({SECONDS})))"
     )
-    # In a process of its own: what is wrong may well end in a crash, or in a wait for ever.
+    # In a process of its own: a fault may end in a crash or an endless wait.
     done = subprocess.run(
         [sys.executable, "-P", "-c", code],
         capture_output=True,
@@ -31,5 +31,5 @@ def test_no_thread_sees_a_change_half_made(drivers: Any) -> None:
         check=False,
     )
     assert done.returncode == 0, f"{done.returncode}: {done.stdout}{done.stderr}"
-    # Every thread came to do its part, the writer did meet readers, and batches an index.
+    # Every thread did its part, the writer met readers, and batches met an index.
     assert all(rounds > 0 for _, rounds in json.loads(done.stdout)), done.stdout

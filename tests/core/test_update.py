@@ -1,5 +1,6 @@
-"""memslots.core.update: what both sets hold after every step of every kind of change, and what
-memory failures leave.
+"""Tests memslots.core.update: the contents of both sets after every step of every change.
+
+Also tests what a failed allocation leaves.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ OLD: Holds = ("0x10", 0, False)
 INVALID: Holds = ("0x10", 0, True)
 MOVED: Holds = ("0x20", 0, False)
 LOGGING: Holds = ("0x10", LOG, False)
-AT = 7  # the generation before: space 1 of 2, three slots created
+AT = 7  # the generation before the change: space 1 of 2, three slots created
 
 
 def test_create(space: Any) -> None:
@@ -117,7 +118,7 @@ def test_last_used_never_points_out_of_its_set(space: Any) -> None:
     assert space.find_in("active", 0x12) is None
     assert space.find_in("active", 0x22) == 3
     assert space.find_in("active", 0x31) == 4
-    space.change(3, 0, 0, 0)  # another slot's deletion leaves it
+    space.change(3, 0, 0, 0)  # the deletion of another slot keeps last-used
     assert 4 in space.last_used()
     space.check()
 
@@ -135,7 +136,7 @@ CHANGES: dict[str, tuple[int, ...]] = {
 @pytest.mark.parametrize("name", CHANGES)
 def test_every_allocation_of_a_change_fails_in_turn(drivers: Any, space: Any, name: str) -> None:
     alloc = drivers("alloc")
-    for id in (5, 6, 7):  # up to where the id tables must grow for one more
+    for id in (5, 6, 7):  # until one more slot makes the id tables grow
         space.change(id, 0x100 * id, 8, 0)
     live = alloc.live()
     before = alloc.asked()
@@ -154,7 +155,7 @@ def test_every_allocation_of_a_change_fails_in_turn(drivers: Any, space: Any, na
         finally:
             alloc.fail_nth(0)
         break
-    # Every one that the change asked for has failed once; then it went through.
+    # Every allocation of the change has failed once. Then the change succeeded.
     assert failed >= {"create": 1, "log": 2, "delete": 1}.get(name, 2)
     assert alloc.asked() - before >= failed + 1
     space.check()

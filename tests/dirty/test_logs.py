@@ -1,4 +1,4 @@
-"""Dirty logs: what marks, what reads and what clears, in the three modes of manual_dirty_log."""
+"""Tests dirty logs: marks, reads and clears, in the three modes of manual_dirty_log."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_a_new_log(mode: int, at_first: int) -> None:
     vm.set_flags(1, 0)
     vm.set_flags(1, LOG)
     assert vm.get_dirty_log(1) == words(*range(at_first))
-    vm.set_region(2, LOG, 0x2000000, 0x4000, HVA)  # turned on in a move
+    vm.set_region(2, LOG, 0x2000000, 0x4000, HVA)  # a move turns the log on
     assert vm.get_dirty_log(2) == words(*range(min(at_first, 4)), npages=4)
     vm.create(3, 0x3000, 4, HVA, LOG | READONLY)
     assert vm.get_dirty_log(3) == words(*range(min(at_first, 4)), npages=4)
@@ -144,7 +144,7 @@ def test_clear_works_in_mode_0_too(logging: Memslots) -> None:
     assert logging.get_dirty_log(1) == words(4, 5, 6, 7)
 
 
-# What changes of the slot do to its log
+# Changes of the slot, and its log
 
 
 def test_a_move_keeps_the_log(logging: Memslots) -> None:
@@ -242,7 +242,7 @@ def test_clear_takes_what_is_like_bytes(logging: Memslots, kind: Any) -> None:
     logging.mark_dirty(BASE + 1)
     log = logging.get_dirty_log(1)
     logging.mark_dirty_many(array("Q", [BASE, BASE + 1]))
-    logging.clear_dirty_log(1, 0, NPAGES, log)  # a log as it was got
+    logging.clear_dirty_log(1, 0, NPAGES, log)  # clears with a log as it was read
     assert logging.get_dirty_log(1) == words(0)
 
 

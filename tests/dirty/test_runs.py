@@ -1,4 +1,4 @@
-"""Dirty logs as runs of pages, and ranges of pages that are marked."""
+"""Tests dirty logs as runs of pages, and marks of ranges of pages."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_ends_of_a_slot(npages: int, mode: int) -> None:
     check(vm, (0, 0, npages))
     vm.mark_dirty(npages - 1)
     check(vm, (0, npages - 1, npages))
-    vm.mark_dirty_range(0, npages - 1)  # the last is clean
+    vm.mark_dirty_range(0, npages - 1)  # the last page stays clean
     check(vm, *[(0, 0, npages - 1)] * (npages > 1))
     vm.mark_dirty_range(0, 1 << 60)
     check(vm, (0, 0, npages))
@@ -75,7 +75,7 @@ def test_every_second_page() -> None:
 def test_adjacent_slots_join_and_holes_do_not(mode: int) -> None:
     vm = machine(mode)
     for id, (base, npages) in enumerate([(0, 64), (64, 1), (65, 70), (136, 5), (200, 64)]):
-        # By no order of host memory or ids.
+        # Neither host addresses nor ids are in gfn order.
         vm.create(40 - id, base, npages, HVA - (id << 30), LOG)
     vm.take_dirty_runs()
     vm.mark_dirty_range(0, 300)
@@ -184,7 +184,7 @@ def test_ranges_without_pages() -> None:
     check(vm, (0, 1, 2))
 
 
-# Any layout, against the dull model
+# Any layout, compared with the dull model
 
 
 @given(
@@ -220,7 +220,7 @@ def test_any_changes_and_marks(body: list[tuple[str, *tuple[int, ...]]], mode: i
 @given(
     slots=st.lists(
         st.tuples(
-            st.integers(0, 3),  # pages of a hole before it
+            st.integers(0, 3),  # pages of the hole before the slot
             st.one_of(st.integers(1, 130), st.sampled_from([63, 64, 65, 127, 128, 129])),
             st.sampled_from([LOG, LOG, LOG, 0, LOG | READONLY]),
             st.integers(0, 1),

@@ -1,4 +1,4 @@
-"""Runs that are taken beside threads, in changes, from a backend; and marks that are returned."""
+"""Takes runs beside threads, in changes and from a backend; returns marks."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_each_mark_is_taken_once(mode: int) -> None:
     taken: list[int] = []
     going = True
     while going:
-        going = any(thread.is_alive() for thread in threads)  # before the last take
+        going = any(thread.is_alive() for thread in threads)  # looked at before the last take
         for _, first, end in vm.take_dirty_runs():
             taken.extend(range(first, end))
     for thread in threads:
@@ -190,7 +190,7 @@ def test_a_backend_that_refuses(slot: int, call: str, mode: int) -> None:
 
     kernel.fails = fails
     if call == "clear" and mode == 0:
-        check(vm, *MIRRORED)  # it is not asked to clear
+        check(vm, *MIRRORED)  # the backend is not asked to clear
         assert not refused
         return
     for _ in range(2):
@@ -231,7 +231,7 @@ def test_a_signal_within_a_backend(
         check(vm, *MIRRORED)
 
 
-# Marks that are returned: for a caller who fails after they were taken
+# Returned marks: for a caller that fails after taking them
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -244,7 +244,7 @@ def test_marks_are_returned(mode: int) -> None:
         vm.mark_dirty(gfn)
     logs: list[object] = []
     taken = take_runs(vm, logs)
-    # READONLY slots are marked by mode 3 alone.
+    # Only mode 3 marks READONLY slots.
     assert [run for run in taken if run.start_gfn == 300] == [(0, 300, 370)] * (mode == 3)
     vm.mark_dirty(1)  # meanwhile
     return_marks(vm, logs)
@@ -261,12 +261,12 @@ def test_marks_go_with_their_slots() -> None:
     logs: list[object] = []
     assert len(take_runs(vm, logs)) == 5
     vm.move(0, 0x1000)
-    vm.set_flags(1, 0)  # has no log any more
+    vm.set_flags(1, 0)  # this slot no longer has a log
     vm.delete(2)
     vm.delete(3)
     vm.create(3, 300, 70, HVA, LOG)  # other memory
     vm.delete(4)
-    vm.create(4, 400, 69, HVA + (4 << 20), LOG)  # not as long
+    vm.create(4, 400, 69, HVA + (4 << 20), LOG)  # a shorter slot
     return_marks(vm, logs)
     check(vm, (0, 0x1000 + 69, 0x1000 + 70))
 

@@ -1,4 +1,4 @@
-"""Buffers that a batch call takes or refuses: how each is made, and the error that it is due."""
+"""Buffers that a batch call takes or refuses: the makers, and the errors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from array import array
 from collections.abc import Callable
 from typing import Any
 
-#: numpy is optional, here too: without it an array.array takes its place.
+#: numpy is optional here too: without it an array.array takes its place.
 numpy: Any = importlib.import_module("numpy") if importlib.util.find_spec("numpy") else None
 
 SIZES = {"Q": 8, "i": 4}
@@ -29,7 +29,7 @@ def in_two_rows(values: list[int]) -> Any:
     return of_numpy(values).reshape(2, -1)
 
 
-#: Ways to hand numbers over.
+#: Makers of input buffers.
 IN: tuple[Maker, ...] = (
     quads,
     of_numpy,
@@ -42,7 +42,7 @@ IN: tuple[Maker, ...] = (
 )
 
 FOUR = quads([1, 2, 3, 4])
-#: What is no buffer of uint64, and the error.
+#: Objects that are no buffer of uint64, and the error.
 WRONG_IN: tuple[tuple[Any, type[Exception]], ...] = (
     (array("q", [1]), TypeError),
     (array("I", [1]), TypeError),
@@ -63,7 +63,7 @@ def of_length(code: str, count: int) -> array[int]:
     return array(code, [7] * count)
 
 
-#: Ways to take the results, by the code of their elements and how many there are.
+#: Makers of result buffers, by the code and the number of the elements.
 OUT: tuple[Callable[[str, int], Any], ...] = (
     of_length,
     lambda code, count: memoryview(of_length(code, count)),
@@ -74,7 +74,7 @@ OUT: tuple[Callable[[str, int], Any], ...] = (
         else numpy.zeros(count, ["uint64", "int32"][code == "i"])
     ),
 )
-#: What cannot take them.
+#: Makers of buffers that cannot take the results, and the error.
 WRONG_OUT: tuple[tuple[Callable[[str, int], Any], type[Exception]], ...] = (
     (lambda code, count: of_length(code, count + 1), ValueError),
     (lambda code, count: of_length(code, 2 * count + 4)[::2][: count + 2], ValueError),

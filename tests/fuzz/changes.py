@@ -84,7 +84,7 @@ def set_region_again(on: Target, number: int, differs: str, value: Any) -> None:
     change(on, "set_region", False, *args)
 
 
-#: A guest_memfd of each kind that refuses to be bound.
+#: A guest_memfd of each kind that cannot be bound.
 MEMFDS = ("closed", "another's", "none")
 
 
@@ -105,7 +105,7 @@ def set_region2(on: Target, named: bool, *values: Any) -> None:
     if numbers is None:
         return
     if numbers[1] & 4 and (numbers[1] != 4 or numbers[3]):
-        # A delete with the flag is one without; all else is refused.
+        # A delete with the flag is the same as without; other calls with it are refused.
         caught(MemslotError, call, *region)
         return
     numbers[1] &= ~4
@@ -114,7 +114,7 @@ def set_region2(on: Target, named: bool, *values: Any) -> None:
 
 # Transactions
 
-#: What a step may be, and its arguments: a change, or whatever else may come in between.
+#: The steps and their arguments: changes, and other calls that may come in between.
 STEPS: dict[str, tuple[Field[Any], ...]] = {
     **CHANGES,
     "set_region2": (*CHANGES["set_region"], Choice(MEMFDS)),
@@ -205,7 +205,7 @@ def step(
             numbers[1] &= ~4
             answer = told.step("set_region", *numbers)
             on.both.same_outcome(lambda *_: call(*region), tuple(numbers), answer)
-    elif verb == "mark_dirty":  # by a reader, where the slots are still as they were
+    elif verb == "mark_dirty":  # as a reader does: the slots are still as they were
         on.mark_dirty(*values)
     elif verb == "busy":
         busy(on, *values)

@@ -1,8 +1,8 @@
-"""Bytes as choices, and choices as bytes: what an input of fuzz_calls.py is made of.
+"""Turns bytes into choices and choices into bytes: an input of fuzz_calls.py consists of them.
 
-A field decodes one value from the front of an input and encodes it again. Any bytes are an input,
-and where they end everything is zero, so that a mutation never makes one invalid. Small numbers are
-one byte; those at which something changes are one, too.
+A field decodes one value from the front of an input and encodes it again. Any bytes are an input.
+After their end everything is zero, so a mutation never makes an input invalid. Small numbers take
+one byte; so do numbers at a limit.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ T = TypeVar("T")
 PAGE_SHIFT = 12
 MAX_HVA = (1 << 47) - 4096  # where user space ends
 
-# What the first byte of a number says: below PLAIN the number itself, then one of the edges.
+# The first byte of a number: the number itself if below PLAIN, else one of the edges.
 PLAIN, TWO_BYTES, FOUR_BYTES, EIGHT_BYTES, ODD_ONE = 0xD0, 0xFC, 0xFD, 0xFE, 0xFF
 WIDTHS = {TWO_BYTES: 2, FOUR_BYTES: 4, EIGHT_BYTES: 8}
 
@@ -37,20 +37,20 @@ class Index:
         return f"Index({self.value})"
 
 
-#: What a caller may give where an integer is due.
+#: Objects that a caller may pass as an integer.
 ODD: tuple[Any, ...] = (
     None, "1", 1.5, b"\1", -1, 1 << 32, 1 << 64, -(1 << 70), True, Flags.LOG_DIRTY_PAGES,
     Index(3), Index(-1), Index(1 << 64), Index(None), (), int,
 )  # fmt: skip
 
-#: Counts and gfns at which something changes: words of a dirty log, limits of the machines, widths.
+#: Counts and gfns at limits: words of a dirty log, limits of the machines, widths.
 NUMBER_EDGES = (
     255, 256, 4031, 4094, 4095, 4096, 32763, 32764, 0xFFFF, 0x10000, 0x10001, 0x10002, 0x10003,
     0x20000, 0xF0000, 0xFFFF0000, 1 << 28, (1 << 31) - 1, 1 << 31, 0xFFFFFFFF, (1 << 35) - 2,
     1 << 35, (1 << 40) - 1, 1 << 40, (1 << 40) - 64, (1 << 52) - 1, 1 << 52, (1 << 52) - 64,
     1 << 63, (1 << 64) - 1,
 )  # fmt: skip
-#: The same for bytes.
+#: The same for addresses and sizes in bytes.
 ADDRESS_EDGES = (
     1, 2048, 4095, 4097, 0x10800, 160 << 12, 161 << 12, 4096 << 12, (1 << 43) - 4096, 1 << 43,
     MAX_HVA + 4096, MAX_HVA, MAX_HVA - 4096, MAX_HVA - 8192, MAX_HVA - (5 << 12), MAX_HVA - 1,

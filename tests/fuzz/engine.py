@@ -1,6 +1,6 @@
-"""Running a target under atheris, with the coverage of the extension modules where it is counted.
+"""Runs a target under atheris, and counts the coverage of the extension modules if they allow it.
 
-The only module here that needs atheris; what is run as a script imports it.
+Only this module needs atheris. The modules that are run as scripts import it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def main(target: str) -> NoReturn:
     with atheris.instrument_imports(include=["memslots", "model", "compared", "fuzz"]):
         one_input: Callable[[bytes], None] = importlib.import_module(target).one_input
     print(f"INFO: {start_counters(libfuzzer)} counters in memslots' extension modules", flush=True)
-    # To minimize, libFuzzer has a shell run its first argument again and again.
+    # To minimize, libFuzzer makes a shell run its first argument again and again.
     again = shlex.join([sys.executable, sys.argv[0]])
     atheris.Setup([again, *sys.argv[1:]], one_input, internal_libfuzzer=True)
     atheris.Fuzz()

@@ -1,12 +1,13 @@
-"""Any calls of every public method, made on a Memslots and on the dull model, and compared.
+"""Makes any calls of every public method on a Memslots and on the dull model, and compares.
 
-An input is a machine and then calls, each an operation of TABLE (target.py) with its arguments;
-choices.py says how they are bytes. After each call the whole state is compared
-and `check` walks everything.
+An input is a machine and then calls. Each call is an operation of TABLE (target.py) with its
+arguments; choices.py turns them into bytes. After each call the whole state is compared, and
+`check` walks everything.
+
 `one_input` runs without atheris, too. As a script this fuzzes: docs/fuzzing.md says how.
 
-The operations are in changes.py and reads.py. To add one, write a function at the end of this file:
-its number is its place in TABLE, and the kept cases mean what they meant.
+The operations are in changes.py and reads.py. To add one, write a function at the end of this file.
+Its number is its place in TABLE, so the kept cases keep their meaning.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
-    # A script finds its own folder on the path; what it imports has tests/ as its root.
+    # Python puts a script's own folder on the path; the imports start from tests/.
     sys.path.insert(0, str(Path(__file__).parent.parent))
     from fuzz.engine import main
 
@@ -94,7 +95,7 @@ def unraisable() -> Iterator[list[BaseException | None]]:
         sys.unraisablehook = before
 
 
-# What has come since: at the end, so that inputs which are kept still mean what they meant
+# Later operations: at the end, so that kept inputs keep their meaning
 
 
 @operation(Byte(), Byte(), Byte())
@@ -117,7 +118,7 @@ def go_on_with_a_backend(on: Target) -> None:
         name: getattr(on.vm, name)
         for name in ("max_slots", "address_spaces", "max_gfn", "max_hva", "manual_dirty_log")
     }
-    if limits["max_slots"] > 1 << 16:  # more ids than its call can name
+    if limits["max_slots"] > 1 << 16:  # more ids than set_region can name
         return
     backend = Logless(**limits)
     vm = Memslots(**limits, backend=backend)
@@ -128,7 +129,7 @@ def go_on_with_a_backend(on: Target) -> None:
             vm.create(slot.id, *args)
         for id, log in model.logs[as_id].items():
             slot = model.slots[as_id][id]
-            if vm.manual_dirty_log == 3:  # the new log has every page, of READONLY slots too
+            if vm.manual_dirty_log == 3:  # the new log has every page, also of READONLY slots
                 others = to_bitmap({*range(slot.npages)} - log, slot.npages)
                 vm.clear_dirty_log(id, 0, slot.npages, others, as_id)
                 continue

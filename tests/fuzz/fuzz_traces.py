@@ -1,6 +1,7 @@
-"""The trace readers and replay() on any bytes: nothing but TraceError may come out of them.
+"""Gives any bytes to the trace readers and replay(): only TraceError may come out of them.
 
-The first byte says how the rest is handed over: read as which format, packed how, in what pieces.
+The first byte says how the rest is handed over: its format, its compression, its pieces.
+
 `one_input` runs without atheris, too. As a script this fuzzes: docs/fuzzing.md says how.
 """
 
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 if __name__ == "__main__":
-    # A script finds its own folder on the path; what it imports has tests/ as its root.
+    # Python puts a script's own folder on the path; the imports start from tests/.
     sys.path.insert(0, str(Path(__file__).parent.parent))
     from fuzz.engine import main
 
@@ -26,14 +27,14 @@ from memslots.traces.events import LOST_KEPT
 
 
 def zipped(data: bytes) -> bytes:
-    return gzip.compress(data, mtime=0)  # the same each time
+    return gzip.compress(data, mtime=0)  # the same bytes each time
 
 
 #: The first byte chooses one of each: byte % 3, byte // 3 % 3, byte // 9 % 4.
 PACKINGS: tuple[Callable[[bytes], bytes], ...] = (bytes, zipped, lzma.compress)
-#: At most so many bytes for each read, and whether reading fails in the end.
+#: The most bytes for each read, and whether reading fails in the end.
 PIECES = ((1 << 20, False), (7, False), (1024, False), (256, True))
-#: What is told by its first bytes to be no text: gzip, xz, bzip2, zstd, zip, UTF-16.
+#: The first bytes that tell an input is no text: gzip, xz, bzip2, zstd, zip, UTF-16.
 MAGICS = (
     b"\x1f\x8b",
     b"\xfd7zXZ",
@@ -43,10 +44,10 @@ MAGICS = (
     b"\xff\xfe",
     b"\xfe\xff",
 )
-#: What a Disagreement says where the kernel's change could not be followed.
+#: What a Disagreement says if the kernel's change could not be followed.
 NOT_FOLLOWED = ("there was nothing to delete", "the call was left out")
 
-#: What reading gave: the error, or the events, and of their replay the report.
+#: The result of reading: the error, or the events and the report of their replay.
 Outcome = TraceError | tuple[list[Event], Report]
 
 
@@ -82,8 +83,8 @@ def one_input(data: bytes) -> None:
     if most < len(packed) or fails:
         pieces = outcome(Pieces(packed, most, fails), format)
         assert not (fails and isinstance(pieces, tuple))
-        # Of the lines that nobody asked for, which are shown depends on the pieces, and a few tell
-        # something. How many lines there are does not depend on them.
+        # Which unrelated lines are shown depends on the pieces, and a few of those lines carry
+        # information. The number of lines does not depend on the pieces.
         if isinstance(pieces, tuple) and isinstance(whole, tuple):
             assert pieces[1].counts.lines == whole[1].counts.lines
 
@@ -127,7 +128,7 @@ def check_counts(counts: Counts, events: list[Event]) -> None:
     assert 0 <= counts.unrelated <= counts.lines
     assert 0 <= counts.lost_unknown <= counts.lost_total
     assert len(counts.first_lost) == min(counts.lost_total, LOST_KEPT)
-    # A call that stands on a line makes it a related one.
+    # A line that has a call is a related line.
     assert (counts.calls + counts.lost_total > 0) == (counts.unrelated < counts.lines)
     for event in events:
         assert 1 <= event.line <= counts.lines
@@ -156,7 +157,7 @@ def check_vm(vm: VmReport) -> None:
     not_followed = [
         case for case in vm.disagreements if not case.recorded and case.followed in NOT_FOLLOWED
     ]
-    # What the kernel did was done here, too, or is told of.
+    # The replay did what the kernel did, or the report says why not.
     assert vm.calls == refused + done + len(not_followed)
     assert vm.outside <= refused
     assert all(case.recorded != case.ours for case in vm.disagreements)

@@ -1,7 +1,7 @@
-"""Runs inputs once more, without a fuzzer: of the one target or the other, from files and folders.
+"""Runs inputs of one target once more, without a fuzzer, from files and folders.
 
-`python tests/fuzz/inputs.py calls|traces PATH...` prints how many there were, `--show` in front of
-the paths also what each of them stands for. The first that fails ends it.
+`python tests/fuzz/inputs.py calls|traces PATH...` prints the number of inputs. With `--show` in
+front of the paths it also prints what each input stands for. It ends at the first that fails.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 if __name__ == "__main__":
-    # A script finds its own folder on the path; what it imports has tests/ as its root.
+    # Python puts a script's own folder on the path; the imports start from tests/.
     sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from fuzz import fuzz_calls, fuzz_traces

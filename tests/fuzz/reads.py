@@ -57,7 +57,7 @@ def get_dirty_log(on: Target, *values: Any) -> None:
         on.both.dirty_log(lambda _, as_id: call(*values), on.model.get_dirty_log, id, as_id=as_id)
 
 
-#: What a bitmap may be, and the error where it may not.
+#: Kinds of bitmaps, and the error of those that are refused.
 BITMAPS: tuple[tuple[Callable[[bytes], Any], type[Exception] | None], ...] = (
     (bytes, None),
     (bytearray, None),
@@ -163,7 +163,7 @@ def counted(on: Target, face: Face, lookups: int) -> Iterator[list[int]]:
         assert sum(face.stats) == before + sum(expected)
 
 
-#: How often a batch has its numbers over again: an index pays only for a long one.
+#: How often a batch repeats its numbers: an index pays only for a long batch.
 TIMES = (1, 1, 3, 40, 300)
 
 
@@ -324,7 +324,7 @@ def limits(on: Target) -> None:
     on.of(on.vm, "check")()
 
 
-#: The limits that a Memslots may be given, and the greatest and least of each.
+#: The limits of a Memslots, with the least and the greatest value of each.
 LIMITS: tuple[tuple[str, Number, int, int], ...] = (
     ("max_slots", U64, 1, (1 << 31) - 1),
     ("address_spaces", U32, 1, 16),

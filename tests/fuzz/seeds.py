@@ -1,7 +1,7 @@
-"""What fuzzing starts from: recorded calls of a kernel and of QEMU, as inputs of the two targets.
+"""The first inputs of the two targets: recorded calls of a kernel and of QEMU.
 
-The same each time. As a script, `python tests/fuzz/seeds.py calls|traces DIRECTORY` writes them to
-files, and for the traces their words to DIRECTORY.dict, as libFuzzer wants them.
+They are the same each time. As a script, `python tests/fuzz/seeds.py calls|traces DIRECTORY` writes
+them to files. For the traces it also writes their words to DIRECTORY.dict, in libFuzzer's format.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 if __name__ == "__main__":
-    # A script finds its own folder on the path; what it imports has tests/ as its root.
+    # Python puts a script's own folder on the path; the imports start from tests/.
     sys.path.insert(0, str(Path(__file__).parent.parent))
     if importlib.util.find_spec("atheris"):
         from fuzz.engine import load_libfuzzer
@@ -34,13 +34,13 @@ DATA = Path(__file__).parent.parent / "data"
 KERNEL = sorted((DATA / "kernel").glob("*.jsonl.gz"))
 TRACES = sorted((DATA / "traces").glob("*trace*"))
 
-#: Of a recording so many inputs are made, each of so many calls, spread over its whole length.
+#: Inputs made of one recording, and calls of each, spread over its whole length.
 PIECES, LENGTH = 16, 24
-#: So many lines of a trace make an input.
+#: Lines of a trace in an input.
 LINES = 10
 TRANSACTION = [one.name for one in TABLE].index("transaction")
 SUBSCRIBERS = (Listener, FullListener, Flusher)
-#: Each operation is in so many inputs with arguments that nobody has chosen.
+#: Inputs with random arguments for each operation.
 EACH = 6
 
 
@@ -131,7 +131,7 @@ def together(piece: list[Call]) -> list[Call]:
 def every_operation() -> Iterator[bytes]:
     """Each operation and each step on some slots, with arguments that nobody has chosen."""
     steps = [
-        bytes([TRANSACTION, end, named, 3, 2, 0, 10, 0, step])  # the first of three is a move
+        bytes([TRANSACTION, end, named, 3, 2, 0, 10, 0, step])  # the first of three steps is a move
         for step in range(len(STEPS))
         for end, named in ((0, 0), (1, 1), (2, 0))
     ]
@@ -182,7 +182,7 @@ def words() -> list[bytes]:
     return sorted(found)
 
 
-#: More of what lines are made of.
+#: More words of trace lines.
 WORDS = (
     b"ioctl(8, KVM_SET_USER_MEMORY_REGION, {slot=|ioctl(|KVM_SET_USER_MEMORY_REGION2|, flags=|0x2"
     b"|guest_phys_addr=|memory_size=|userspace_addr=|guest_memfd=|}) = 0\n|) = -1 EEXIST (|) = ? "

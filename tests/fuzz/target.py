@@ -1,4 +1,4 @@
-"""What the operations of fuzz_calls.py are made on, and their table."""
+"""The objects that the operations of fuzz_calls.py work on, and the table of operations."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from memslots import (
     Transaction,
 )
 
-#: An input makes no more calls than this, so that it is over soon.
+#: The most calls of an input, so that it ends soon.
 MOST_CALLS = 100
-#: How many Slots are kept to the end of an input, to see that they do not change.
+#: The most Slots kept to the end of an input, to see that they do not change.
 MOST_KEPT = 32
 
 
@@ -40,7 +40,7 @@ class Sort:
     logs: bool
 
 
-#: One so small that calls collide, one that a kernel's recorded calls fit, one as large as any.
+#: A machine so small that calls collide, one for a kernel's recorded calls, a largest one.
 SORTS = (
     Sort(6, 160, MAX_HVA, True),
     Sort(32764, 4095, MAX_HVA, True),
@@ -55,7 +55,7 @@ MACHINE: tuple[Field[Any], ...] = (
 U32, U64, BYTES, ADDRESS = Number(32), Number(64), Bytes(), Address(64)
 BOOL = Choice((False, True))
 SET_REGION: tuple[Number, ...] = (U32, U32, ADDRESS, ADDRESS, ADDRESS)
-#: The arguments of each change, by its name; those of Memslots, Transaction and Model are the same.
+#: The arguments of each change, by name, alike in Memslots, Transaction and Model.
 CHANGES: dict[str, tuple[Number, ...]] = {
     "set_region": SET_REGION,
     "create": (U32, U64, U64, ADDRESS, U32, U32),
@@ -95,7 +95,7 @@ def taken(value: object, field: Number) -> int | type[Exception]:
 class Target:
     """The machine of one input, and what its operations share."""
 
-    #: (class, name) of each method and attribute that was ever used.
+    #: (class, name) of each method and attribute that was used.
     used: set[tuple[str, str]] = set()  # noqa: RUF012 (of all inputs together)
 
     def __init__(self, sort: Sort, address_spaces: int, manual_dirty_log: int) -> None:

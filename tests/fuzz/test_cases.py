@@ -1,4 +1,4 @@
-"""The targets without a fuzzer: what was found once, seeds, and bytes that nobody has chosen."""
+"""Runs the targets without a fuzzer: on former findings, seeds, and random bytes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from memslots.write.listeners import Subscription
 
 CASES = Path(__file__).parent / "cases"
 CLASSES: list[type] = [Memslots, AddressSpace, Vcpu, Transaction, Slot, Subscription]
-#: What a class has and nobody calls by name: what makes one, Cython's own, and documentation.
+#: Names that no caller uses: the constructor, Cython's own, and documentation.
 NOT_CALLED = {"__new__", "__doc__", "__pyx_vtable__"}
 
 
@@ -95,7 +95,7 @@ def test_an_input_without_end_is_over_soon() -> None:
     assert len(calls) == target.MOST_CALLS
 
 
-# Nothing is forgotten, and nothing passes unseen
+# No name is forgotten, and no fault passes unseen
 
 
 def public(cls: type) -> set[str]:

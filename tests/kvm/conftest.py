@@ -1,4 +1,4 @@
-"""A kernel that answers as a test wants it to, for what no real one can be made to answer."""
+"""A kernel that answers as a test wants, for answers that no real kernel can be made to give."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class FakeKernel:
             Cap.MANUAL_DIRTY_LOG_PROTECT2: 3,
             Cap.USER_MEMORY2: 1,
         }
-        self.errors: dict[int, list[int]] = {}  # by request: the errnos of the next calls
+        self.errors: dict[int, list[int]] = {}  # by request: the errnos of its next calls
         self.seen: list[tuple[int, Any]] = []
 
     def fail(self, request: int, *errnos: int) -> None:
@@ -78,7 +78,7 @@ def _is_open(number: int) -> bool:
     try:
         os.fstat(number)
     except OSError:
-        return False  # that of the listing itself
+        return False  # the descriptor of the listing itself
     return True
 
 
@@ -86,5 +86,5 @@ def _is_open(number: int) -> bool:
 def no_descriptor_left() -> Iterator[None]:
     before = descriptors()
     yield
-    gc.collect()  # a traceback may be in a cycle with what it holds
+    gc.collect()  # a traceback may be in a cycle with the objects that it holds
     assert descriptors() == before

@@ -1,4 +1,4 @@
-"""Opening /dev/kvm: every way that it cannot be used, and what the error then says to do."""
+"""Opens /dev/kvm: tests every way that it is unusable, and the advice of the error."""
 
 from __future__ import annotations
 

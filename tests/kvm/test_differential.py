@@ -1,7 +1,7 @@
-"""The kernel and a Memslots, called alike: every answer of the one is the other's.
+"""Makes the same calls of the kernel and of a Memslots, and compares every answer.
 
-Calls are random, wrong ones among them; MEMSLOTS_KVM_CALLS says how many (5,000 if it is not set),
-and MEMSLOTS_KVM_SEED which (0). `pytest -rP` shows what was called and what was answered.
+Calls are random, wrong ones among them. MEMSLOTS_KVM_CALLS is their number (default 5,000),
+MEMSLOTS_KVM_SEED their seed (default 0). `pytest -rP` shows the calls and the answers.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from memslots.kvm import KvmVM
 CALLS = int(os.environ.get("MEMSLOTS_KVM_CALLS", "5000"))
 SEED = int(os.environ.get("MEMSLOTS_KVM_SEED", "0"))
 
-STEPS = 50  # of an example, which begins with no slots; it takes about as many calls to end it
-IDS = 5  # those that are usual
+STEPS = 50  # steps of an example, which begins without slots; its end takes as many calls
+IDS = 5  # the usual ids
 PROBE = 100  # an id that no step uses
-GFNS = 80  # the kernel writes below, so that it writes to what HostMemory has
+GFNS = 80  # the kernel writes below this gfn, so it writes to HostMemory's memory
 HOST_PAGES = GFNS + 64
 
 # A method of Pair and its arguments.
@@ -103,7 +103,7 @@ class Draw:
         return "clear_dirty_log", self.id(), self.as_id(), first, pages, bitmap
 
     def write(self) -> Step:
-        # Never to gpa 0, which tells KVM that there is nowhere to write to.
+        # Never gpa 0, which tells KVM not to write.
         return "write", self.random.randrange(GFNS - 1), self.random.choice((8, 0xFF4, 0xFF8))
 
     def step(self) -> Step:
@@ -294,7 +294,7 @@ def run(pair: Pair, number: int, calls: int, phases: tuple[Phase, ...]) -> None:
         report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck),
     )
-    # A step is made from a number, and 0 is none: so hypothesis finds the fewest that fail.
+    # A number makes a step, and 0 makes none. So hypothesis finds the fewest failing steps.
     @given(st.lists(st.integers(0, 1 << 32), min_size=STEPS, max_size=STEPS))
     def examples(numbers: list[int]) -> None:
         limits, host = pair.limits, pair.memory.address

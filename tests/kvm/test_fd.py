@@ -1,4 +1,4 @@
-"""A descriptor and its ioctls: errors, signals, and who closes it."""
+"""Tests a descriptor and its ioctls: errors, signals, and the close."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""set_region2 beside the live kernel, and mirrored in it."""
+"""Tests set_region2 beside the live kernel, and mirrored in it."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_mirrored(kernel: KvmVM) -> None:
     try:
         assert vm.set_region2(0, 4, 0, 16 * PAGE, 0, memfd) is Change.CREATE
         assert vm.set_region2(1, 4, 16 * PAGE, 16 * PAGE, 0, memfd, 16 * PAGE) is Change.CREATE
-        with vm.transaction() as tx:  # each gets what the other has
+        with vm.transaction() as tx:  # each slot gets the other's part of the file
             tx.delete(0)
             tx.delete(1)
             tx.set_region2(0, 4, 0, 16 * PAGE, 0, memfd, 16 * PAGE)

@@ -1,6 +1,6 @@
-"""A signal's handler that calls a KvmVM while its thread is in the middle of one of its methods.
+"""Calls a KvmVM from a signal handler while its thread is inside one of its methods.
 
-Handlers run between the lines of Python code. Here one is called at each line in turn.
+Handlers run between the lines of Python code. The test calls one at each line in turn.
 """
 
 from __future__ import annotations
@@ -89,14 +89,14 @@ def test_a_handler_between_any_two_lines(name: str, handler: str, fake: Any) -> 
 
             if not at_line(line, lambda vm=vm: CALLS[name](vm), asked):  # type: ignore[misc]
                 return
-            # It is refused, or was made: it never waits for what it has interrupted.
+            # The call is refused or made: it never waits for the interrupted method.
             assert all(isinstance(error, BusyError | KvmClosedError) for error in refused)
             if handler == "close" or name == "close":
                 with pytest.raises(KvmClosedError):
                     vm.fileno()
                 assert vm.slots == []
                 continue
-            # And afterwards the VM can be used as ever.
+            # Afterwards the VM works as before.
             assert vm.set_region(2, 0, 32 * PAGE, PAGE, 0) is Change.CREATE
             assert vm.set_region(2, 0, 0, 0, 0) is Change.DELETE
     pytest.fail("it goes on for ever")

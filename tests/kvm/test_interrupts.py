@@ -1,4 +1,4 @@
-"""Signals whose handlers raise, at any moment: map and kernel have the same slots all the same."""
+"""Raises from signal handlers at any moment: map and kernel still have the same slots."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Interrupt(BaseException):
 @pytest.mark.parametrize("error", [Alarm, Interrupt])
 def test_map_and_kernel_agree(error: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
     choose = random.Random(0)
-    # What is raised where nobody can hear of it, in a finalizer or after a change, is as good.
+    # An exception that no caller sees, in a finalizer or after a change, is fine too.
     monkeypatch.setattr("sys.unraisablehook", lambda _: None)
 
     armed: list[bool] = []  # for the next signal
@@ -48,7 +48,7 @@ def test_map_and_kernel_agree(error: type[BaseException], monkeypatch: pytest.Mo
             for _ in range(ROUNDS):
                 with suppress(error):
                     until_it_raises(mem, choose, armed)
-                # After a change that goes through nothing is owed any more.
+                # After a successful change nothing is left to undo.
                 with suppress(MemslotError):
                     vm.delete(9)
                 mem.place(9, 1 << 30, Backing.anonymous(PAGE))
@@ -62,7 +62,7 @@ def test_map_and_kernel_agree(error: type[BaseException], monkeypatch: pytest.Mo
 
 
 def until_it_raises(mem: GuestMemory, choose: random.Random, armed: list[bool]) -> None:
-    # By itself: what is raised where this loop jumps back is in no `with` that is around it here.
+    # A function of its own: an exception at the loop's jump back is outside any `with` here.
     armed.append(True)
     while armed:
         step(mem, choose)

@@ -1,4 +1,4 @@
-"""Descriptors, mappings and memory stay flat over 10,000 VMs; each case in a process of its own.
+"""Descriptors, mappings and memory stay flat over 10,000 VMs; each case has its own process.
 
 Run as a script with the name of a case, this file does the work and prints what grew.
 """
@@ -106,7 +106,7 @@ def mirrored(n: int) -> None:
         gc.collect()
 
 
-# How many VMs. A case takes the number of the VM; what it leaves behind is what grows.
+# The number of VMs. A case takes the number of the VM; objects that it leaves behind grow.
 CASES: dict[Callable[[int], None], int] = {
     closed: 5_000,
     dropped: 5_000,
@@ -136,9 +136,9 @@ def measure(case: Callable[[int], None]) -> dict[str, int]:
             "blocks": sys.getallocatedblocks(),
         }
 
-    for n in range(CASES[case] // 10):  # what is made once is made here
+    for n in range(CASES[case] // 10):  # makes the objects that are made once
         case(n)
-    # What leaks grows each time; the sizes of Python's own tables and the allocators' slack do not.
+    # A leak grows each time. Python's own tables and the allocators' slack do not.
     for _ in range(3):
         before = state()
         for n in range(CASES[case]):
@@ -163,7 +163,7 @@ KEPT: list[KvmVM] = []
 
 if __name__ == "__main__":
     CASES[leaking] = 1000
-    # What is dropped says so, every time; nobody here is to hear of it.
+    # Every dropped object warns, and no test reads the warnings here.
     warnings.simplefilter("ignore", ResourceWarning)
     print(json.dumps(measure(globals()[sys.argv[1]])))
 else:
@@ -187,10 +187,10 @@ else:
     def test_nothing_stays(case: str) -> None:
         found = grown(case)
         assert found["descriptors"] == 0, found
-        assert found["mappings"] <= 2, found  # the allocators' own come and go
+        assert found["mappings"] <= 2, found  # the allocators' own mappings come and go
         assert found["blocks"] < MOST_BLOCKS, found
-        # A leak of a vCPU's mapping would be 12 kB a VM, of a KvmVM's dicts and lock 1 kB. (Without
-        # a GIL Python's allocator gives memory back late: it comes and goes by the megabyte.)
+        # A leak of a vCPU's mapping would be 12 kB a VM, and of a KvmVM's dicts and lock 1 kB.
+        # (Without a GIL Python's allocator frees memory late: it comes and goes by the megabyte.)
         assert found["rss"] < MOST_RSS, found
 
     @needs_kvm

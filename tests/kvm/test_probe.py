@@ -1,4 +1,4 @@
-"""What a kernel allows, as it is found by asking."""
+"""Finds the kernel's limits by asking."""
 
 from __future__ import annotations
 

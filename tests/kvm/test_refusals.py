@@ -1,4 +1,4 @@
-"""Calls that the kernel refuses where no rule does: it is said why, where that can be known."""
+"""Calls that the kernel refuses and no rule does: the error says why, if that can be known."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_a_part_that_another_slot_has_by_a_kernel_of_7_2(fake: Any, tmp_path: Pa
             vm.set_region2(4, 4, 8 * PAGE, 2 * PAGE, 0, again.fileno(), PAGE)
         assert caught.value.errno == errno.EEXIST
         assert not isinstance(caught.value, OverlapError)
-        # Where it is about guest memory it is the rule.
+        # If the guest ranges overlap, the error is that of the rule.
         fake.fail(SET2, errno.EEXIST)
         with pytest.raises(OverlapError) as overlap:
             vm.set_region2(4, 4, PAGE, 2 * PAGE, 0, again.fileno(), PAGE)

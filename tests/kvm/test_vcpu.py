@@ -1,4 +1,4 @@
-"""A vCPU: ports, memory, registers, its end and its life."""
+"""Tests a vCPU: ports, memory, registers, its end and its life."""
 
 from __future__ import annotations
 

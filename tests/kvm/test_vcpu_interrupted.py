@@ -1,4 +1,4 @@
-"""A vCPU that is interrupted, and what is kept while it runs."""
+"""Interrupts a vCPU, and tests what is kept while it runs."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_a_signal_alone_is_handled_and_the_guest_goes_on() -> None:
 
 
 def test_keyboard_interrupt() -> None:
-    # Whoever started the tests may have had it ignored.
+    # The parent of the tests may have ignored the signal.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with guest(FOREVER) as (_, vcpu, memory):

@@ -1,4 +1,4 @@
-"""A VM of the kernel: made, closed, dropped; how it refuses a slot."""
+"""Tests a VM of the kernel: made, closed, dropped; and how it refuses a slot."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_dropped(fake: Any) -> None:
 def test_dropped_with_a_vcpu(fake: Any) -> None:
     vm = KvmVM(device=fake.device)
     vm.create_vcpu()
-    del vm  # they keep each other
+    del vm  # the VM and the vCPU keep each other
     with pytest.warns(ResourceWarning) as warned:
         gc.collect()
     assert sorted(str(each.message) for each in warned) == ["unclosed KvmVM", "unclosed KvmVcpu"]

@@ -1,4 +1,4 @@
-"""The dirty logs of a VM of the kernel."""
+"""Tests the dirty logs of a VM of the kernel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Maps of guest memory in each form: read, written and read again, looked up."""
+"""Reads and writes maps of guest memory in each form, and looks addresses up in them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from memslots.maps import FORMATS, KINDS, MEMORY, WRITERS, Entry, Map, read, wri
 DATA = Path(__file__).parent.parent / "data" / "maps"
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
-#: By file: its format, and its memory: start, size, kind, offset, host address.
+#: By file: its format and its entries: start, size, kind, offset, host address.
 WANTED: dict[str, tuple[str, list[tuple[object, ...]]]] = {
     "syz-program.syz": (
         "syzkaller",
@@ -358,7 +358,7 @@ def test_as_a_memory_map() -> None:
     (found,) = read(DATA / "mtree-f.txt")
     flags = [int(slot.flags) for slot in found.memory_map()]
     assert flags == [0, 2, 0, 2, 0]
-    # Less than a page is no slot; a place that is not page aligned is no host address.
+    # Less than a page makes no slot. A file offset that is not page aligned makes no host address.
     small = Map((Entry(0x10, 0x20), Entry(0x2010, 0x2000, offset=5)))
     assert [(s.base_gfn, s.npages, s.userspace_addr) for s in small.memory_map()] == [
         (3, 1, 0x3000)

@@ -1,4 +1,7 @@
-"""Each machine of QEMU: its map by `info mtree -f`, by `info mtree` and by the trace is one map."""
+"""Compares three maps of each QEMU machine, which must be equal.
+
+They come from `info mtree -f`, from `info mtree` and from the trace.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of guest memory."""
+"""Fixtures for the tests of guest memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a host is told of memory, as /proc/self/smaps and a child see it."""
+"""Tests the advice to the host about memory, by /proc/self/smaps and by a child."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_child_does_not_have_it() -> None:
     backing.advise(fork=False)
     assert "dc" in flags_of(backing)
     child = os.fork()
-    if child == 0:  # touching it would end it: look whether it is mapped
+    if child == 0:  # a touch would end the child: look whether the page is mapped
         starts = [line.split("-")[0] for line in Path("/proc/self/maps").read_text().splitlines()]
         os._exit(int(any(int(start, 16) == backing.hva for start in starts)))
     _, status = os.waitpid(child, 0)

@@ -1,4 +1,4 @@
-"""Backing: every kind of host memory, what is refused, and what keeps it."""
+"""Tests Backing: every kind of host memory, refused arguments, and what keeps the memory."""
 
 from __future__ import annotations
 
@@ -136,13 +136,13 @@ def test_wrong_arguments_close_no_descriptor() -> None:
 def test_without_the_pool_huge_pages_are_transparent() -> None:
     if not TRANSPARENT.exists():
         pytest.skip("this kernel has no transparent huge pages")
-    # No multiple of a huge page: never from the pool.
+    # Not a multiple of a huge page: never from the pool.
     backing = Backing.anonymous(HUGE_PAGE + PAGE_SIZE, huge_pages=True)
     assert (backing.kind, backing.huge_pages) == ("anonymous", "transparent")
     assert backing.hva % HUGE_PAGE == 0
     assert backing.size == HUGE_PAGE + PAGE_SIZE
     assert "transparent huge pages" in repr(backing)
-    memoryview(backing)[-1] = 1  # its end is there, wherever its beginning was moved to
+    memoryview(backing)[-1] = 1  # its last byte is there, wherever its beginning is
     assert "hg" in smaps(backing.hva)["VmFlags"].split()
     if "never" not in TRANSPARENT.read_text().split("[")[1]:
         memoryview(backing)[0] = 1
@@ -244,7 +244,7 @@ def test_the_descriptors_go_with_the_memory(file: Path) -> None:
     fd = made[0].fileno()
     del made
     gc.collect()
-    assert os.fstat(fd).st_size == PAGE_SIZE  # the view keeps the Backing, and it the descriptor
+    assert os.fstat(fd).st_size == PAGE_SIZE  # the view keeps the Backing and its descriptor
     view.release()
     gc.collect()
     assert len(descriptors()) == before
@@ -271,7 +271,7 @@ def test_a_shared_file(file: Path) -> None:
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_readonly_file(file: Path, shared: bool) -> None:
-    # A file that nobody may open for writing, besides.
+    # Also, no process may open the file for writing.
     file.chmod(stat.S_IRUSR)
     backing = Backing.file(file, shared=shared, readonly=True)
     assert not backing.writable
@@ -281,7 +281,7 @@ def test_a_readonly_file(file: Path, shared: bool) -> None:
     assert bytes(view) == file.read_bytes()
     with pytest.raises(TypeError, match="read-only"):
         view[0] = 1
-    # Not by way of another, either.
+    # Nor through another Backing.
     assert not Backing(backing).writable
     with pytest.raises(TypeError, match="read-write"):
         struct.pack_into("B", backing, 0, 1)
@@ -336,7 +336,7 @@ def test_what_is_no_file(tmp_path: Path) -> None:
     for shared in (False, True):
         with pytest.raises(IsADirectoryError):
             Backing.file(tmp_path, shared=shared)
-        # Nor does it wait for who writes to the pipe.
+        # Nor does it wait for a writer of the pipe.
         with pytest.raises(OSError, match="fifo") as caught:
             Backing.file(tmp_path / "fifo", shared=shared)
         assert caught.value.errno == errno.ENODEV
@@ -345,7 +345,7 @@ def test_what_is_no_file(tmp_path: Path) -> None:
     assert descriptors() == before
 
 
-# Memory that somebody has
+# Memory that the caller already has
 
 
 def aligned(pages: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
@@ -373,12 +373,12 @@ def test_buffers_that_are_not_of_pages() -> None:
             Backing(wrong)
     room = bytearray(2 * PAGE_SIZE)
     off = address_of(room) % PAGE_SIZE
-    if off:  # as it is: an object's header comes before
+    if off:  # the usual case: an object's header comes first
         with pytest.raises(ValueError, match="must be multiples of 4096"):
             Backing(room)
     with pytest.raises((BufferError, ValueError), match="contiguous"):
         Backing(array[::2])
-    room.append(1)  # nothing holds it
+    room.append(1)  # no Backing holds it
 
 
 def test_a_buffer_stays_as_it_is_while_it_is_held() -> None:

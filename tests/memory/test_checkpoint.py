@@ -1,4 +1,4 @@
-"""Going back to what memory was."""
+"""Tests checkpoint and restore of memory."""
 
 from __future__ import annotations
 

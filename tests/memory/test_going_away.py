@@ -1,4 +1,4 @@
-"""Memory that goes away while it is touched, and memory that is mapped twice: nothing dies."""
+"""Memory that goes away during an access, and memory that is mapped twice: no process dies."""
 
 from __future__ import annotations
 
@@ -60,13 +60,13 @@ def test_a_file_that_was_made_shorter(kind: str, name: str, tmp_path: Path) -> N
     mem.place(0, 0, Backing.anonymous(SIZE))
     mem.place(1, SIZE, KINDS[kind](path), flags=1)
     access = ACCESSES[name]
-    access(mem, SIZE - 8, SIZE)  # all there, in two slots
+    access(mem, SIZE - 8, SIZE)  # all pages are there, in two slots
     vm.take_dirty_runs()
     before = mem.read(0, SIZE)
     os.truncate(path, SIZE // 2)
     with pytest.raises(NotMappedError, match="gpa 0x"):
         access(mem, SIZE - 8, SIZE)
-    # Nothing was done, and what is there can be used; of a Backing.file nothing is.
+    # Nothing has changed. The rest of an mmap can still be used; a Backing.file cannot.
     assert mem.read(0, SIZE) == before and vm.take_dirty_runs() == []
     if kind == "an mmap":
         access(mem, SIZE - 8, SIZE // 2)
@@ -76,7 +76,7 @@ def test_which_address_is_in_the_way(tmp_path: Path) -> None:
     path = file_of(tmp_path)
     mem = GuestMemory(Memslots())
     mem.place(0, 0x100000, on_mmap(path))
-    os.truncate(path, 3 * PAGE + 5)  # the page that it ends in stays
+    os.truncate(path, 3 * PAGE + 5)  # the page of the new end stays
     assert len(mem.read(0x100000, 4 * PAGE)) == 4 * PAGE
     for name, access in ACCESSES.items():
         with pytest.raises(NotMappedError, match="gpa 0x10") as error:

@@ -1,4 +1,4 @@
-"""Marks of what is written to guest memory, also where it is mirrored."""
+"""Tests the marks of writes to guest memory, also of a mirrored map."""
 
 from __future__ import annotations
 

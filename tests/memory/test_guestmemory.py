@@ -1,4 +1,4 @@
-"""Guest memory: reading and writing, views, files."""
+"""Tests guest memory: reading and writing, views, files."""
 
 from __future__ import annotations
 
@@ -271,7 +271,7 @@ def test_a_slot_that_is_not_all_on_known_memory(vm: Memslots, mem: GuestMemory) 
 
 def test_the_end_of_guest_memory(vm: Memslots, mem: GuestMemory) -> None:
     backing = filled(2)
-    mem.place(0, TOP - 3 * PAGE, backing, flags=LOG)  # the last page of all no slot can have
+    mem.place(0, TOP - 3 * PAGE, backing, flags=LOG)  # no slot can have the very last page
     assert mem.read(TOP - 3 * PAGE, 2 * PAGE) == bytes(backing)
     mem.write_u64(TOP - PAGE - 8, 1)
     assert dirty(vm, 0) == {1}
@@ -310,7 +310,7 @@ def test_guest_memory_copied_onto_itself(
         for id, page in enumerate(pages):
             mem.place(id, id * PAGE, backing, page * PAGE, PAGE)
     there = memoryview(backing)[source : source + n]
-    # What it comes to with a copy in between: guest memory is written in order.
+    # The result with a copy in between: guest memory is written in order.
     data = bytes(there)
     before = bytes(backing)
     want = bytearray(before)
@@ -365,7 +365,7 @@ def views_outlive_all() -> None:
     assert known(mem) == []
     del vm, mem
     gc.collect()
-    room = [mmap.mmap(-1, PAGE) for _ in range(100)]  # would be where it was
+    room = [mmap.mmap(-1, PAGE) for _ in range(100)]  # would reuse the memory if it were freed
     assert bytes(whole) == pattern(3 * PAGE)[PAGE:]
     assert array.tobytes() == pattern(3 * PAGE)[:PAGE]
     whole[:5] = b"12345"
@@ -393,7 +393,7 @@ def memory_stays_for_the_guest() -> None:
     copied = copy.copy(vm)
     mem = GuestMemory(copied)
     with pytest.raises(NotMappedError):
-        mem.read(0, 1)  # a copy has the slots, not the memory
+        mem.read(0, 1)  # a copy of the Memslots has the slots, not the memory
     print("well", end="")
 
 

@@ -1,4 +1,4 @@
-"""GuestMemory against the dull model: any layout, any accesses, every byte and every mark compared.
+"""Compares GuestMemory with the dull model: any layout, any accesses, every byte and every mark.
 
 The model keeps a bytearray for each Backing, and slots and logs as tests/model.py does. Slots are
 of 1 to 9 pages, side by side, apart, over one another's memory, READONLY, and on no known memory.
@@ -32,14 +32,14 @@ from memslots import (
 from memslots.memory.backing import address_of
 
 SPACES, MAX_SLOTS, BACKINGS, PAGES = 2, 8, 3, 9
-ROOM = 30  # pages of guest memory, mostly
+ROOM = 30  # pages of guest memory in most accesses
 WRITE, READ = "write", "read"
 
 as_ids = st.integers(0, SPACES - 1)
 ids = st.integers(0, MAX_SLOTS - 1)
 numbers = st.integers(0, BACKINGS - 1)
 gfns = st.integers(0, ROOM)
-# Near the borders of pages, mostly.
+# Mostly near the borders of pages.
 gpas = st.builds(
     lambda gfn, offset: max(gfn * PAGE_SIZE + offset, 0),
     gfns,
@@ -76,7 +76,7 @@ class Machine(RuleBasedStateMachine):
         self.model = Model(MAX_SLOTS, **limits)
         mem = GuestMemory(self.vm)
         self.spaces = [mem, mem.address_space(1)]
-        # They live as long as the machine, so that no two are ever at the same address.
+        # The Backings live as long as the machine, so no two ever have the same address.
         self.backings = [Backing.anonymous(PAGES * PAGE_SIZE) for _ in range(BACKINGS)]
         self.unknown = Backing.anonymous(PAGES * PAGE_SIZE)
         self.bytes = [bytearray(PAGES * PAGE_SIZE) for _ in range(BACKINGS)]

@@ -1,9 +1,8 @@
-"""Guest memory read and written beside threads that re-arrange its slots.
+"""Reads and writes guest memory beside threads that re-arrange its slots.
 
-Every word of host memory names the guest page that it is for, so whatever a reader gets tells
-whether it is from where it should be. Slots are split, merged, moved, put on other memory that has
-the same, and deleted with their memory. MEMSLOTS_STRESS_SECONDS says for how long; the default is
-short.
+Every word of host memory names its guest page, so a reader sees whether its bytes come from the
+right place. Slots are split, merged, moved, put on other memory with the same contents, and deleted
+with their memory. MEMSLOTS_STRESS_SECONDS says for how long; the default is short.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ from memslots import Backing, Flags, GuestMemory, Memslots, NotMappedError
 
 SECONDS = float(os.environ.get("MEMSLOTS_STRESS_SECONDS", "2"))
 PAGE = 0x1000
-TOP = 128  # pages that are always there: more than a copy takes along with the GIL
+TOP = 128  # pages that are always there: more than a copy with the GIL takes
 IDS = 64  # for their slots
-ELSEWHERE = 0x10000  # the first page of what comes and goes
+ELSEWHERE = 0x10000  # the first page of the slots that come and go
 GUESTS = 4
 WORDS = PAGE // 8
 
@@ -48,7 +47,7 @@ class Scene:
         for id in range(8):
             self.mem.place(id, id * 16 * PAGE, self.both[0], id * 16 * PAGE, 16 * PAGE, 1)
         self.mem.add(self.both[1])
-        # So that neither is ever let go.
+        # So neither Backing is ever dropped.
         for id, backing in enumerate(self.both):
             self.mem.address_space(1).place(id, id * TOP * PAGE, backing)
         self.end = time.monotonic() + SECONDS
@@ -66,7 +65,7 @@ class Scene:
         except BaseException as failure:  # noqa: BLE001 (a thread's failure is the test's)
             self.failures.append(failure)
 
-    # Those who read and write
+    # The threads that read and write
 
     def check(self, gfn: int, data: bytes | bytearray | memoryview) -> None:
         words = memoryview(data).cast("Q")
@@ -78,7 +77,7 @@ class Scene:
         into = bytearray(TOP * PAGE)
 
         def read_all() -> None:
-            with suppress(NotMappedError):  # a slot that moves
+            with suppress(NotMappedError):  # the slot moves
                 self.check(0, mem.read(0, TOP * PAGE))
             with suppress(NotMappedError):
                 mem.readinto(0, into)
@@ -110,7 +109,7 @@ class Scene:
                     self.check(gfn, mem.read(gfn * PAGE, 2 * PAGE))
                 with suppress(NotMappedError):
                     view = mem.view(gfn * PAGE, 2 * PAGE)
-                    self.check(gfn, view)  # whatever becomes of the slot meanwhile
+                    self.check(gfn, view)  # whatever happens to the slot meanwhile
 
         return {
             "read all": read_all,
@@ -119,7 +118,7 @@ class Scene:
             "look at guests": look_at_guests,
         }
 
-    # Those who change
+    # The threads that change
 
     def writers(self) -> dict[str, Callable[[], None]]:
         vm, mem, dice = self.vm, self.mem, random.Random(2)
@@ -146,7 +145,7 @@ class Scene:
 
         def logs() -> None:
             """Logs begin and end, and are taken."""
-            with suppress(KeyError):  # another may have been quicker
+            with suppress(KeyError):  # another thread may have been quicker
                 id = dice.choice(vm.in_gfn_range(0, TOP)).id
                 vm.set_flags(id, dice.choice([Flags(0), Flags.LOG_DIRTY_PAGES]))
             vm.take_dirty_runs()

@@ -1,4 +1,4 @@
-"""Devices: what answers where no slot is."""
+"""Tests devices: functions that answer where there is no slot."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ def test_accesses_by_number(memory: GuestMemory) -> None:
         assert memory.read_u64(0x2FF8) == 0x41
         memory.write_u32(0x2010, 7)
         assert device.seen == [(0x2000, 1), (0x2FF8, 8), (0x2010, 4, 7)]
-        for gpa in (0x1FFF, 0x2FFD):  # not all of it is the device's
+        for gpa in (0x1FFF, 0x2FFD):  # not all of the access is in the device's range
             with pytest.raises(NotMappedError):
                 memory.read_u32(gpa)
         with pytest.raises(NotMappedError):
-            memory.read(0x2000, 4)  # bytes are memory's alone
+            memory.read(0x2000, 4)  # only memory answers reads of bytes
         with pytest.raises(NotMappedError):
             memory.address_space(1).read_u8(0x2000)
     handle.close()
@@ -71,7 +71,7 @@ def test_memory_comes_first(memory: GuestMemory) -> None:
     assert memory.read_u32(0x10) == 5
     assert memory.read_u32(0x10000) == 0
     assert device.seen == []
-    memory.write_u32(0x10000, 6)  # what cannot be written is the device's
+    memory.write_u32(0x10000, 6)  # the device gets writes to memory that cannot be written
     assert device.seen == [(0x10000, 4, 6)]
 
 
@@ -81,9 +81,9 @@ def test_the_smallest_range_is_asked(memory: GuestMemory) -> None:
     inner = memory.on_mmio(0x3000, 0x4000, read=device.read)
     assert memory.read_u8(0x3000) == 2
     assert memory.read_u8(0x4000) == 1
-    assert memory.read_u32(0x3FFE) == 1  # across the end: the bus has all of it
+    assert memory.read_u32(0x3FFE) == 1  # across the device's end: only the bus has all of it
     with pytest.raises(NotMappedError):
-        memory.write_u8(0x3000, 1)  # it takes no writes
+        memory.write_u8(0x3000, 1)  # the device takes no writes
     inner.close()
     assert memory.read_u8(0x3000) == 1
 

@@ -1,4 +1,4 @@
-"""What is no snapshot, and what may be one."""
+"""Files that are no snapshot, and files that may be one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from memslots import NotMappedError, SnapshotError
 from memslots.memory.guestmemory import GuestMemory
 from memslots.memory.segments import Segments
 
-# What is no snapshot
+# Files that are no snapshot
 
 
 def patched(data: bytes, at: int, form: str, *values: Any) -> bytes:
@@ -134,7 +134,7 @@ def test_a_restore_that_fails_half_way_marks_what_it_wrote(
     with pytest.raises(error):
         target.restore(path)
     assert target.read(0, 10 * PAGE) == usual.read(0, 10 * PAGE)
-    # All that is side by side in the file: how much of it was read nobody knows.
+    # All pages side by side in the file: how much of them was read is unknown.
     assert target.vm.take_dirty_runs() == [(0, 0, 80), (0, 90, 220)]
 
 
@@ -151,7 +151,7 @@ def test_a_core_as_qemu_makes_it(path: Path) -> None:
             Segment(
                 1, 0, first + len(low), 0xFFFF_8000_0000_0000, 8 * PAGE, len(high), len(high), 0
             ),
-            Segment(1, 0, 0, 0, 1 << 40, 0, 0, 0),  # of nothing
+            Segment(1, 0, 0, 0, 1 << 40, 0, 0, 0),  # a segment of no bytes
             tail=note + low + high,
         )
     )
@@ -172,7 +172,7 @@ def test_a_core_whose_memory_is_not_whole_pages(path: Path) -> None:
     assert mem.vm.take_dirty_runs() == [(0, 0, 3)]
 
 
-# Segments over each other
+# Overlapping segments
 
 
 def process_core(where: list[int], size: int = PAGE) -> bytes:
@@ -259,7 +259,7 @@ def test_overlaps_against_one_byte_at_a_time(spans: list[tuple[int, int, int]]) 
         segments.refuse_overlaps()
 
 
-# Anything at all
+# Any bytes
 
 SMALL = Layout([3], [Place(0, 0, 2, 0, 0), Place(0, 4, 1, 0, 2), Place(1, 0, 1, 0, 1)])
 

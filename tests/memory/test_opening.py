@@ -1,4 +1,4 @@
-"""GuestMemory.open: a file's memory without reading it."""
+"""Tests GuestMemory.open: memory of a file without reading it."""
 
 from __future__ import annotations
 

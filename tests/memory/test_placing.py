@@ -1,4 +1,4 @@
-"""Placing slots on host memory: what is known, aliases, transactions."""
+"""Places slots on host memory: known memory, aliases, transactions."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_memory_that_cannot_be_written_is_for_readonly_slots(
     assert known(mem) == []
     mem.place(0, 0, rom, flags=READONLY)
     assert mem.read(0, PAGE) == pattern(PAGE)
-    # A slot that was made past `place`, and lets the guest try.
+    # This slot is not made by `place`, and lets the guest try to write.
     vm.create(1, 1, 1, rom.hva)
     with pytest.raises(ReadOnlyError, match=r"gpa 0x1005 .*host memory cannot be written"):
         mem.write(PAGE + 5, b"x")
@@ -172,7 +172,7 @@ def test_add_and_remove(vm: Memslots, mem: GuestMemory) -> None:
     vm.create(0, 0, 1, backing.hva)
     with pytest.raises(NotMappedError, match=r"gpa 0x10 is in .*host memory is not known"):
         mem.read(16, 1)
-    mem.remove(backing)  # which is not known
+    mem.remove(backing)  # not known yet: does nothing
     mem.add(backing)
     mem.add(backing)
     assert known(mem) == [backing]
@@ -181,7 +181,7 @@ def test_add_and_remove(vm: Memslots, mem: GuestMemory) -> None:
         mem.remove(backing)
     vm.create(0, 0, 1, backing.hva + PAGE, as_id=1)
     vm.delete(0)
-    with pytest.raises(BusyError):  # of any address space
+    with pytest.raises(BusyError):  # a slot of any address space counts
         mem.remove(backing)
     vm.delete(0, as_id=1)
     assert known(mem) == []
@@ -330,7 +330,7 @@ def test_an_alias_in_another_address_space(vm: Memslots, mem: GuestMemory) -> No
     smm.write(0xA0010, b"handler")
     assert mem.read(2 * PAGE + 16, 7) == smm.read(2 * PAGE + 16, 7) == b"handler"
     assert mem.read(0xA0000, PAGE) == bytes(vga)
-    # Each log is of what was written by way of its slot.
+    # Each log has only the writes through its own slot.
     assert (dirty(vm, 1, 1), dirty(vm, 0, 1), dirty(vm, 0)) == ({0}, set(), set())
     with pytest.raises(InvalidRegionError):
         mem.address_space(2)
@@ -383,7 +383,7 @@ def test_two_slots_trade_places(vm: Memslots, mem: GuestMemory) -> None:
         tx.move(0, 2)
         tx.move(1, 0)
     assert mem.read(0, 4 * PAGE) == bytes(b) + bytes(a)
-    # The same slots, each with what the other was on.
+    # The same slots, each on the other's memory.
     with vm.transaction() as tx:
         tx.delete(0)
         tx.delete(1)

@@ -1,4 +1,4 @@
-"""A file that takes the place of another, and what stays of one that is not done."""
+"""Replaces a file by another, and tests what stays of an unfinished one."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def open_files() -> int:
-    gc.collect()  # what other tests have left
+    gc.collect()  # collects the garbage of other tests
     return len(list(Path("/proc/self/fd").iterdir()))
 
 

@@ -1,4 +1,4 @@
-"""Restoring a snapshot into other layouts, and large ones."""
+"""Restores a snapshot into other layouts, and large snapshots."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_other_slots_that_hold_all_of_it(
 ) -> None:
     size = usual.dump(path)
     target = Layout([220, 220], places).make()
-    # The bytes of the slot in the other space are there twice now.
+    # The target now has the bytes of the other space's slot twice.
     assert target.restore(path) == size + 3 * PAGE
     for as_id, gpa, length in runs(usual):
         expected = usual.address_space(as_id).read(gpa, length)
@@ -136,7 +136,7 @@ def test_a_rom_between_what_can_be_written(tmp_path: Path, path: Path) -> None:
 def test_a_rom_whose_file_cannot_be_written(tmp_path: Path, path: Path) -> None:
     """It has nothing to be restored, as long as the file is the same."""
     rom = tmp_path / "rom"
-    npages = 300  # more than is compared at a time
+    npages = 300  # more than restore compares at a time
     rom.write_bytes(random.Random(0).randbytes(npages * PAGE))
 
     def make() -> GuestMemory:
@@ -225,7 +225,7 @@ def test_signals_are_seen_while_roms_are_compared(tmp_path: Path, path: Path) ->
 
     before = signal.signal(signal.SIGPROF, interrupt)
     try:
-        signal.setitimer(signal.ITIMER_PROF, 0.05)  # of the processor's time
+        signal.setitimer(signal.ITIMER_PROF, 0.05)  # of processor time
         with pytest.raises(InterruptedError, match="seen") as caught:
             mem.restore(path)
     finally:

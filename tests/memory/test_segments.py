@@ -1,4 +1,4 @@
-"""Segments by themselves; test_snapshot.py has them in files."""
+"""Tests segments alone; test_snapshot.py has them in files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from memslots.memory.segments import Batch, Segments
 
 PAGE = 4096
 PHDR = struct.Struct("<IIQQQQQQ")
-SIZES = [3, 5, 2]  # of three slots side by side
+SIZES = [3, 5, 2]  # pages of three slots side by side
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_memory_of_another_space_is_there_once(mem: GuestMemory) -> None:
     assert first[1] & second[1] & 7 == 7
     assert (first[1] >> 20, second[1] >> 20) == (0, 1)
     assert (first[2], second[2]) == (0, PAGE)
-    # The other way round it is not: neither holds all that comes after.
+    # In the other order they do not share: neither holds all that comes after.
     segments = Segments(mem)
     assert len(segments.lay_out([(1, 0x100, 0x102), (0, 3, 8)])) == 2
     assert segments.size == 7 * PAGE
@@ -85,7 +85,7 @@ def test_slots_whose_memory_goes_down() -> None:
     mem = GuestMemory(Memslots())
     for id in range(50):
         mem.place(id, id * PAGE, host, (98 - 2 * id) * PAGE, PAGE)
-    # These find what of theirs is there, and what is not.
+    # These pages share the memory that is there; the others do not.
     mem.place(50, 60 * PAGE, host, 0, 100 * PAGE)
     segments = Segments(mem)
     views = segments.lay_out([(0, n, n + 1) for n in range(50)])
@@ -142,7 +142,7 @@ def test_marks_are_of_a_batch(mem: GuestMemory) -> None:
     del segments, first
     second.mark()
     assert mem.vm.take_dirty_runs() == [(0, 0, 1)]
-    Batch().mark()  # of nothing
+    Batch().mark()  # an empty Batch marks nothing
     assert mem.vm.take_dirty_runs() == []
 
 
@@ -217,7 +217,7 @@ def test_a_rom_is_compared(mem: GuestMemory, tmp_path: Path) -> None:
     with path.open("rb") as file:
         segments = Segments(mem)
         segments.take(headers((9, 2, 0)), 2 * PAGE)
-        # Page 9 is to have the file's page 0, and the rom its page 1, which it has not.
+        # The file's page 0 is for page 9, and its page 1 for the rom, which does not have it.
         with pytest.raises(ReadOnlyError, match=f"{10 * PAGE:#x}"):
             segments.places(file.fileno(), 0)
         segments = Segments(mem)

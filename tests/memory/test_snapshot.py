@@ -1,4 +1,4 @@
-"""Snapshots: all of guest memory, or what is dirty, in a file and back."""
+"""Writes all or only dirty guest memory to a file, and restores it."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_round_trip(layout: Layout, mode: int, scratch: Path) -> None:
     assert loads_of(scratch) == runs(source)
     assert target.restore(scratch) == sum(size for _, _, size in runs(source)) >= written
     assert contents(target) == contents(source)
-    # What was restored is marked, where it can be.
+    # Restored pages are marked, if their slot logs.
     marked = {
         (as_id, gfn)
         for as_id, start, end in target.vm.take_dirty_runs()
@@ -117,7 +117,7 @@ def test_a_chain_of_diffs(
                 source.address_space(as_id).write(gpa, dice.randbytes(size))
                 pages |= {(as_id, n) for n in range(gpa // PAGE, (gpa + size - 1) // PAGE + 1)}
         source.dump_dirty(scratch)
-        # Each page that was written, and no other.
+        # Only the pages that were written.
         assert pages == {
             (as_id, (gpa + at) // PAGE)
             for as_id, gpa, size in loads_of(scratch)

@@ -1,4 +1,4 @@
-"""Where a snapshot is written, and dumps that fail."""
+"""Tests where a snapshot is written, and dumps that fail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a snapshot is of: one moment of the map, and the marks that end with it."""
+"""A snapshot is of one moment of the map; also tests the marks that end with it."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_marks_that_a_failed_dump_took_are_there_again(tmp_path: Path) -> None:
     mem.write(PAGE, b"before")
     with pytest.raises(OSError, match="No such file"):
         mem.dump(tmp_path / "nowhere" / "snapshot", restart_log=True)
-    mem.vm.create(1, 100, 1, 0x1000)  # of memory that is not known
+    mem.vm.create(1, 100, 1, 0x1000)  # on memory that is not known
     with pytest.raises(OSError, match="not known here"):
         mem.dump(tmp_path / "snapshot", restart_log=True)
     assert mem.vm.take_dirty_runs() == [(0, 1, 2)]

@@ -1,4 +1,4 @@
-"""Snapshots without what is zeros, and cores of others that leave zeros out."""
+"""Snapshots that leave zeros out, and other programs' cores that do."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_there_and_back(kind: str, seed: int, tmp_path: Path) -> None:
     mem.place(1, 1 << 30, backing, SIZE // 2, flags=Flags.LOG_DIRTY_PAGES)
     for _ in range(dice.randrange(20)):
         mem.write_u8(dice.choice([0, 1 << 30]) + dice.randrange(SIZE // 2), dice.randrange(3))
-    mem.place(2, 2 << 30, backing, PAGE, SIZE - 2 * PAGE)  # the same once more
+    mem.place(2, 2 << 30, backing, PAGE, SIZE - 2 * PAGE)  # the same memory again
     path = tmp_path / "core"
     assert mem.dump(path, sparse=True) == mem.dump(tmp_path / "whole")
     zero, kept = 0, 0
@@ -118,7 +118,7 @@ def test_marks_go_with_it(tmp_path: Path) -> None:
     assert vm.take_dirty_runs() == []
     mem.write_u8(9 * PAGE, 1)
     mem.restore(tmp_path / "core")
-    # Zeros are written, too.
+    # Zeros are written as well.
     assert [run[1:] for run in vm.take_dirty_runs()] == [(0, SIZE // PAGE)]
     assert mem.read_u8(9 * PAGE) == 0
 
@@ -189,10 +189,10 @@ def test_zeros_that_have_no_place(tmp_path: Path) -> None:
     path.write_bytes(core((0, b"abcd", 4), (SIZE - 4, b"", 8)))
     with pytest.raises(NotMappedError):
         mem.restore(path)
-    # Zeros that overlap say the same.
+    # Overlapping zeros agree.
     path.write_bytes(core((0, b"", 8), (4, b"", 8)))
     assert mem.restore(path) == 16
-    # What cannot be written must be zeros.
+    # Memory that cannot be written must already be zeros.
     (tmp_path / "rom").write_bytes(bytes(PAGE) + b"x" * PAGE)
     rom = Backing.file(tmp_path / "rom", readonly=True)
     mem.place(1, 1 << 20, rom, flags=Flags.READONLY)

@@ -1,4 +1,4 @@
-"""Descriptors, pages of the host, structures and arrays."""
+"""Tests descriptors, pages of the host, structures and arrays."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_from_and_to_a_file(memory: GuestMemory, tmp_path: Path, offset: int | N
     skipped = offset or 0
     with path.open("rb") as file:
         count = memory.write_from(file.fileno(), 3 * PAGE + 5, 4 * PAGE, offset=offset)
-    assert count == len(content) - skipped  # the file ends before
+    assert count == len(content) - skipped  # the file ends earlier
     assert memory.read(3 * PAGE + 5, count) == content[skipped:]
     assert dirty(memory) == [(3, 7)]
     out = tmp_path / "out"

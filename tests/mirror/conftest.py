@@ -1,4 +1,4 @@
-"""Fixtures of the tests of mirrored maps."""
+"""Fixtures for the tests of mirrored maps."""
 
 from __future__ import annotations
 

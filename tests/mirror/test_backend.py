@@ -1,4 +1,4 @@
-"""What a backend is, and a single change in it."""
+"""Tests backends, and single changes in one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from memslots import (
 
 LOG = Flags.LOG_DIRTY_PAGES
 
-# What a backend is
+# Backends
 
 
 def test_no_backend() -> None:
@@ -98,7 +98,7 @@ def test_a_handlers_error_is_no_refusal_to_undo(pair: tuple[Memslots, Backend], 
     backend.set_region = interrupted  # type: ignore[method-assign]
     with pytest.raises(OSError, match="a handler's"):
         vm.create(0, 0, 4, 0)
-    assert len(backend.slots) == 1  # and it is known that it is there
+    assert len(backend.slots) == 1  # the Memslots knows that the backend has it
     vm.create(1, 0, 4, 0)
 
 
@@ -216,7 +216,7 @@ def test_each_change_is_one_call(pair: tuple[Memslots, Backend]) -> None:
     vm.create(1, 4, 2, 0x1000, LOG, as_id=1)
     vm.move(1, 8, as_id=1)
     vm.set_flags(1, 0, as_id=1)
-    vm.set_flags(1, 0, as_id=1)  # nothing to be done
+    vm.set_flags(1, 0, as_id=1)  # nothing differs
     vm.delete(1, as_id=1)
     number = 1 << 16 | 1
     assert backend.calls == [
@@ -284,7 +284,7 @@ def test_a_refused_change(pair: tuple[Memslots, Backend], name: str, how: str) -
         CHANGES[name](vm)
     assert list(vm) == before
     agree(vm, backend)
-    if how:  # whether it was done is not known: so what was written meanwhile is not, either
+    if how:  # unknown whether the call was made, so the writes meanwhile are unknown
         marked = {0, 1, 2, 3} if name in ("set_flags", "delete", "set_region") else {2}
     else:
         marked = {2}

@@ -1,4 +1,4 @@
-"""Dirty logs of a backend."""
+"""Tests the dirty logs of a backend."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_log_that_cannot_be(pair: tuple[Memslots, Backend], log: bytes) -> Non
     with pytest.raises(ValueError, match="slot 0"):
         vm.get_dirty_log(0)
     backend.get_dirty_log = lambda slot, as_id: bytes(8)  # type: ignore[method-assign]
-    # What it had taken, nobody knows.
+    # It is unknown which marks the first log had.
     assert vm.get_dirty_log(0)[0] == 0b1111
 
 

@@ -1,4 +1,4 @@
-"""Transactions in a backend."""
+"""Tests transactions in a backend."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_split_deletes_just_before_it_creates(pair: tuple[Memslots, Backend]) 
         tx.create(2, 5, 5, 0x5000)
         tx.create(3, 40, 5, 0x5000)
 
-    # First what has room, then the split, and last what goes without anything in its place.
+    # First the call with room, then the split, last the delete that nothing replaces.
     assert calls_of(vm, backend, body) == [(3, 40, 5), (0, 0, 0), (0, 0, 5), (2, 5, 5), (1, 0, 0)]
 
 
@@ -78,7 +78,7 @@ def test_two_slots_trade_places(pair: tuple[Memslots, Backend]) -> None:
         tx.move(0, 10)
         tx.move(1, 0)
 
-    # By way of the end of guest memory, since a move keeps the dirty log.
+    # Through the end of guest memory, since a move keeps the dirty log.
     assert calls_of(vm, backend, body) == [(1, MAX_GFN - 9, 10), (0, 10, 10), (1, 0, 10)]
     assert vm.get_dirty_log(0)[0] == 1 << 3
     assert vm.get_dirty_log(1)[0] == 1 << 4
@@ -98,7 +98,7 @@ def test_two_slots_trade_places_where_there_is_no_room(pair: tuple[Memslots, Bac
 
     assert calls_of(vm, backend, body) == [(1, 0, 0), (0, 10, 10), (1, 0, 10)]
     assert vm.get_dirty_log(0)[0] == 1 << 3
-    # Its log was read before it went.
+    # The log was read before the slot went.
     assert int.from_bytes(vm.get_dirty_log(1), "little") == 1 << 4
 
 

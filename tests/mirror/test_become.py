@@ -1,4 +1,4 @@
-"""become and apply on a Memslots that is mirrored: the backend is asked for the plan's calls."""
+"""Tests become and apply on a mirrored Memslots: the backend gets the plan's calls."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_the_backend_is_asked_for_the_plans_calls(
     assert backend.calls == made.calls
     agree(vm, backend)
     assert vm.map() == wanted
-    # No mark is lost, whatever became of the backend's logs on the way (T1).
+    # No mark is lost, whatever the calls did to the backend's logs (T1).
     taken = {gfn for run in vm.take_dirty_runs() for gfn in range(run.start_gfn, run.end_gfn)}
     assert expected <= taken
 
@@ -119,7 +119,7 @@ def test_what_the_backend_is_to_keep() -> None:
 def test_readers_beside_become() -> None:
     """None misses a page that is in both maps, however it is asked for."""
     here = MemoryMap([(10 * i, 8, i << 30, i % 2) for i in range(40)])
-    # Slots cut, moved up, on other memory, with other flags; pages 2 to 5 of each stay.
+    # Slots are cut, moved up, on other memory, with other flags; pages 2 to 5 of each stay.
     there = MemoryMap([(10 * i + (i % 3), 6, (i + 100 * (i % 4)) << 30, i % 4) for i in range(40)])
     stay = array("Q", [10 * i + page for i in range(40) for page in range(2, 6)])
     vm = Memslots(here, max_slots=50)

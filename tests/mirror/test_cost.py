@@ -1,4 +1,4 @@
-"""What planning the calls of a transaction costs: lines run, not seconds."""
+"""The cost of planning the calls of a transaction: in lines run, not in seconds."""
 
 from __future__ import annotations
 
@@ -89,4 +89,4 @@ def test_k_steps_take_k_log_k(steps: Steps) -> None:
         lines.append(lines_of(lambda vm=vm, slots=slots: steps(vm, slots)))  # type: ignore[misc]
         vm.check()
     assert lines[0] > 200
-    assert lines[1] < 5 * lines[0]  # 16 times, were it quadratic
+    assert lines[1] < 5 * lines[0]  # a quadratic cost would be 16 times

@@ -1,4 +1,4 @@
-"""Which slots step aside, held against all choices there are."""
+"""Which slots step aside: compared with all choices."""
 
 from __future__ import annotations
 

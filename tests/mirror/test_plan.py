@@ -1,4 +1,4 @@
-"""Plans: held against all sequences of calls there are, replayed, refused."""
+"""Tests plans: compared with all sequences of calls, replayed, refused."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from memslots import (
 from memslots.errors import WrongAnswerError
 from memslots.mirror.planner import Goal
 
-#: How many pairs of small maps are tried; `MEMSLOTS_PAIRS=100000 pytest ...` tries more.
+#: The number of pairs of small maps; `MEMSLOTS_PAIRS=100000 pytest ...` tries more.
 PAIRS = int(os.environ.get("MEMSLOTS_PAIRS", "1500"))
 SHARES = 10
 
@@ -147,7 +147,7 @@ def test_pages_to_be_kept() -> None:
 
 
 def test_more_calls_where_they_spare_pages() -> None:
-    # A circle of moves: the big slot keeps most of its pages if both others step aside.
+    # A circle of moves: the big slot keeps most of its pages if both other slots step aside.
     now = MemoryMap([(1, 8, 0), (0, 1, 1 << 30), (9, 1, 1 << 31)])
     wanted = MemoryMap([(1, 8, 0, 1), (9, 1, 1 << 30), (0, 1, 1 << 31)])
     made = plan(now, wanted, keep=[(1, 9)])
@@ -157,14 +157,14 @@ def test_more_calls_where_they_spare_pages() -> None:
 
 def test_ids() -> None:
     now = MemoryMap([Slot(5, 0, 0, 1, 0), Slot(6, 0, 9, 1, 1 << 20)])
-    # Kept where the slot stays; the lowest that is free for what is new.
+    # A slot that stays keeps its id; a new slot gets the lowest free id.
     made = plan(now, [(0, 1, 0, 1), (9, 1, 1 << 20), (20, 1, 1 << 21)])
     assert [(step.slot.id, step.before is None) for step in made.steps] == [(5, False), (0, True)]
-    # Its id is to be another's: it gives it up.
+    # Another slot is to have the id, so its present slot gives it up.
     made = plan(now, [(0, 1, 0), (9, 1, 1 << 20), (20, 1, 1 << 21, 0, 5)])
     made.check()
     assert len(made) == 3
-    # All ids are in use: one is given back first.
+    # All ids are in use: one is freed first.
     made = plan(now, [(0, 1, 1 << 22), (9, 1, 1 << 23)], max_slots=7)
     assert len(made) == 4
     full = MemoryMap([(i, 1, i << 20) for i in range(4)])

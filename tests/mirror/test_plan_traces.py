@@ -1,4 +1,4 @@
-"""Plans over real traces: from what a VMM had after each tenth call to what it had in the end.
+"""Plans over real traces: from the VMM's map after each tenth call to its last map.
 
 `python tests/mirror/test_plan_traces.py` writes the table of docs/plans.md anew.
 """
@@ -25,7 +25,7 @@ TRACES = sorted((ROOT / "tests" / "data" / "traces").iterdir())
 PAGE = ROOT / "docs" / "plans.md"
 BEGIN, END = "<!-- traces -->\n", "<!-- end of traces -->"
 EACH = 10
-#: What the kernel may be made to keep at once, in pages: it takes some bytes for each.
+#: The most pages that the kernel may have at once: it takes some bytes for each.
 MOST_PAGES = (1 << 30) >> 12
 
 

@@ -1,4 +1,4 @@
-"""The planner's calls, held against all sequences of calls that there are."""
+"""Tests the planner's calls: compared with all sequences of calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A backend that takes Slots in place of numbers."""
+"""Tests a backend that takes Slots instead of numbers."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The protocols of readers and of marks, in every order that there is: models for spin.
+"""Checks the protocols of readers and of marks in every possible order: models for spin.
 
-Each .pml says what it models and claims. With something taken out of it a claim fails, which is how
-it is known that the claims can.
+Each .pml says what it models and claims. If something is taken out of it, a claim fails. That shows
+that the claims can fail.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 READERS, MARKS = "readers.pml", "marks.pml"
-#: What is taken out, and which claim fails: that an assertion holds, or that there is an end.
+#: The removed part, and the claim that fails: an assertion, or that the model ends.
 FAULTS = [
     (READERS, "NO_READER_FENCE", "!(freed[version])"),
     (READERS, "NO_FIRST_FENCE", "!(freed[version])"),
@@ -77,7 +77,7 @@ def test_what_is_claimed_holds(
 ) -> None:
     found, wrong = check(tmp_path, model, without, claim)
     assert wrong == ""
-    # Not because the model stands still.
+    # The model does not fail because it stands still.
     assert found > states
 
 

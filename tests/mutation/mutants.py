@@ -1,4 +1,4 @@
-"""Small changes of a Cython file, each of which makes a mutant that some test should notice."""
+"""Small changes of a Cython file. Each makes a mutant that some test should notice."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Mutant:
         return "".join(lines)
 
 
-#: kind, what is found, what it becomes
+#: kind, what is found, its replacement
 _CHANGES: list[tuple[str, str, str]] = [
     ("comparison", r"(?<![<>=!])<(?![<=\w])(?= )", "<="),
     ("comparison", r"<=", "<"),

@@ -1,14 +1,14 @@
-"""How strong the tests are: small changes of the core and the write side, which they must find.
+"""Measures the tests: they must find small changes of the core and the write side.
 
     python tests/mutation/run.py [--count 300] [--seed 0] [--workers 2] [--only PATTERN]
 
-Each mutant is made in a copy of the checkout whose package is built in place; the one module is
-built anew and the tests that concern it are run, then those of all that is next to it. What no test
-finds survives: equivalent.txt has those of which it is known that they do the same, or the same
-more slowly, and why. Status 1 where more than 3 in 100 of the others survive.
+Each mutant is made in a copy of the checkout whose package is built in place. Its module is built
+anew. Then the tests of the module run, then those of the modules next to it. A mutant that no test
+finds survives. equivalent.txt lists the mutants that are known to do the same, or the same more
+slowly, and why. The status is 1 if more than 3 in 100 of the others survive.
 
-A mutant of a .pxd is not made, since all that includes it would have to be built. Orders of memory
-are not either: on x86 they do the same. `tsan`, and the models, are for those.
+No mutant of a .pxd is made, since every file that includes it would have to be built. Nor are
+orders of memory changed: on x86 they do the same. `tsan` and the models test those.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from mutation.mutants import Mutant, mutants_of
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 FILES = ("memslots/core/*.pyx", "memslots/write/*.pyx", "memslots/dirty/*.pyx")
-#: Of 100 mutants that are not equivalent so many must be found.
+#: Of 100 mutants that are not equivalent, the tests must find this many.
 GOAL = 97
-#: Seconds for one set of tests; one that takes longer has found something, too.
+#: Seconds for one set of tests; a set that takes longer has found the mutant, too.
 TIMEOUT = 400
 
-#: The tests that concern a module, besides the one of its name.
+#: The tests of a module, besides the one of its name.
 OWN = {
     "lookup_batch": ["tests/read/test_batch.py"],
     "search": ["tests/read/test_batch.py"],
@@ -60,7 +60,7 @@ OWN = {
     "transaction": ["tests/write/test_transaction.py", "tests/write/test_transaction_ends.py"],
     "listeners": ["tests/write/test_listeners.py", "tests/write/test_subscriptions.py"],
 }
-#: Then these, in parts: the quick ones first.
+#: The tests that run next, in parts: the quick ones first.
 NEXT = [
     ["tests/test_memslots.py", "tests/test_errors.py", "tests/test_state_machine.py"],
     ["tests/write", "tests/dirty", "tests/read", "tests/mirror"],

@@ -1,4 +1,4 @@
-"""Which mutants there are of a text, and that equivalent.txt speaks of mutants that there are."""
+"""Tests the mutants of a text; equivalent.txt names only mutants that exist."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Registers for a fork before memslots does, and runs the test of tests/write/test_fork.py for it.
 
-The child of a fork calls what was registered in that order, so this must be done in a process that
-has not imported memslots yet.
+The child of a fork calls the registered functions in that order. So this needs a process that has
+not imported memslots yet.
 """
 
 from __future__ import annotations

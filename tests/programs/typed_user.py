@@ -1,4 +1,4 @@
-"""Uses every public name from outside; assert_type fails where a stub says else, or Any."""
+"""Uses every public name from outside; assert_type fails if a stub says otherwise, or Any."""
 
 from __future__ import annotations
 
@@ -245,7 +245,7 @@ def machine() -> Memslots:
 
 
 class Kernel:
-    # All that a backend must have.
+    # All methods that a backend must have.
     def set_region(self, slot: int, flags: int, gpa: int, size: int, hva: int) -> object: ...
 
 

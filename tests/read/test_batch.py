@@ -1,4 +1,4 @@
-"""lookup_many and translate: every kind of buffer, what comes out, and threads beside them."""
+"""Tests lookup_many and translate: every kind of buffer, the results, and other threads."""
 
 from __future__ import annotations
 
@@ -321,15 +321,13 @@ def test_others_run_meanwhile(used: Memslots, call: str) -> None:
 
     thread = threading.Thread(target=count)
     interval = sys.getswitchinterval()
-    sys.setswitchinterval(
-        1000
-    )  # nobody is made to give up the GIL; whoever does so does it unasked
+    sys.setswitchinterval(1000)  # no thread is made to release the GIL; batches release it unasked
     try:
         thread.start()
         while not counted:
             time.sleep(0.001)
         progress = 0
-        for _ in range(50):  # one is enough where there is a processor to spare
+        for _ in range(50):  # one is enough if a processor is free
             before = counted
             getattr(used, call)(gfns)
             progress += counted - before

@@ -1,4 +1,4 @@
-"""MapDiff: what is different between two maps, against dicts from page to host page."""
+"""Tests MapDiff, the differences between two maps, against dicts from page to host page."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_slot_by_slot(a: MemoryMap, b: MemoryMap) -> None:
     assert slots == {fields(slot) for slot in b}
     assert bool(diff) == (slots != {fields(slot) for slot in a})
     assert not a.diff(a) and str(a.diff(a)) == "no difference"
-    # The other way round, the same with signs changed.
+    # In the other direction, the same with signs changed.
     back = b.diff(a)
     assert (back.came, back.went) == (diff.went, diff.came)
     assert len(str(back).splitlines()) == len(str(diff).splitlines())

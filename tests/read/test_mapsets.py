@@ -1,4 +1,4 @@
-"""MemoryMaps combined and made of arrays, against dicts from page to host page."""
+"""MemoryMaps combined and made of arrays, compared with dicts from page to host page."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_ids_of_what_is_cut_and_joined() -> None:
     ram = MemoryMap([(0, 100, HOST, 0, 7), (200, 100, HOST << 1, 0, 2)])
     bar = MemoryMap([(10, 5, 0x1000, 0, 2)])
     assert [(slot.id, slot.base_gfn) for slot in ram - bar] == [(7, 0), (0, 15), (2, 200)]
-    # The id is the bar's: the slot that had it may have any.
+    # The bar keeps its id; the slot that had it may get any.
     over = ram | bar
     assert [(slot.id, slot.base_gfn) for slot in over] == [(7, 0), (2, 10), (0, 15), (1, 200)]
     assert [slot.id for slot in (over - bar).merged()] == [7, 0, 1]
@@ -79,7 +79,7 @@ def test_what_cannot_be_joined() -> None:
     end = (1 << 64) - 4096
     most = (1 << 31) - 1
     cases: list[list[Any]] = [
-        [(0, 1, end), (1, 1, 0)],  # host memory does not go on after its end
+        [(0, 1, end), (1, 1, 0)],  # host memory does not continue after its end
         [(0, most, 0), (most, 1, most << 12)],  # rule 4
         [(0, 1, 0), (1, 1, 4096, 2)],
     ]

@@ -1,4 +1,4 @@
-"""MemoryMap: what an address space held, whatever became of it."""
+"""Tests MemoryMap: the slots of an address space at one moment, kept after changes."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_it_answers_as_the_memslots_did(slots: int) -> None:
     m = vm.map()
     assert m.as_id == 0 and m.generation == vm.generation
     expect(m, same, slots * STEP + 3)
-    # The slots go, and the Memslots; the map stays.
+    # The slots and the Memslots go; the map stays.
     for slot in list(vm):
         vm.delete(slot.id)
     expect(m, same, slots * STEP + 3)
@@ -183,7 +183,7 @@ def test_no_memory(drivers: Any) -> None:
                 break
         else:
             raise AssertionError("the last allocation was not reached")
-        # The first try to make an index may fail: there is a second.
+        # If the first try to make an index fails, there is a second.
         assert failed >= nth - 2
 
 

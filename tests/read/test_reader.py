@@ -1,4 +1,4 @@
-"""The read face that Memslots, AddressSpace and Vcpu share: by id, gfn, gpa, range, in order."""
+"""The look-ups that Memslots, AddressSpace and Vcpu share: by id, gfn, gpa, range, in order."""
 
 from __future__ import annotations
 

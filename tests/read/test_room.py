@@ -1,4 +1,4 @@
-"""Neighbours, holes and room: what the state machine does not come by."""
+"""Tests neighbours, holes and room: the cases that the state machine does not reach."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Readers that come to an end in odd ways hold no writer up, and readers share what they should not
-without harm.
+"""Readers that end in odd ways delay no writer.
+
+Readers that share what they should not do no harm.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def vcpus_dropped_in_a_batch() -> None:
 
     def read() -> None:
         while time.monotonic() < end:
-            # Nobody but the call has the Vcpu.
+            # Only this call has a reference to the Vcpu.
             vm.vcpu().lookup_many(gfns)
 
     threads = [threading.Thread(target=read) for _ in range(2)]
@@ -255,7 +256,7 @@ def marks_beside_get() -> None:
     last = [0] * pages
     take(last)
     total = [taken[page] + last[page] for page in range(pages)]
-    # Marks of a page that is marked already fall together; none is handed out twice.
+    # Marks of a page that is already marked merge; none is returned twice.
     assert all(1 <= total[page] <= marked[page] for page in range(pages))
     assert not any(vm.get_dirty_log(0))
     vm.check()

@@ -1,4 +1,4 @@
-"""Vcpu: the read face with a last-used slot of its own. Hits and misses are counted to the last."""
+"""Tests Vcpu: look-ups with a last-used slot of their own. Counts all hits and misses."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ def test_a_lookup_that_hits_allocates_nothing(used: Memslots, face: str) -> None
     for _ in range(100):
         for gfn in gfns:
             lookup(gfn)
-    # The loop's own objects come and go; a block a lookup would be 100,000.
+    # The loop's own objects come and go; a leak of a block a look-up would be 100,000.
     assert sys.getallocatedblocks() - before < 50
 
 
@@ -229,4 +229,4 @@ def test_the_same_object_each_time(used: Memslots) -> None:
         assert next(s for s in face if s.id == 2) is slot
         assert next(s for s, _, _ in face.in_hva_range(HVA, HVA + 1) if s.id == 2) is slot
     used.create(9, 0x1000, 1, HVA)
-    assert used.lookup(64) is slot  # another slot's change leaves it alone
+    assert used.lookup(64) is slot  # another slot's change does not affect it

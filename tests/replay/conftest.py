@@ -1,4 +1,4 @@
-"""Fixtures of the tests of replays."""
+"""Fixtures for the tests of replays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Inputs of the shapes that people have pasted in public: what is in them is read, and said."""
+"""Inputs like those that people have pasted in public: all their calls are read, or reported."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def slots_of(report: Report) -> list[Slots]:
     ]
 
 
-#: By file: how many calls, and the slots of each VM.
+#: By file: the number of calls, and the slots of each VM.
 CASES: dict[str, tuple[int, list[Slots]]] = {
     "mail-quoted-wrapped.txt": (3, [[(6, 0, 0x100000, 2129657856)]]),
     "commit-message.txt": (2, [[(0, 0, 0x1000, 4096)]]),
@@ -134,7 +134,7 @@ NAME = struct.pack("<QQI", 0, 3, 19) + b"kvm_set_user_memory"
 
 def test_the_binary_file_of_qemus_trace() -> None:
     def lines(content: bytes) -> list[bytes]:
-        # In blocks of every size, as a pipe may give them.
+        # In blocks of every size, as a pipe may deliver them.
         found = {
             b"".join(text_of(iter([content[i : i + n] for i in range(0, len(content), n)])))
             for n in (1, 7, 1 << 16)
@@ -147,7 +147,7 @@ def test_the_binary_file_of_qemus_trace() -> None:
         b" memory_size=0x1000 userspace_addr=0x1000 ret=0x0"
     ]
     assert lines(simple(NAME, event(3, 1, 2))) == [b"kvm_set_user_memory with 2 arguments"]
-    for version in (2, 3, 9):  # whose names are not in it, or not known
+    for version in (2, 3, 9):  # versions whose names are not in the file, or not known
         assert f"version {version}".encode() in lines(simple(version=version))[0]
     whole = simple(NAME, event(3, 0, 0, 0, 4096, 4096, 0))
     for cut in range(25, len(whole)):

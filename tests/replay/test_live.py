@@ -1,4 +1,4 @@
-"""A replay beside a kernel: every way in which three answers can differ."""
+"""Tests a replay beside a kernel: every way in which three answers can differ."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def test_what_differs(case: Case) -> None:
     assert found.why.startswith(case.why)
     assert found.live_why.startswith(case.live_why)
     assert vm.pairs == case.pairs
-    # The kernel's VM is the map again, which is what the recorded kernel had.
+    # The kernel's VM has the map's slots again, as the recorded kernel had.
     assert live_of(vm).same
     assert (live_of(vm).slots, live_of(vm).missing, live_of(vm).others) == (vm.final_map, [], [])
     assert list(kernel.memslots) == vm.final_map
@@ -253,7 +253,7 @@ def test_an_answer_that_differs_does_not_bring_on_others() -> None:
         + qemu(0, 0x20000, 0x10000)
         + qemu(3, 0, 0x10000)  # where slot 0 was
     )
-    # Each call is followed by one that makes the kernel's VM the same.
+    # After each call, another call makes the kernel's VM the same.
     kernel = MadeUpVM({1: refuse(ENOMEM), 4: refuse(EINVAL), 7: refuse(EINVAL)})
     vm = beside(text, kernel)
     assert [found.call.line for found in vm.disagreements] == [1, 3, 5]
@@ -302,7 +302,7 @@ def test_a_slot_that_cannot_be_deleted() -> None:
     assert not live_of(vm).same
 
 
-# --- what is not asked
+# --- calls that are not made
 
 
 def test_a_refusal_outside_of_the_rules_is_not_asked(shown: Shown) -> None:

@@ -1,4 +1,4 @@
-"""A replay beside this machine's kernel."""
+"""Tests a replay beside this machine's kernel."""
 
 from __future__ import annotations
 

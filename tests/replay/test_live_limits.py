@@ -1,4 +1,4 @@
-"""Limits of the kernel that differ from the replay's."""
+"""Tests limits of the kernel that differ from the replay's."""
 
 from __future__ import annotations
 
@@ -61,11 +61,11 @@ def test_a_slot_that_cannot_be_there_is_told_of_later() -> None:
     text = (
         CREATE
         + qemu(0, 0x100000, 0x10000)  # beyond the kernel's max_gfn
-        + qemu(1, 0x108000, 0x1000, EEXIST)  # overlaps what is not there
-        + qemu(2, 0, 0x10000)  # in its old place, where it is neither
+        + qemu(1, 0x108000, 0x1000, EEXIST)  # overlaps a slot that is not there
+        + qemu(2, 0, 0x10000)  # in its old place, where neither has a slot
         + qemu(0, 0x100000, 0x10000, flags=1)
         + qemu(0, 0, 0)
-        + qemu(0, 0x20000, 0x10000)  # refused for something else
+        + qemu(0, 0x20000, 0x10000)  # refused for another reason
     )
     kernel = MadeUpVM({11: refuse(ENOMEM)}, max_gfn=0x108)
     vm = beside(text, kernel)

@@ -1,4 +1,4 @@
-"""The VMs of a replay beside a kernel: made when they are needed, and closed whatever happens."""
+"""The VMs of a replay beside a kernel are made when needed, and always closed."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def take(memslots: Memslots, call: Call) -> Change:
         return Change.NONE
 
 
-# --- VMs are made when they are needed, and closed whatever happens
+# --- VMs are made when needed, and always closed
 
 
 class Kernel:
@@ -87,7 +87,7 @@ def test_no_vm_for_the_second(shown: Shown) -> None:
     with pytest.raises(TraceError, match=f"^trace: line 5: {reason}$"):
         replay_text(THREE, kernel)
     assert [vm.closed for vm in kernel.made] == [1]
-    # The command makes one before all others, to see whether it can.
+    # The command makes a VM before all others, to see whether it can.
     kernel = Kernel(MadeUpVM(), MadeUpVM(), full)
     status, out, err = shown(THREE, kernel)
     assert (status, out) == (2, "")
@@ -143,7 +143,7 @@ def test_closed_when_the_watcher_has_had_enough() -> None:
     assert [(len(vm.calls), vm.closed) for vm in kernel.made] == [(4096, 1)]
 
 
-# --- the command, where there is no KVM
+# --- the command without KVM
 
 
 def test_without_kvm(shown: Shown, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -208,7 +208,7 @@ def steps(made: Sequence[Made], kernel: MadeUpVM) -> Iterator[VmReport]:
         events = list(trace)
     replayer = Replayer(events, lambda memslots, _: Live(kernel, memslots))
     for each, event in zip(made, events, strict=True):
-        # The call itself goes wrong; what is done to follow does not.
+        # The call itself goes wrong; the calls that follow up do not.
         kernel.wrong = {} if each.wrong is None else {len(kernel.calls) + 1: each.wrong}
         replayer.feed(event)
         (vm,) = replayer.vms

@@ -1,4 +1,4 @@
-"""The real traces, replayed: against a dull computation, and numbers read off by hand."""
+"""Replays the real traces: compared with a dull computation and with numbers read by hand."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def report_of(name: str) -> Report:
     return report
 
 
-# --- the real traces: a dull computation, and numbers read off by hand
+# --- the real traces: a dull computation, and numbers read by hand
 
 
 class Dull(NamedTuple):
@@ -37,7 +37,7 @@ class Dull(NamedTuple):
     operations: Counter[str]
     most_slots: int
     final_map: list[Row]
-    gaps: list[tuple[int, int, int, int]]  # gpa, size, the lines of loss and return
+    gaps: list[tuple[int, int, int, int]]  # gpa, size, the lines of loss and of return
 
 
 NUMBER = r"(0x[0-9a-f]+|\d+)"
@@ -157,7 +157,7 @@ def test_seabios_by_hand() -> None:
         (0, 3, 0xFD000000, 16777216, 0x7F7051E00000, LOG),
         (0, 1, 0xFFFC0000, 262144, 0x7F7053200000, RO),
     ]
-    # The first: slot 0 shrinks from 256 MiB to 768 KiB, and three others fill its place.
+    # First gaps: slot 0 shrinks from 256 MiB to 768 KiB, and three other slots fill its place.
     assert [(gap.opened_line, gap.closed_line) for gap in vm.gaps][:4] == [
         (118, 119), (118, 120), (118, 121), (118, 122),
     ]  # fmt: skip

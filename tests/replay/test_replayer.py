@@ -1,4 +1,4 @@
-"""Short traces, replayed: refusals, gaps, limits, machines."""
+"""Replays short traces: refusals, gaps, limits, machines."""
 
 from __future__ import annotations
 
@@ -76,14 +76,14 @@ def test_refused_by_the_kernel_alone(call: str, kind: str) -> None:
 @pytest.mark.parametrize(
     ("call", "ours", "followed", "final"),
     [
-        # It overlaps slot 0: that must have gone.
+        # The call overlaps slot 0, so slot 0 must have gone.
         (
             qemu(1, 0, 0x8000, 0x10000),
             17,
             "slot 0 dropped, then CREATE",
             [(0, 1, 0x8000, 0x10000, 0x7F0000000000, 0)],
         ),
-        # Another size: it must have been deleted and created anew.
+        # The size differs, so the slot must have been deleted and created anew.
         (
             qemu(0, 0, 0, 0x8000),
             22,
@@ -91,7 +91,7 @@ def test_refused_by_the_kernel_alone(call: str, kind: str) -> None:
             [(0, 0, 0, 0x8000, 0x7F0000000000, 0)],
         ),
         (qemu(5, 0, 0, 0), 22, "there was nothing to delete", None),
-        # Flags of a newer kernel, with others or alone; in the way of what there is.
+        # Flags of a newer kernel, with others or alone; in the way of existing slots.
         (
             qemu(5, 9, 0x40000, 0x1000),
             22,
@@ -191,7 +191,7 @@ def test_what_no_kernel_with_guest_memfd_does() -> None:
 
 
 def test_a_guest_memfd_of_which_no_part_is_named() -> None:
-    text = qemu(0, 4, 0, 0x10000)  # as QEMU 9.0 tells of it
+    text = qemu(0, 4, 0, 0x10000)  # as QEMU 9.0 prints it
     report = replay_text(text)
     assert report.agree
     assert rows(report.vms[0]) == [(0, 0, 0, 0x10000, 0x7F0000000000, 0)]
@@ -306,7 +306,7 @@ def test_watch() -> None:
     assert seen == [(0, 5000), (4096, 5000)]
 
 
-# --- whatever the results recorded, the map follows them and the numbers add up
+# --- whatever results were recorded, the map follows them and the numbers add up
 
 some_calls = st.lists(
     st.tuples(

@@ -1,6 +1,6 @@
 """Shows that this set-up of the sanitizers stops wrong programs and lets a right one run.
 
-A set-up that cannot fail proves nothing. Run it in the environment in which the tests run under the
+A set-up that cannot fail proves nothing. Run it in the environment of the tests under the
 sanitizers: with their libraries loaded, and MEMSLOTS_SANITIZE set.
 """
 
@@ -18,8 +18,8 @@ import memslots
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-STATUS = 99  # of a process that a sanitizer has stopped
-# What each program ends with: its status and what it prints.
+STATUS = 99  # of a process that a sanitizer stopped
+# The end of each program: its status and its output.
 CASES = {
     "right": (0, r"^8$"),
     "beyond": (STATUS, r"AddressSanitizer: heap-buffer-overflow"),
@@ -40,7 +40,7 @@ def build(where: Path) -> None:
     for name in ("wrong.pyx", "setup.py"):
         shutil.copy(HERE / name, where)
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace", str(ROOT / "setup.py")]
-    # The compiler is not what is looked at.
+    # The compiler runs without the sanitizers.
     plain = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     subprocess.run(command, cwd=where, env=plain, check=True)
 

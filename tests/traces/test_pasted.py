@@ -1,4 +1,4 @@
-"""Traces as people paste them: whatever stands around the calls, none is lost in silence."""
+"""Traces as people paste them: whatever surrounds the calls, none is lost in silence."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_calls_and_lost_are_all_calls(line_of: Callable[..., str], seed: int) ->
         if choose.random() < 0.2:
             lines.append(choose.choice(["", "So what?", "-- ", "Booting from ROM..."]))
     used = [wrap for wrap in INNER if choose.random() < 0.3]
-    # What mails do comes in this order; what wraps needs text as it was.
+    # Mails change a text in this order; the last wrapping needs an unchanged text.
     used += [wrap for wrap in OUTER if choose.random() < 0.4 and not (wrap is wrapped and used)]
     for wrap in used:
         lines = wrap(lines, choose)

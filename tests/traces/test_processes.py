@@ -1,4 +1,4 @@
-"""Which VM a call is for. A VM is a list of calls here; it fits a call of its last one's slot."""
+"""Tests which VM a call is for. A VM is a list of calls here; it fits a call of its last slot."""
 
 from __future__ import annotations
 
@@ -171,8 +171,8 @@ def test_a_vm_at_two_descriptors() -> None:
         call(3, 100, 9),
         FdClosed(4, 100, 8),
         call(5, 100, 9),
-        FdDuplicated(6, 999, 8, 9),  # of a process that nothing is known of
-        FdDuplicated(7, 100, 3, 9),  # what is no VM takes its place
+        FdDuplicated(6, 999, 8, 9),  # of an unknown process
+        FdDuplicated(7, 100, 3, 9),  # another descriptor takes the VM's number
         VmCreated(8, 100, 8),
         FdDuplicated(9, 100, 8, 9),
         call(10, 100, 9),

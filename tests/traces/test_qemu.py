@@ -85,7 +85,7 @@ def test_among_other_lines() -> None:
         OLD.replace("gpa=0xffc84000 ", "") + "\n",
         OLD.replace("ret=0", "ret=") + "\n",
         OLD.replace("0x37c000", "lots") + "\n",
-        # More digits than Python turns into an int.
+        # More digits than Python converts to an int.
         OLD.replace("Slot#1", f"Slot#{'9' * 5000}") + "\n",
         OLD.replace("ret=0", f"ret=-{'9' * 5000}") + "\n",
         NEW.replace("AddrSpace#0", f"AddrSpace#{'9' * 5000}") + "\n",

@@ -1,4 +1,4 @@
-"""Opening, decompressing, splitting and recognising."""
+"""Opens, decompresses, splits and recognises inputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One call, in every way that strace has of printing it."""
+"""Reads one call in every form that strace prints."""
 
 import errno
 
@@ -14,7 +14,7 @@ from memslots.traces import (
     VmCreated,
 )
 
-# --- one call, in every way that strace has of printing it
+# --- one call, in every form that strace prints
 
 
 def test_plain() -> None:

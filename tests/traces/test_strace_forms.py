@@ -1,4 +1,4 @@
-"""Clocks, and any call in any form."""
+"""Reads clocks, and any call in any form."""
 
 import errno
 
@@ -37,7 +37,7 @@ def test_relative_times_add_up_over_unrelated_lines() -> None:
     assert (first.time_ns, second.time_ns) == (0, 1_500_000_000)
 
 
-# --- any call, in any of these forms, is read back
+# --- any call is read back, in any of these forms
 
 u32 = st.integers(0, 2**32 - 1)
 u64 = st.integers(0, 2**64 - 1)

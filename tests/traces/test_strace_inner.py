@@ -1,4 +1,4 @@
-"""Memslot calls that other text stands around: each is read, or counted as lost."""
+"""Memslot calls inside other text: each is read, or counted as lost."""
 
 import re
 import time
@@ -119,7 +119,7 @@ def test_long_lines_take_no_longer_for_each_byte(unit: str) -> None:
     text = (unit * (1 << 18))[: 1 << 18] + CALL
     began = time.process_time()
     memslot_calls(text)
-    # A second for a quarter of the longest line that is read, and not hours.
+    # A second for a quarter of the longest line that is read, not hours.
     assert time.process_time() - began < 30
 
 

@@ -1,4 +1,4 @@
-"""Calls in two parts, and what is lost of a trace and why."""
+"""Reads calls in two parts, and counts the lost parts of a trace with their reasons."""
 
 import errno
 
@@ -66,7 +66,7 @@ def test_message_of_strace_inside_a_call() -> None:
     assert events[1] == TaskStarted(4, None, 4205, True)
 
 
-# --- what is lost, and why
+# --- lost lines, and why
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_a_thread_that_dies_in_a_call() -> None:
     assert events[-1] == TaskEnded(3, 9)
 
 
-# More digits than Python turns into an int.
+# More digits than Python converts to an int.
 ENDLESS = "9" * 5000
 
 

@@ -1,4 +1,4 @@
-"""Traces as people paste them: with what mails, pages, CIs and terminals put around the lines."""
+"""Traces as people paste them: wrapped by mails, pages, CIs and terminals."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_simpletrace() -> None:
         0,
     )
     assert (first.memory_size, first.userspace_addr) == (0x40000, 0x7F2C0BC00000)
-    # Each line says how long after the one before it came.
+    # Each line has the time since the line before it.
     assert (first.time_ns, second.time_ns) == (104_221, 125_721)
     assert (first.guest_memfd, second.guest_memfd, second.errno) == (None, 9, 17)
 
@@ -141,6 +141,6 @@ def test_a_guest_memfd_by_other_names() -> None:
     (call,) = calls(f"{line}ret=0 restricted_fd=19 restricted_offset=0x0\n")
     assert call.guest_memfd == 19
     (call,) = calls(f"{line}ret=0\n")
-    assert call.guest_memfd is not None  # which, QEMU 9.0 does not say
+    assert call.guest_memfd is not None  # QEMU 9.0 does not say which file
     (call,) = calls(f"{line}ret=-22\n")
     assert call.guest_memfd is None

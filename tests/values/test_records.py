@@ -1,4 +1,4 @@
-"""Slot, Flags, Change and the constants: values, limits, equality and what a repr says."""
+"""Tests Slot, Flags, Change and the constants: values, limits, equality and reprs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of changes."""
+"""Fixtures for the tests of changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""unmap, protect, split and merge, against a model that holds pages, not slots."""
+"""Tests unmap, protect, split and merge, against a model that holds pages, not slots."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_what_keeps_which_id() -> None:
         (2, 50, 100),
     ]
     same = vm.map()
-    vm.protect(10, 20, LOG)  # as they are: nothing is made anew
+    vm.protect(10, 20, LOG)  # the flags are the same: no slot is made anew
     vm.unmap(0, 10)
     vm.unmap(7, 7)
     vm.protect(7, 7, 0)

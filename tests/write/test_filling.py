@@ -1,4 +1,4 @@
-"""Pickle and copy: limits, slots, dirty logs and generations; nothing of listeners and Vcpus."""
+"""Tests pickle and copy: limits, slots, logs and generations; not listeners and Vcpus."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The child of a fork has a Memslots that works, whatever other threads of the parent were at."""
+"""The child of a fork has a working Memslots, whatever the parent's other threads were doing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from memslots import BusyError, Flags, Memslots, Slot, Transaction
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
 HVA = 0x7000_0000_0000
-# What is called in a child before memslots is: see test_told_of_a_fork_before_memslots.
+# Functions that a child calls before memslots' own: see test_told_of_a_fork_before_memslots.
 EARLY: list[Callable[[], None]] = []
 PROGRAMS = Path(__file__).parent.parent / "programs"
 
@@ -33,7 +33,8 @@ PROGRAMS = Path(__file__).parent.parent / "programs"
 def in_child(work: Callable[[], None]) -> None:
     """Forks; does the work in the child, within a minute."""
     with warnings.catch_warnings():
-        # From 3.12 on: forking beside threads may deadlock. That it does not is the point here.
+        # From 3.12 on Python warns that a fork beside threads may deadlock. This test shows it does
+        # not.
         warnings.simplefilter("ignore", DeprecationWarning)
         pid = os.fork()
     if pid == 0:
@@ -160,7 +161,7 @@ class Listener:
         self.stopped: Stopped | None = None
 
     def call(self, method: str) -> None:
-        # Once, in the parent's thread: what the child does goes through.
+        # Only once, in the parent's thread: the child's changes go through.
         if self.method == method and self.stopped is not None:
             stopped, self.stopped = self.stopped, None
             stopped.stop()
@@ -207,10 +208,10 @@ def test_a_fork_in_the_middle_of_a_change(change: str, method: str) -> None:
     vcpu.lookup(17)
 
     def work() -> None:
-        # What had not come about has not, in the child.
+        # In the child, an unfinished change has not happened.
         if method != "commit":
             assert list(vm) == before
-            # A generation never stands for other slots than it did: INVALID is gone.
+            # A generation never stands for two sets of slots: the INVALID slots are gone.
             assert (vm.generation > at_fork) is (change in ("delete", "move"))
             assert vm.get_dirty_log(1)[0] == 2
             assert vcpu.lookup(17) == before[1]
@@ -234,7 +235,7 @@ def test_a_fork_in_the_middle_of_a_transaction() -> None:
 
     def change(vm: Memslots) -> None:
         kept[0].__enter__()
-        # Ids that are taken, and taken back, by who is not there in the child.
+        # Takes ids, and takes them back, in a thread that the child does not have.
         kept[0].create(kept[0].free_id(), 0x400, 1, HVA)
         assert kept[0].free_id() == 4
         kept[0].delete(3)
@@ -250,13 +251,13 @@ def test_a_fork_in_the_middle_of_a_transaction() -> None:
         with pytest.raises(RuntimeError, match="another thread has begun it"):
             kept[0].delete(2)
         assert vm.free_id() == 3
-        # The slots that it was about go, and others take their memory.
+        # The transaction's slots go, and other slots get their memory.
         for id in range(3):
             vm.delete(id)
         vm.create(8, 0x200, 64, HVA, Flags.LOG_DIRTY_PAGES)
         vm.create(9, 0x300, 64, HVA, Flags.LOG_DIRTY_PAGES)
         vm.mark_dirty(0x200)
-        # Only the list has it: the other thread's frame does not. Letting go of it takes back
+        # Only the list refers to the transaction, not the other thread's frame. Dropping it frees
         # nothing that is not its own.
         assert sys.getrefcount(kept[0]) <= 3
         kept.clear()
@@ -384,7 +385,8 @@ def test_a_child_without_memory_says_so(drivers: Any) -> None:
 
     def work() -> None:
         alloc.fail_nth(0)
-        # It could not be mended at once: the next change tries, and the one after that.
+        # The child could not abandon the change at once: the next change tries, and the one after
+        # that.
         alloc.fail_nth(1)
         with pytest.raises(MemoryError, match="at a fork"):
             vm.delete(2)

@@ -1,4 +1,4 @@
-"""free_id: the lowest id that no slot has, whatever came before."""
+"""Tests free_id: the lowest id that no slot has, after any changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Slots of guest_memfds beyond what a kernel was asked: transactions, cuts, plans, maps."""
+"""Slots of guest_memfds, in cases no kernel was asked: transactions, cuts, plans, maps."""
 
 from __future__ import annotations
 
@@ -273,7 +273,7 @@ class TestCuts:
     def test_split_and_merge(self, vm: Memslots) -> None:
         first, second = vm.split(2, 40)
         assert (first.guest_memfd_offset, second.guest_memfd_offset) == (32 * PAGE, 40 * PAGE)
-        # Its host addresses begin at 0, so the second part's at 8 pages.
+        # The slot's host addresses begin at 0, so those of the second part begin at 8 pages.
         assert second.userspace_addr == 8 * PAGE
         merged = vm.merge(first.id, second.id)
         assert (merged.npages, merged.guest_memfd_offset) == (16, 32 * PAGE)

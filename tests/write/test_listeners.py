@@ -1,4 +1,4 @@
-"""What listeners hear of a change, and how they refuse it."""
+"""Tests what listeners are told of a change, and how they refuse it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_order_and_arguments(used: Memslots, change: Change, log: list[Any]) -> 
 
 def test_the_kvm_call_tells_the_same(used: Memslots, log: list[Any]) -> None:
     used.subscribe(Recorder(log))
-    used.set_region(1, 0, 0x20000, 0x4000, HVA)  # moves, and its flags change with it
+    used.set_region(1, 0, 0x20000, 0x4000, HVA)  # a move that also changes the flags
     new = Slot(1, 0, 0x20, 4, HVA)
     assert log == [
         ("invalidate", OLD),
@@ -282,7 +282,7 @@ def test_changes_from_inside_are_refused(
     CHANGES[change][0](used)
     called = method != "invalidate" or change in TWICE
     assert log == ["busy"] * (len(changes) if called else 0)
-    used.set_region(5, 0, 0, 4096, HVA)  # and it is free again
+    used.set_region(5, 0, 0, 4096, HVA)  # and the lock is free again
 
 
 def test_changes_of_another_thread_wait(used: Memslots, log: list[Any]) -> None:

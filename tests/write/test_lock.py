@@ -1,4 +1,4 @@
-"""The lock of a writer: whoever waits for it gets it, and a signal ends the wait."""
+"""Tests the lock of a writer: every waiting thread gets it, and a signal ends the wait."""
 
 from __future__ import annotations
 
@@ -58,7 +58,8 @@ def test_nobody_waits_for_ever(vm: Memslots) -> None:
         thread = threading.Thread(target=change, daemon=True)
         thread.start()
         thread.join(30)
-        # Whoever lets go hands over, and comes in again after those who waited.
+        # A release hands the lock over. The thread that released it queues behind the waiting
+        # threads.
         assert len(made) == 30
 
 
@@ -106,6 +107,6 @@ def test_a_signal_ends_the_wait(vm: Memslots) -> None:
     finally:
         signal.signal(signal.SIGALRM, before)
     assert stopped > 0
-    # Nobody has it, and nobody is counted who does not wait any more.
+    # No thread has the lock, and only waiting threads are counted.
     vm.set_flags(1, 1)
     vm.check()

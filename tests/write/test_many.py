@@ -1,4 +1,4 @@
-"""Many slots at once: Memslots(map) and create_many."""
+"""Tests many slots at once: Memslots(map) and create_many."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ def test_too_many_for_an_empty_one() -> None:
 def test_no_memory_for_an_empty_one(drivers: Any) -> None:
     vm = Memslots()
     vm.create(0, 0, 1, 0)
-    vm.delete(0)  # the pool of slots keeps what it has got for this
+    vm.delete(0)  # the pool of slots keeps its memory for the next slots
     before = state_of(vm)
     m = map_of(12, turned=True)
 
@@ -248,7 +248,7 @@ def test_listeners_hear_of_each() -> None:
     assert made[1].flags is Flags.LOG_DIRTY_PAGES
 
 
-# In a transaction: at once where nothing is yet, and changed after.
+# In a transaction: all at once if nothing was done yet, and changed afterwards.
 
 ROWS = MemoryMap([(8 * n, 4, (n * 7 % 40) << 20, n & 1, 39 - n) for n in range(40)])
 
@@ -396,5 +396,5 @@ def test_no_memory_for_a_change_after(drivers: Any) -> None:
         assert len(vm) == 0
         vm.check()
 
-    whole()  # the pool of slots keeps what it has got for this
+    whole()  # the pool of slots keeps its memory for the next slots
     assert each_failure(drivers("alloc"), whole, unharmed) > 10

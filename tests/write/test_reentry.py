@@ -115,7 +115,7 @@ def test_a_finalizer_may_change_the_machine(vm: Memslots) -> None:
     assert len(log) == 4 * len(calls)
 
 
-# The text of an error is made by Python code, in the middle of which slots may change.
+# Python code makes the text of an error. Slots may change while it runs.
 
 SLOT_1 = "slot 1 (gfn [0x10, 0x20), 64 KiB, hva 0x700000000000 LOG_DIRTY_PAGES)"
 SLOT_2 = "slot 2 (gfn [0x100, 0x101), 4 KiB, hva 0x700000000000{})"
@@ -126,8 +126,8 @@ READ_ONLY = "gpa 0x100000 (gfn 0x100) is in "
 LEAVING = "which is about to go or to move"
 RANGE = "clear_dirty_log, slot 2 of address space 0: pages [64, 65) are not all in "
 
-# Slot 1 stays. A call; the flags of slot 2; what it says while slot 2 is there, while it is about
-# to go (which another thread sees if there is no GIL), and while it is not there.
+# Slot 1 stays. Each row has a call, the flags of slot 2, and the messages: while slot 2 is there,
+# while it is about to go (which another thread sees if there is no GIL), and when it is gone.
 FAILURES: list[tuple[Callable[[Memslots], object], Flags, set[tuple[type[Exception], str]]]] = [
     (
         lambda vm: vm.gpa_to_hva(0x50000),

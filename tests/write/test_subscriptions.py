@@ -1,4 +1,4 @@
-"""Subscriptions: their end, and signals meanwhile."""
+"""Tests subscriptions: their end, and signals meanwhile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Transactions: what they may do as a whole and in steps, and what readers see of it."""
+"""Tests transactions: legal as a whole and step by step, and what readers see."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def places(vm: Memslots) -> dict[int, tuple[int, int]]:
     return {slot.id: (slot.base_gfn, slot.npages) for slot in vm}
 
 
-# Legal as a whole, whatever their steps are on the way.
+# Legal as a whole, whatever the steps in between.
 
 
 def test_two_slots_trade_places(vm: Memslots) -> None:
@@ -92,7 +92,7 @@ def test_both_address_spaces(vm: Memslots) -> None:
     vm.check()
 
 
-# What the rules say of the whole and of the steps.
+# The rules for the whole, and for the steps.
 
 
 def test_one_id_in_both_address_spaces_many_times() -> None:
@@ -175,7 +175,7 @@ def test_nothing_at_all_and_nothing_in_the_end(vm: Memslots) -> None:
     vm.check()
 
 
-# What readers see.
+# The view of readers.
 
 
 def test_readers_see_nothing_before_the_end(vm: Memslots) -> None:
@@ -219,7 +219,7 @@ def test_lookup_of_a_slot_under_many_others(vm: Memslots) -> None:
         found = [tx.lookup(gfn) for gfn in (0x00, 0x10, 0x3F, 0x40, 0x4F, 0x50)]
         ids = [None if slot is None else slot.id for slot in found]
         assert ids[1:] == [1, 3, 9, 9, None]
-        assert ids[0] in (0, 9)  # both begin there
+        assert ids[0] in (0, 9)  # both slots begin there
         tx.delete(9)
     vm.check()
 
@@ -233,13 +233,13 @@ def test_dirty_logs_go_with_their_slots(vm: Memslots) -> None:
     with vm.transaction() as tx:
         tx.move(3, 0x60)
         tx.move(3, 0x70)
-        vm.mark_dirty(0x32)  # readers still find it there
+        vm.mark_dirty(0x32)  # readers still find the slot there
         tx.set_flags(1, LOG)
     assert vm.get_dirty_log(3) == bytes([6, 0, 0, 0, 0, 0, 0, 0])
     vm.mark_dirty(0x71)
     with vm.transaction() as tx:
         was = tx.delete(3)
-        # Another slot, in the same place on the same memory.
+        # Another slot, in the same place and on the same memory.
         tx.create(3, 0x70, 0x10, was.userspace_addr, LOG)
     assert vm.get_dirty_log(3) == marked
     vm.mark_dirty(0x71)

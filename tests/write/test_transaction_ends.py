@@ -1,4 +1,4 @@
-"""A transaction's beginning and end, and Python code that runs in the middle of it."""
+"""A transaction's beginning and end, and Python code that runs in the middle of one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def vm() -> Memslots:
     return four_slots()
 
 
-# Its beginning and end.
+# The beginning and the end of a transaction.
 
 
 def test_it_is_used_once_and_when_open(vm: Memslots) -> None:
@@ -64,7 +64,7 @@ def test_other_threads_wait_and_cannot_meddle(vm: Memslots) -> None:
                 call()
             except RuntimeError as error:
                 done.append(type(error))
-        done.append(vm.delete(2).id)  # waits for the end
+        done.append(vm.delete(2).id)  # waits for the end of the transaction
 
     with vm.transaction() as tx:
         thread = threading.Thread(target=meddle, args=(tx,))
@@ -120,7 +120,7 @@ def test_many_ids(slots: int) -> None:
         assert len(vm) == 0
 
 
-# Python code that runs in the middle of it.
+# Python code in the middle of a transaction.
 
 
 class Meddler:
@@ -166,7 +166,7 @@ def test_a_finalizer_in_the_middle_of_a_step_or_of_the_end(at_end: bool) -> None
     thresholds = gc.get_threshold()
     logs: list[list[object]] = []
     gc.collect()
-    gc.freeze()  # quick: what other tests left is not looked at again and again
+    gc.freeze()  # for speed: the objects of other tests are not collected again and again
     try:
         for threshold in range(1, 10):
             for step in MEDDLED:

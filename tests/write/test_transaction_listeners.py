@@ -1,4 +1,4 @@
-"""What listeners hear of a transaction."""
+"""Tests what listeners are told of a transaction."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_listeners_hear_of_every_step_in_order(vm: Memslots) -> None:
         m1 = tx.move(1, 0x00)
         n0 = tx.create(0, 0x10, 8, HVA)
         f0 = tx.set_flags(0, LOG)
-        m0 = tx.move(0, 0x18)  # readers have never seen it where it was: no invalidate
+        m0 = tx.move(0, 0x18)  # readers never saw the slot at its place: no invalidate
         assert witness.heard == []
     steps = [
         (Change.DELETE, s0, None),
@@ -142,7 +142,7 @@ def test_a_refusal_changes_nothing(vm: Memslots, refuse: tuple[str, int]) -> Non
         tx.delete(0)
         tx.move(1, 0x00)
         tx.create(0, 0x10, 8, HVA)
-    vm.delete(0)  # the lock was given back
+    vm.delete(0)  # the lock is free again
     vm.check()
 
 

@@ -1,7 +1,7 @@
 """Rule T1: no transaction loses the mark of a page.
 
-A page that was logging before and is logging after, at the same guest page and on the same host
-memory, has its mark if it had one, whatever became of slots and ids meanwhile.
+Take a page that logs before and after, at the same guest page and on the same host memory. If it
+had a mark, it still has the mark, whatever the transaction did to slots and ids.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PAGES = 300
 class Part(NamedTuple):
     base: int
     pages: int
-    shift: int  # of its host memory, in pages: 0 for most
+    shift: int  # of the host memory, in pages; mostly 0
     flags: int
 
 
@@ -84,7 +84,7 @@ def test_any_layout_becomes_any_other(
         for id, part in zip(ids, after, strict=True):
             tx.create(id, part.base, part.pages, hva_of(part), part.flags)
             told.step("create", id, part.base, part.pages, hva_of(part), part.flags)
-        for gfn in late:  # readers still find the slots as they were
+        for gfn in late:  # readers still find the old slots
             vm.mark_dirty(gfn)
             model.mark_dirty(gfn)
     assert told.end().done

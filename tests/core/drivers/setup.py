@@ -2,8 +2,8 @@
 
     python setup.py CHECKOUT NAME_driver.pyx ... build_ext --inplace
 
-The .pxd files are those of the checkout: the drivers drive parts of the core that are not installed
-for others. The switches are those with which the package itself was built: MEMSLOTS_DEBUG,
+The .pxd files come from the checkout, because the drivers drive parts of the core that are not
+installed for others. The switches are those of the package's own build: MEMSLOTS_DEBUG,
 MEMSLOTS_SANITIZE.
 """
 

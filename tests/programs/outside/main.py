@@ -1,4 +1,4 @@
-"""Asks outside.pyx, the example of docs/reference.md, what a Memslots answers."""
+"""Asks outside.pyx, the example of docs/reference.md, for the answers of a Memslots."""
 
 from array import array
 
