@@ -403,8 +403,7 @@ class KvmVM:
             self._room[slot] = held.npages
 
     def _explain(self, call: Call, refused: KvmError, bound: Binding | None) -> MemslotError:
-        """Returns the error of the rule by which the kernel refused, or of the kernel's own reason.
-        """
+        """Returns the error of the rule that refused the call, or of the kernel's own reason."""
         verb = "set_region" if bound is None else "set_region2"
         by_rule = self._by_rule(refused, call, verb, *call, bound=bound)
         if by_rule:
