@@ -91,7 +91,7 @@ class Ids:
         self._reserved.add(id)
 
     def give_back(self, id: int) -> None:
-        """Makes the id of a deleted slot free again."""
+        """Makes the id of a deleted slot free again, unless it is reserved."""
         if id not in self._reserved:
             heappush(self._free, id)
 
