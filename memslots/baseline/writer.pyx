@@ -115,8 +115,7 @@ cdef object invalid_record(uint32_t as_id, const array_slot *s):
 cdef void invalidate(
     arrayspace *sp, int32_t gone, const array_slot *was, object invalid
 ) noexcept:
-    """Publishes a copy in which the slot is INVALID. The caller keeps its reference to `invalid`.
-    """
+    """Publishes a copy in which the slot is INVALID. The caller keeps its own reference."""
     cdef array_slot marked = was[0]
     marked.flags |= SLOT_INVALID
     marked.record = <void *>invalid
