@@ -250,8 +250,8 @@ cdef class Memslots(Reader):
         ------
         InvalidRegionError
             By rules G1, G2, G5 and G7. Rule G7 refuses a descriptor that is not open (EBADF). It
-            also refuses a file that is no guest_memfd or belongs to another Memslots, and a range
-            that is not inside the file or meets another slot's (EINVAL).
+            refuses (EINVAL) a file that is no guest_memfd or is another Memslots', and a range that
+            is outside the file or meets another slot's.
         OverlapError, NoSuchSlotError, TypeError, OverflowError, MemoryError
             As set_region.
 
@@ -909,7 +909,7 @@ cdef class Memslots(Reader):
 
     @property
     def max_slots(self):
-        """Slot ids are below it."""
+        """Slot ids are below this number."""
         return self.m.lim.max_slots
 
     @property
@@ -968,7 +968,7 @@ cdef class Memslots(Reader):
                 if log is not None:
                     merge_log(self.m, id, as_id, log)
             except MemslotError:
-                raise  # refused
+                raise  # the backend refused
             except BaseException:
                 # A signal, no memory, or a log that is not this slot's. The backend may have given
                 # up its marks.

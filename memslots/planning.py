@@ -59,8 +59,8 @@ def plan(
 
     Notes
     -----
-    O(n + m + k log k) for k slots that change. If several slots on the same host memory are to be
-    in several places, at most a thousand ways to pair them are compared, fewer if there are many
-    slots. Slots that wait for each other in a circle take longer (docs/kvm.md).
+    O(n + m + k log k) for k slots that change. If several slots on the same host memory move, at
+    most a thousand ways to pair them with places are compared, fewer for many slots. Slots that
+    wait for each other in a circle take longer (docs/kvm.md).
     """
     return plan_between(current, wanted, max_slots, max_gfn, keep, Memslots)

@@ -183,7 +183,7 @@ cdef class ArrayMemslots(ArrayReader):
 
     @property
     def max_slots(self):
-        """Slot ids are below it."""
+        """Slot ids are below this number."""
         return self.writer.lim.max_slots
 
     @property

@@ -92,12 +92,12 @@ REGISTER_BITS = (
     | {f"{t}_{field}": bits for t in ("gdt", "idt") for field, bits in _TABLE_BITS.items()}
 )
 
-# of /dev/kvm
+# Ioctls of /dev/kvm
 GET_API_VERSION = _io(0x00)
 CREATE_VM = _io(0x01)
 CHECK_EXTENSION = _io(0x03)  # of a VM, too
 GET_VCPU_MMAP_SIZE = _io(0x04)
-# of a VM
+# Ioctls of a VM
 CREATE_VCPU = _io(0x41)
 GET_DIRTY_LOG = _iow(0x42, DIRTY_LOG.size)
 SET_USER_MEMORY_REGION = _iow(0x46, REGION.size)
@@ -108,7 +108,7 @@ CREATE_IRQCHIP = _io(0x60)
 ENABLE_CAP_OF_VM = _iow(0xA3, ENABLE_CAP.size)
 CLEAR_DIRTY_LOG_OF_VM = _iowr(0xC0, CLEAR_DIRTY_LOG.size)
 CREATE_GUEST_MEMFD = _iowr(0xD4, GUEST_MEMFD.size)
-# of a vCPU
+# Ioctls of a vCPU
 RUN = _io(0x80)
 GET_REGS = _ior(0x81, REGS.size)
 SET_REGS = _iow(0x82, REGS.size)

@@ -135,10 +135,7 @@ def why_log(refused: KvmError) -> str | None:
 
 
 def overlaps_private(call: Call, max_slots: int, private: Mapping[int, Private]) -> OverlapError:
-    """Returns the error for an overlap that is not with a slot of ours.
-
-    A slot that the kernel keeps for itself is in the way. `private` has those that calls placed.
-    """
+    """Returns the error for an overlap with a slot that the kernel keeps for itself."""
     kept = {_APIC: Private("the APIC page", _APIC_PAGE, 1)} | dict(private)
     kept.setdefault(IDENTITY, Private("the identity map", IDENTITY_MAP, 1))
     new = call.record()

@@ -547,7 +547,7 @@ class KvmVM:
             try:
                 vcpu = KvmVcpu(fd, self._run_size, wanted, self.kept)
                 self._vcpus.append(vcpu)
-                if self._fd.closed:  # by a signal's handler
+                if self._fd.closed:  # closed by a signal's handler
                     raise self._fd.closed_error()
             except BaseException:
                 fd.close()

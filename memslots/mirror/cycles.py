@@ -17,9 +17,8 @@ def least_breaks(waits: Sequence[Sequence[int]], cost: Sequence[int]) -> list[in
     """Returns the cheapest nodes whose removal leaves no circle, in order.
 
     `waits[i]` are the nodes that node i waits for, without i itself. `cost[i]` is above 0. O(n + e)
-    for n nodes and e edges if circles share no nodes, or share them in ways where one choice is
-    plainly as good as any. Otherwise the choices are tried one after the other, and the best after
-    2,000 is taken.
+    for n nodes and e edges if circles share no nodes, or if one choice is plainly as good as any.
+    Otherwise the choices are tried one after the other, and the best after 2,000 is taken.
     """
     found: list[int] = []
     for knot in _knots(waits):

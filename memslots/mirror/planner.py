@@ -35,7 +35,7 @@ Step = tuple[Change, Slot | None, Slot | None, Slot | None]
 #: If several slots are on the same host memory, at most this many ways to pair them with their new
 #: places are compared. If there are more ways, the slots keep their order.
 _MOST_WAYS = 1000
-#: And at most this many moves in all of these ways together.
+#: In all of these ways together there are at most this many moves.
 _MOST_MOVES = 20_000
 # One more call costs more than any number of pages (there are 2**52). A page that must be kept
 # costs more than any number of calls.
