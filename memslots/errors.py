@@ -1,8 +1,7 @@
-"""The errors.
+"""The errors of the package.
 
-What refuses a call has the errno that KVM gives, so code written for ``fcntl.ioctl`` keeps working.
-
-After any of them nothing has changed.
+A call that the rules refuse raises an error with KVM's errno. Code written for ``fcntl.ioctl``
+therefore keeps working. After any of these errors nothing has changed.
 """
 
 from __future__ import annotations
@@ -33,18 +32,18 @@ __all__ = [
 
 
 class MemslotError(OSError):
-    """What all errors of this package have in common.
+    """The base class of all errors of this package.
 
     Attributes
     ----------
     errno : int
-        What the ioctl would have failed with; where there is no such ioctl, what says best which
-        kind of error it is.
+        The errno that the ioctl would fail with. If there is no such ioctl, the errno that best
+        describes the error.
     strerror : str
-        Which rule, which slot, which values.
+        The rule, the slot and the values.
     rule : int, str or None
-        The rule of set_region that refused (docs/rules.md), where one did: its number, or "G5" and
-        so on, one of those about guest_memfd.
+        The rule of set_region that refused the call (docs/rules.md), or None if no rule did. It is
+        a number, or for a guest_memfd rule a string such as "G5".
     """
 
     rule: int | str | None
@@ -55,18 +54,18 @@ class MemslotError(OSError):
 
 
 class InvalidRegionError(MemslotError, ValueError):
-    """A value that the rules do not allow (EINVAL)."""
+    """A value breaks a rule (EINVAL)."""
 
 
 class OverlapError(MemslotError):
-    """The guest pages asked for are, in part, another slot's (EEXIST).
+    """The requested guest pages overlap those of another slot (EEXIST).
 
     Attributes
     ----------
     existing : Slot
         The slot in the way.
     requested : Slot
-        The slot that was to be.
+        The slot that the call asked for.
     """
 
     existing: Slot
@@ -93,37 +92,37 @@ class NoRoomError(MemslotError):
 
 
 class NoWindowError(MemslotError):
-    """Pages that a plan is to keep cannot be there all the time (EBUSY)."""
+    """A plan cannot keep pages present all the time as asked (EBUSY)."""
 
 
 class NoSuchSlotError(MemslotError, KeyError):
     """There is no such slot.
 
-    EINVAL from a change, ENOENT from the dirty log and from ``vm[id]``, as KVM has it.
+    As in KVM, the errno is EINVAL from a change, and ENOENT from the dirty log and from ``vm[id]``.
     """
 
 
 class NotMappedError(MemslotError):
-    """No slot holds the guest address, or the one that does is INVALID (EFAULT)."""
+    """No slot holds the guest address, or its slot is INVALID (EFAULT)."""
 
 
 class ReadOnlyError(MemslotError):
-    """A write to a guest address whose slot is READONLY (EFAULT)."""
+    """A write went to a guest address whose slot is READONLY (EFAULT)."""
 
 
 class BusyError(MemslotError):
-    """A change, a copy or a check while the same thread is making a change (EBUSY).
+    """The calling thread asked for a change, a copy or a check in the middle of a change (EBUSY).
 
-    From inside a listener, say, or from a finalizer that runs in between.
+    This happens inside a listener, or in a finalizer that runs during a change.
     """
 
 
 class SnapshotError(MemslotError, ValueError):
-    """A file is no snapshot, or not all of one; the message says what is wrong (EINVAL)."""
+    """A file is not a complete snapshot; the message says what is wrong (EINVAL)."""
 
 
 class TraceError(MemslotError, ValueError):
-    """A file cannot be used as a trace (EINVAL, or what opening or reading it failed with).
+    """A file cannot be used as a trace (EINVAL, or the errno of opening or reading it).
 
     Attributes
     ----------
@@ -132,7 +131,7 @@ class TraceError(MemslotError, ValueError):
     reason : str
         What is wrong with it.
     line : int or None
-        Where reading stopped; None: before the first line.
+        The line where reading stopped, or None if it stopped before the first line.
     """
 
     name: str
@@ -153,13 +152,13 @@ class TraceError(MemslotError, ValueError):
     def __reduce__(
         self,
     ) -> tuple[type[TraceError], tuple[str, str, int | None, int], dict[str, object]]:
-        # The default calls the class with errno and reason.
+        # By default, pickle calls the class with errno and reason.
         arguments = (self.name, self.reason, self.line, self.errno or _errno.EINVAL)
         return type(self), arguments, self.__dict__
 
 
 class KvmError(MemslotError):
-    """The kernel's KVM refused a call for a reason outside of the rules; its errno says which."""
+    """KVM refused a call for a reason outside the rules; the errno names the reason."""
 
 
 class KvmClosedError(KvmError, ValueError):
@@ -167,13 +166,14 @@ class KvmClosedError(KvmError, ValueError):
 
 
 class KvmUnavailableError(KvmError):
-    """There is no KVM that could be used, or it lacks a capability; the message says what to do.
+    """KVM is missing or lacks a capability; the message says what to do.
 
-    ENOENT, EACCES and the like from opening /dev/kvm; ENOTSUP for a capability.
+    The errno comes from opening /dev/kvm (ENOENT, EACCES, ...), or is ENOTSUP for a missing
+    capability.
     """
 
 
-# What each property says, by its number; the core states them where they belong.
+# The text of each property by its number. Each property is defined in the core file it belongs to.
 PROPERTIES = {
     "R1": "in walking order the keys never fall",
     "R2": "the root is black",
@@ -193,14 +193,14 @@ PROPERTIES = {
 
 
 class InvariantError(MemslotError, AssertionError):
-    """``check()`` found a property that does not hold: the package is broken (EUCLEAN).
+    """``check()`` found a property that does not hold: the package has a bug (EUCLEAN).
 
     Attributes
     ----------
     property : str
-        Its number, such as ``"R3"``.
+        The property's number, such as ``"R3"``.
     where : str
-        Where it does not hold, or nothing.
+        Where the property does not hold, or an empty string.
     """
 
     property: str
@@ -220,7 +220,7 @@ class InvariantError(MemslotError, AssertionError):
 
 
 class WrongAnswerError(MemslotError, AssertionError):
-    """What was to be timed gives a wrong answer, so its time would mean nothing (EBADMSG)."""
+    """The code to be timed returns a wrong answer, so its time would mean nothing (EBADMSG)."""
 
     def __init__(self, message: str) -> None:
         super().__init__(_errno.EBADMSG, message)
@@ -233,10 +233,10 @@ class WrongAnswerError(MemslotError, AssertionError):
 
 
 def no_snapshot(wrong: str) -> SnapshotError:
-    """The error for a file of which `wrong` says what is wrong."""
+    """Returns the error for a file that is not a snapshot; `wrong` says why."""
     return SnapshotError(_errno.EINVAL, wrong)
 
 
 def busy(what: str) -> BusyError:
-    """The error for ``what`` where the thread that asks for it is the writer already."""
+    """Returns the error for ``what`` if the calling thread is already the writer."""
     return BusyError(_errno.EBUSY, f"{what}: this thread is already in the middle of one")

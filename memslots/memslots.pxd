@@ -1,10 +1,10 @@
 # cython: preliminary_late_includes_cy28=True
-# So that the C below comes after core.layout's.
+# The directive places the C below after the C of core.layout.
 """The gate for Cython code outside: from the Python objects to the structs of memslots.core.
 
-What these give is borrowed: keep the object. Read between srcu_enter and srcu_leave on
-memslots_reader, or, where there is a GIL, with it held and no Python code run in between; change
-nothing.
+The results are borrowed: keep the Python object alive. Read them between srcu_enter and srcu_leave
+on memslots_reader. In a build with a GIL, holding the GIL and running no Python code in between is
+enough. Change nothing.
 """
 
 from memslots.core.layout cimport layout_number
@@ -40,13 +40,13 @@ cdef extern from *:
     """
     void memslots_init_checked(void *definition)
 
-# The address space that a Memslots (number 0), an AddressSpace or a Vcpu reads. TypeError for
-# anything else.
+# Returns the address space that a Memslots (number 0), an AddressSpace or a Vcpu reads. Raises
+# TypeError for any other object.
 cdef space *memslots_space(object reader) except NULL
-# Where to enter and leave while reading it: a Vcpu's own reader, otherwise the calling thread's.
+# Returns the reader to enter and leave: a Vcpu's own, otherwise the calling thread's.
 cdef srcu_reader *memslots_reader(object reader) except NULL
-# The write side of a Memslots, a write.writer.Writer: for guest memory. Its declarations are not
-# installed, so code outside has no use of it.
+# Returns the write side of a Memslots, a write.writer.Writer. Guest memory uses it. Its
+# declarations are not installed, so code outside cannot use it.
 cdef object memslots_writer(object vm)
-# What the address spaces of its virtual machine share.
+# Returns the machine that all address spaces of the reader's virtual machine share.
 cdef machine *memslots_machine(object reader) except NULL

@@ -1,4 +1,4 @@
-"""Memslots: the slots of one virtual machine, and every change of them."""
+"""Memslots: the slots of one virtual machine, and every change to them."""
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer
@@ -46,32 +46,33 @@ from memslots.read.reader import AddressSpace, Vcpu
 cdef enum:
     LAST_ID = 0x7FFFFFFF  # an id fits an int32, the output of lookup_many
 
-# By property_id.
+# Indexed by property_id.
 cdef tuple PROPERTY_NAMES = (
     "", "R1", "R2", "R3", "R4", "R5", "H1", "S1", "S2", "S3", "S4", "P1", "P2", "D1", "I1"
 )
 
 
-# What `late` has given.
+# The functions that `late` has imported, by name.
 cdef dict LATE = {}
 
 
 cdef object late(str module, str name):
-    """A function of a module that is imported when it is first used: many programs never do."""
+    """Returns a function of a module that is imported on first use: many programs never use it."""
     found = LATE.get(name)
     if found is None:
         found = LATE[name] = getattr(__import__(module, None, None, [name]), name)
     return found
 
 
-# no_gc_clear: the collector must not take the writer away while the pointers into its machine are
-# there. A cycle through a listener is broken where the Subscriptions let theirs go.
+# no_gc_clear: the collector must not take the writer away while this object points into the
+# writer's machine. A cycle through a listener is broken elsewhere: each Subscription lets its
+# listener go.
 @cython.no_gc_clear
 cdef class Memslots(Reader):
     """The memory slots of one virtual machine, kept as KVM keeps them since Linux 5.17.
 
-    All ways to look up (see Reader) read address space 0; `address_space` and `vcpu` give the
-    same for another.
+    All look-ups (see Reader) read address space 0. `address_space` and `vcpu` return readers of the
+    others.
 
     Parameters
     ----------
@@ -79,35 +80,36 @@ cdef class Memslots(Reader):
         Slot ids are below it; 1 to 2**31 - 1. ``Memslots(m)`` for a MemoryMap is
         ``Memslots(map=m)``.
     address_spaces : int, default 1
-        How many; 1 to 16. x86 with system management mode has 2.
+        The number of address spaces, 1 to 16. x86 with system management mode has 2.
     max_gfn : int, default 2**40 - 1
-        The highest guest page a slot may hold.
+        The highest guest page that a slot may hold.
     max_hva : int, default 2**47 - 4096
         The end of user space: a slot's last byte is below it.
     manual_dirty_log : {0, 1, 3}, default 0
-        As KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 takes it: with bit 0 `get_dirty_log` leaves the log as
-        it is, with bit 1 a new log starts with every page marked.
+        The argument of KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2. With bit 0 `get_dirty_log` leaves the log
+        as it is. With bit 1 a new log starts with every page marked.
     backend : memslots.mirror.backend.Backend, optional
-        Every change is made in it too, or in neither: a memslots.kvm.KvmVM, say. The limits that it
-        has are the defaults of those above, and none may be greater. Its dirty logs are read and
-        cleared with those here. Nobody else is to change its slots.
+        Every change is made in the backend too, or in neither. A memslots.kvm.KvmVM is one. Its
+        limits are the defaults of the limits above, and none of those may be greater. Its dirty
+        logs are read and cleared together with those of the Memslots. Nothing else may change its
+        slots.
     map : MemoryMap, optional
-        The slots that there are from the beginning. O(n), in one pass.
+        The slots to begin with. O(n), in one pass.
 
     Raises
     ------
     InvalidRegionError
-        A slot of the map cannot be here (rules 1, 2 and 7).
+        A slot of the map breaks rule 1, 2 or 7.
     ValueError
-        A limit that cannot be, or is above the backend's; a backend that has slots already.
+        A limit is out of range or above the backend's, or the backend already has slots.
     TypeError
-        A backend without set_region.
+        The backend has no set_region.
 
     Notes
     -----
-    Safe to use from any thread: look-ups wait for nobody, changes wait for one another. Pickling
-    and copying take the limits, slots, dirty logs and generations; listeners, Vcpus and the backend
-    stay behind.
+    Safe to use from any thread. Look-ups wait for nothing; changes wait for one another. Pickling
+    and copying take the limits, slots, dirty logs and generations. They leave out listeners, Vcpus
+    and the backend.
     """
 
     cdef Writer writer  # owns the machine, and makes every change
@@ -128,7 +130,7 @@ cdef class Memslots(Reader):
     ):
         cdef limits lim
         if max_slots_or_map is not ...:
-            # Without importing MemoryMap, which most do without.
+            # This test does not import MemoryMap, which most programs do without.
             if type(max_slots_or_map).__name__ == "MemoryMap":
                 if map is not None:
                     raise TypeError("there are two maps: one by position, and `map`")
@@ -147,7 +149,8 @@ cdef class Memslots(Reader):
         if backend is None:
             given = with_default_limits(given)
         else:
-            # Here, since most do without: it would be a third of what importing memslots takes.
+            # Imported here because most programs need no backend: the import would be a third of
+            # the time to import memslots.
             from memslots.mirror.backend import Mirror, limits_with
 
             given = limits_with(backend, given)
@@ -174,15 +177,16 @@ cdef class Memslots(Reader):
                 self.create_many(map)
 
     def set_region(self, slot, flags, guest_phys_addr, memory_size, userspace_addr):
-        """Create, delete, move or change the flags of a slot: the ioctl KVM_SET_USER_MEMORY_REGION.
+        """Creates, deletes, moves or changes a slot, as the ioctl KVM_SET_USER_MEMORY_REGION does.
 
-        Names, order and meaning are those of struct kvm_userspace_memory_region.
+        The names, order and meaning of the arguments are those of struct
+        kvm_userspace_memory_region.
 
         Parameters
         ----------
         slot : int
-            The id in bits 0-15, the address space in bits 16-31. Greater ids go by way of create,
-            move, set_flags, delete.
+            The id in bits 0-15, the address space in bits 16-31. For greater ids use create, move,
+            set_flags and delete.
         flags : int or Flags
             LOG_DIRTY_PAGES, READONLY.
         guest_phys_addr, memory_size, userspace_addr : int
@@ -191,24 +195,24 @@ cdef class Memslots(Reader):
         Returns
         -------
         Change
-            What was done; NONE where the slot was so already.
+            The kind of change; NONE if the slot already was as asked.
 
         Raises
         ------
         InvalidRegionError, OverlapError, NoSuchSlotError
-            By the rules of docs/rules.md, whose number is in ``.rule``.
+            A rule of docs/rules.md refused the call; ``.rule`` has its number.
         BusyError
             Called from inside a listener.
         MemoryError
         Exception
-            Whatever a listener's ``prepare`` or ``invalidate``, or the backend, raised to refuse.
-            What a ``commit`` raises is no refusal: an Exception is reported as unraisable;
-            KeyboardInterrupt and the like come out here when the change is done.
+            What a listener's ``prepare`` or ``invalidate``, or the backend, raised to refuse. What
+            a ``commit`` raises refuses nothing: an Exception is reported as unraisable.
+            KeyboardInterrupt and the like are raised here once the change is done.
 
         Notes
         -----
-        After an error nothing has changed; where a delete or a move was refused by a listener, by
-        the backend or by rule 7, the generation has gone on. O(log n).
+        After an error nothing has changed, with one exception. If a listener, the backend or rule 7
+        refused a delete or a move, the generation has advanced. O(log n).
         """
         return operation_set_region(
             self.writer, slot, flags, guest_phys_addr, memory_size, userspace_addr
@@ -224,35 +228,37 @@ cdef class Memslots(Reader):
         guest_memfd=None,
         guest_memfd_offset=0,
     ):
-        """The ioctl KVM_SET_USER_MEMORY_REGION2: set_region, for slots of a guest_memfd too.
+        """Does what set_region does, for guest_memfd slots too (ioctl KVM_SET_USER_MEMORY_REGION2).
 
         Parameters
         ----------
         slot, flags, guest_phys_addr, memory_size, userspace_addr : int
-            As in set_region. With GUEST_MEMFD (4) in `flags` userspace_addr may be 0.
+            As in set_region. If `flags` has GUEST_MEMFD (4), userspace_addr may be 0.
         guest_memfd : GuestMemfd or int
-            The file whose range the slot is bound to; an integer is an open descriptor of a
-            guest_memfd. Not looked at without GUEST_MEMFD, nor where memory_size is 0.
+            The file that the slot is bound to; an integer is an open descriptor of a guest_memfd.
+            Ignored without GUEST_MEMFD, and if memory_size is 0.
         guest_memfd_offset : int
-            Where in the file the slot's first page is, in bytes, page aligned.
+            The offset of the slot's first page in the file, in bytes, page aligned.
 
         Returns
         -------
         Change
-            CREATE or DELETE of a slot with GUEST_MEMFD, which can do no other; else as set_region.
+            CREATE or DELETE for a slot with GUEST_MEMFD, which allows no other change; else as
+            set_region.
 
         Raises
         ------
         InvalidRegionError
-            Rules G1, G2 and G5, or rule G7: no open descriptor (EBADF); another file, one of
-            another Memslots, a range that is not inside it, or that meets another slot's (EINVAL).
+            By rules G1, G2, G5 and G7. Rule G7 refuses a descriptor that is not open (EBADF). It
+            refuses (EINVAL) a file that is no guest_memfd or is another Memslots', and a range that
+            is outside the file or meets another slot's.
         OverlapError, NoSuchSlotError, TypeError, OverflowError, MemoryError
             As set_region.
 
         Notes
         -----
-        docs/rules.md has the rules of guest_memfd, G1 to G12. O(log n), and O(k) for k slots that
-        the file has.
+        docs/rules.md has the rules of guest_memfd, G1 to G12. O(log n + k) for k slots that are
+        bound to the file.
         """
         return operation_set_region2(
             self.writer,
@@ -266,16 +272,16 @@ cdef class Memslots(Reader):
         )
 
     def _create_slot(self, slot):
-        """Creates what a Slot says. For mirror/plan.py."""
+        """Creates the slot that a Slot describes. For mirror/plan.py."""
         return operation_create_slot(self.writer, slot)
 
     def create(self, slot, base_gfn, npages, userspace_addr, flags=0, as_id=0):
-        """Create a slot.
+        """Creates a slot.
 
         Parameters
         ----------
         slot : int
-            Its id, below max_slots and not in use.
+            The id, below max_slots and not in use.
         base_gfn, npages : int
             The guest pages [base_gfn, base_gfn + npages).
         userspace_addr : int
@@ -290,7 +296,7 @@ cdef class Memslots(Reader):
         Raises
         ------
         InvalidRegionError, OverlapError, BusyError, MemoryError, Exception
-            As set_region; an id in use and npages 0 are InvalidRegionErrors too.
+            As set_region. An id that is in use, or npages 0, is an InvalidRegionError too.
 
         Notes
         -----
@@ -301,14 +307,14 @@ cdef class Memslots(Reader):
         )
 
     def create_many(self, slots, *, as_id=None):
-        """Create many slots: all of them, or none.
+        """Creates many slots: all of them, or none.
 
         Parameters
         ----------
-        slots : MemoryMap, or what makes one
-            Those without an id of their own get the lowest that are free.
+        slots : MemoryMap, or an iterable that makes one
+            Slots without an id of their own get the lowest free ids.
         as_id : int, optional
-            The address space, where `slots` does not say it.
+            The address space, if `slots` does not name it.
 
         Returns
         -------
@@ -318,13 +324,13 @@ cdef class Memslots(Reader):
         Raises
         ------
         InvalidRegionError, OverlapError, NoRoomError, BusyError, MemoryError, Exception
-            As create, and as a transaction's end.
+            As create, and as the end of a transaction.
 
         Notes
         -----
-        As a transaction: readers see all of them at once. O(m log n) for m slots; where the address
-        space is empty, and there is neither a listener nor a backend, in one pass: a fifth of the
-        time.
+        Readers see all of the slots at once, as with a transaction. O(m log n) for m slots. If the
+        address space is empty and there is neither a listener nor a backend, one pass makes them in
+        a fifth of the time.
         """
         made = late("memslots.write.filling", "create_at_once")(self.writer, slots, as_id)
         if made is None:
@@ -333,14 +339,14 @@ cdef class Memslots(Reader):
         return made
 
     def move(self, slot, base_gfn, as_id=0):
-        """Move a slot to another place in guest memory; its dirty log goes with it.
+        """Moves a slot, with its dirty log, to another place in guest memory.
 
         Parameters
         ----------
         slot, as_id : int
             The slot's id and address space.
         base_gfn : int
-            Its first page from now on. The old place does not count as an overlap.
+            The slot's new first page. The old place does not count as an overlap.
 
         Returns
         -------
@@ -359,16 +365,16 @@ cdef class Memslots(Reader):
         return operation_move(self.writer, slot, base_gfn, as_id)
 
     def set_flags(self, slot, flags, as_id=0):
-        """Change a slot's flags.
+        """Changes a slot's flags.
 
-        Turning LOG_DIRTY_PAGES off gives up the dirty log; READONLY cannot be changed.
+        Turning LOG_DIRTY_PAGES off frees the dirty log. READONLY cannot be changed.
 
         Parameters
         ----------
         slot, as_id : int
             The slot's id and address space.
         flags : int or Flags
-            All of them, as they are to be.
+            The new value of all flags.
 
         Returns
         -------
@@ -382,12 +388,12 @@ cdef class Memslots(Reader):
 
         Notes
         -----
-        O(1), and O(npages / 64) for a dirty log that starts with every page marked.
+        O(1), or O(npages / 64) if a dirty log starts with every page marked.
         """
         return operation_set_flags(self.writer, slot, flags, as_id)
 
     def delete(self, slot, as_id=0):
-        """Delete a slot.
+        """Deletes a slot.
 
         Parameters
         ----------
@@ -411,18 +417,18 @@ cdef class Memslots(Reader):
         return operation_delete(self.writer, slot, as_id)
 
     def unmap(self, start, end, as_id=0):
-        """Take pages away from the slots that hold them, and cut these where need be.
+        """Takes pages away from the slots that hold them. Cuts a slot if only part of it goes.
 
         Parameters
         ----------
         start, end : int
-            The guest pages [start, end). Holes are nothing to do.
+            The guest pages [start, end). Pages that no slot holds are skipped.
         as_id : int
 
         Raises
         ------
         NoRoomError
-            There is no id for the second part of a slot that is cut.
+            There is no free id for the second part of a slot that is cut.
         ValueError
             start is above end.
         InvalidRegionError, BusyError, MemoryError, Exception
@@ -430,30 +436,30 @@ cdef class Memslots(Reader):
 
         Notes
         -----
-        All at once for readers, and after an error nothing has changed. Of a slot that is cut in
-        two, the first part keeps the id, the second has the lowest that is free. Marks of pages
-        that stay are kept. O((k + 1) log n) for k slots.
+        Readers see the whole change at once. After an error nothing has changed. If a slot is cut
+        in two, the first part keeps the id, and the second gets the lowest free id. Pages that stay
+        keep their marks. O((k + 1) log n) for k slots.
         """
         with self.transaction() as tx:
             tx.unmap(start, end, as_id)
 
     def protect(self, start, end, flags, as_id=0):
-        """Give pages other flags; slots are cut where need be.
+        """Changes the flags of pages. Cuts a slot if only part of it changes.
 
-        READONLY too: where rule 5 does not let a slot change, it is made anew.
+        READONLY can change too: if rule 5 forbids a change, the slot is made anew.
 
         Parameters
         ----------
         start, end : int
             The guest pages [start, end).
         flags : int or Flags
-            All of them, as they are to be.
+            The new value of all flags.
         as_id : int
 
         Raises
         ------
         NotMappedError
-            A page is in no slot; nothing is done.
+            No slot holds one of the pages; nothing is done.
         NoRoomError, ValueError, InvalidRegionError, BusyError, MemoryError, Exception
             As unmap.
 
@@ -465,16 +471,16 @@ cdef class Memslots(Reader):
             tx.protect(start, end, flags, as_id)
 
     def split(self, slot, gfn, id=None, as_id=0):
-        """Make two slots of one.
+        """Splits a slot in two.
 
         Parameters
         ----------
         slot, as_id : int
             The slot's id and address space.
         gfn : int
-            The first page of the second; not the first of the slot.
+            The first page of the second slot; not the first page of the slot.
         id : int, optional
-            Of the second; the lowest that is free if left out. The first keeps the slot's.
+            The id of the second slot; by default the lowest free id. The first keeps the slot's id.
 
         Returns
         -------
@@ -484,19 +490,19 @@ cdef class Memslots(Reader):
         ------
         NoSuchSlotError
         InvalidRegionError
-            The slot has no such page, or it is the first; an id that is in use or cannot be.
+            `gfn` is not in the slot or is its first page, or `id` is in use or out of range.
         NoRoomError, BusyError, MemoryError, Exception
             As unmap.
 
         Notes
         -----
-        Marks are kept. O(log n).
+        Pages keep their marks. O(log n).
         """
         with self.transaction() as tx:
             return tx.split(slot, gfn, id, as_id)
 
     def merge(self, first, second, as_id=0):
-        """Make one slot of two that are side by side in guest and in host memory.
+        """Merges two slots that are side by side in guest and in host memory.
 
         Parameters
         ----------
@@ -506,86 +512,88 @@ cdef class Memslots(Reader):
         Returns
         -------
         Slot
-            With the id of `first`.
+            The merged slot, with the id of `first`.
 
         Raises
         ------
         NoSuchSlotError
         InvalidRegionError
-            They are not side by side, have different flags, or would be too many pages (rule 4).
+            They are not side by side, have different flags, or have too many pages together (rule
+            4).
         BusyError, MemoryError, Exception
             As unmap.
 
         Notes
         -----
-        Marks are kept. O(log n).
+        Pages keep their marks. O(log n).
         """
         with self.transaction() as tx:
             return tx.merge(first, second, as_id)
 
     def transaction(self):
-        """Begin changes that readers see all at once, or not at all (Transaction).
+        """Returns a Transaction: readers see all of its changes at once, or none.
 
         Use it in a with statement: ``with vm.transaction() as tx:``, and make the changes on `tx`.
 
         Raises
         ------
         BusyError
-            When it is begun from inside a listener or another transaction's body.
+            The transaction is begun from inside a listener or another transaction's body.
 
         Notes
         -----
-        O(k log n) for k changes. Other threads' changes wait from its beginning to its end; readers
-        wait for nothing.
+        O(k log n) for k changes. Changes by other threads wait from the beginning of the
+        transaction to its end. Readers wait for nothing.
         """
         return late("memslots.write.transaction", "transaction_of")(self, self.writer)
 
     def apply(self, plan):
-        """Make what a plan comes to (memslots.plan), as one transaction.
+        """Applies a plan (memslots.plan), as one transaction.
 
         Parameters
         ----------
         plan : Plan
-            Of the slots that are here: those that it touches have not changed since it was made.
+            A plan for the slots of this Memslots. The slots that it touches must not have changed
+            since it was made.
 
         Raises
         ------
         InvalidRegionError
-            A slot is not as the plan begins with it (ESTALE).
+            A slot is not as the plan expects it at the beginning (ESTALE).
         OverlapError, BusyError, MemoryError, Exception
-            As a transaction's end.
+            As the end of a transaction.
 
         Notes
         -----
-        After an error nothing has changed. Readers see all of it at once; a backend is asked for
-        the plan's calls. Marks are kept as in any transaction. O(k log n).
+        After an error nothing has changed. Readers see the whole change at once; a backend gets the
+        calls of the plan. Marks are kept as in any transaction. O(k log n).
         """
         late("memslots.mirror.plan", "apply")(self, plan)
 
     def become(self, wanted, *, as_id=None, keep=()):
-        """Change what differs from a map, and nothing else: `plan` and `apply` in one step.
+        """Changes what differs from a map, and nothing else: `plan` and `apply` in one step.
 
         Parameters
         ----------
-        wanted : MemoryMap, or what makes one
-            What its address space is to hold.
+        wanted : MemoryMap, or an iterable that makes one
+            The slots that the address space is to hold.
         as_id : int, optional
-            The address space, where `wanted` does not say it.
+            The address space, if `wanted` does not name it.
         keep : iterable of (int, int), optional
-            As for `plan`: pages that a backend is to have all the time. Readers here never miss a
-            page that is in both maps.
+            As for `plan`: pages that stay present in the backend all the time. Readers of the
+            Memslots never miss a page that is in both maps.
 
         Returns
         -------
         Plan
-            What was done.
+            The plan that was applied.
 
         Raises
         ------
         NoRoomError, NoWindowError, InvalidRegionError, OverlapError
             As `plan`.
         BusyError, MemoryError, Exception
-            As a transaction's end.
+            As the end of a transaction.
 
         Notes
         -----
@@ -594,10 +602,10 @@ cdef class Memslots(Reader):
         return late("memslots.mirror.plan", "become")(self, wanted, as_id, keep, Memslots)
 
     def mark_dirty(self, gfn, as_id=0):
-        """Mark a guest page as written, in its slot's dirty log.
+        """Marks a guest page as written, in its slot's dirty log.
 
-        Nothing happens where no slot holds the page, the slot does not log, or it is READONLY:
-        nothing can have written it.
+        Does nothing if no slot holds the page, or the slot does not log. The pages of a READONLY
+        slot cannot have been written, so they are not marked either.
 
         Parameters
         ----------
@@ -605,7 +613,7 @@ cdef class Memslots(Reader):
 
         Notes
         -----
-        O(log n), O(1) where the last-used slot holds the page. Any thread may call it; no mark is
+        O(log n), or O(1) if the last-used slot holds the page. Any thread may call it; no mark is
         lost.
         """
         cdef gfn_t page = u64(gfn, "gfn")
@@ -617,7 +625,7 @@ cdef class Memslots(Reader):
         section_leave(&at)
 
     def mark_dirty_many(self, gfns, as_id=0):
-        """Mark many guest pages as written; each as mark_dirty does.
+        """Marks many guest pages as written, each as mark_dirty does.
 
         Parameters
         ----------
@@ -637,7 +645,7 @@ cdef class Memslots(Reader):
         run_batch(self.m, self.space_of(as_id), NULL, MARK_DIRTY, gfns, "gfns", None)
 
     def mark_dirty_range(self, start, end, as_id=0):
-        """Mark the guest pages [start, end) as written; each as mark_dirty does.
+        """Marks the guest pages [start, end) as written, each as mark_dirty does.
 
         Parameters
         ----------
@@ -660,9 +668,9 @@ cdef class Memslots(Reader):
             mark_range(self.m, sp.as_id, e.first, e.last)
 
     def get_dirty_log(self, slot, as_id=0):
-        """The dirty log of a slot: the ioctl KVM_GET_DIRTY_LOG.
+        """Returns the dirty log of a slot (ioctl KVM_GET_DIRTY_LOG).
 
-        Clears the log, unless manual_dirty_log is on: then clear_dirty_log does.
+        Clears the log unless manual_dirty_log is on. If it is on, use clear_dirty_log.
 
         Parameters
         ----------
@@ -677,13 +685,13 @@ cdef class Memslots(Reader):
         Raises
         ------
         InvalidRegionError
-            An id or address space that cannot be (EINVAL).
+            The id or address space is out of range (EINVAL).
         NoSuchSlotError
             There is no such slot, or it does not log (ENOENT).
 
         Notes
         -----
-        O(npages / 64). A page marked meanwhile is in this answer or in the next.
+        O(npages / 64). A page marked during the call is in this result or in the next.
         """
         cdef bint take = self.m.lim.manual_dirty_log == 0
         cdef uint32_t id = u32(slot, "slot")
@@ -693,7 +701,7 @@ cdef class Memslots(Reader):
         return get_log(self.m, id, number, take)
 
     def clear_dirty_log(self, slot, first_page, num_pages, bitmap, as_id=0):
-        """Clear part of a slot's dirty log: the ioctl KVM_CLEAR_DIRTY_LOG.
+        """Clears part of a slot's dirty log (ioctl KVM_CLEAR_DIRTY_LOG).
 
         Parameters
         ----------
@@ -702,7 +710,7 @@ cdef class Memslots(Reader):
         first_page : int
             The page of the slot that bit 0 of `bitmap` stands for; a multiple of 64.
         num_pages : int
-            How many pages; a multiple of 64 unless they reach the slot's end.
+            The number of pages; a multiple of 64 unless they reach the slot's end.
         bitmap : bytes-like
             At least ceil(num_pages / 64) little-endian 64-bit words; pages whose bit is set are
             cleared.
@@ -710,14 +718,15 @@ cdef class Memslots(Reader):
         Raises
         ------
         InvalidRegionError
-            An id or address space that cannot be, pages that are not in the slot or not whole
-            words, or a `bitmap` that is too short (EINVAL).
+            The id or address space is out of range, the pages are not in the slot or not whole
+            words, or `bitmap` is too short (EINVAL).
         NoSuchSlotError
             There is no such slot, or it does not log (ENOENT).
 
         Notes
         -----
-        O(num_pages / 64). A page marked meanwhile stays marked or is cleared, as if before.
+        O(num_pages / 64). A page marked during the call either stays marked, or is cleared as if
+        marked before it.
         """
         cdef uint32_t id = u32(slot, "slot")
         cdef uint64_t first = u64(first_page, "first_page")
@@ -727,7 +736,8 @@ cdef class Memslots(Reader):
         PyObject_GetBuffer(bitmap, &view, PyBUF_SIMPLE)
         try:
             if self.writer.mirror is not None:
-                # What is wrong is said here, before anything is cleared there.
+                # This call only checks the arguments, and raises before the backend clears
+                # anything.
                 clear_log(self.m, id, space_id, first, pages, &view, False)
                 self.writer.mirror.clear_dirty_log(id, first, pages, bitmap, space_id)
             clear_log(self.m, id, space_id, first, pages, &view, True)
@@ -735,23 +745,23 @@ cdef class Memslots(Reader):
             PyBuffer_Release(&view)
 
     def take_dirty_runs(self):
-        """The dirty logs of all slots in all address spaces, as runs of pages; takes their marks.
+        """Returns the dirty logs of all address spaces as runs of pages, and takes their marks.
 
         Returns
         -------
         list of DirtyRun
-            (as_id, start_gfn, end_gfn), in order; a run may go on from one slot into the next.
+            (as_id, start_gfn, end_gfn), in order; a run may continue from one slot into the next.
 
         Raises
         ------
-        MemoryError, or what the backend raised
-            Then the marks are there again.
+        MemoryError, or an error of the backend
+            The marks are put back.
 
         Notes
         -----
-        O(n + p / 64) for p pages that are logged. A page marked meanwhile is in this answer or in
-        the next: read it after this call, and nothing written to it is missed. Waits for a change
-        that another thread is making.
+        O(n + p / 64) for p pages that are logged. A page marked during the call is in this result
+        or in the next. To miss nothing that is written to a page, read the page after this call.
+        Waits for a change that another thread is making.
         """
         cdef list logs = []
         try:
@@ -761,7 +771,7 @@ cdef class Memslots(Reader):
             raise
 
     def free_id(self, as_id=0):
-        """The lowest id that no slot has.
+        """Returns the lowest id that no slot has.
 
         Parameters
         ----------
@@ -778,13 +788,14 @@ cdef class Memslots(Reader):
         InvalidRegionError
             There is no such address space.
         BusyError
-            Called from inside a listener or beside an open transaction, which has its own.
+            Called from inside a listener, or by a thread with an open transaction: use the
+            transaction's free_id.
 
         Notes
         -----
-        O(log n) over many calls, whatever is created and deleted in between; the first takes O(n).
-        Waits for a change that another thread is making. Two threads that ask and then create may
-        be given the same id: ask in a transaction.
+        O(log n) over many calls, with any creates and deletes in between; the first call is O(n).
+        Waits for a change that another thread is making. Two threads that each ask for an id and
+        then create a slot may get the same id. To avoid that, ask in a transaction.
         """
         cdef uint32_t id
         cdef space *sp = self.space_of(as_id)
@@ -796,7 +807,7 @@ cdef class Memslots(Reader):
         return room_for(id, sp.as_id, self.m.lim.max_slots)
 
     def map(self, as_id=0):
-        """What an address space holds now, as a value (MemoryMap).
+        """Returns what an address space holds now, as a value (MemoryMap).
 
         Parameters
         ----------
@@ -805,7 +816,7 @@ cdef class Memslots(Reader):
         Returns
         -------
         MemoryMap
-            It stays as it is, whatever changes here.
+            Later changes do not affect it.
 
         Raises
         ------
@@ -815,44 +826,44 @@ cdef class Memslots(Reader):
 
         Notes
         -----
-        O(1) where look-ups have made an index; else it makes one, O(n). No change waits for it, but
-        where Python has no GIL and changes come so fast that three tries were spoiled: then one
-        change may wait while the slots are read.
+        O(1) if look-ups have made an index; else it makes one, O(n). Changes do not wait for it,
+        with one exception. If Python has no GIL and changes spoil three tries, one change may wait
+        while the slots are read.
         """
         return late("memslots.read.memorymap", "map_of")(self, self.space_of(as_id).as_id)
 
     def address_space(self, as_id):
-        """The reader of an address space (AddressSpace).
+        """Returns the reader of an address space (AddressSpace).
 
-        InvalidRegionError where there is none of that number.
+        InvalidRegionError if there is no such address space.
         """
         return AddressSpace(self, as_id)
 
     def vcpu(self, as_id=0):
-        """A reader of an address space with a last-used slot of its own (Vcpu).
+        """Returns a reader of an address space with a last-used slot of its own (Vcpu).
 
         InvalidRegionError as address_space.
         """
         return Vcpu(self, as_id)
 
     def subscribe(self, listener):
-        """Have a listener hear of every change from now on.
+        """Subscribes a listener to every change from now on.
 
         Parameters
         ----------
         listener : object
-            With any of these methods:
+            It has any of these methods:
 
-            - ``prepare(change, old, new)`` is asked before a change is made, and refuses by
-              raising; `old` and `new` are Slots, None where there is none.
-            - ``invalidate(slot)`` is told before a slot goes or moves that look-ups find it INVALID
-              from now on, so that cached translations can be dropped. It comes before that change's
-              ``prepare``. Raising refuses as well.
-            - ``commit(change, old, new)`` is told when a change is done. What it raises is reported
-              as unraisable.
+            - ``prepare(change, old, new)`` is called before a change is made, and refuses the
+              change by raising. `old` and `new` are Slots, or None.
+            - ``invalidate(slot)`` is called before a slot goes or moves, once look-ups find it
+              INVALID, so that cached translations can be dropped. It comes before the ``prepare``
+              of the same change. Raising refuses the change as well.
+            - ``commit(change, old, new)`` is called when a change is done. What it raises is
+              reported as unraisable.
 
             Listeners are called in order of subscription, in the thread that makes the change. They
-            may look up; a change is a BusyError.
+            may look up. A change from inside a listener is a BusyError.
 
         Returns
         -------
@@ -867,14 +878,14 @@ cdef class Memslots(Reader):
         return self.writer.subscriptions.add(listener)
 
     def check(self):
-        """Walk everything, in every address space.
+        """Checks every property in every address space.
 
         Raises
         ------
         InvariantError
-            With the number of the first property that does not hold in ``.property``.
+            A property does not hold; ``.property`` has the number of the first.
         BusyError
-            Called from inside a listener: the properties hold between changes.
+            Called from inside a listener: the properties only hold between changes.
 
         Notes
         -----
@@ -898,17 +909,17 @@ cdef class Memslots(Reader):
 
     @property
     def max_slots(self):
-        """Slot ids are below it."""
+        """Slot ids are below this number."""
         return self.m.lim.max_slots
 
     @property
     def address_spaces(self):
-        """How many there are."""
+        """The number of address spaces."""
         return self.m.lim.nspaces
 
     @property
     def max_gfn(self):
-        """The highest guest page a slot may hold."""
+        """The highest guest page that a slot may hold."""
         return self.m.lim.max_gfn
 
     @property
@@ -918,12 +929,12 @@ cdef class Memslots(Reader):
 
     @property
     def manual_dirty_log(self):
-        """0, 1 or 3, as given."""
+        """0, 1 or 3, as given to the constructor."""
         return self.m.lim.manual_dirty_log
 
     @property
     def backend(self):
-        """What every change is made in as well, or None."""
+        """The backend in which every change is also made, or None."""
         return None if self.writer.mirror is None else self.writer.mirror.backend
 
     def __repr__(self):
@@ -935,20 +946,20 @@ cdef class Memslots(Reader):
         )
 
     def __reduce__(self):
-        # The lock: a copy is of one moment, and what making it may run (a finalizer, say) cannot
-        # change anything.
+        # With the lock held the copy shows one moment. Code that the copying may run (a finalizer,
+        # say) cannot change anything.
         self.writer.enter("a copy")
         try:
             limits_, spaces = late("memslots.write.filling", "state_of")(self)
         finally:
             self.writer.leave()
-        # The last: what a subclass has of its own, by Python's own protocol.
+        # The last item is the state of a subclass, by Python's own protocol.
         return _restore, (type(self), limits_, spaces), object.__getstate__(self)
 
     cdef int fetch_log(self, uint32_t id, uint32_t as_id) except -1:
         """Takes over the marks that the backend has for a slot."""
         cdef object log
-        # The slot must not become another between the two.
+        # The slot must not be replaced between reading the backend's log and merging it.
         cdef bint entered = self.writer.enter_again("a dirty log")
         try:
             check_log_of(self.m, id, as_id)
@@ -957,10 +968,10 @@ cdef class Memslots(Reader):
                 if log is not None:
                     merge_log(self.m, id, as_id, log)
             except MemslotError:
-                raise  # refused
+                raise  # the backend refused
             except BaseException:
-                # A signal, no memory, or no log of this slot. Whether the backend gave up its marks
-                # is not known.
+                # A signal, no memory, or a log that is not this slot's. The backend may have given
+                # up its marks.
                 if self.m.lim.manual_dirty_log == 0:
                     mark_all(self.m, id, as_id)
                 raise
@@ -976,7 +987,7 @@ cdef class Memslots(Reader):
 
 
 def _restore(cls, limits_, spaces):
-    """Makes the Memslots of a pickle. No code of a subclass runs."""
+    """Returns the Memslots of a pickle. No code of a subclass runs."""
     cdef Memslots vm = Memslots.__new__(cls, **limits_)
     late("memslots.write.filling", "restore")(vm.writer, spaces)
     return vm

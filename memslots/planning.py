@@ -1,4 +1,4 @@
-"""plan: the public door to the planner."""
+"""plan: the public function of the planner."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ def plan(
     max_gfn: SupportsIndex | None = None,
     keep: Iterable[tuple[SupportsIndex, SupportsIndex]] = (),
 ) -> Plan:
-    """The fewest calls of set_region from one map to another.
+    """Returns the plan with the fewest calls of set_region from one map to another.
 
-    Among plans of as few calls it is one with the fewest pages absent in between. A slot that is in
-    both maps is not touched. A slot that is wanted elsewhere, or with other flags, is moved or
-    changed where rule 5 allows it, and keeps its dirty log. No two slots overlap on the way; where
-    slots wait for each other's places, one steps aside.
+    Among plans with equally few calls, `plan` picks one with the fewest pages absent in between. A
+    slot that is in both maps is not touched. If rule 5 allows it, a slot that is wanted elsewhere
+    or with other flags is moved or changed, and keeps its dirty log. No two slots overlap on the
+    way. If slots wait for each other's places, one of them steps aside.
 
     Parameters
     ----------
     current : Memslots or MemoryMap
-        What there is.
-    wanted : MemoryMap, or what makes one
-        What there is to be, in the same address space; of a Memslots, in that of `wanted`. A slot
-        without an id of its own keeps the id that the slot in its place has, else it gets the
-        lowest that is free.
+        The map to begin with. Of a Memslots, the address space of `wanted`.
+    wanted : MemoryMap, or an iterable that makes one
+        The map to end with, in the same address space. A slot without an id keeps the id of the
+        slot in its place; if there is none, it gets the lowest free id.
     max_slots, max_gfn : int, optional
-        Ids are below, pages at most; if left out, those of `current`, or of a Memslots by default.
+        Ids are below max_slots, gfns are at most max_gfn. Defaults are those of `current` if it is
+        a Memslots, else those of Memslots.
     keep : iterable of (int, int), optional
-        Runs of pages [start_gfn, end_gfn) that are to be there all the time if both maps have them,
-        even at the price of more calls.
+        Ranges of pages [start_gfn, end_gfn) that stay present all the time if both maps have them,
+        even if that costs more calls.
 
     Returns
     -------
@@ -50,17 +50,17 @@ def plan(
     Raises
     ------
     NoRoomError
-        `wanted` has more slots than there may be.
+        `wanted` has more slots than max_slots.
     NoWindowError
-        A page that is to be kept cannot be: its slot must be replaced.
+        A page in `keep` cannot stay present, because its slot must be replaced.
     InvalidRegionError, OverlapError
-        `wanted` cannot be: an id that is not below max_slots (rule 2), a page above max_gfn
-        (rule 7), another address space; or, where it is not a MemoryMap, as MemoryMap.
+        `wanted` has an id that is not below max_slots (rule 2), a page above max_gfn (rule 7), or
+        another address space. If `wanted` is not a MemoryMap, also the errors of making one.
 
     Notes
     -----
-    O(n + m + k log k) for k slots that change. Where several slots on the same host memory are to
-    be in several places, a thousand ways to pair them are compared, fewer if there are many; and
-    slots that wait for each other in a circle take longer (docs/kvm.md).
+    O(n + m + k log k) for k slots that change. If several slots on the same host memory move, at
+    most a thousand ways to pair them with places are compared, fewer for many slots. Slots that
+    wait for each other in a circle take longer (docs/kvm.md).
     """
     return plan_between(current, wanted, max_slots, max_gfn, keep, Memslots)

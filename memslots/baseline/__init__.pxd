@@ -1,1 +1,1 @@
-# Makes memslots.baseline a package that its modules can cimport from.
+# Makes memslots.baseline a package from which its modules can cimport.

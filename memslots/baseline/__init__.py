@@ -1,4 +1,4 @@
-"""The design that Linux had until 5.16, with the face of Memslots: kept to measure against.
+"""The design that Linux had until 5.16, with the API of Memslots, to measure against.
 
 Not for use: every change copies every slot. Nothing else imports it.
 """

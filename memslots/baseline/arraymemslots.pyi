@@ -8,8 +8,10 @@ from memslots.baseline.reader import ArrayAddressSpace, ArrayReader, ArrayVcpu
 from memslots.values.records import Change, Slot
 
 class ArrayMemslots(ArrayReader):
-    """Memslots as KVM kept them until Linux 5.16, to measure against: every change copies a whole
-    array. The face is that of memslots.Memslots, for one thread at a time, and for ids below 2**20.
+    """Memslots as KVM kept them until Linux 5.16, to measure against.
+
+    Every change copies a whole array. The API is that of memslots.Memslots, for one thread at a
+    time, and for ids below 2**20.
     """
 
     def __new__(

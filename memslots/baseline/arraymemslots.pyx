@@ -1,4 +1,4 @@
-"""ArrayMemslots: Memslots as Linux would have had it until 5.16."""
+"""ArrayMemslots: Memslots in the design that Linux had until 5.16."""
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer
@@ -50,29 +50,29 @@ cdef dict PROPERTY_NAMES = {
 cdef class ArrayMemslots(ArrayReader):
     """The memory slots of one virtual machine, kept as KVM kept them until Linux 5.16.
 
-    Memslots is measured against it: the slots of an address space are one sorted array, and every
-    change copies all of it, a delete or a move with the slot marked INVALID first. It has the calls
-    that are measured, with the results and errors of Memslots. It has no transactions and no
-    listeners, and cannot be pickled.
+    Memslots is measured against it. The slots of an address space are one sorted array, and every
+    change copies all of it. A delete or a move first publishes the copy with the slot marked
+    INVALID. ArrayMemslots has the calls that are measured, with the results and errors of Memslots.
+    It has no transactions and no listeners, and cannot be pickled.
 
-    For one thread at a time. With the GIL that is so by itself; without it (free-threaded CPython),
-    whoever uses it from several threads must lock.
+    For one thread at a time. With the GIL that is always so. Without it (free-threaded CPython),
+    callers that use it from several threads must lock.
 
     Parameters
     ----------
     max_slots, address_spaces, max_gfn, max_hva, manual_dirty_log : int
-        As for Memslots, but that max_slots is 2**20 at most: the id table has four bytes for every
-        id up to the greatest in use, and is copied with each change.
+        As for Memslots, but max_slots is at most 2**20. The id table has four bytes for every id up
+        to the greatest in use, and is copied with each change.
 
     Raises
     ------
     ValueError
-        A limit that cannot be.
+        A limit is out of range.
 
     Notes
     -----
-    n in what follows is the number of slots. The complexity of whatever looks up is that of
-    Memslots, but that in_hva_range is O(n).
+    n is the number of slots. The complexity of each look-up is that of Memslots, except that
+    in_hva_range is O(n).
     """
 
     def __cinit__(
@@ -93,46 +93,46 @@ cdef class ArrayMemslots(ArrayReader):
         self.sp = &self.writer.spaces[0]
 
     def set_region(self, slot, flags, guest_phys_addr, memory_size, userspace_addr):
-        """The ioctl KVM_SET_USER_MEMORY_REGION, as Memslots.set_region. O(n)."""
+        """Does what Memslots.set_region does, in O(n)."""
         return operation_set_region(
             self.writer, slot, flags, guest_phys_addr, memory_size, userspace_addr
         )
 
     def create(self, slot, base_gfn, npages, userspace_addr, flags=0, as_id=0):
-        """Create a slot, as Memslots.create. O(n)."""
+        """Creates a slot, as Memslots.create. O(n)."""
         return operation_create(
             self.writer, slot, base_gfn, npages, userspace_addr, flags, as_id
         )
 
     def move(self, slot, base_gfn, as_id=0):
-        """Move a slot, as Memslots.move. O(n)."""
+        """Moves a slot, as Memslots.move. O(n)."""
         return operation_move(self.writer, slot, base_gfn, as_id)
 
     def set_flags(self, slot, flags, as_id=0):
-        """Change a slot's flags, as Memslots.set_flags. O(n)."""
+        """Changes a slot's flags, as Memslots.set_flags. O(n)."""
         return operation_set_flags(self.writer, slot, flags, as_id)
 
     def delete(self, slot, as_id=0):
-        """Delete a slot; gives it as it was, as Memslots.delete. O(n)."""
+        """Deletes a slot and returns it as it was, as Memslots.delete. O(n)."""
         return operation_delete(self.writer, slot, as_id)
 
     def mark_dirty(self, gfn, as_id=0):
-        """Mark a guest page as written, as Memslots.mark_dirty. O(log n)."""
+        """Marks a guest page as written, as Memslots.mark_dirty. O(log n)."""
         cdef gfn_t page = u64(gfn, "gfn")
         cdef arrayspace *sp = self.space_of(as_id)
         slotarray_mark_dirty(sp.active, NULL, &page, 1)
 
     def mark_dirty_many(self, gfns, as_id=0):
-        """Mark many guest pages as written, as Memslots.mark_dirty_many. O(m log n)."""
+        """Marks many guest pages as written, as Memslots.mark_dirty_many. O(m log n)."""
         run_array_batch(self.space_of(as_id), NULL, MARK_DIRTY, gfns, "gfns", None)
 
     def get_dirty_log(self, slot, as_id=0):
-        """The dirty log of a slot, as Memslots.get_dirty_log. O(npages / 64)."""
+        """Returns the dirty log of a slot, as Memslots.get_dirty_log. O(npages / 64)."""
         cdef bint take = self.writer.lim.manual_dirty_log == 0
         return get_log(self.writer, u32(slot, "slot"), u32(as_id, "as_id"), take)
 
     def clear_dirty_log(self, slot, first_page, num_pages, bitmap, as_id=0):
-        """Clear part of a slot's dirty log, as Memslots.clear_dirty_log. O(num_pages / 64)."""
+        """Clears part of a slot's dirty log, as Memslots.clear_dirty_log. O(num_pages / 64)."""
         cdef uint32_t id = u32(slot, "slot")
         cdef uint64_t first = u64(first_page, "first_page")
         cdef uint32_t pages = u32(num_pages, "num_pages")
@@ -145,24 +145,24 @@ cdef class ArrayMemslots(ArrayReader):
             PyBuffer_Release(&view)
 
     def address_space(self, as_id):
-        """The reader of an address space (ArrayAddressSpace).
+        """Returns the reader of an address space (ArrayAddressSpace).
 
-        InvalidRegionError where there is none of that number.
+        InvalidRegionError if there is no such address space.
         """
         return ArrayAddressSpace(self, as_id)
 
     def vcpu(self, as_id=0):
-        """A reader of an address space with a last-used slot of its own (ArrayVcpu).
+        """Returns a reader of an address space with a last-used slot of its own (ArrayVcpu).
 
         InvalidRegionError as address_space.
         """
         return ArrayVcpu(self, as_id)
 
     def check(self):
-        """Walk everything, in every address space, as Memslots.check. O(n).
+        """Checks every property in every address space, as Memslots.check. O(n).
 
-        InvariantError with the number of the first property of baseline/slotarray.pxd, or D1, that
-        does not hold; BusyError from inside a listener.
+        InvariantError with the number of the first property that does not hold: one of
+        baseline/slotarray.pxd, or D1. BusyError from inside a listener.
         """
         cdef uint32_t as_id
         cdef uint64_t id
@@ -183,17 +183,17 @@ cdef class ArrayMemslots(ArrayReader):
 
     @property
     def max_slots(self):
-        """Slot ids are below it."""
+        """Slot ids are below this number."""
         return self.writer.lim.max_slots
 
     @property
     def address_spaces(self):
-        """How many there are."""
+        """The number of address spaces."""
         return self.writer.lim.nspaces
 
     @property
     def max_gfn(self):
-        """The highest guest page a slot may hold."""
+        """The highest guest page that a slot may hold."""
         return self.writer.lim.max_gfn
 
     @property
@@ -203,7 +203,7 @@ cdef class ArrayMemslots(ArrayReader):
 
     @property
     def manual_dirty_log(self):
-        """0, 1 or 3, as given."""
+        """0, 1 or 3, as given to the constructor."""
         return self.writer.lim.manual_dirty_log
 
     def __repr__(self):
@@ -222,7 +222,7 @@ cdef class ArrayMemslots(ArrayReader):
 
 
 cdef property_id check_records(const arrayspace *sp, uint64_t *id):
-    """S1, for the Slot that each slot has."""
+    """Checks S1 for the Slot that each slot has."""
     cdef uint32_t n
     cdef slot_t s
     for n in range(sp.active.count):
@@ -234,7 +234,7 @@ cdef property_id check_records(const arrayspace *sp, uint64_t *id):
 
 
 cdef int find_logging(ArrayWriter writer, uint32_t id, uint32_t as_id, slot_t *out) except -1:
-    """A slot that has a dirty log."""
+    """Finds a slot that has a dirty log."""
     cdef array_slot *found
     check_id(writer.lim, id, as_id)
     found = writer.slot_of(as_id, id)
@@ -249,7 +249,7 @@ cdef bytearray get_log(ArrayWriter writer, uint32_t id, uint32_t as_id, bint tak
     cdef slot_t s
     cdef bytearray log
     find_logging(writer, id, as_id, &s)
-    # Runs no Python code, so the slot stays what it is.
+    # This runs no Python code, so the slot stays as it is.
     log = PyByteArray_FromStringAndSize(NULL, 8 * dirty_words(s.npages))
     dirty_get(&s, <unsigned char *>PyByteArray_AS_STRING(log), take)
     return log
@@ -268,10 +268,10 @@ cdef int clear_log(
     check_id(writer.lim, id, as_id)
     if wrong is None:
         find_logging(writer, id, as_id, &s)
-        record = <object>s.record  # a reference, since to make a text may run Python code
+        record = <object>s.record  # holds a reference, since making a text may run Python code
         wrong = wrong_pages(record, s.npages, first, pages, bitmap.len)
     if wrong is not None:
         raise cannot_clear(id, as_id, wrong)
-    # Nothing was wrong, so no text was made: no Python code has been run.
+    # No text was made, so no Python code has run.
     dirty_clear(&s, first, pages, <const unsigned char *>bitmap.buf)
     return 0

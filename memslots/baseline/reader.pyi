@@ -9,15 +9,16 @@ from typing_extensions import disjoint_base
 
 from memslots.values.records import Slot, VcpuStats
 
-# numpy says that its arrays are buffers only from Python 3.12 on.
+# numpy declares its arrays as buffers only from Python 3.12 on.
 _Input: TypeAlias = ReadableBuffer | NDArray[np.uint64]
 _Out = TypeVar("_Out", bound=WriteableBuffer | NDArray[np.int32] | NDArray[np.uint64])
 _Default = TypeVar("_Default")
 
 @disjoint_base
 class ArrayReader:
-    """What ArrayMemslots, ArrayAddressSpace and ArrayVcpu have in common: the face of
-    memslots.read.reader.Reader, for one thread at a time.
+    """The base class of ArrayMemslots, ArrayAddressSpace and ArrayVcpu.
+
+    It has the API of memslots.read.reader.Reader, for one thread at a time.
     """
 
     def __reduce__(self) -> tuple[object, ...]: ...
@@ -63,7 +64,7 @@ class ArrayReader:
 
 @final
 class ArrayAddressSpace(ArrayReader):
-    """The reader of one address space. InvalidRegionError where there is none of that number."""
+    """The reader of one address space. InvalidRegionError if there is no such address space."""
 
     def __new__(cls, vm: ArrayReader, as_id: SupportsIndex) -> Self: ...
 

@@ -1,7 +1,7 @@
 """The readers of the arrays: what memslots.read.reader is to the trees.
 
-A pointer into an array is good until Python code is run, since that may make a change: so none is
-kept across anything that may run some.
+A pointer into an array is valid until Python code runs, since that code may make a change. So none
+is kept across a call that may run Python code.
 """
 
 import errno
@@ -46,10 +46,10 @@ from memslots.values.records import Slot, VcpuStats
 
 cdef struct empty_array:
     slotarray head
-    array_slot none  # the first slot that every array has
+    array_slot none  # the first slot, which every array has
 
 
-# What a reader reads that was never tied to a writer (made by a bare __new__): nothing.
+# The array of a reader that was never tied to a writer (one made by a bare __new__): it is empty.
 cdef empty_array NOTHING
 cdef arrayspace NOWHERE
 NOWHERE.active = &NOTHING.head
@@ -60,8 +60,8 @@ cdef object userspace_addr_of(object record):
 
 
 cdef list records(const arrayspace *sp, const extent *e):
-    """The Slots that a walk takes in, by base_gfn or by userspace_addr."""
-    # The list is made before the array is read: to put something in runs no Python code.
+    """Returns the Slots that an extent touches, in order of base_gfn or of userspace_addr."""
+    # The list is made before the array is read. Appending to it runs no Python code.
     cdef list found = []
     cdef const slotarray *a = sp.active
     cdef const array_slot *s = slotarray_slots(a)
@@ -82,7 +82,7 @@ cdef list records(const arrayspace *sp, const extent *e):
 
 
 cdef list overlaps(const arrayspace *sp, const extent *e):
-    """Each Slot that a walk by host address takes in, with the gfns of it that it touches."""
+    """Returns each Slot that an extent of host addresses touches, with the gfns that it touches."""
     cdef list found = records(sp, e)
     cdef region r
     cdef Py_ssize_t i
@@ -125,10 +125,10 @@ cdef object run_array_batch(
 
 
 cdef class ArrayReader:
-    """What ArrayMemslots, ArrayAddressSpace and ArrayVcpu have in common: every way to look up.
+    """The base class of ArrayMemslots, ArrayAddressSpace and ArrayVcpu: all look-ups.
 
     Results, errors and units are those of `memslots.read.reader.Reader`, method by method. For one
-    thread at a time: with the GIL that is so by itself; without it, whoever uses it from several
+    thread at a time. With the GIL that is always so. Without it, callers that use it from several
     threads must lock. Batch calls hold the GIL.
     """
 
@@ -141,25 +141,25 @@ cdef class ArrayReader:
 
     @cython.always_allow_keywords(False)
     def lookup(self, gfn, /):
-        """The slot that holds a guest page, or None.
+        """Returns the slot that holds a guest page, or None.
 
-        O(log n), O(1) where the last-used slot holds the page. Allocates nothing.
+        O(log n), or O(1) if the last-used slot holds the page. Allocates nothing.
         """
         cdef gfn_t page = u64(gfn, "gfn")
         cdef array_slot *s = slotarray_lookup(self.sp.active, self.own, page)
         return None if s is NULL else <object>s.record
 
     def lookup_many(self, gfns, out=None):
-        """The ids of the slots that hold many guest pages: uint64 in, int32 out, -1 where none.
+        """Returns the ids of the slots that hold many guest pages.
 
-        O(m log n) for m pages.
+        uint64 in, int32 out, -1 if no slot holds the page. O(m log n) for m pages.
         """
         return run_array_batch(self.sp, self.own, LOOKUP_IDS, gfns, "gfns", out)
 
     def gpa_to_hva(self, gpa, write=False):
-        """The host address of a guest address, both in bytes.
+        """Returns the host address of a guest address, both in bytes.
 
-        NotMappedError, ReadOnlyError. O(log n), O(1) where the last-used slot holds the page.
+        NotMappedError, ReadOnlyError. O(log n), or O(1) if the last-used slot holds the page.
         """
         cdef gpa_t address = u64(gpa, "gpa")
         cdef bint writing = write
@@ -169,15 +169,15 @@ cdef class ArrayReader:
         raise no_access(self.sp, address)
 
     def translate(self, gpas, out=None, write=False):
-        """The host addresses of many guest addresses, uint64 bytes both; BAD_HVA where none.
+        """Returns the host addresses of many guest addresses.
 
-        O(m log n) for m addresses.
+        Both are uint64, in bytes; BAD_HVA if there is none. O(m log n) for m addresses.
         """
         cdef lookup_kind kind = TRANSLATE_WRITE if write else TRANSLATE_READ
         return run_array_batch(self.sp, self.own, kind, gpas, "gpas", out)
 
     def in_gfn_range(self, start, end):
-        """The slots that overlap the guest pages [start, end), in gfn order.
+        """Returns the slots that overlap the guest pages [start, end), in gfn order.
 
         ValueError: start is above end. O(log n + k) for k slots.
         """
@@ -185,7 +185,7 @@ cdef class ArrayReader:
         return records(self.sp, &e) if set_extent(&e, False, start, end) else []
 
     def in_hva_range(self, start, end):
-        """(slot, start_gfn, end_gfn) of every overlap with the host bytes [start, end).
+        """Returns (slot, start_gfn, end_gfn) of every overlap with the host bytes [start, end).
 
         In order of userspace_addr. ValueError: start is above end. O(n): there is no index by host
         address.
@@ -194,7 +194,7 @@ cdef class ArrayReader:
         return overlaps(self.sp, &e) if set_extent(&e, True, start, end) else []
 
     def get(self, id, default=None):
-        """The slot of an id, or `default`. O(1)."""
+        """Returns the slot of an id, or `default`. O(1)."""
         found = self.slot_of(u32(id, "id"))
         return default if found is None else found
 
@@ -235,7 +235,7 @@ cdef class ArrayReader:
 
     @property
     def nr_pages(self):
-        """How many guest pages the slots of the address space hold."""
+        """The number of guest pages that the slots of the address space hold."""
         return self.sp.active.npages
 
     @property
@@ -244,13 +244,13 @@ cdef class ArrayReader:
         return self.sp.as_id
 
     cdef object slot_of(self, uint32_t id):
-        """The Slot of an id, or None."""
+        """Returns the Slot of an id, or None."""
         cdef array_slot *s = slotarray_by_id(self.sp.active, id)
         return None if s is NULL else <object>s.record
 
 
 cdef object no_access(const arrayspace *sp, gpa_t gpa):
-    """The error of an access that no slot lets through."""
+    """Returns the error for an access that no slot allows."""
     cdef const slotarray *a = sp.active
     cdef const array_slot *slots = slotarray_slots(a)
     cdef gfn_t gfn = gpa_to_gfn(gpa)
@@ -267,7 +267,7 @@ cdef object no_access(const arrayspace *sp, gpa_t gpa):
 
 
 cdef int tie(ArrayReader reader, object owner, object as_id) except -1:
-    """Makes a reader read an address space of what `owner` reads."""
+    """Ties a reader to an address space of the ArrayMemslots that `owner` reads."""
     if not isinstance(owner, ArrayReader):
         raise TypeError(f"vm must be an ArrayMemslots, not {type(owner).__name__!r}")
     cdef ArrayWriter writer = (<ArrayReader>owner).writer
@@ -281,13 +281,14 @@ cdef int tie(ArrayReader reader, object owner, object as_id) except -1:
     return 0
 
 
-# no_gc_clear: the collector must not take the writer away while the pointer into it is there.
+# no_gc_clear: the collector must not take the writer away while the pointer into the writer is
+# there.
 @cython.final
 @cython.no_gc_clear
 cdef class ArrayAddressSpace(ArrayReader):
     """The reader of one address space.
 
-    InvalidRegionError where there is none of that number.
+    InvalidRegionError if there is no such address space.
     """
 
     def __cinit__(self, vm, as_id):
@@ -302,22 +303,23 @@ cdef class ArrayAddressSpace(ArrayReader):
 cdef class ArrayVcpu(ArrayReader):
     """The reader of one address space, with a last-used slot of its own.
 
-    It holds for one generation of the slots; its misses search the array and do not touch the
-    address space's own. InvalidRegionError where there is no such address space.
+    The last-used slot is valid for one generation of the slots. Its misses search the array and do
+    not touch the last-used slot of the address space. InvalidRegionError if there is no such
+    address space.
     """
 
-    cdef array_cache cache  # what own points to
+    cdef array_cache cache  # the target of own
 
     def __cinit__(self, vm, as_id=0):
         tie(self, vm, as_id)
-        self.cache.generation = BAD_HVA  # of no array
+        self.cache.generation = BAD_HVA  # no array has this generation
         self.own = &self.cache
 
     @property
     def stats(self):
-        """How many look-ups the last-used slot answered, and how many went to the array.
+        """The numbers of look-ups that the last-used slot answered, and that searched the array.
 
-        A VcpuStats. A look-up that finds no slot went to the array.
+        A VcpuStats. A look-up that finds no slot counts as a search of the array.
         """
         return VcpuStats(self.cache.hits, self.cache.misses)
 

@@ -1,13 +1,13 @@
 """The slots of an address space as one sorted array, as Linux kept them until 5.16.
 
-Readers use the active array, which is never changed: a change copies all of it into the retired
-one, changes that, and makes it the active one with the store of one pointer. The array that retires
-is the memory of the next copy.
+Readers use the active array, which is never changed. A change copies all of it into the retired
+array, changes that, and makes it the active one with the store of one pointer. The array that
+retires is the memory of the next copy.
 
-The slots themselves are in the array, without anything that a tree would want, so that a copy is as
-small as can be; and an array is one piece of memory: a header, the slots, the id table.
+The slots themselves are in the array, without the nodes that a tree would need, so that a copy is
+as small as possible. An array is one piece of memory: a header, the slots, the id table.
 
-The properties are those of slotset.pxd, as far as there is something that could break them:
+The properties are those of slotset.pxd that something here could break:
 
   S1  the id table and the array hold the same slots
   S2  the slots are in order of base_gfn, and no two share a gfn
@@ -26,60 +26,62 @@ cdef enum:
 
 cdef struct array_slot:
     gfn_t base_gfn  # the first guest page
-    uint64_t npages  # how many pages; 0 only in the first place of an empty array
+    uint64_t npages  # the number of pages; 0 only in the first place of an empty array
     hva_t userspace_addr  # the first byte's host address
     uint32_t id  # the caller's number for it
     uint32_t flags  # SLOT_*
     uint64_t *dirty  # its dirty log, as in slot.pxd; copies share it
-    void *record  # its Slot; the writer's reference, however many arrays it is in
+    void *record  # its Slot; the writer holds one reference, however many arrays it is in
 
 cdef struct slotarray:
     # One cache line; the slots follow it, then the id table.
     uint32_t last_used  # the number of the slot found last
     uint32_t count  # slots in the array
-    uint64_t generation  # as in space.pxd; no swap is ever seen under way
+    uint64_t generation  # as in space.pxd; bit 63 is never set, since no swap waits
     int32_t *ids  # by id: the number of its slot, or NO_INDEX
     uint32_t nids  # entries of ids: one more than the greatest id in use
-    uint32_t room  # for so many slots, at least 1
-    uint32_t ids_room  # for so many entries of ids
+    uint32_t room  # the number of slots that fit, at least 1
+    uint32_t ids_room  # the number of entries of ids that fit
     uint64_t npages  # the sum of the slots' npages
     uint64_t rest_of_line[2]
 
 cdef struct arrayspace:
     slotarray *active  # what readers use
-    slotarray *retired  # the one before it: memory for the next
+    slotarray *retired  # the array before it: memory for the next
     uint32_t as_id  # which address space this is
-    uint32_t nspaces  # how many there are: what a change adds to the generation
+    uint32_t nspaces  # the number of address spaces, which a change adds to the generation
 
 # A vCPU's last-used slot.
 cdef struct array_cache:
-    uint64_t generation  # of the array that last_used was found in; BAD_HVA: of none
-    uint32_t last_used  # the number of a slot; at any other generation it may be another's
+    uint64_t generation  # of the array in which last_used was found; BAD_HVA: none
+    uint32_t last_used  # the number of a slot; only valid at that generation
     uint64_t hits  # look-ups that last_used answered
-    uint64_t misses  # look-ups that went to the array
+    uint64_t misses  # look-ups that searched the array
 
 
-# Makes an empty address space. 0, or -1: no memory, and nothing to clear.
+# Makes an empty address space. Returns 0, or -1 if there is no memory (then there is nothing to
+# clear).
 cdef int arrayspace_init(arrayspace *sp, uint32_t as_id, uint32_t nspaces) noexcept nogil
-# Gives back the memory of the arrays; dirty logs and records are not their own.
+# Frees the memory of the arrays. Dirty logs and records belong to others.
 cdef void arrayspace_clear(arrayspace *sp) noexcept nogil
-# Gets all the memory that a change may need which leaves `count` slots with ids below `nids`. 0, or
-# -1: no memory. O(1), or O(count + nids) when it grows: O(1) over many.
+# Gets all the memory for a change that leaves `count` slots with ids below `nids`. Returns 0, or -1
+# if there is no memory. O(1), or O(count + nids) when it grows: O(1) over many changes.
 cdef int arrayspace_get_room(arrayspace *sp, uint32_t count, uint64_t nids) noexcept nogil
-# Makes the retired array what the active one is, but that slot number `gone` (NO_INDEX: none) is
-# out and `item` (NULL: none) is in. Cannot fail. O(n).
+# Makes the retired array a copy of the active one, without slot number `gone` (NO_INDEX: no slot)
+# and with `item` (NULL: no slot). Cannot fail. O(n).
 cdef void arrayspace_copy(arrayspace *sp, int32_t gone, const array_slot *item) noexcept nogil
-# The same to a retired array that the active one is a copy of but for the slot `gone`: only what
-# lies between the two places is moved. O(n).
+# Changes the retired array in the same way. The active array must be a copy of it, except for the
+# slot `gone`. So only what lies between the two places is moved. O(n).
 cdef void arrayspace_edit(arrayspace *sp, int32_t gone, const array_slot *item) noexcept nogil
 # Makes the retired array the active one, under the next generation.
 cdef void arrayspace_publish(arrayspace *sp) noexcept nogil
-# The first property that does not hold, with the id of the slot where there is one (otherwise ~0).
+# Returns the first property that does not hold; `id` gets the id of its slot, or ~0 if there is
+# none.
 cdef property_id arrayspace_check(const arrayspace *sp, uint64_t *id) noexcept nogil
 
 
 cdef inline array_slot *slotarray_slots(const slotarray *a) noexcept nogil:
-    """The first slot; in an empty array one of no pages."""
+    """Returns the first slot; in an empty array it has no pages."""
     return <array_slot *>(a + 1)
 
 
@@ -88,9 +90,9 @@ cdef inline bint array_slot_has_gfn(const array_slot *s, gfn_t gfn) noexcept nog
 
 
 cdef inline void slot_from_array(const array_slot *s, uint32_t as_id, slot *out) noexcept nogil:
-    """The slot in the form that the rules, the refusals and the dirty logs read.
+    """Fills in `out`, the slot in the form that the rules, the refusals and the dirty logs read.
 
-    Its tree nodes are left as they are.
+    The tree nodes of `out` are left as they are.
     """
     out.base_gfn = s.base_gfn
     out.npages = s.npages
@@ -106,9 +108,9 @@ cdef inline void slot_from_array(const array_slot *s, uint32_t as_id, slot *out)
 
 
 cdef inline array_slot *slotarray_floor(const slotarray *a, gfn_t gfn) noexcept nogil:
-    """The last slot that begins at `gfn` or before it; the first one where none does.
+    """Returns the last slot that begins at or before `gfn`, or the first slot if none does.
 
-    No branch depends on what is compared. O(log n).
+    No branch depends on the comparisons. O(log n).
     """
     cdef array_slot *s = slotarray_slots(a)
     cdef size_t left = a.count
@@ -121,7 +123,7 @@ cdef inline array_slot *slotarray_floor(const slotarray *a, gfn_t gfn) noexcept 
 
 
 cdef inline array_slot *slotarray_search(const slotarray *a, gfn_t gfn) noexcept nogil:
-    """The slot that has the gfn, or NULL; last-used is neither asked nor told. O(log n)."""
+    """Returns the slot that has the gfn, or NULL, without using or setting last-used. O(log n)."""
     cdef array_slot *s = slotarray_floor(a, gfn)
     return s if array_slot_has_gfn(s, gfn) else NULL
 
@@ -133,10 +135,10 @@ cdef inline uint32_t slotarray_index(const slotarray *a, const array_slot *s) no
 cdef inline array_slot *slotarray_lookup(
     slotarray *a, array_cache *own, gfn_t gfn
 ) noexcept nogil:
-    """The slot that has the gfn, or NULL.
+    """Returns the slot that has the gfn, or NULL.
 
-    By way of the vCPU's cache, or of the array's where `own` is NULL. O(log n), O(1) where it is
-    the last-used slot.
+    Uses the vCPU's cache, or the array's if `own` is NULL. O(log n), or O(1) if the slot is the
+    last-used one.
     """
     cdef array_slot *s
     if own is NULL:
@@ -161,31 +163,31 @@ cdef inline array_slot *slotarray_lookup(
 
 
 cdef inline array_slot *slotarray_by_id(const slotarray *a, uint32_t id) noexcept nogil:
-    """The slot of this id, or NULL. O(1)."""
+    """Returns the slot of this id, or NULL. O(1)."""
     if id >= a.nids or a.ids[id] == NO_INDEX:
         return NULL
     return slotarray_slots(a) + a.ids[id]
 
 
 cdef inline uint32_t slotarray_first_from(const slotarray *a, gfn_t gfn) noexcept nogil:
-    """The number of the first slot that ends after `gfn`, or how many there are. O(log n)."""
+    """Returns the number of the first slot that ends after `gfn`, or a.count. O(log n)."""
     cdef array_slot *s = slotarray_floor(a, gfn)
     return slotarray_index(a, s) + (s.base_gfn + s.npages <= gfn and a.count != 0)
 
 
-# A slot other than `except_for` (may be NULL) that has a gfn in [base_gfn, base_gfn + npages), or
-# NULL. O(log n).
+# Returns a slot that has a gfn in [base_gfn, base_gfn + npages), or NULL. Ignores `except_for`,
+# which may be NULL. O(log n).
 cdef array_slot *slotarray_overlap(
     const slotarray *a, gfn_t base_gfn, uint64_t npages, const array_slot *except_for
 ) noexcept nogil
-# The number of the first slot from number `index` on that has a host byte in [first, last], or how
-# many there are. O(n).
+# Returns the number of the first slot that has a host byte in [first, last], or a.count. The search
+# starts at number `index`. O(n).
 cdef uint32_t slotarray_next_hva(
     const slotarray *a, uint32_t index, hva_t first, hva_t last
 ) noexcept nogil
 
 
-# Many look-ups at once: as in lookup.pxd.
+# Many look-ups at once, as in lookup.pxd.
 cdef void slotarray_ids(
     slotarray *a, array_cache *own, const gfn_t *gfns, int32_t *out, size_t count
 ) noexcept nogil
@@ -195,5 +197,5 @@ cdef void slotarray_hvas(
 cdef void slotarray_mark_dirty(
     slotarray *a, array_cache *own, const gfn_t *gfns, size_t count
 ) noexcept nogil
-# The host address of a guest address, or BAD_HVA.
+# Returns the host address of a guest address, or BAD_HVA.
 cdef hva_t slotarray_hva(slotarray *a, array_cache *own, gpa_t gpa, bint write) noexcept nogil

@@ -33,7 +33,7 @@ cdef uint64_t grown(uint64_t needed) noexcept nogil:
 
 
 cdef slotarray *slotarray_new(uint64_t room, uint64_t ids_room) noexcept nogil:
-    """An empty array, or NULL: no memory."""
+    """Returns an empty array, or NULL if there is no memory."""
     cdef slotarray *a = <slotarray *>alloc_lines(
         sizeof(slotarray) + room * sizeof(array_slot) + ids_room * sizeof(int32_t)
     )
@@ -77,16 +77,16 @@ cdef int arrayspace_get_room(arrayspace *sp, uint32_t count, uint64_t nids) noex
 
 
 cdef uint32_t rank(const slotarray *a, gfn_t base_gfn) noexcept nogil:
-    """How many slots begin at a gfn or before it."""
+    """Returns the number of slots that begin at a gfn or before it."""
     cdef array_slot *s = slotarray_floor(a, base_gfn)
     return slotarray_index(a, s) + (s.base_gfn <= base_gfn and a.count != 0)
 
 
 cdef void shift_ids(int32_t *ids, size_t nids, int32_t gone, int32_t place) noexcept nogil:
-    """Renumbers the slots that make way when one goes from number `gone` to number `place`.
+    """Renumbers the slots that shift when one slot goes from number `gone` to number `place`.
 
-    All entries are looked at, in order: the compiler makes that a few instructions for several of
-    them, while going from slot to slot would jump about in the table.
+    All entries are read in order: the compiler makes that a few instructions for several entries.
+    Going from slot to slot would jump about in the table.
     """
     cdef int32_t first = gone + 1 if gone < place else place
     cdef int32_t last = place if gone < place else gone - 1
@@ -108,7 +108,7 @@ cdef void put_id(slotarray *a, uint32_t id, int32_t index) noexcept nogil:
 
 
 cdef uint32_t renumbered(uint32_t index, size_t gone, size_t place) noexcept nogil:
-    """What becomes of the number of a slot where one goes from number `gone` to `place`."""
+    """Returns the new number of slot `index` when one goes from number `gone` to `place`."""
     if index == gone:
         return <uint32_t>place
     if gone < index <= place:
@@ -119,7 +119,7 @@ cdef uint32_t renumbered(uint32_t index, size_t gone, size_t place) noexcept nog
 cdef void put(
     const slotarray *a, slotarray *to, int32_t gone, const array_slot *item
 ) noexcept nogil:
-    """Makes `to`, which may be `a` itself, what `a` is, without slot `gone` and with `item`.
+    """Makes `to` (which may be `a` itself) a copy of `a`, without slot `gone` and with `item`.
 
          lo        hi                 lo        hi
       ...|x|.......|...            ...|........|x|...      x: the place of `gone`, or of `item`;
@@ -128,7 +128,8 @@ cdef void put(
     cdef const array_slot *old = slotarray_slots(a)
     cdef array_slot *new = slotarray_slots(to)
     cdef size_t count = a.count
-    # A slot that is only put in comes from behind the last, one that is only taken out goes there.
+    # A slot that is only added comes from past the last one; a slot that is only removed goes
+    # there.
     cdef size_t leaves = count if gone == NO_INDEX else <size_t>gone
     cdef size_t place = count - 1
     cdef size_t lo
@@ -255,7 +256,7 @@ cdef void slotarray_mark_dirty(
 
 
 cdef bint log_agrees(const array_slot *s) noexcept nogil:
-    """D1."""
+    """Returns whether D1 holds for the slot."""
     if (s.dirty is not NULL) != (s.flags & SLOT_LOG_DIRTY_PAGES != 0):
         return False
     return s.dirty is NULL or s.npages & 63 == 0 or s.dirty[s.npages >> 6] >> (s.npages & 63) == 0

@@ -1,4 +1,4 @@
-"""Making a change: the rules, and the copies of the array."""
+"""Makes changes: the rules, and the copies of the array."""
 
 from cpython.ref cimport Py_XDECREF, Py_XINCREF, PyObject
 from libc.stdint cimport int32_t, uint32_t, uint64_t
@@ -46,7 +46,7 @@ cdef enum:
 
 
 cdef void free_slots(const slotarray *a) noexcept:
-    """Gives back what the slots hold; the array is not to be read any more."""
+    """Frees what the slots hold. The array must not be read any more."""
     cdef array_slot *s = slotarray_slots(a)
     cdef uint32_t n
     for n in range(a.count):
@@ -57,7 +57,7 @@ cdef void free_slots(const slotarray *a) noexcept:
 cdef refusal judge(
     const slotarray *a, const region *r, bint creates, const array_slot *old, slot *other, ruling *p
 ) noexcept nogil:
-    """Rules 3 to 6. With OVERLAPS `other` is the slot in the way."""
+    """Judges a change by rules 3 to 6. With OVERLAPS, `other` is the slot in the way."""
     cdef array_slot *existing
     cdef refusal why = region_classify(p.old, r, creates, p)
     if why == ALLOWED and (p.kind == CHANGE_CREATE or p.kind == CHANGE_MOVE):
@@ -77,7 +77,7 @@ cdef int get_memory(
     uint64_t *dirty,
     array_slot *item,
 ) except -1:
-    """Gets all that a change may need, and makes the slot that it puts in, with its log (D1).
+    """Gets all the memory that a change may need. Makes the slot that it adds, with its log (D1).
 
     A log that stays on keeps the bitmap `dirty`.
     """
@@ -103,7 +103,7 @@ cdef int get_memory(
 
 
 cdef object invalid_record(uint32_t as_id, const array_slot *s):
-    """The Slot of a slot's INVALID copy."""
+    """Returns the Slot of a slot's INVALID copy."""
     cdef slot old
     cdef region r
     slot_from_array(s, as_id, &old)
@@ -115,7 +115,7 @@ cdef object invalid_record(uint32_t as_id, const array_slot *s):
 cdef void invalidate(
     arrayspace *sp, int32_t gone, const array_slot *was, object invalid
 ) noexcept:
-    """Publishes a copy in which the slot is INVALID; `invalid` stays the caller's."""
+    """Publishes a copy in which the slot is INVALID. The caller keeps its own reference."""
     cdef array_slot marked = was[0]
     marked.flags |= SLOT_INVALID
     marked.record = <void *>invalid
@@ -124,9 +124,9 @@ cdef void invalidate(
 
 
 cdef void hand_over(const array_slot *was, const array_slot *item) noexcept:
-    """The slot that was put in keeps its Slot; what the one that was there held goes.
+    """Takes a reference to the Slot of the new slot, and frees what the old slot held.
 
-    The records may be NULL: there is none.
+    A record may be NULL: there is none.
     """
     Py_XINCREF(<PyObject *>item.record)
     Py_XDECREF(<PyObject *>was.record)
@@ -194,7 +194,7 @@ cdef class ArrayWriter(Target):
         done[0] = p.kind
         if p.kind == CHANGE_NONE:
             return <object>old.record
-        # As KVM: a slot that is to go from its place is INVALID first.
+        # As in KVM, a slot that leaves its place is INVALID first.
         displaces = p.kind == CHANGE_DELETE or p.kind == CHANGE_MOVE
         new = None if p.kind == CHANGE_DELETE else region_record(r)
         invalid = invalid_record(r.as_id, &was) if displaces else None
@@ -204,13 +204,14 @@ cdef class ArrayWriter(Target):
             invalidate(sp, gone, &was, invalid)
         if new is not None and region_beyond_max_gfn(self.lim, r):
             if displaces:
-                # The road back. The retired array is what was there before.
+                # Goes back: the retired array holds what was there before.
                 arrayspace_publish(sp)
             if item.dirty is not was.dirty:
                 dirty_free(item.dirty)
             raise refusal_error(BEYOND_MAX_GFN, self.lim, r, &p, "")
         if displaces:
-            # The retired array is the active one but for the flag INVALID: no need to copy again.
+            # The retired array is the active one without the flag INVALID: it need not be copied
+            # again.
             arrayspace_edit(sp, gone, &item if new is not None else NULL)
         else:
             arrayspace_copy(sp, gone, &item)

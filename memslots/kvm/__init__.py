@@ -1,4 +1,4 @@
-"""The real thing: virtual machines of Linux's /dev/kvm, with slots as a Memslots has them.
+"""Virtual machines of Linux's /dev/kvm, with the slots of a Memslots.
 
     from memslots import Memslots
     from memslots.kvm import KvmVM
@@ -6,7 +6,7 @@
     with KvmVM() as kvm:
         vm = Memslots(backend=kvm)  # every change of it is made in the kernel too
 
-Needs nothing beyond the standard library, and Linux; the registers of vCPUs are those of x86.
+Needs only Linux and the standard library. The registers of vCPUs are those of x86.
 """
 
 from memslots.errors import KvmClosedError, KvmError, KvmUnavailableError

@@ -1,4 +1,4 @@
-"""Opening /dev/kvm, or saying what to do where that cannot be."""
+"""Opens /dev/kvm, or raises an error that says what to do."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _WHAT_TO_DO[errno.ENXIO] = _WHAT_TO_DO[errno.ENODEV]
 
 
 def open_device(path: str = DEVICE) -> Fd:
-    """Open /dev/kvm. Raises KvmUnavailableError, whose message says what to do."""
+    """Opens /dev/kvm. Raises KvmUnavailableError, whose message says what to do."""
     try:
         number = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
@@ -55,7 +55,7 @@ def _check_version(device: Fd, path: str) -> None:
 
 
 def missing_capability(name: str, needed_for: str, since: str) -> KvmUnavailableError:
-    """The error for a capability that this kernel does not have."""
+    """Returns the error for a capability that this kernel does not have."""
     return KvmUnavailableError(
         errno.ENOTSUP, f"this kernel has no KVM_CAP_{name}, which {needed_for} takes; {since} has"
     )

@@ -1,4 +1,4 @@
-"""Why a vCPU stopped running: what `KvmVcpu.run` yields."""
+"""The reasons why a vCPU stops running: what `KvmVcpu.run` yields."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ class IoExit:
     Attributes
     ----------
     port : int
-        Its number.
+        The port's number.
     size : int
         Bytes of one access: 1, 2 or 4.
     count : int
-        How many accesses: more than 1 for a repeated string instruction.
+        The number of accesses: more than 1 for a repeated string instruction.
     write : bool
-        OUT; else IN, which `KvmVcpu.answer` answers.
+        True for an OUT. False for an IN, which `KvmVcpu.answer` answers.
     data : bytes
-        What an OUT wrote, size * count bytes; of an IN empty.
+        What an OUT wrote, size * count bytes; empty for an IN.
     """
 
     port: int
@@ -37,13 +37,13 @@ class MmioExit:
     Attributes
     ----------
     gpa : int
-        Where, in bytes.
+        The guest address.
     size : int
-        1 to 8 bytes.
+        Bytes of the access: 1 to 8.
     write : bool
-        Else it is a read, which `KvmVcpu.answer` answers.
+        True for a write. False for a read, which `KvmVcpu.answer` answers.
     data : bytes
-        What it wrote; of a read empty.
+        What a write wrote; empty for a read.
     """
 
     gpa: int
@@ -59,12 +59,12 @@ class HltExit:
 
 @dataclass(frozen=True, slots=True)
 class ShutdownExit:
-    """The guest's processor shut down, as it does on a triple fault."""
+    """The guest's processor shut down, for example after a triple fault."""
 
 
 @dataclass(frozen=True, slots=True)
 class InternalErrorExit:
-    """KVM could not go on. `suberror` 1: it could not emulate an instruction."""
+    """KVM could not go on. `suberror` 1: KVM could not emulate an instruction."""
 
     suberror: int
     data: tuple[int, ...]
@@ -79,17 +79,17 @@ class FailEntryExit:
 
 @dataclass(frozen=True, slots=True)
 class SystemEventExit:
-    """The guest asked for a reset or to be powered off. `type` 1: off, 2: reset, 3: it crashed."""
+    """The guest asked for a reset or a power-off. `type` 1: off, 2: reset, 3: the guest crashed."""
 
     type: int
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryFaultExit:
-    """The guest accessed memory of a slot that the host does not have there.
+    """The guest accessed a slot's memory at a page that the host does not have.
 
-    `flags`: bit 3 where it is to be guest_memfd's memory. Kernels before 6.8 tell nothing: there it
-    is a KvmError (EFAULT).
+    `flags`: bit 3 is set if the access was to guest_memfd memory. Kernels before 6.8 do not report
+    this exit; with them `run` raises KvmError (EFAULT).
     """
 
     gpa: int
@@ -104,7 +104,7 @@ class InterruptedExit:
 
 @dataclass(frozen=True, slots=True)
 class OtherExit:
-    """A reason that this binding does not take apart; its number is that of KVM_EXIT_*."""
+    """An exit that this binding does not decode; `reason` is the number of its KVM_EXIT_*."""
 
     reason: int
 

@@ -1,11 +1,11 @@
-"""KVM's ioctls: their numbers, structs and capabilities, as its API documentation has them."""
+"""KVM's ioctls: their numbers, structs and capabilities, from its API documentation."""
 
 from __future__ import annotations
 
 import enum
 import struct
 
-#: What KVM_GET_API_VERSION has answered since Linux 2.6.22; no other version is to be used.
+#: The answer of KVM_GET_API_VERSION since Linux 2.6.22. No other version may be used.
 API_VERSION = 12
 
 _KVMIO = 0xAE
@@ -28,7 +28,7 @@ def _iowr(number: int, size: int) -> int:
 
 
 class Cap(enum.IntEnum):
-    """Capabilities that `check_extension` asks for; any other number does as well."""
+    """Names for some capabilities; `check_extension` takes any other number as well."""
 
     USER_MEMORY = 3
     SET_TSS_ADDR = 4
@@ -85,19 +85,19 @@ SREGS = struct.Struct("=" + "QIH9Bx" * len(_SEGMENTS) + "QH6x" * 2 + "7Q4Q")
 
 _SEGMENT_BITS = dict(zip(_SEGMENT_FIELDS, (64, 32, 16, *[8] * 9), strict=True))
 _TABLE_BITS = {"base": 64, "limit": 16}
-# What each register's place in these structs holds.
+# The number of bits of each register's field in these structs.
 REGISTER_BITS = (
     dict.fromkeys((*REGS_NAMES, *SREGS_NAMES), 64)
     | {f"{s}_{field}": bits for s in _SEGMENTS for field, bits in _SEGMENT_BITS.items()}
     | {f"{t}_{field}": bits for t in ("gdt", "idt") for field, bits in _TABLE_BITS.items()}
 )
 
-# of /dev/kvm
+# Ioctls of /dev/kvm
 GET_API_VERSION = _io(0x00)
 CREATE_VM = _io(0x01)
 CHECK_EXTENSION = _io(0x03)  # of a VM, too
 GET_VCPU_MMAP_SIZE = _io(0x04)
-# of a VM
+# Ioctls of a VM
 CREATE_VCPU = _io(0x41)
 GET_DIRTY_LOG = _iow(0x42, DIRTY_LOG.size)
 SET_USER_MEMORY_REGION = _iow(0x46, REGION.size)
@@ -108,7 +108,7 @@ CREATE_IRQCHIP = _io(0x60)
 ENABLE_CAP_OF_VM = _iow(0xA3, ENABLE_CAP.size)
 CLEAR_DIRTY_LOG_OF_VM = _iowr(0xC0, CLEAR_DIRTY_LOG.size)
 CREATE_GUEST_MEMFD = _iowr(0xD4, GUEST_MEMFD.size)
-# of a vCPU
+# Ioctls of a vCPU
 RUN = _io(0x80)
 GET_REGS = _ior(0x81, REGS.size)
 SET_REGS = _iow(0x82, REGS.size)
@@ -120,13 +120,13 @@ SET_MSRS = _iow(0x89, 8)
 #: KVM_MEM_GUEST_MEMFD, a flag of KVM_SET_USER_MEMORY_REGION2 alone.
 MEM_GUEST_MEMFD = 1 << 2
 
-# struct kvm_run: what run() reads and writes of it
+# struct kvm_run: the fields that run() reads and writes
 RUN_IMMEDIATE_EXIT = 1
 RUN_EXIT_REASON = struct.Struct("=8xI")
-RUN_EXIT = 32  # where the union of what each kind of exit tells begins
+RUN_EXIT = 32  # the offset of the union, whose contents depend on the kind of exit
 EXIT_IO = struct.Struct("=BBHIQ")  # direction, size, port, count, data_offset
 EXIT_MMIO = struct.Struct("=Q8sIB")  # phys_addr, data, len, is_write
-EXIT_MMIO_DATA = 8  # where data is
+EXIT_MMIO_DATA = 8  # the offset of data
 EXIT_FAIL_ENTRY = struct.Struct("=QI")  # hardware_entry_failure_reason, cpu
 EXIT_INTERNAL_ERROR = struct.Struct("=II16Q")  # suberror, ndata, data
 EXIT_SYSTEM_EVENT = struct.Struct("=I")  # type

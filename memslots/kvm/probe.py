@@ -1,8 +1,8 @@
-"""What the kernel of this machine allows of a VM's slots, asked of the kernel itself.
+"""Asks the kernel of this machine for its limits on the slots of a VM.
 
-The numbers of slots and of address spaces are capabilities. For the highest gfn and the end of user
-space there are none: they are found by trying, with slots of a VM made for it. A slot's host memory
-need not exist to make one.
+The numbers of slots and of address spaces are capabilities. No capability tells the highest gfn or
+the end of user space. The probe finds them by trying slots in a VM of its own. A slot can be made
+although its host memory does not exist.
 """
 
 from __future__ import annotations
@@ -19,20 +19,23 @@ from memslots.values.integers import PAGE_SIZE
 _HIGHEST_GFN_BITS = 52
 _HIGHEST_HVA = (1 << 64) - PAGE_SIZE
 
-_ends: dict[tuple[str, int], tuple[int, int]] = {}  # those that are known, by device and type of VM
+_ends: dict[tuple[str, int], tuple[int, int]] = {}  # known limits, by device and type of VM
 
 
 def slots_and_spaces(vm: Fd) -> tuple[int, int]:
-    """How many ids the kernel has, and how many address spaces."""
+    """Returns the number of slot ids that the kernel has, and the number of address spaces."""
     slots, spaces = (
         vm.ioctl("KVM_CHECK_EXTENSION", ioctls.CHECK_EXTENSION, cap)
         for cap in (ioctls.Cap.NR_MEMSLOTS, ioctls.Cap.MULTI_ADDRESS_SPACE)
     )
-    return slots or 32, spaces or 1  # what the API's documentation says of kernels that answer 0
+    return slots or 32, spaces or 1  # KVM's documentation says so of kernels that answer 0
 
 
 def ends(device: str, vm_type: int) -> tuple[int, int]:
-    """The highest gfn that a slot may hold, and the end of user space. Asked once in a process."""
+    """Returns the highest gfn that a slot may hold, and the end of user space.
+
+    The kernel is asked once in a process.
+    """
     known = _ends.get((device, vm_type))
     if known is None:
         known = _ends[device, vm_type] = _ask(device, vm_type)
@@ -52,20 +55,20 @@ def _ask(device: str, vm_type: int) -> tuple[int, int]:
 
 
 def _accepts(vm: Fd, gpa: int, hva: int) -> bool:
-    """Whether a slot of one page may be there. It is made for the answer, and goes again."""
+    """Returns whether a slot of one page may be there: makes it and deletes it again."""
     try:
         for size in (PAGE_SIZE, 0):
             region = ioctls.REGION.pack(0, 0, gpa, size, hva)
             vm.ioctl("KVM_SET_USER_MEMORY_REGION", ioctls.SET_USER_MEMORY_REGION, region)
     except KvmError as error:
-        if error.errno != errno.EINVAL:  # no answer to the question, and not to be kept
+        if error.errno != errno.EINVAL:  # not an answer to the question: must not be cached
             raise
         return False
     return True
 
 
 def _highest(count: int, accepts: Callable[[int], bool]) -> int:
-    """The greatest number below `count` that is accepted, 0 if none: below it all are."""
+    """Returns the greatest accepted number below `count`, or 0. All below it are accepted."""
     low, high = 0, count
     while high - low > 1:
         middle = (low + high) // 2

@@ -1,4 +1,4 @@
-"""Why the kernel refuses a call, where no rule of docs/rules.md does."""
+"""The reasons for which the kernel refuses a call that no rule of docs/rules.md refuses."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from memslots.values.guestmemfd import number_of
 from memslots.values.integers import PAGE_SHIFT, field, split_number
 from memslots.values.records import Flags, Slot
 
-# Where x86's local APIC is: KVM keeps a slot there if the processor lets guests use it directly.
+# The address of x86's local APIC. KVM keeps a slot there if the processor lets guests use it
+# directly.
 _APIC_PAGE = 0xFEE0_0000
-#: Where KVM's identity map is if nobody says otherwise.
+#: The address of KVM's identity map, unless a call sets another.
 IDENTITY_MAP = 0xFFFB_C000
-# How many slots KVM may keep for itself, with ids from max_slots on.
+# The slots that KVM may keep for itself. Their ids begin at max_slots, in this order.
 _APIC, TSS, IDENTITY = range(3)
 
 
@@ -38,7 +39,7 @@ class Call(NamedTuple):
         memory_size: SupportsIndex,
         userspace_addr: SupportsIndex,
     ) -> Call:
-        """The same, from what a caller gave. OverflowError, TypeError."""
+        """Makes a Call of a caller's arguments. OverflowError, TypeError."""
         return cls(
             field(slot, "slot", 32),
             field(flags, "flags", 32),
@@ -48,7 +49,7 @@ class Call(NamedTuple):
         )
 
     def overlaps(self, held: Slot) -> bool:
-        """Whether it is to have pages of that slot."""
+        """Returns whether the call asks for guest pages of the slot `held`."""
         end = self.guest_phys_addr + self.memory_size
         return (
             held.as_id == split_number(self.slot)[1]
@@ -57,7 +58,7 @@ class Call(NamedTuple):
         )
 
     def record(self, bound: Binding | None = None) -> Slot:
-        """The slot that it has made."""
+        """Returns the slot that the call makes."""
         memfd = None if bound is None else number_of(bound.memfd)[1]
         private = () if memfd is None or bound is None else (memfd, bound.offset)
         return Slot(
@@ -79,10 +80,10 @@ class Private(NamedTuple):
 
 
 class Binding(NamedTuple):
-    """A part of a guest_memfd that a slot has, or is to have."""
+    """A range of a guest_memfd that a slot is, or is to be, bound to."""
 
     memfd: int
-    #: Which file it is, by device and inode; None: the descriptor is not open.
+    #: The file by device and inode. None if the descriptor is not open.
     file: tuple[int, int] | None
     file_size: int
     offset: int
@@ -90,7 +91,7 @@ class Binding(NamedTuple):
 
     @classmethod
     def of(cls, memfd: int, offset: int, size: int) -> Binding:
-        """What the descriptor is just now."""
+        """Makes a Binding from the descriptor's present state."""
         try:
             status = os.fstat(memfd)
         except (OSError, OverflowError):
@@ -99,11 +100,11 @@ class Binding(NamedTuple):
 
     @property
     def end(self) -> int:
-        """Where in the file it ends."""
+        """The end of the range in the file."""
         return self.offset + self.size
 
     def overlaps(self, other: Binding) -> bool:
-        """Whether both have a page of the file."""
+        """Returns whether both ranges have a page of the file in common."""
         return self.file == other.file and self.offset < other.end and other.offset < self.end
 
     def __str__(self) -> str:
@@ -113,9 +114,10 @@ class Binding(NamedTuple):
 def why_memfd(
     refused: KvmError, wanted: Binding | None, bound: Mapping[int, Binding]
 ) -> str | None:
-    """Why a call about a guest_memfd is refused that no rule forbids.
+    """Returns why the kernel refused a call with a guest_memfd that no rule forbids.
 
-    `bound` has what the slots have of files, by their ids. None: it has nothing to do with it.
+    `bound` has the bindings of the slots, by their ids. Returns None if the refusal has nothing to
+    do with the guest_memfd.
     """
     if wanted is None or refused.errno not in (errno.EINVAL, errno.EEXIST):
         return None
@@ -128,12 +130,12 @@ def why_memfd(
 
 
 def why_log(refused: KvmError) -> str | None:
-    """Why a call about a dirty log is refused, or None where that is not known."""
+    """Returns why the kernel refused a call about a dirty log, or None if the reason is unknown."""
     return "a VM with a dirty ring has no dirty logs" if refused.errno == errno.ENXIO else None
 
 
 def overlaps_private(call: Call, max_slots: int, private: Mapping[int, Private]) -> OverlapError:
-    """What to say where none of our slots is in the way: one of the kernel's own is."""
+    """Returns the error for an overlap with a slot that the kernel keeps for itself."""
     kept = {_APIC: Private("the APIC page", _APIC_PAGE, 1)} | dict(private)
     kept.setdefault(IDENTITY, Private("the identity map", IDENTITY_MAP, 1))
     new = call.record()
@@ -153,7 +155,7 @@ def overlaps_private(call: Call, max_slots: int, private: Mapping[int, Private])
 
 
 def outside_of_rules(refused: KvmError, number: int, reason: str | None = None) -> KvmError:
-    """The error for what no rule refuses; `reason` is why, if that is known."""
+    """Returns the error for a call that no rule refuses; `reason` is why, if that is known."""
     text = f"{refused.strerror}: {_name(number)}: {reason or 'no rule refuses it'}"
     return KvmError(refused.errno or 0, text)
 

@@ -1,4 +1,4 @@
-"""A virtual processor of /dev/kvm: its registers, and running it."""
+"""A virtual processor of /dev/kvm: its registers, and the calls that run it."""
 
 from __future__ import annotations
 
@@ -39,20 +39,22 @@ _INTERNAL_ERROR, _SYSTEM_EVENT, _MEMORY_FAULT = 17, 24, 39
 class KvmVcpu:
     """A virtual processor. Made by `KvmVM.create_vcpu`; a context manager that closes it.
 
-    One thread at a time runs it; `request_exit` may be called from any. Its registers are those of
+    One thread at a time may run it. Any thread may call `request_exit`. Its registers are those of
     x86. `id` is its number.
     """
 
     def __init__(self, fd: Fd, run_size: int, id: int, kept: Callable[[], object]) -> None:
         self.id = id
-        self._kept = kept  # a method of the VM, which is there as long as this is
+        self._kept = kept  # a method of the VM: keeps the VM as long as the vCPU
         self._fd = fd
-        # What it shares with the kernel; None: it is closed. Who uses it has a reference meanwhile.
+        # The memory that it shares with the kernel; None if it is closed. Each user holds a
+        # reference.
         self._run: mmap.mmap | None = mmap.mmap(fd.fileno(), run_size)
-        self._answer: slice | None = None  # where in _run what the guest reads is to be
+        self._answer: slice | None = None  # the place in _run of the data that the guest reads
         self._runner: int | None = None  # the thread that is in run_once
-        self._runs = 0  # how often the guest was begun. Written with _runner
-        # It stays there while this is held. A signal's handler may come by it twice.
+        self._runs = 0  # how often the guest has begun to run; written with _runner
+        # A runner does not leave run_once while this is held. A signal's handler may take it a
+        # second time.
         self._runner_lock = threading.RLock()
 
     def __enter__(self) -> KvmVcpu:
@@ -65,38 +67,38 @@ class KvmVcpu:
         return f"<KvmVcpu {self.id}{': closed' if self._fd.closed else ''}>"
 
     def close(self) -> None:
-        """Give the vCPU up. Closing again does nothing."""
+        """Closes the vCPU. Closing again does nothing."""
         self._run = None
         self._fd.close()
-        self._kept = list  # the VM has this: they need not be found to be a cycle
+        self._kept = list  # the VM refers to the vCPU: this breaks the cycle
 
     def fileno(self) -> int:
-        """The descriptor's number, for ioctls that this binding does not have."""
+        """Returns the descriptor's number, for ioctls that this binding does not have."""
         return self._fd.fileno()
 
     # Registers
 
     def get_regs(self) -> dict[str, int]:
-        """The general registers by name: rax ... r15, rip, rflags."""
+        """Returns the general registers by name: rax ... r15, rip, rflags."""
         return self._get("KVM_GET_REGS", ioctls.GET_REGS, ioctls.REGS, ioctls.REGS_NAMES)
 
     def set_regs(self, **registers: SupportsIndex) -> None:
-        """Set some of the registers that `get_regs` gives. TypeError for any other name."""
+        """Sets some of the registers that `get_regs` returns. TypeError for any other name."""
         values = self.get_regs()
         self._set("KVM_SET_REGS", ioctls.SET_REGS, ioctls.REGS, values, registers)
 
     def get_sregs(self) -> dict[str, int]:
-        """The special registers: `cs_base`, `cs_limit`, `cs_selector`, ..., `cr0`, `efer`, ...
+        """Returns the special registers: `cs_base`, `cs_limit`, ..., `cr0`, `efer`, ...
 
         Each segment (cs ds es fs gs ss tr ldt) has base, limit, selector, type, present, dpl, db,
-        s, l, g, avl and unusable; gdt and idt have base and limit.
+        s, l, g, avl and unusable. gdt and idt have base and limit.
         """
         return self._get("KVM_GET_SREGS", ioctls.GET_SREGS, ioctls.SREGS, ioctls.SREGS_NAMES)
 
     def set_sregs(self, **registers: SupportsIndex) -> None:
-        """Set some of the registers that `get_sregs` gives. TypeError for any other name.
+        """Sets some of the registers that `get_sregs` returns. TypeError for any other name.
 
-        KvmError (EINVAL) for values that no processor has together.
+        KvmError (EINVAL) for values that no processor can have together.
         """
         values = self.get_sregs()
         self._set("KVM_SET_SREGS", ioctls.SET_SREGS, ioctls.SREGS, values, registers)
@@ -123,7 +125,7 @@ class KvmVcpu:
         self._fd.ioctl(name, request, struct.pack(*values.values()))
 
     def get_msr(self, index: SupportsIndex) -> int:
-        """A model-specific register. KvmError (EINVAL) if KVM has none of this number."""
+        """Returns a model-specific register. KvmError (EINVAL) if KVM has none of this number."""
         index = field(index, "index", 32)
         msr = bytearray(ioctls.ONE_MSR.pack(1, index, 0))
         if self._fd.ioctl("KVM_GET_MSRS", ioctls.GET_MSRS, msr) != 1:
@@ -132,7 +134,7 @@ class KvmVcpu:
         return int(value)
 
     def set_msr(self, index: SupportsIndex, value: SupportsIndex) -> None:
-        """Write a model-specific register. KvmError (EINVAL) if KVM refuses it."""
+        """Writes a model-specific register. KvmError (EINVAL) if KVM refuses it."""
         index, value = field(index, "index", 32), field(value, "value", 64)
         msr = ioctls.ONE_MSR.pack(1, index, value)
         if self._fd.ioctl("KVM_SET_MSRS", ioctls.SET_MSRS, msr) != 1:
@@ -141,24 +143,24 @@ class KvmVcpu:
     # Running
 
     def run(self, memory: GuestMemory | None = None) -> Iterator[Exit]:
-        """Run the guest; yields each exit, and goes on when it is asked for the next.
+        """Runs the guest and yields each exit; goes on when the next exit is asked for.
 
-        It never ends by itself: leave the loop. Other threads run meanwhile. A signal is handled
-        by Python, and the guest goes on; where its handler raises (KeyboardInterrupt), the guest
-        can be run again by another call.
+        It never ends by itself: leave the loop. Other Python threads run meanwhile. Python handles
+        a signal, and the guest goes on. If the signal's handler raises (KeyboardInterrupt), another
+        call can run the guest again.
 
         Parameters
         ----------
         memory : GuestMemory, optional
-            Its `on_mmio` functions answer: a MmioExit that one of them takes is not yielded. What a
-            function raises comes out.
+            Its `on_mmio` functions answer accesses: a MmioExit that one of them takes is not
+            yielded. An exception of a function is raised here.
 
         Raises
         ------
         KvmError
-            The kernel refuses to run it.
+            The kernel refuses to run the guest.
         KvmClosedError
-            The vCPU is closed, or was while it ran.
+            The vCPU is closed, or was closed while it ran.
         """
         mmio = None
         while True:
@@ -169,7 +171,7 @@ class KvmVcpu:
                 yield exit
 
     def _answered(self, mmio: Mmio, exit: MmioExit) -> bool:
-        """Whether a device took an access."""
+        """Returns whether a device took the access."""
         if exit.write:
             return mmio.write(exit.gpa, exit.size, int.from_bytes(exit.data, "little"), 0)
         value = mmio.read(exit.gpa, exit.size, 0)
@@ -179,7 +181,7 @@ class KvmVcpu:
         return True
 
     def run_once(self) -> Exit:
-        """Run the guest until its next exit."""
+        """Runs the guest until its next exit."""
         run = self._shared()
         self._answer = None
         # If another thread closes the VM, the guest's memory is still needed until this returns.
@@ -191,7 +193,7 @@ class KvmVcpu:
             while not self._fd.ioctl_once("KVM_RUN", ioctls.RUN, 0, Answer()):
                 if self._fd.closed:
                     raise self._fd.closed_error()
-                # A request that comes right now is not lost: the next KVM_RUN returns at once.
+                # A request that comes now is not lost: the next KVM_RUN returns at once.
                 if run[ioctls.RUN_IMMEDIATE_EXIT]:
                     run[ioctls.RUN_IMMEDIATE_EXIT] = 0
                     return InterruptedExit()
@@ -209,23 +211,23 @@ class KvmVcpu:
         return self._take(run)
 
     def runs(self) -> int | None:
-        """How often the guest has begun to run; None: it runs now."""
+        """Returns how often the guest has begun to run, or None while it runs."""
         with self._runner_lock:
             return self._runs if self._runner is None else None
 
     def request_exit(self, signum: int | None = None) -> None:
-        """Have `run` yield an InterruptedExit, at the latest when the guest exits next.
+        """Makes `run` yield an InterruptedExit, at the latest when the guest exits next.
 
         Parameters
         ----------
         signum : int, optional
             A signal that the process handles (signal.signal). It is sent to the thread that runs
-            the guest, if one does: nothing else gets out a guest that does not exit by itself.
+            the guest, if there is one. Nothing else stops a guest that does not exit by itself.
 
         Raises
         ------
         KvmClosedError
-            The vCPU is closed, and nobody is in it any more.
+            The vCPU is closed, and no thread runs it any more.
         """
         run = self._run
         if run is not None:
@@ -238,18 +240,18 @@ class KvmVcpu:
             raise self._fd.closed_error()
 
     def answer(self, data: bytes) -> None:
-        """Give the guest what it reads, after an IoExit or a MmioExit that is no write.
+        """Answers the guest's read, after an IoExit or a MmioExit that is not a write.
 
         Parameters
         ----------
         data : bytes
-            size * count bytes of an IoExit, size bytes of a MmioExit, little-endian. Without an
-            answer the guest reads ones, as from a bus where nobody answers.
+            size * count bytes for an IoExit, size bytes for a MmioExit, little-endian. Without an
+            answer the guest reads ones, as from a bus where no device answers.
 
         Raises
         ------
         ValueError
-            The last exit was no read, or is of another size.
+            The last exit was not a read, or is of another size.
         """
         if self._answer is None:
             raise ValueError("the guest is not reading anything")
@@ -269,7 +271,7 @@ class KvmVcpu:
         run[self._answer] = b"\xff" * length
 
     def _take(self, run: mmap.mmap) -> Exit:
-        """The exit that the kernel has told of."""
+        """Returns the exit that the kernel reported."""
         (reason,) = ioctls.RUN_EXIT_REASON.unpack_from(run)
         if reason == _IO:
             out, size, port, count, at = ioctls.EXIT_IO.unpack_from(run, ioctls.RUN_EXIT)

@@ -43,20 +43,20 @@ from memslots.values.records import (
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-_MOST_PAGES = (1 << 31) - 1  # of a slot: rule 4
-_NO_DESCRIPTOR = 0xFFFFFFFF  # -1, as the struct has it
+_MOST_PAGES = (1 << 31) - 1  # per slot: rule 4
+_NO_DESCRIPTOR = 0xFFFFFFFF  # -1 in the struct's field
 _NOWHERE = (1 << 64) - PAGE_SIZE  # an address that no process has
 
 
 class KvmVM:
     """A virtual machine of the kernel, with its memory slots and vCPUs.
 
-    A context manager that closes it. Every call asks the kernel; what it answers is never guessed.
+    A context manager that closes it. Every call asks the kernel; its answer is never guessed.
 
     Parameters
     ----------
     vm_type : int, default 0
-        As KVM_CREATE_VM takes it.
+        The argument of KVM_CREATE_VM.
     manual_dirty_log : {0, 1, 3}
         The argument of KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2; 0 leaves it off.
     device : str, default "/dev/kvm"
@@ -64,13 +64,13 @@ class KvmVM:
     Raises
     ------
     KvmUnavailableError
-        There is no KVM to be used, or it has not what is asked for; the message says what to do.
+        There is no usable KVM, or it lacks what is asked for; the message says what to do.
     KvmError
         The kernel refuses to make a VM.
 
     Notes
     -----
-    Safe to use from any thread. After a fork the child has no use of it: it gets KvmError (EIO).
+    Safe to use from any thread. After a fork the child cannot use it and gets KvmError (EIO).
     """
 
     def __init__(
@@ -86,15 +86,16 @@ class KvmVM:
             raise ValueError(f"manual_dirty_log must be 0, 1 or 3, not {manual_dirty_log}")
         self._ends_of = device, vm_type
         self._process = os.getpid()
-        # While it is free, the slots here are the kernel's. A handler may come by it once more.
+        # While this lock is free, the slots here are the kernel's. A signal's handler may take it a
+        # second time.
         self._own_lock = threading.RLock()
-        self._changing = False  # whoever has the lock is in the middle of a change
-        self._slots: dict[int, Slot] = {}  # by the id that the kernel takes, with its space
-        self._room: dict[int, int] = {}  # the most pages that each of them may have
-        self._bound: dict[int, Binding] = {}  # by the slot's id: its part of a guest_memfd
+        self._changing = False  # the thread that holds the lock is making a change
+        self._slots: dict[int, Slot] = {}  # by the kernel's slot number
+        self._room: dict[int, int] = {}  # by the same number: the most pages that the slot may have
+        self._bound: dict[int, Binding] = {}  # by the same number: its range of a guest_memfd
         self._private: dict[int, Private] = {}  # slots that the kernel keeps for itself
         self._vcpus: list[KvmVcpu] = []
-        self._kept: list[object] = []  # with them the memory that slots are on would go
+        self._kept: list[object] = []  # objects that keep the memory under the slots alive
         self.manual_dirty_log = manual_dirty_log
         opened = open_device(device)
         try:
@@ -121,14 +122,14 @@ class KvmVM:
         return f"<KvmVM: {state}>"
 
     def close(self) -> None:
-        """Close it and its vCPUs. Closing again does nothing.
+        """Closes the VM and its vCPUs. Closing again does nothing.
 
         A vCPU that another thread runs goes on until its next exit.
         """
         if os.getpid() == self._process:
             with self._own_lock:
                 self._close()
-        else:  # the thread that held the lock, if any, is not here
+        else:  # the thread that held the lock, if any, is not in this process
             self._close()
 
     def _close(self) -> None:
@@ -137,46 +138,47 @@ class KvmVM:
         self._vcpus.clear()
         self._slots.clear()
         self._fd.close()
-        # Last: now no guest can reach what goes with it. A vCPU that runs has the list.
+        # This comes last: now no guest can reach the memory. A vCPU that still runs holds the list.
         self._kept = []
 
     def runs(self) -> int | None:
-        """How often the guest's vCPUs have begun to run, together; None while one of them runs."""
+        """Returns how often the VM's vCPUs have begun to run in total, or None while one runs."""
         counts = [vcpu.runs() for vcpu in list(self._vcpus)]
         return None if None in counts else sum(filter(None, counts))
 
     @property
     def _lock(self) -> threading.RLock:
-        """What to hold while using the slots. After a fork it might be held by nobody that is.
+        """The lock to hold while using the slots.
 
-        A signal's handler may run while this thread has it already. It may close the VM and read
-        `slots`; a change is a BusyError then. (No handler can come between the look at `_changing`
-        and the `try` that follows: nothing is called there.)
+        After a fork, no thread may be left to release it, so another process gets KvmError (EIO). A
+        signal's handler may run while this thread holds the lock. It may close the VM and read
+        `slots`; a change from it is a BusyError. (No handler can run between the test of
+        `_changing` and the `try` that follows: nothing is called there.)
         """
         if os.getpid() != self._process:
             raise KvmError(errno.EIO, "a KvmVM is of no use in another process than its own")
         return self._own_lock
 
     def fileno(self) -> int:
-        """The descriptor's number, for ioctls that this binding does not have."""
+        """Returns the descriptor's number, for ioctls that this binding does not have."""
         return self._fd.fileno()
 
     def keep(self, kept: object) -> None:
-        """Have an object last until this is closed: what keeps the memory that slots are on.
+        """Keeps an object alive until the VM is closed: one that owns the memory of slots.
 
-        A Memslots that is mirrored here is kept so. A guest that runs would write to whatever comes
-        to be where memory was that is gone.
+        A Memslots that is mirrored in the VM is kept this way. If that memory were freed, a running
+        guest would write to whatever takes its place.
         """
         self._kept.append(kept)
 
     def kept(self) -> list[object]:
-        """What is kept so, in a list that keeps it beyond the VM's closing."""
+        """Returns the list of kept objects. It keeps them alive even after the VM is closed."""
         return self._kept
 
     # Capabilities and limits
 
     def check_extension(self, cap: SupportsIndex) -> int:
-        """What KVM_CHECK_EXTENSION of this VM answers: 0 where there is no such capability.
+        """Returns the answer of this VM to KVM_CHECK_EXTENSION: 0 if it lacks the capability.
 
         Parameters
         ----------
@@ -187,7 +189,7 @@ class KvmVM:
 
     @property
     def limits(self) -> dict[str, int]:
-        """What the kernel allows, as the arguments of Memslots.
+        """The limits of the kernel, as the arguments of Memslots.
 
         max_gfn and max_hva are found by making slots of another VM, once in a process.
         """
@@ -202,9 +204,9 @@ class KvmVM:
 
     @property
     def slots(self) -> Sequence[Slot]:
-        """The slots that it has, by address space and id."""
+        """The VM's slots, in order of address space and id."""
         with self._lock:
-            # A handler's close() may come in between, or may have come into a change.
+            # A handler's close() may run between these lines, or may have run inside a change.
             slots = {} if self._fd.closed else self._slots.copy()
             return [slots[slot] for slot in sorted(slots)]
 
@@ -228,16 +230,16 @@ class KvmVM:
         memory_size: SupportsIndex,
         userspace_addr: SupportsIndex,
     ) -> Change:
-        """Create, delete, move or change the flags of a slot: KVM_SET_USER_MEMORY_REGION.
+        """Creates, deletes, moves or changes a slot: KVM_SET_USER_MEMORY_REGION.
 
-        Arguments, results and errors are those of `Memslots.set_region`. What the kernel refuses
-        for a reason outside of its rules (no memory, a guest_memfd) is a KvmError with its errno.
+        Arguments, results and errors are those of `Memslots.set_region`. If the kernel refuses for
+        a reason outside the rules (no memory, a guest_memfd), KvmError has its errno.
 
         Raises
         ------
         InvalidRegionError, OverlapError, NoSuchSlotError
-            By the rules of docs/rules.md. `OverlapError.existing` may be a slot that the kernel
-            keeps for itself: its id is not below max_slots, and its userspace_addr 0.
+            A rule of docs/rules.md refused the call. `OverlapError.existing` may be a slot that the
+            kernel keeps for itself: its id is not below max_slots, and its userspace_addr is 0.
         KvmError
         """
         call = Call.of(slot, flags, guest_phys_addr, memory_size, userspace_addr)
@@ -245,7 +247,7 @@ class KvmVM:
         return self._set(call, name, request, ioctls.REGION.pack(*call))
 
     def set_slot(self, before: Slot | None, after: Slot | None) -> Change:
-        """The same for Slots: make of `before`, or of nothing, `after`, or nothing.
+        """Turns the slot `before` into `after`; None stands for no slot.
 
         A Memslots that is mirrored here calls this.
 
@@ -278,26 +280,26 @@ class KvmVM:
         guest_memfd: GuestMemfd | SupportsIndex | None = None,
         guest_memfd_offset: SupportsIndex = 0,
     ) -> Change:
-        """The same with KVM_SET_USER_MEMORY_REGION2, which can give a slot a guest_memfd.
+        """Does what `set_region` does, for guest_memfd slots too: KVM_SET_USER_MEMORY_REGION2.
 
-        As `Memslots.set_region2`.
+        The arguments are those of `Memslots.set_region2`.
 
         Parameters
         ----------
         slot, flags, guest_phys_addr, memory_size, userspace_addr : int
             As in `set_region`.
         guest_memfd : GuestMemfd or int, optional
-            With Flags.GUEST_MEMFD in `flags`, else not looked at: what `create_guest_memfd` gave.
-            Such a slot can be deleted, not moved or changed.
+            Ignored unless `flags` has Flags.GUEST_MEMFD. The result of `create_guest_memfd`. Such a
+            slot can be deleted, but not moved or changed.
         guest_memfd_offset : int
-            Where in it the slot's first page is, in bytes.
+            The offset of the slot's first page in the file, in bytes.
 
         Raises
         ------
         InvalidRegionError, OverlapError, NoSuchSlotError, KvmError
             As `set_region`.
         KvmUnavailableError
-            The kernel has no such call, or no guest_memfd for this type of VM.
+            The kernel lacks this call, or has no guest_memfd for this type of VM.
         """
         if not self.check_extension(Cap.USER_MEMORY2):
             raise missing_capability("USER_MEMORY2", "set_region2", "Linux 6.8 or later")
@@ -315,19 +317,21 @@ class KvmVM:
         return self._set(call, name, request, ioctls.REGION2.pack(*call, 0, 0))
 
     def _set_private(self, call: Call, memfd: int, offset: int, new: Slot | None = None) -> Change:
-        """Make a call for a slot of a guest_memfd; `new` is the slot, if somebody knows it."""
+        """Makes a call for a slot of a guest_memfd. `new` is the slot, if the caller knows it."""
         name, request = "KVM_SET_USER_MEMORY_REGION2", ioctls.SET_USER_MEMORY_REGION2
         region = ioctls.REGION2.pack(*call, offset, memfd)
         bound = Binding.of(memfd, offset, call.memory_size)
         return self._set(call, name, request, region, bound, new)
 
     def create_guest_memfd(self, size: SupportsIndex, flags: SupportsIndex = 0) -> int:
-        """A file of guest memory: KVM_CREATE_GUEST_MEMFD. Its descriptor is the caller's to close.
+        """Creates a file of guest memory: KVM_CREATE_GUEST_MEMFD. Returns its descriptor.
+
+        The caller must close the descriptor.
 
         Raises
         ------
         KvmUnavailableError
-            The kernel has none for this type of VM.
+            The kernel has no guest_memfd for this type of VM.
         KvmError
         """
         self._need_guest_memfd()
@@ -348,9 +352,9 @@ class KvmVM:
         bound: Binding | None = None,
         new: Slot | None = None,
     ) -> Change:
-        """Make a call; `new` is what the slot is then, if somebody knows it already.
+        """Makes a call. `new` is the slot after the call, if the caller knows it already.
 
-        `bound` is the part of a guest_memfd that it names.
+        `bound` is the range of a guest_memfd that the call names.
         """
         answer = Answer()
         with self._lock:
@@ -359,8 +363,8 @@ class KvmVM:
             self._changing = True
             try:
                 old = self._slots.get(call.slot)
-                # Before the call, so that a log is never longer than the room for it, even if it is
-                # not known any more what became of the call.
+                # Set before the call, so that a log always fits into this room. This holds even if
+                # the outcome of the call becomes unknown.
                 npages = min(call.memory_size >> PAGE_SHIFT, _MOST_PAGES)
                 self._room[call.slot] = max(self._room.get(call.slot, 0), npages)
                 while not self._fd.ioctl_once(name, request, region, answer):
@@ -370,7 +374,7 @@ class KvmVM:
             except KvmError as refused:
                 self._keep(call.slot, old)
                 raise self._explain(call, refused, bound) from None
-            finally:  # a signal's handler may raise when the kernel is done
+            finally:  # a signal's handler may raise once the kernel is done
                 try:
                     if answer.done:
                         if new is None and call.memory_size:
@@ -378,7 +382,7 @@ class KvmVM:
                         self._keep(call.slot, new)
                         if new is not None and bound is not None:
                             self._bound[call.slot] = bound
-                finally:  # only now: until it is noted, no other change may begin
+                finally:  # last: no other change may begin before this one is noted
                     self._changing = False
         if new is None:
             return Change.DELETE
@@ -389,7 +393,7 @@ class KvmVM:
         return Change.NONE if old.flags == new.flags else Change.FLAGS_ONLY
 
     def _keep(self, slot: int, held: Slot | None) -> None:
-        """Note what the kernel has by that number, now that it has answered."""
+        """Notes the slot that the kernel has under that number, once it has answered."""
         if held is None:
             self._slots.pop(slot, None)
             self._room.pop(slot, None)
@@ -399,7 +403,7 @@ class KvmVM:
             self._room[slot] = held.npages
 
     def _explain(self, call: Call, refused: KvmError, bound: Binding | None) -> MemslotError:
-        """The rule by which the kernel refused; or what it said, where no rule does."""
+        """Returns the error of the rule that refused the call, or of the kernel's own reason."""
         verb = "set_region" if bound is None else "set_region2"
         by_rule = self._by_rule(refused, call, verb, *call, bound=bound)
         if by_rule:
@@ -417,17 +421,18 @@ class KvmVM:
         *args: object,
         bound: Binding | None = None,
     ) -> MemslotError | None:
-        """What a Memslots with these slots says to the same call, if it is the same errno.
+        """Returns the error of a Memslots with these slots, or None unless its errno is the same.
 
-        It gets the slots that `about` is about: that of its id, and those in its place.
+        The Memslots gets the slots that matter to `about`: the slot with its id, slots in its
+        place, and slots of guest_memfds.
         """
         try:
             twin = Memslots(**self.limits)
-        except KvmError:  # no memory for another VM, say: then it is not known
+        except KvmError:  # no memory for another VM, say: then the error is not known
             return None
-        own = StandIns()  # a file is one Memslots' alone
+        own = StandIns()  # a file can belong to one Memslots only
         try:
-            for number, held in list(self._slots.items()):  # a handler may close it
+            for number, held in list(self._slots.items()):  # a handler may close the VM
                 if number == about.slot or about.overlaps(held) or held.guest_memfd is not None:
                     twin._create_slot(own.slot(held))
             if bound is not None:
@@ -442,7 +447,7 @@ class KvmVM:
     # Dirty logs
 
     def get_dirty_log(self, slot: SupportsIndex, as_id: SupportsIndex = 0) -> bytearray:
-        """The pages of a slot that the guest or the kernel wrote: KVM_GET_DIRTY_LOG.
+        """Returns the pages of a slot that the guest or the kernel wrote: KVM_GET_DIRTY_LOG.
 
         Arguments, result and errors are those of `Memslots.get_dirty_log`.
         """
@@ -475,10 +480,10 @@ class KvmVM:
         bitmap: ReadableBuffer,
         as_id: SupportsIndex = 0,
     ) -> None:
-        """Clear part of a slot's dirty log: KVM_CLEAR_DIRTY_LOG.
+        """Clears part of a slot's dirty log: KVM_CLEAR_DIRTY_LOG.
 
-        Arguments and errors are those of `Memslots.clear_dirty_log`; KvmUnavailableError where the
-        kernel (before 5.2) has no such call.
+        Arguments and errors are those of `Memslots.clear_dirty_log`. KvmUnavailableError if the
+        kernel is older than 5.2, which has no such call.
         """
         number = _number(slot, as_id)
         first = field(first_page, "first_page", 64)
@@ -488,8 +493,8 @@ class KvmVM:
             needed = "clear_dirty_log"
             raise missing_capability("MANUAL_DIRTY_LOG_PROTECT2", needed, "Linux 5.2 or later")
         short = len(bits) < 8 * -(-pages // 64)
-        # A bitmap that is too short is not shown to the kernel, which would read on behind it; what
-        # it says to the other values is.
+        # The kernel must not see a bitmap that is too short, since it would read past the end. It
+        # still judges the other values.
         where = _NOWHERE if short else _address(bits)
         clear = ioctls.CLEAR_DIRTY_LOG.pack(number, pages, first, where)
         with self._lock:
@@ -509,32 +514,32 @@ class KvmVM:
             finally:
                 self._changing = False
 
-    # What x86 wants before the first vCPU
+    # What x86 needs before the first vCPU
 
     def set_tss_addr(self, gpa: SupportsIndex) -> None:
-        """Say where Intel's KVM may keep three pages for itself: KVM_SET_TSS_ADDR."""
+        """Places the three pages that Intel's KVM keeps for itself: KVM_SET_TSS_ADDR."""
         address = field(gpa, "gpa", 64)
         self._fd.ioctl("KVM_SET_TSS_ADDR", ioctls.SET_TSS_ADDR, address)
         self._private[TSS] = Private("the TSS", address, 3)
 
     def set_identity_map_addr(self, gpa: SupportsIndex) -> None:
-        """Say where Intel's KVM may keep one page for itself: KVM_SET_IDENTITY_MAP_ADDR."""
+        """Places the one page that Intel's KVM keeps for itself: KVM_SET_IDENTITY_MAP_ADDR."""
         address = field(gpa, "gpa", 64)
         given = address.to_bytes(8, sys.byteorder)
         self._fd.ioctl("KVM_SET_IDENTITY_MAP_ADDR", ioctls.SET_IDENTITY_MAP_ADDR, given)
         self._private[IDENTITY] = Private("the identity map", address or IDENTITY_MAP, 1)
 
     def create_irqchip(self) -> None:
-        """Have KVM emulate the interrupt controllers: KVM_CREATE_IRQCHIP."""
+        """Makes KVM emulate the interrupt controllers: KVM_CREATE_IRQCHIP."""
         self._fd.ioctl("KVM_CREATE_IRQCHIP", ioctls.CREATE_IRQCHIP)
 
     def create_vcpu(self, id: SupportsIndex = 0) -> KvmVcpu:
-        """Make a vCPU. Closing the VM closes it; while it is there, so is the VM.
+        """Creates a vCPU. Closing the VM closes it. The VM lasts as long as the vCPU.
 
         Raises
         ------
         KvmError
-            EEXIST if there is one of this id, EINVAL if there cannot be.
+            EEXIST if there is a vCPU with this id, EINVAL if the id is out of range.
         """
         wanted = field(id, "id", 32)
         with self._lock:
@@ -542,7 +547,7 @@ class KvmVM:
             try:
                 vcpu = KvmVcpu(fd, self._run_size, wanted, self.kept)
                 self._vcpus.append(vcpu)
-                if self._fd.closed:  # by a signal's handler
+                if self._fd.closed:  # closed by a signal's handler
                     raise self._fd.closed_error()
             except BaseException:
                 fd.close()
@@ -551,11 +556,14 @@ class KvmVM:
 
 
 def _number(slot: SupportsIndex, as_id: SupportsIndex) -> int:
-    """An id and its space as one number. 0xffff, which the kernel refuses, for what is greater."""
+    """Returns an id and its address space as one number.
+
+    Values above 0xffff become 0xffff, which the kernel refuses.
+    """
     most = 0xFFFF
     return slot_number(min(field(slot, "slot", 32), most), min(field(as_id, "as_id", 32), most))
 
 
 def _address(memory: bytearray) -> int:
-    """Where it is, for as long as it is not resized."""
+    """Returns the memory's address, valid as long as the bytearray is not resized."""
     return ctypes.addressof(ctypes.c_char.from_buffer(memory)) if memory else 0

@@ -1,4 +1,4 @@
-"""Making every change in a backend as well: what a backend is, and the order of its calls."""
+"""Makes every change in a backend as well: what a backend is, and the order of its calls."""
 
 from memslots.mirror.backend import Backend
 

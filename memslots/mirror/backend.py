@@ -1,12 +1,13 @@
 """Mirroring: every change of a Memslots is made in a backend too, or in neither.
 
-A backend is whatever has KVM's call, `set_region`, and does what it says or refuses: then it has
-done nothing, and raises a MemslotError. A `memslots.kvm.KvmVM` is one. What else it may have is in
-`Backend`.
+A backend is any object that has KVM's call, `set_region`. It does what the call says, or raises a
+MemslotError and does nothing. A `memslots.kvm.KvmVM` is one. `Backend` describes what else a
+backend may have.
 
-One change of a Memslots is one call, made when everybody has agreed to the change and nothing else
-can fail. A transaction is several calls, since a backend cannot change several slots at once:
-planner.py puts them in order. Where one of them is refused, those before it are undone.
+One change of a Memslots is one call. The call is made when every listener has agreed to the change
+and nothing else can fail. A transaction is several calls, since a backend cannot change several
+slots at once. planner.py puts them in order. If the backend refuses one of them, those before it
+are undone.
 """
 
 from __future__ import annotations
@@ -33,21 +34,21 @@ _MOST_IDS = 1 << 16
 class Backend(Protocol):
     """What a Memslots can be mirrored in.
 
-    It may also have
+    A backend may also have
 
-    - ``limits``, a mapping with the arguments of Memslots: no change is made that is beyond them;
-    - ``slots``, which must be empty when it is given to a Memslots;
-    - ``set_slot(before, after)``, called in place of set_region, with Slots: make of `before`
-      (None: no slot is there) `after` (None: it is to go);
+    - ``limits``, a mapping with the arguments of Memslots: changes beyond these limits are refused;
+    - ``slots``, which must be empty when the backend is given to a Memslots;
+    - ``set_slot(before, after)``, called in place of set_region, with Slots: turn `before` into
+      `after` (None: no slot);
     - ``set_region2``, as Memslots has it, for slots of a guest_memfd; it gets the GuestMemfd;
-    - ``keep(vm)``, which is called with the Memslots: it has to last as long as the backend's
-      slots, since it is what keeps the memory that they are on;
+    - ``keep(vm)``, called with the Memslots: the backend must keep it alive as long as its slots,
+      since the Memslots keeps the memory under them;
     - ``get_dirty_log(slot, as_id)``, ``clear_dirty_log(slot, first_page, num_pages, bitmap,
-      as_id)``, as in Memslots: then the dirty logs of the Memslots have its marks as well;
-    - ``runs()``, for one that has dirty logs: how often a guest has begun to run, or None while one
-      runs. Its log is taken just before a call that loses it; what a guest writes in between is in
-      neither, so if one ran, every page is marked that is to keep its mark. A backend that has no
-      `runs` is taken at its word: its log is all that was written.
+      as_id)``, as in Memslots: the dirty logs of the Memslots then include the backend's marks;
+    - ``runs()``, if it has dirty logs: how often a guest has begun to run, or None while one runs.
+      The backend's log is read just before a call that loses it. A guest's write after that is in
+      neither log. If a guest ran then, every page whose mark must survive is marked. A backend
+      without `runs` must lose no write: its log counts as complete.
     """
 
     def set_region(
@@ -59,17 +60,17 @@ class Backend(Protocol):
         userspace_addr: int,
         /,
     ) -> object:
-        """Do what Memslots.set_region would do; or refuse: raise a MemslotError, and do nothing.
+        """Does what Memslots.set_region would do, or raises a MemslotError and does nothing.
 
-        After any other exception, a signal's handler's, say, it is not known what was done: then it
-        is asked for what there was before.
+        After any other exception (of a signal's handler, say) the outcome is unknown. The backend
+        is then asked to restore the state from before.
         """
 
 
 def limits_with(
     backend: object, given: Mapping[str, SupportsIndex | EllipsisType]
 ) -> dict[str, int]:
-    """The limits of a Memslots: its backend's or the usual ones where `given` has ..."""
+    """Returns the limits of a Memslots. Values of ... are the backend's, else the default ones."""
     offered: dict[str, int] = dict(getattr(backend, "limits", {}))
     limits = DEFAULT_LIMITS | offered
     for name, value in given.items():
@@ -86,19 +87,19 @@ def limits_with(
     return limits
 
 
-#: By the id of a backend: the backend, and the Memslots that is mirrored in it. Two backends that
-#: are equal are two.
+#: By the id() of a backend: the backend, and the Memslots that is mirrored in it. Backends that
+#: compare equal are still different.
 _mirrored: dict[int, tuple[weakref.ref[object], weakref.ref[Memslots]]] = {}
 
 
 def _take(backend: object, vm: Memslots) -> None:
-    """Make it this Memslots' backend. ValueError if it is another's."""
+    """Makes an object this Memslots' backend. ValueError if it is another's."""
     number = id(backend)
     try:
-        # Gone, so another may come to have its id.
+        # When the backend is gone, another object may get its id().
         known = weakref.ref(backend, lambda _: _mirrored.pop(number, None))
     except TypeError:
-        return  # it takes no weak references, so nobody can tell
+        return  # without weak references nobody can tell
     other = _mirrored.get(number)
     if other is not None and other[0]() is backend and other[1]() is not None:
         raise ValueError("the backend is another Memslots' already: one cannot know of the other")
@@ -106,7 +107,7 @@ def _take(backend: object, vm: Memslots) -> None:
 
 
 class Mirror:
-    """A backend, and what it could not be made to undo. Used by the writer of one Memslots."""
+    """A backend, and the calls that could not be undone. Used by the writer of one Memslots."""
 
     def __init__(self, backend: Backend, vm: Memslots) -> None:
         if not callable(getattr(backend, "set_region", None)):
@@ -116,8 +117,9 @@ class Mirror:
             raise ValueError(f"the backend has {len(slots)} slots already; a Memslots begins empty")
         _take(backend, vm)
         self.backend = backend
-        self._vm = weakref.ref(vm)  # whoever makes a change has it
-        # Calls that were begun, and do not stay: to be undone, the last first. The writer has it.
+        self._vm = weakref.ref(vm)  # a change holds a reference to it
+        # Calls that were begun and do not stay, to be undone in reverse order. The writer shares
+        # it.
         self.journal: list[Call] = []
         keep = getattr(backend, "keep", None)
         if keep is not None:
@@ -131,31 +133,31 @@ class Mirror:
         return vm
 
     def get_dirty_log(self, id: int, as_id: int) -> bytes | None:
-        """The backend's own dirty log of a slot, or None where it keeps none."""
+        """Returns the backend's own dirty log of a slot, or None if it keeps none."""
         get = getattr(self.backend, "get_dirty_log", None)
         return None if get is None else bytes(get(id, as_id))
 
     def clear_dirty_log(
         self, id: int, first_page: int, num_pages: int, bitmap: object, as_id: int
     ) -> None:
-        """Clear part of it, where it keeps one."""
+        """Clears part of the backend's dirty log of a slot, if it keeps one."""
         clear = getattr(self.backend, "clear_dirty_log", None)
         if clear is not None:
             clear(id, first_page, num_pages, bitmap, as_id)
 
     def calls_of(self, before: Slot | None, after: Slot | None) -> tuple[Call]:
-        """What is to be called for one change."""
+        """Returns the calls for one change."""
         return (Call(before, after),)
 
     def plan(self, steps: Iterable[Step]) -> list[Call]:
-        """What is to be called for a transaction's steps, in order."""
+        """Returns the calls for a transaction's steps, in order."""
         return calls_of_steps(self.vm, steps)
 
     def make(self, calls: Iterable[Call]) -> None:
-        """Make these calls, each noted in the journal before.
+        """Makes the calls. Notes each one in the journal first.
 
-        When all of them stay, whoever calls this empties the journal; else it calls `undo`. It does
-        so in C: in Python there is no place where a signal's handler might not raise.
+        If all of them stay, the caller empties the journal; else it calls `undo`. The caller does
+        so in C: in Python a signal's handler could raise at any place.
         """
         self._pay()
         for call in calls:
@@ -167,14 +169,14 @@ class Mirror:
             try:
                 self._put(call.before, call.after)
             except MemslotError:
-                self.journal.pop()  # nothing was done; of anything else that is not known
+                self.journal.pop()  # nothing was done; after other exceptions that is not known
                 raise
             if call.lost and (began is None or began != self._runs()):
                 for first, end in call.lost:
                     self._mark(call.slot.as_id, first, end)
 
     def undo(self, error: BaseException) -> None:
-        """Undo what is in the journal, after an error; should that be refused, it gets a note."""
+        """Undoes the journal after `error`. If the backend refuses, `error` gets a note."""
         try:
             self._pay()
         except MemslotError as refused:
@@ -184,13 +186,13 @@ class Mirror:
             )
 
     def _pay(self) -> None:
-        """Undo what is in the journal, the last first; it may be undone already."""
+        """Undoes the journal, from the last call to the first. It may already be undone in part."""
         while self.journal:
             call = self.journal[-1]
             try:
                 self._put(call.after, call.before)
             except MemslotError as error:
-                # Deleting what is not there: it was never made.
+                # The slot to delete is not there: the call was never made.
                 if call.before is not None or error.errno not in (errno.EINVAL, errno.ENOENT):
                     raise
             if call.loses_log():
@@ -200,17 +202,17 @@ class Mirror:
             self.journal.pop()
 
     def _take_log(self, slot: Slot, renews: bool) -> None:
-        """Take over what the backend's log has of a slot; have it empty after, if it `renews`."""
+        """Takes over the backend's log of a slot; if it `renews`, empties that log."""
         log = self.get_dirty_log(slot.id, slot.as_id)
         if log is None:
             return
         take_over_log(self.vm, slot.id, slot.as_id, log)
         if renews and self.vm.manual_dirty_log:
-            # Reading it has not cleared it.
+            # Reading the log did not clear it.
             self.clear_dirty_log(slot.id, 0, slot.npages, log, slot.as_id)
 
     def _runs(self) -> int | None:
-        """How often the backend's guests have begun to run, or None: one runs."""
+        """Returns how often the backend's guests have begun to run, or None while one runs."""
         runs = getattr(self.backend, "runs", None)
         if runs is None:
             return 0
@@ -218,16 +220,17 @@ class Mirror:
         return count
 
     def _mark(self, as_id: int, first: int, end: int) -> None:
-        """Mark pages [first, end) whose marks the backend lost and the Memslots keeps.
+        """Marks pages [first, end) whose marks the backend lost and the Memslots keeps.
 
-        What the guest wrote since it was last read is not known any more, and must not be missed.
-        After the loss: whoever takes the marks before it reads the pages before it, too.
+        What the guest wrote since the log was last read is unknown, and must not be missed. The
+        marks are set after the loss: code that takes the marks earlier also reads the pages
+        earlier.
         """
-        if hasattr(self.backend, "get_dirty_log"):  # else it had none
+        if hasattr(self.backend, "get_dirty_log"):  # else it had no marks to lose
             self.vm.mark_dirty_range(first, end, as_id)
 
     def _put(self, before: Slot | None, after: Slot | None) -> None:
-        """Have the backend make of `before` what is after. One of the two is there."""
+        """Makes the backend turn `before` into `after`. At least one of them is not None."""
         set_slot = getattr(self.backend, "set_slot", None)
         if set_slot is not None:
             set_slot(before, after)

@@ -1,7 +1,7 @@
-"""Which slots are to step aside, where each waits for another to go.
+"""Chooses the slots that step aside when slots wait for each other.
 
-A slot that moves waits for those that are where it is to be. Where slots wait for each other in a
-circle, one of them has to be taken away first and put back last, which costs one more call. The
+A slot that moves waits for the slots in the place where it is to be. If slots wait for each other
+in a circle, one of them has to be taken away first and put back last. That costs one more call. The
 slots to choose are the cheapest that leave no circle: a least feedback vertex set.
 """
 
@@ -9,17 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-#: How many choices are tried in one knot of circles before the best so far is taken.
+#: The number of choices to try in one knot of circles before taking the best so far.
 _MOST_CHOICES = 2000
 
 
 def least_breaks(waits: Sequence[Sequence[int]], cost: Sequence[int]) -> list[int]:
-    """The cheapest nodes without which there is no circle, in order.
+    """Returns the cheapest nodes whose removal leaves no circle, in order.
 
-    `waits[i]` are the nodes that node i waits for, itself not among them. `cost[i]` is above 0.
-    O(n + e) for n nodes and e edges where circles do not share nodes, or share them in such ways
-    that one choice is plainly as good as any; else the choices are tried one after the other, and
-    what has been found after 2,000 of them is taken.
+    `waits[i]` are the nodes that node i waits for, without i itself. `cost[i]` is above 0. O(n + e)
+    for n nodes and e edges if circles share no nodes, or if one choice is plainly as good as any.
+    Otherwise the choices are tried one after the other, and the best after 2,000 is taken.
     """
     found: list[int] = []
     for knot in _knots(waits):
@@ -30,7 +29,7 @@ def least_breaks(waits: Sequence[Sequence[int]], cost: Sequence[int]) -> list[in
 
 
 def _knots(waits: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-    """The strongly connected components of more than one node (Tarjan's algorithm)."""
+    """Yields the strongly connected components of more than one node (Tarjan's algorithm)."""
     number: dict[int, int] = {}
     low: dict[int, int] = {}
     stack: list[int] = []
@@ -67,7 +66,7 @@ def _knots(waits: Sequence[Sequence[int]]) -> Iterator[list[int]]:
 
 
 class _Graph:
-    """Edges both ways. A node that is passed by has its neighbours joined."""
+    """A graph with edges both ways. A node that is passed by joins its neighbours."""
 
     def __init__(self, after: dict[int, set[int]]) -> None:
         self.after = {node: set(others) for node, others in after.items()}
@@ -77,7 +76,7 @@ class _Graph:
                 self.before[other].add(node)
 
     def remove(self, node: int) -> set[int]:
-        """Take a node out; returns its neighbours."""
+        """Removes a node. Returns its neighbours."""
         before, after = self.before.pop(node), self.after.pop(node)
         for other in before - {node}:
             self.after[other].discard(node)
@@ -86,7 +85,10 @@ class _Graph:
         return (before | after) - {node}
 
     def pass_by(self, node: int) -> set[int]:
-        """Take a node out that stays: whoever waited for it waits for what it waited for."""
+        """Removes a node that stays: nodes that waited for it now wait for what it waited for.
+
+        Returns the node's neighbours.
+        """
         before, after = self.before[node] - {node}, self.after[node] - {node}
         touched = self.remove(node)
         for one in before:
@@ -107,7 +109,7 @@ class _Knot:
         self.best_cost = 0
 
     def solve(self) -> list[int]:
-        # (graph, chosen, their cost), the next to try last.
+        # (graph, chosen, their cost); the next to try is last.
         work: list[tuple[_Graph, list[int], int]] = [(self.start, [], 0)]
         while work and (self.best is None or self.choices < _MOST_CHOICES):
             graph, chosen, spent = work.pop()
@@ -129,11 +131,11 @@ class _Knot:
         return self.best
 
     def _worth(self, graph: _Graph, node: int) -> float:
-        """How many circles go through a node, roughly, for what it costs."""
+        """Returns roughly how many circles go through a node, divided by its cost."""
         return len(graph.before[node]) * len(graph.after[node]) / self.cost[node]
 
     def _at_least(self, graph: _Graph) -> int:
-        """What is to be paid at least: for each pair that wait for each other, the cheaper one."""
+        """Returns a lower bound of the cost: the cheaper one of each pair in a circle of two."""
         least = 0
         seen: set[int] = set()
         for node, others in graph.after.items():
@@ -147,7 +149,7 @@ class _Knot:
         return least
 
     def _reduce(self, graph: _Graph) -> list[int]:
-        """Take out of the graph whatever needs no choice; returns what has to be chosen."""
+        """Removes every node that needs no choice. Returns the nodes that have to be chosen."""
         chosen = []
         work = set(graph.after)
         while work:

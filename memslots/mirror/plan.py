@@ -1,4 +1,4 @@
-"""Plan: how to get from the map that is to the map that is wanted, in the fewest calls."""
+"""Plan: the fewest calls from the present map to the map that is wanted."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from memslots.read.memorymap import _Fields
     from memslots.write.transaction import Transaction
 
-#: What KVM has on x86.
+#: KVM's limits on x86.
 _MAX_SLOTS = 32764
 _MAX_GFN = (1 << 40) - 1
 
@@ -75,7 +75,7 @@ class SetRegion2(NamedTuple):
 
 
 class Window(NamedTuple):
-    """Pages that both maps have and that have no slot for a moment.
+    """Pages that both maps have but that are in no slot for a moment.
 
     A guest that touches them between the two calls finds no memory there.
     """
@@ -90,21 +90,21 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """The calls that make one map of another; made by `memslots.plan`.
+    """The calls from one map to another; made by `memslots.plan`.
 
     Prints as a table of its calls and windows. ``len(plan)`` is the number of calls.
     """
 
     current: MemoryMap
-    """The map that it begins with."""
+    """The map to begin with."""
     wanted: MemoryMap
-    """The map that it ends with."""
+    """The map to end with."""
     max_slots: int
     max_gfn: int
     steps: tuple[Call, ...]
-    """The calls, each with the slot before it and after, None where there is none."""
+    """The calls, each with the slot before it and after it, or None."""
     windows: tuple[Window, ...]
-    """What both maps have and is absent in between, in order of the call that takes it away."""
+    """The pages that both maps have and that are absent in between, in order of `from_call`."""
     _memslots: type[Memslots] = dataclass_field(repr=False, compare=False)
 
     @cached_property
@@ -117,11 +117,11 @@ class Plan:
 
     @property
     def rebuild_calls(self) -> int:
-        """How many calls it takes to delete all slots and make those that are wanted."""
+        """The number of calls that delete all slots and create those that are wanted."""
         return len(self.current) + len(self.wanted)
 
     def __post_init__(self) -> None:
-        # A pickle has them as plain tuples: it names public classes only.
+        # A pickle has plain tuples, since it names public classes only.
         object.__setattr__(self, "steps", tuple(Call(*step) for step in self.steps))
 
     def __reduce__(self) -> tuple[type[Plan], tuple[object, ...]]:
@@ -133,18 +133,18 @@ class Plan:
         return len(self.steps)
 
     def check(self, backend: Backend | None = None) -> None:
-        """Make the calls on a fresh Memslots, by the rules, and look whether all is as it says.
+        """Makes the calls on a fresh Memslots and checks that the result is as the plan says.
 
         Parameters
         ----------
         backend : optional
-            Of that Memslots: a memslots.kvm.KvmVM, to ask this machine's kernel as well. It must
-            have no slots.
+            The backend of that Memslots: a memslots.kvm.KvmVM, to ask this machine's kernel as
+            well. It must have no slots.
 
         Raises
         ------
         MemslotError
-            A call is refused, or the map or a window is not as it was told.
+            A call is refused, or the map or a window is not as the plan says.
 
         Notes
         -----
@@ -152,7 +152,7 @@ class Plan:
         """
         limits = {"max_slots": max(self.max_slots, 1), "max_gfn": self.max_gfn}
         limits["address_spaces"] = self.wanted.as_id + 1
-        limits["max_hva"] = (1 << 64) - PAGE_SIZE  # where user space ends is no matter of a plan
+        limits["max_hva"] = (1 << 64) - PAGE_SIZE  # the end of user space does not matter to a plan
         vm = self._memslots(**limits) if backend is None else self._memslots(backend=backend)
         reader = vm.address_space(self.wanted.as_id)
         own = StandIns(getattr(backend, "create_guest_memfd", None)).slot
@@ -220,13 +220,13 @@ def _call(step: Call) -> SetRegion | SetRegion2:
 
 
 def _with(own: Callable[[Slot], Slot], map: MemoryMap) -> MemoryMap:
-    """The map with each slot of a guest_memfd of another file of that size."""
+    """Returns the map with each guest_memfd replaced by another file of the same size."""
     private = [own(slot) for slot in map if slot.flags & Flags.GUEST_MEMFD]
     return map | MemoryMap(private, map.as_id) if private else map
 
 
 def _set(vm: Memslots | Transaction, step: Call) -> None:
-    """Make a step of a plan: as set_region would, and for ids of any size."""
+    """Makes a step of a plan, as set_region would, but for ids of any size."""
     before, after = step.before, step.after
     if after is None:
         vm.delete(step.slot.id, as_id=step.slot.as_id)
@@ -247,7 +247,7 @@ def plan_between(
     keep: Iterable[tuple[SupportsIndex, SupportsIndex]],
     memslots: type[Memslots],
 ) -> Plan:
-    """memslots.plan; `memslots` is the class that the plan can be tried on."""
+    """Does what memslots.plan does. `memslots` is the class to try the plan on."""
     if not isinstance(current, memslots | MemoryMap):
         raise TypeError(f"current is a Memslots or MemoryMap, not {type(current).__name__!r}")
     if not isinstance(wanted, MemoryMap):
@@ -302,7 +302,7 @@ def _check(
     max_slots: int,
     max_gfn: int,
 ) -> None:
-    """Whether the slots that come can be."""
+    """Raises if the slots that come break a limit."""
     if wanted.as_id != now.as_id:
         raise InvalidRegionError(
             errno.EINVAL, f"what is wanted is of address space {wanted.as_id}, not {now.as_id}"
@@ -321,8 +321,8 @@ def _check(
 
 
 def _windows(steps: Sequence[Call], wanted: MemoryMap) -> Iterator[Window]:
-    """What is absent in between, in the order in which it goes, then by page."""
-    absent: list[tuple[int, int, int]] = []  # start, end, since which call; they do not overlap
+    """Yields the pages that are absent in between, in the order in which they go, then by page."""
+    absent: list[tuple[int, int, int]] = []  # start, end, the call that took them; no overlaps
     found = []
     for number, (before, after, *_) in enumerate(steps):
         if after is not None:
@@ -331,7 +331,7 @@ def _windows(steps: Sequence[Call], wanted: MemoryMap) -> Iterator[Window]:
             continue
         for slot in wanted.in_gfn_range(before.base_gfn, before.end_gfn):
             start, end = max(slot.base_gfn, before.base_gfn), min(slot.end_gfn, before.end_gfn)
-            # What the slot has in its new place as well is not absent.
+            # Pages that the slot also has in its new place are not absent.
             ranges = [(start, end)]
             if after is not None:
                 low, high = max(start, after.base_gfn), min(end, after.end_gfn)
@@ -352,7 +352,7 @@ def _windows(steps: Sequence[Call], wanted: MemoryMap) -> Iterator[Window]:
 
 
 def _given_back(absent: list[tuple[int, int, int]], slot: Slot, number: int) -> list[Window]:
-    """Takes out what a slot has from now on."""
+    """Removes from `absent` the pages that a slot has from now on. Returns their windows."""
     first = bisect_left(absent, (slot.base_gfn,))
     if first and absent[first - 1][1] > slot.base_gfn:
         first -= 1
@@ -370,7 +370,7 @@ def _given_back(absent: list[tuple[int, int, int]], slot: Slot, number: int) -> 
 
 
 def apply(vm: Memslots, plan: object) -> None:
-    """Memslots.apply."""
+    """Does what Memslots.apply does."""
     if not isinstance(plan, Plan):
         raise TypeError(f"a Plan is made by memslots.plan; this is {type(plan).__name__!r}")
     with vm.transaction() as tx:
@@ -384,7 +384,7 @@ def become(
     keep: Iterable[tuple[SupportsIndex, SupportsIndex]],
     memslots: type[Memslots],
 ) -> Plan:
-    """Memslots.become."""
+    """Does what Memslots.become does."""
     if not isinstance(wanted, MemoryMap):
         wanted = MemoryMap(wanted, as_id)
     elif as_id is not None and field(as_id, "as_id", 32) != wanted.as_id:
@@ -396,7 +396,7 @@ def become(
 
 
 def _stage(tx: Transaction, plan: Plan) -> None:
-    """Make the net change, in any order: slots may overlap until a transaction ends."""
+    """Makes the net change, in any order: slots may overlap until a transaction ends."""
     first: dict[int, Slot | None] = {}
     last: dict[int, Slot | None] = {}
     as_id = plan.wanted.as_id

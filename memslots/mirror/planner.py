@@ -1,9 +1,10 @@
-"""The fewest calls of set_region from some slots to others, one slot at a time, in order.
+"""Finds the fewest calls of set_region from some slots to others, one slot at a time, in order.
 
-Two things decide how many there are. Which slot becomes which: a slot that is to be somewhere on
-the same host memory is moved there (rule 5), one call where a delete and a create are two. And
-where slots that move wait for each other in a circle, one of them has to step aside (cycles.py),
-one more call. Everything else has an order in which nothing overlaps (rule 6).
+Two things decide the number of calls. The first is which slot becomes which. A slot that is to be
+elsewhere on the same host memory is moved there (rule 5): one call, where a delete and a create are
+two. The second is circles: if slots that move wait for each other in a circle, one of them has to
+step aside (cycles.py), which costs one more call. Everything else has an order in which nothing
+overlaps (rule 6).
 """
 
 from __future__ import annotations
@@ -31,23 +32,23 @@ Key = tuple[int, int]  # as_id, id
 Range = tuple[int, int]  # [start_gfn, end_gfn)
 Step = tuple[Change, Slot | None, Slot | None, Slot | None]
 
-#: Where several slots are on the same host memory, so many ways to give them their new places are
-#: compared; of more than these, the one is taken in which they keep their order.
+#: If several slots are on the same host memory, at most this many ways to pair them with their new
+#: places are compared. If there are more ways, the slots keep their order.
 _MOST_WAYS = 1000
-#: Nor so many moves in all of these ways.
+#: In all of these ways together there are at most this many moves.
 _MOST_MOVES = 20_000
-# One call more costs more than any number of pages (there are 2**52); a page that is to be kept
+# One more call costs more than any number of pages (there are 2**52). A page that must be kept
 # costs more than any number of calls.
 _CALL = 1 << 64
 _KEPT_PAGE = 1 << 128
 
 
 class Call(NamedTuple):
-    """One call of a backend's set_region: the slot before it and after, None where there is none.
+    """One call of a backend's set_region: the slot before and after it, or None.
 
-    If both are there they differ in base_gfn or flags alone. `lost`: gfn ranges, as readers find
+    If both are there, they differ in base_gfn or flags only. `lost`: gfn ranges, where readers find
     them, whose marks the backend loses with this call and the Memslots keeps. `renews`: the log
-    that the slot keeps is to begin anew.
+    that the slot keeps must begin anew.
     """
 
     before: Slot | None
@@ -57,19 +58,19 @@ class Call(NamedTuple):
 
     @property
     def slot(self) -> Slot:
-        """The slot, after the call or before."""
+        """The slot after the call, or before it if the call deletes it."""
         slot = self.after or self.before
         assert slot is not None
         return slot
 
     def loses_log(self) -> bool:
-        """Whether the backend has a dirty log before the call and not after."""
+        """Returns whether the backend has a dirty log before the call and not after it."""
         logs = self.before is not None and bool(self.before.flags & _LOG)
         return logs and not (self.after is not None and self.after.flags & _LOG)
 
 
 class Goal(NamedTuple):
-    """A slot that is to be there. Its id is a proposal if `any_id` is set."""
+    """A slot that must be there at the end. Its id is a proposal if `any_id` is set."""
 
     slot: Slot
     any_id: bool = False
@@ -80,22 +81,22 @@ class Ids:
 
     def __init__(self, max_slots: int, is_taken: Callable[[int], bool]) -> None:
         self._max_slots = max_slots
-        self._is_taken = is_taken  # by a slot that is there at the beginning
-        self._beyond = 0  # no id below it is free, but for those in _free
+        self._is_taken = is_taken  # taken by a slot that is there at the beginning
+        self._beyond = 0  # no id below it is free, except those in _free
         self._free: list[int] = []
-        self._reserved: set[int] = set()  # for a slot that is to have just this one
+        self._reserved: set[int] = set()  # for a slot that must have this id
 
     def reserve(self, id: int) -> None:
-        """Keep an id that is free for a slot that is to have it."""
+        """Keeps a free id for a slot that must have it."""
         self._reserved.add(id)
 
     def give_back(self, id: int) -> None:
-        """Its slot was deleted."""
+        """Makes the id of a deleted slot free again, unless it is reserved."""
         if id not in self._reserved:
             heappush(self._free, id)
 
     def take(self) -> int | None:
-        """The lowest that is free, or None."""
+        """Takes the lowest free id. Returns None if there is none."""
         while self._beyond < self._max_slots and (
             self._beyond in self._reserved or self._is_taken(self._beyond)
         ):
@@ -109,19 +110,19 @@ class Ids:
 
 
 class Surroundings(NamedTuple):
-    """What the planner has to know of the slots that do not change."""
+    """What the planner needs to know of the slots that do not change."""
 
-    #: A run of pages where nothing is, before or after, for a slot of so many pages that has to
-    #: step aside; or None. By as_id and npages.
+    #: By as_id and npages: the base gfn of a range of npages pages for a slot that steps aside, or
+    #: None. No slot is in that range before or after.
     aside: Callable[[int, int], int | None]
-    #: By as_id. Needed where there are goals that have any id.
+    #: By as_id. Needed if there are goals with `any_id`.
     ids: dict[int, Ids]
-    #: Gfn ranges that are to be there all the time, if that can be.
+    #: Gfn ranges that should stay present all the time, if possible.
     keep: Sequence[Range] = ()
 
 
 def same_memory(old: Slot, new: Slot) -> bool:
-    """Whether a call can make one of the other, but for their ids (rule 5)."""
+    """Returns whether a call can turn one slot into the other, apart from their ids (rule 5)."""
     return (
         (old.userspace_addr, old.npages) == (new.userspace_addr, new.npages)
         and not (old.flags ^ new.flags) & Flags.READONLY
@@ -130,13 +131,13 @@ def same_memory(old: Slot, new: Slot) -> bool:
 
 
 def with_flags(slot: Slot, flags: int, base_gfn: int | None = None) -> Slot:
-    """The slot with other flags and, if given, elsewhere."""
+    """Returns the slot with other flags and, if given, another place."""
     base = slot.base_gfn if base_gfn is None else base_gfn
     return Slot(slot.id, slot.as_id, base, slot.npages, slot.userspace_addr, flags)
 
 
 def with_id(slot: Slot, id: int) -> Slot:
-    """The slot with another id."""
+    """Returns the slot with another id."""
     if slot.id == id:
         return slot
     return Slot(
@@ -156,17 +157,17 @@ def _key(slot: Slot) -> Key:
 
 
 def _memory(slot: Slot) -> tuple[int, int, int, int]:
-    """Slots that are the same in this can become each other, but for their ids."""
+    """Returns a key. Slots with the same key can become each other, apart from their ids."""
     return slot.as_id, slot.userspace_addr, slot.npages, int(slot.flags & Flags.READONLY)
 
 
 def _common(a: Slot, b: Slot) -> Range:
-    """The pages that two slots would share, the end above the start if there are any."""
+    """Returns the pages that two slots share. The end is above the start if there are any."""
     return max(a.base_gfn, b.base_gfn), min(a.end_gfn, b.end_gfn)
 
 
 class _ByGfn:
-    """Slots that do not overlap, found by page."""
+    """Slots that do not overlap, to be found by page."""
 
     def __init__(self, slots: Iterable[Slot]) -> None:
         self._spaces: dict[int, tuple[list[int], list[Slot]]] = {}
@@ -186,10 +187,10 @@ class _ByGfn:
 
 
 class _Matches:
-    """Which slot becomes which. A slot that becomes none goes; a goal that none becomes is made."""
+    """Which slot becomes which. Slots without a partner are deleted, goals without one created."""
 
     def __init__(self, olds: Sequence[Slot], goals: Sequence[Goal]) -> None:
-        #: (before, after), in the same place: nothing differs but flags.
+        #: (before, after), in the same place: only flags can differ.
         self.in_place: list[tuple[Slot, Slot]] = []
         #: (before, after), to another place.
         self.moves: list[tuple[Slot, Slot]] = []
@@ -215,7 +216,7 @@ class _Matches:
         (self.in_place if same_place else self.moves).append((old, with_id(new, old.id)))
 
     def _match_places(self, slots: list[Slot], places: list[Slot]) -> None:
-        """What is in its place stays there: no other way takes fewer calls."""
+        """Pairs slots with places. Slots in place stay: no other way takes fewer calls."""
         there = {slot.base_gfn: slot for slot in slots}
         away = []
         for place in places:
@@ -233,7 +234,7 @@ class _Matches:
             self._groups.append((left, sorted(away, key=lambda slot: slot.base_gfn)))
 
     def ways(self) -> Iterator[list[tuple[Slot, Slot]]]:
-        """The moves, in each way that is to be compared; no two of them have fewer calls."""
+        """Yields the moves of each way to compare; all ways have equally many moves."""
         groups = self._groups
         moves = len(self.moves) + sum(min(map(len, group)) for group in groups)
         most = min(_MOST_WAYS, _MOST_MOVES // max(moves, 1))
@@ -253,7 +254,7 @@ def _all_pairings(slots: list[Slot], places: list[Slot]) -> list[list[tuple[Slot
 
 
 def _in_order(slots: list[Slot], places: list[Slot]) -> list[tuple[Slot, Slot]]:
-    """Each to its new place, in gfn order, those first that stay on some of their pages."""
+    """Pairs slots with places in gfn order, first those that stay on some of their pages."""
     pairs = []
     where = _ByGfn(places)
     taken: set[int] = set()
@@ -267,12 +268,12 @@ def _in_order(slots: list[Slot], places: list[Slot]) -> list[tuple[Slot, Slot]]:
         else:
             rest.append(slot)
     others = (place for place in places if place.base_gfn not in taken)
-    pairs += zip(rest, others, strict=False)  # what is left of either has no partner
+    pairs += zip(rest, others, strict=False)  # what is left on either side has no partner
     return [(old, with_id(new, old.id)) for old, new in pairs]
 
 
 class _Way:
-    """One way to pair slots and places: who waits for whom, who steps aside, what it costs."""
+    """One way to pair slots and places: which slots wait, which step aside, and the cost."""
 
     def __init__(self, moves: list[tuple[Slot, Slot]], keep: Sequence[Range]) -> None:
         self.moves = moves
@@ -285,15 +286,16 @@ class _Way:
                 [number[_key(other)] for other in olds.overlapping(new) if other is not old]
             )
             cost.append(_CALL + self._pages(old, new, keep))
-        #: Which of the moves: their slots step aside.
+        #: The numbers of the moves whose slots step aside.
         self.aside = least_breaks(waits, cost)
-        stay = sum(cost) - _CALL * len(cost)  # all that moves might keep
-        #: Lower is better. What pages a move keeps is a gain; a slot that steps aside keeps none.
+        stay = sum(cost) - _CALL * len(cost)  # the pages that moves could keep at best
+        #: Lower is better. The pages that a move keeps are a gain. A slot that steps aside keeps
+        #: none.
         self.cost = sum(cost[i] for i in self.aside) - stay
 
     @staticmethod
     def _pages(old: Slot, new: Slot, keep: Sequence[Range]) -> int:
-        """What is lost if the slot steps aside: the pages that it would have before and after."""
+        """Returns the cost of stepping aside: the pages that the slot has both before and after."""
         first, end = _common(old, new)
         if end <= first:
             return 0
@@ -302,21 +304,21 @@ class _Way:
 
 
 class _Order:
-    """Puts the calls in order: nothing overlaps, and what goes goes as late as it can."""
+    """Puts the calls in order: nothing overlaps, and deletions come as late as they can."""
 
     def __init__(self, around: Surroundings) -> None:
         self.around = around
         self.calls: list[Call] = []
-        self.now: dict[Key, Slot] = {}  # the slots that change, where they are
-        self.leaving: dict[Key, None] = {}  # those to be deleted, in order
-        self.aside: deque[Key] = deque()  # those that may have to step aside
-        self.goals: list[Slot | None] = []  # to be put somewhere; None: it is there
-        self.who: list[Key | None] = []  # [i]: whose goal it is; None: any id will do
-        self.in_the_way: list[set[Key]] = []  # [i]: of goal i
-        self.staying: list[int] = []  # [i]: how many of these are not to be deleted anyway
-        self.waiting: dict[Key, list[int]] = {}  # goals by a slot that is in their way
+        self.now: dict[Key, Slot] = {}  # the slots that change, where they are now
+        self.leaving: dict[Key, None] = {}  # slots to delete, in order
+        self.aside: deque[Key] = deque()  # slots that may have to step aside
+        self.goals: list[Slot | None] = []  # slots to put in place; None: done
+        self.who: list[Key | None] = []  # [i]: the slot for goal i; None: any id will do
+        self.in_the_way: list[set[Key]] = []  # [i]: slots in the way of goal i
+        self.staying: list[int] = []  # [i]: how many of these will not be deleted anyway
+        self.waiting: dict[Key, list[int]] = {}  # goals, by the slot in their way
         self.ready: deque[int] = deque()  # goals with nothing in their way
-        self.cleared: deque[int] = deque()  # or nothing but what is to be deleted
+        self.cleared: deque[int] = deque()  # goals with only slots to delete in their way
         self.lost: dict[Key, tuple[Range, ...]] = {}
         self.renewed: set[Key] = set()
 
@@ -338,7 +340,7 @@ class _Order:
         i = len(self.goals)
         others = {key for key in in_the_way if key != who}
         if who in self.leaving:
-            others.add(who)  # its id is to be free
+            others.add(who)  # its id must be free first
         self.goals.append(slot)
         self.who.append(who)
         self.in_the_way.append(others)
@@ -359,7 +361,7 @@ class _Order:
         if who is None:
             id = self.around.ids[goal.as_id].take()
             if id is None:
-                # All ids are in use: one has to be given back first, and then it is tried again.
+                # All ids are in use. One has to be given back first, then this is tried again.
                 self._delete(self._spare(goal.as_id))
                 self.ready.appendleft(i)
                 return False
@@ -376,7 +378,7 @@ class _Order:
         return True
 
     def _spare(self, as_id: int) -> Key:
-        """What is to be deleted anyway, best where nothing comes in its place."""
+        """Returns a slot to delete that no goal waits for, or else the first slot to delete."""
         found = [key for key in self.leaving if key[0] == as_id and not self.waiting.get(key)]
         return found[0] if found else next(key for key in self.leaving if key[0] == as_id)
 
@@ -388,10 +390,10 @@ class _Order:
         self._left(key, False)
 
     def _step_aside(self, key: Key) -> None:
-        """A slot goes out of the way for a moment.
+        """Moves a slot out of the way for a moment.
 
-        A move keeps the dirty log, and no guest looks where it goes; where there is no room, the
-        slot is deleted and made anew.
+        A move keeps the dirty log, and no guest looks at the place it goes to. If there is no room,
+        the slot is deleted and made anew.
         """
         slot = self.now[key]
         if not self.waiting.get(key):
@@ -410,7 +412,7 @@ class _Order:
         self._left(key, True)
 
     def _left(self, key: Key, stayed: bool) -> None:
-        """The slot is not any more where it was: others may fit now."""
+        """Records that the slot left its place: other slots may fit now."""
         for i in self.waiting.pop(key, ()):
             self.in_the_way[i].discard(key)
             self.staying[i] -= stayed
@@ -424,10 +426,10 @@ def least_calls(
     around: Surroundings,
     renewed: Iterable[Key] = (),
 ) -> list[Call]:
-    """The calls that make of some slots others, fewest first, then fewest pages absent meanwhile.
+    """Returns the calls from some slots to others: fewest calls, then fewest pages absent.
 
-    `olds` and `goals` are what changes: a slot that is in both needs no call and may be left out.
-    `renewed`: whose dirty logs begin anew. O(k log k) for k slots, and what cycles.py and
+    `olds` and `goals` are the slots that change: a slot in both needs no call and may be left out.
+    `renewed`: the slots whose dirty logs begin anew. O(k log k) for k slots, and what cycles.py and
     `_MOST_WAYS` allow.
     """
     matches = _Matches(olds, goals)
@@ -447,7 +449,7 @@ def least_calls(
     last: list[Call] = []
     for old, new in matches.in_place:
         if old.flags != new.flags:
-            # A log begins as early as it can and ends as late.
+            # A log begins as early as possible and ends as late as possible.
             call = Call(old, new)
             (order.calls if new.flags & _LOG else last).append(call)
     there = _ByGfn(order.now.values())
@@ -465,7 +467,7 @@ def least_calls(
 
 
 def _of_same_file(new: Slot, olds: Iterable[Slot]) -> Iterator[Slot]:
-    """The slots that have a part of the range of a guest_memfd that a new one is to have."""
+    """Yields the slots whose guest_memfd range meets the range of a new slot."""
     if new.guest_memfd is not None:
         for old in olds:
             if old.guest_memfd is not None and ranges_meet(old, new):
@@ -473,7 +475,7 @@ def _of_same_file(new: Slot, olds: Iterable[Slot]) -> Iterator[Slot]:
 
 
 def _unmatched(goals: Sequence[Goal], becomes: dict[Key, Slot]) -> list[Goal]:
-    """The goals that no slot becomes. A goal is known by its first page: goals do not overlap."""
+    """Returns the goals that no slot becomes. Goals do not overlap, so the first page names one."""
     matched = {(new.as_id, new.base_gfn) for new in becomes.values()}
     return [goal for goal in goals if (goal.slot.as_id, goal.slot.base_gfn) not in matched]
 
@@ -481,7 +483,10 @@ def _unmatched(goals: Sequence[Goal], becomes: dict[Key, Slot]) -> list[Goal]:
 def _lost_marks(
     order: _Order, places: Iterable[Slot], becomes: dict[Key, Slot]
 ) -> dict[Key, tuple[Range, ...]]:
-    """T1: what logs in the same place on the same memory, in another slot, keeps its marks."""
+    """Returns, by slot, the pages whose marks the backend loses and the Memslots keeps (T1).
+
+    These pages log before and after, at the same place on the same memory, but in another slot.
+    """
     where = _ByGfn(places)
     lost = {}
     for key, old in order.now.items():
@@ -498,17 +503,17 @@ def _lost_marks(
 
 
 class Aside:
-    """Where slots of one address space can step aside: where nothing is, before or after."""
+    """Where slots of one address space can step aside: pages in no slot before or after."""
 
     def __init__(self, *readers: AddressSpace | MemoryMap, max_gfn: int) -> None:
         self._readers = readers
-        self._from = 0  # below it no hole is to be found any more
-        # From here on up all is given away. It begins at the end of guest memory, where no guest
-        # looks.
+        self._from = 0  # below it no hole is left
+        # All pages from here on are given away. It begins at the end of guest memory, where no
+        # guest looks.
         self._top = max_gfn + 1
 
     def __call__(self, npages: int) -> int | None:
-        """The base gfn for so many pages; no other slot gets these."""
+        """Returns the base gfn of npages pages. No other slot gets them."""
         top = self._top - npages
         if top >= 0 and self._is_free(top, self._top):
             self._top = top
@@ -522,7 +527,7 @@ class Aside:
         return not any(reader.in_gfn_range(base, end) for reader in self._readers)
 
     def _hole(self, npages: int) -> int | None:
-        """The lowest that is free in all, below what was given away at the end."""
+        """Returns the lowest base gfn that is free in all readers, below `_top`."""
         base: int | None = self._from
         last = None
         while base is not None and base != last:
@@ -534,10 +539,10 @@ class Aside:
 
 
 def calls_of_steps(vm: Memslots, steps: Iterable[Step]) -> list[Call]:
-    """The calls that make of a Memslots what the steps of a transaction made of it.
+    """Returns the calls that make of a Memslots what a transaction's steps made of it.
 
-    `vm` holds what there was before. Only what the steps come to is done: slots that were created
-    and deleted, or moved there and back, take no call.
+    `vm` holds the slots from before. Only the net change is made: slots that were created and
+    deleted, or moved there and back, take no call.
     """
     net: dict[Key, tuple[Slot | None, Slot | None, bool]] = {}
     for _, old, new, _ in steps:
