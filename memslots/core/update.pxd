@@ -7,7 +7,7 @@ meanwhile:
     update_get                 allocates all memory for the change; the only step that can fail
     for DELETE and MOVE        update_invalidate_begin   readers find an INVALID copy of the slot
                                  wait, update_invalidate_end
-    ... the owner of the sets asks the backend, which may refuse the change ...
+    ... the owner of the sets checks rule 7 and asks its subscribers, which may refuse ...
     then either                update_apply_begin        readers find the result of the change
                                  wait, update_apply_end    both sets hold it (P1)
     or, if refused             update_revert_begin       readers find the old slot again
