@@ -26,7 +26,7 @@ cdef enum:
     # If more than one number in FAR_APART needs a search, all numbers are searched for in groups. A
     # single search takes as long as about eight in a group.
     FAR_APART = 8
-    NEAR = 1024  # the most numbers that are answered before that is decided again
+    NEAR = 1024  # the most numbers that are answered before the next such decision
 
 # Numbers that have the same answer, in the batch's unit (gfns or gpas).
 cdef struct interval:
