@@ -76,8 +76,8 @@ cdef int *srcu_depth() noexcept nogil
 cdef inline int srcu_enter(srcu_reader *reader) noexcept nogil:
     """Begins a read-side section. Returns the `side` to pass to srcu_leave.
 
-    The writer frees nothing that the section reads before it ends. Any number of threads may enter
-    on one reader.
+    Until the section ends, the writer frees nothing that the section reads. Any number of threads
+    may enter on one reader.
     """
     cdef int side = atomic_load_relaxed(&reader.domain.turn) & 1
     atomic_fetch_add(&reader.inside[side], 1)
