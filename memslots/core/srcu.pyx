@@ -119,7 +119,7 @@ cdef void drain_line(srcu_reader *reader, int side) noexcept nogil:
     cdef timespec pause
     cdef int spins = 0
     pause.tv_sec = 0
-    pause.tv_nsec = 1  # the shortest pause possible: a reader may need this very processor
+    pause.tv_nsec = 1  # the shortest there is: a reader may need this very processor
     while is_in(reader, side):
         if spins < SPINS:
             spins += 1
