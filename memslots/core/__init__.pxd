@@ -1,18 +1,18 @@
-"""The door between memslots.core and all others: what they may use, by module.
+"""The door of memslots.core: the names that other modules may use, by module.
 
-What is declared in core's .pxd files and not named here is core's own. tests/test_layers.py holds
-every cimport to this list. What core owes to those who call it:
+Names that core's .pxd files declare and this list lacks are for core alone. tests/test_layers.py
+checks every cimport against this list. The contract between core and its callers:
 
-- No function needs the GIL, runs Python code or makes a Python object; none raises. A pointer to a
-  Python object that is left with a slot (slot.record) is only kept.
-- Memory that there is not is told by NULL or -1, and then nothing has changed. All that can fail in
-  a change comes before its first step. All memory comes from core.alloc.
-- Who reads is in a section (core.srcu) or holds what keeps writers out; who writes holds the lock
-  of the writer. Core takes neither by itself, and trusts what its .pxd files say of arguments: only
-  a debug build looks.
+- No function needs the GIL, runs Python code, makes a Python object or raises. A slot may hold a
+  pointer to a Python object (slot.record); core only stores it.
+- If there is no memory, a function returns NULL or -1 and changes nothing. All that can fail in a
+  change comes before its first step. All memory comes from core.alloc.
+- A reader must be in a read-side section (core.srcu) or hold a lock that keeps writers out. A
+  writer must hold the writer's lock. Core takes neither by itself. Arguments must be as the .pxd
+  files say; only a debug build checks them.
 
-Open to Cython code outside the package, which comes in by way of memslots.memslots. The .pxd files
-of these modules and of those that they need are installed; the others are not:
+Open to Cython code outside the package, which cimports them through memslots.memslots. The .pxd
+files of these modules and of the modules that they need are installed; the others are not:
 
   units        gfn_t PAGE_SHIFT gpa_t hva_t PAGE_SIZE PAGE_OFFSET_MASK BAD_HVA LAST_GFN gpa_to_gfn
                page_aligned gfn_range_fits

@@ -1,6 +1,6 @@
 """An access to guest memory: the spans of host memory behind a range of guest addresses.
 
-The whole access is worked out before a byte is copied. So an access that fails does nothing.
+All spans are found before a byte is copied. So an access that fails here does nothing.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -10,7 +10,7 @@ from memslots.core.slotset cimport slotset
 from memslots.core.units cimport gpa_t, hva_t
 
 cdef enum:
-    FEW_SPANS = 4  # so many spans fit in the access itself
+    FEW_SPANS = 4  # spans that fit in the access itself
 
 # The part of an access that is in one slot. It says what the slot was, not where its struct is:
 # after the read-side section the slot may have been freed.
@@ -22,12 +22,12 @@ cdef struct span:
     uint64_t npages  # the slot's
     hva_t slot_hva  # the slot's userspace_addr
     bint readonly  # the slot is READONLY
-    bint may_fault  # the memory may go away meanwhile; for whoever knows it to set
+    bint may_fault  # the memory may go away meanwhile; access_init sets False, the caller True
 
 cdef enum access_kind:
     ACCESS_READ
     ACCESS_WRITE  # READONLY slots refuse
-    ACCESS_RESTORE  # writes what the guest cannot: READONLY slots, too
+    ACCESS_RESTORE  # writes, also to READONLY slots, which the guest cannot write
 
 cdef struct access:
     span *spans  # by gpa; `few`, or allocated
@@ -40,31 +40,32 @@ cdef enum access_result:
     ACCESS_BAD  # the range cannot be accessed at the guest address `bad`
     ACCESS_NO_MEMORY
 
-# Works out an access of `size` bytes, at least 1, that do not go beyond the last address. The
-# caller must be in a read-side section. access_free is needed after ACCESS_DONE only.
-# O(log n + k) for k spans.
+# Finds the spans of `size` bytes, at least 1, that must not go beyond the last address. The caller
+# must be in a read-side section. access_free is needed only after ACCESS_DONE. O(log n + k) for k
+# spans.
 cdef access_result access_init(
     access *a, slotset *set, gpa_t gpa, uint64_t size, access_kind kind
 ) noexcept nogil
+# Frees the memory of an access.
 cdef void access_free(access *a) noexcept nogil
 # Marks the accessed pages in the dirty logs of the slots that `set` has now. If a span's slot still
-# has the same memory, it gets the marks, wherever it is; else every slot that has that memory gets
-# them. The caller must be in a read-side section. O(k + p / 64) for k spans, p pages;
-# O(k log n + m) more if m slots replaced the old ones.
+# has the same host memory, that slot gets the marks, at whatever gfn it is. Otherwise every slot
+# with that memory gets them. The caller must be in a read-side section. O(k + p / 64) for k spans
+# and p pages; O(k log n + m) more if m slots replaced the old ones.
 cdef void access_mark(const access *a, slotset *set) noexcept nogil
 
-# Copying. The caller must keep the host memory of all spans mapped. What may_fault is copied by
-# core.guarded: the result is ACCESS_ALL, or the first guest address that was not there. Then what
-# comes before it was copied.
+# Copying. The caller must keep the host memory of all spans mapped. Spans that may_fault are copied
+# by core.guarded. The functions return ACCESS_ALL, or the first guest address whose memory is
+# missing. In that case the bytes before that address were copied.
 
 cdef enum:
     ACCESS_ALL = 0xFFFFFFFFFFFFFFFF
 
-# Looks whether all memory that may_fault is there now.
+# Checks whether all memory that may_fault is there now. Copies nothing.
 cdef gpa_t access_probe(const access *a) noexcept nogil
 
-# Returns whether the copy of one span may overwrite part of `memory`, `size` bytes, that another
-# span is copied from or to. An access of one span does so only where it may_fault.
+# Returns whether a copy between the access and the `size` bytes of `memory` could overwrite bytes
+# that are still to be copied. With a single span that is so only if it may_fault.
 cdef bint access_meets(const access *a, const void *memory, uint64_t size) noexcept nogil
 # Copies the whole access to `out`.
 cdef gpa_t access_read(const access *a, void *out) noexcept nogil
@@ -72,10 +73,10 @@ cdef gpa_t access_read(const access *a, void *out) noexcept nogil
 cdef gpa_t access_write(const access *a, const void *data) noexcept nogil
 # Sets every byte of the access.
 cdef gpa_t access_fill(const access *a, int byte) noexcept nogil
-# Reads the little-endian number of 1, 2, 4 or 8 bytes that is accessed. An aligned number is read
-# with one instruction, so the result is never half old and half new. (In memory that may_fault the
-# kernel reads it, until it has found the same twice.) Acquire: virtio's rings need what is read
-# after the number to be read after it.
+# Reads the accessed little-endian number of 1, 2, 4 or 8 bytes. An aligned number is read with one
+# instruction, so it is never half old and half new. (In memory that may_fault the kernel reads it
+# again until two reads agree, at most 17 times.) Acquire: virtio's rings need later reads to come
+# after the read of the number.
 cdef gpa_t access_load(const access *a, int size, uint64_t *value) noexcept nogil
-# Writes a number likewise. Release: what was written before the number is seen with it.
+# Writes a number likewise. Release: a reader that sees the number sees all earlier writes too.
 cdef gpa_t access_store(const access *a, uint64_t value, int size) noexcept nogil

@@ -25,7 +25,7 @@ from memslots.core.units cimport PAGE_SHIFT, gpa_to_gfn, hva_t
 
 cdef extern from *:
     """
-    /* Of 1, 2, 4 or 8 bytes, aligned to as many. */
+    /* Loads a number of 1, 2, 4 or 8 bytes, aligned to its size. */
     static inline uint64_t memslots_load_number(const void *at, int size)
     {
         switch (size) {
@@ -51,7 +51,7 @@ cdef extern from *:
 
 
 cdef enum:
-    TRIES = 16  # reads of a number that somebody may be writing
+    TRIES = 16  # repeated reads of a number that another thread may be writing
 
 
 cdef size_t find_spans(
@@ -100,7 +100,7 @@ cdef access_result access_init(
     if index_usable(row, kind == ACCESS_WRITE):
         offset = gpa - (row.base_gfn << PAGE_SHIFT)
         if size <= (<uint64_t>row.npages << PAGE_SHIFT) - offset:
-            # Nearly all are in one slot: the slot itself is not looked at.
+            # Nearly all accesses are in one slot. For these the row is enough.
             a.count = 1
             a.few[0].hva = index_userspace_addr(row) + offset
             a.few[0].size = size
@@ -129,7 +129,7 @@ cdef void access_free(access *a) noexcept nogil:
 
 
 cdef void mark(slot *s, hva_t first, hva_t last) noexcept nogil:
-    """Marks the pages of the slot that have a host byte in [first, last]. There must be one."""
+    """Marks the slot's pages that have a host byte in [first, last]. There must be such a page."""
     cdef hva_t begin = max(first, s.userspace_addr) - s.userspace_addr
     cdef hva_t end = min(last, s.last_hva) - s.userspace_addr
     dirty_mark_range(s, s.base_gfn + (begin >> PAGE_SHIFT), s.base_gfn + (end >> PAGE_SHIFT))

@@ -1,4 +1,4 @@
-"""All memory of the core comes from here, so that it can be counted and made to fail."""
+"""All memory of the core comes from here. So tests can count allocations and make one fail."""
 
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free
@@ -12,9 +12,9 @@ from memslots.core.atomics cimport (
     atomic_store_relaxed,
 )
 
-cdef uint64_t live = 0  # handed out and not given back
-cdef uint64_t asked = 0  # asked for, ever
-cdef uint64_t fail_at = 0  # the value of `asked` at which to give NULL; 0: never
+cdef uint64_t live = 0  # allocations that are not freed
+cdef uint64_t asked = 0  # allocations requested since the process began
+cdef uint64_t fail_at = 0  # the value of `asked` at which an allocation fails; 0: never
 
 
 cdef bint alloc_refused() noexcept nogil:
@@ -32,7 +32,7 @@ cdef void *alloc_zeroed(size_t size) noexcept nogil:
 
 cdef void *alloc_block(size_t size) noexcept nogil:
     cdef void *memory = NULL
-    # Whole lines: two structs that different threads write never share one.
+    # Whole lines: two structs that different threads write never share a line.
     if alloc_refused() or posix_memalign(&memory, CACHE_LINE, alloc_whole_lines(size)) != 0:
         return NULL
     atomic_fetch_add(&live, 1)

@@ -1,7 +1,7 @@
-"""The part of C11's memory model that Cython has no words for (prefix: atomic_).
+"""The part of C11's memory model that Cython cannot express (prefix: atomic_).
 
-GCC's and Clang's `__atomic` built-ins are used because they work on plain members; C11's own want
-`_Atomic` types, which Cython cannot declare.
+GCC's and Clang's `__atomic` built-ins work on plain members. C11's own functions need `_Atomic`
+types, and Cython cannot declare these.
 """
 
 from libc.stdint cimport uint64_t
@@ -21,7 +21,7 @@ cdef extern from *:
     #define memslots_store_relaxed(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
     #define memslots_fence() __atomic_thread_fence(__ATOMIC_SEQ_CST)
     #if defined(__x86_64__) || defined(__i386__)
-    /* There a locked instruction is a fence already; the compiler must not reorder, either. */
+    /* On x86 a locked instruction is already a fence. This keeps the compiler from reordering. */
     #define memslots_fence_after_fetch() __atomic_signal_fence(__ATOMIC_SEQ_CST)
     #else
     #define memslots_fence_after_fetch() __atomic_thread_fence(__ATOMIC_SEQ_CST)
@@ -36,7 +36,7 @@ cdef extern from *:
     #define memslots_fetch_and(p, v) __atomic_fetch_and((p), (v), __ATOMIC_ACQ_REL)
     #define memslots_exchange(p, v) __atomic_exchange_n((p), (v), __ATOMIC_ACQ_REL)
     """
-    # One declaration for pointers and one for counts; the built-ins take either.
+    # One declaration for pointers and one for counts. The built-ins accept both.
     void *atomic_load_acquire_ptr "memslots_load_acquire"(void *const *) noexcept nogil
     void *atomic_load_relaxed_ptr "memslots_load_relaxed"(void *const *) noexcept nogil
     void atomic_store_release_ptr "memslots_store_release"(void **, void *) noexcept nogil
@@ -45,7 +45,8 @@ cdef extern from *:
     uint64_t atomic_load_relaxed "memslots_load_relaxed"(const uint64_t *) noexcept nogil
     void atomic_store_relaxed "memslots_store_relaxed"(uint64_t *, uint64_t) noexcept nogil
     void atomic_store_release "memslots_store_release"(uint64_t *, uint64_t) noexcept nogil
-    # Writes `wanted` and returns True if the value is `*expected`; else stores the value there.
+    # If the value is `*expected`, writes `wanted` and returns True. Otherwise stores the value in
+    # `*expected` and returns False.
     bint atomic_compare_exchange_ptr "memslots_compare_exchange"(
         void **, void **expected, void *wanted
     ) noexcept nogil
@@ -66,6 +67,6 @@ cdef extern from *:
     uint64_t atomic_fetch_and_acq_rel "memslots_fetch_and"(uint64_t *, uint64_t) noexcept nogil
     uint64_t atomic_exchange_acq_rel "memslots_exchange"(uint64_t *, uint64_t) noexcept nogil
     void atomic_fence "memslots_fence"() noexcept nogil
-    # A fence that comes right after an atomic_fetch_add.
+    # A fence right after an atomic_fetch_add.
     void atomic_fence_after_fetch "memslots_fence_after_fetch"() noexcept nogil
     void atomic_cpu_relax "memslots_cpu_relax"() noexcept nogil

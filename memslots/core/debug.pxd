@@ -1,6 +1,6 @@
 """Assertions that only a build with MEMSLOTS_DEBUG=1 has.
 
-They say what a caller within the core owes, where it is relied on.
+They stand where code relies on a duty of its callers within the core.
 """
 
 cdef extern from *:
@@ -15,6 +15,6 @@ cdef extern from *:
     #define memslots_debug_assert(condition, what) ((void)(what))
     #endif
     """
-    # Ends the process with `what` on standard error unless the condition holds. Without the switch
-    # it is not evaluated.
+    # Prints `what` to standard error and ends the process unless the condition holds. In other
+    # builds the condition is not evaluated.
     void debug_assert "memslots_debug_assert"(bint condition, const char *what) noexcept nogil

@@ -2,9 +2,9 @@
 
   D1  a slot has a bitmap exactly if it logs (LOG_DIRTY_PAGES); bits past its last page are clear
 
-Marks are set with an atomic or, and taken with an atomic exchange, so none is lost and none is
-handed out twice. The bitmap is shared by a slot and its copies and freed by whoever takes the last
-of them out of the sets.
+Marks are set with an atomic or and taken with an atomic exchange. So no mark is lost, and none is
+handed out twice. A slot and its copies share the bitmap. The writer frees the bitmap when it takes
+the last of them out of the sets.
 """
 
 from libc.stdint cimport uint64_t
@@ -15,38 +15,38 @@ from memslots.core.units cimport gfn_t
 
 
 cdef inline uint64_t dirty_words(uint64_t npages) noexcept nogil:
-    """How many 64-bit words hold a bit for each page."""
+    """Returns the number of 64-bit words that hold a bit for each page."""
     return (npages + 63) >> 6
 
 
-# A clear bitmap, or with `all_set` one with a bit for every page; NULL: no memory. O(1) clear,
-# O(npages / 64) set.
+# Returns a clear bitmap or, with `all_set`, a bitmap with every page's bit set. Returns NULL if
+# there is no memory. O(1) clear, O(npages / 64) set.
 cdef uint64_t *dirty_new(uint64_t npages, bint all_set) noexcept nogil
-# NULL is allowed and does nothing.
+# Frees a bitmap. NULL does nothing.
 cdef void dirty_free(uint64_t *bitmap) noexcept nogil
 
-# Copies the bitmap into `out`, 8 * dirty_words bytes, as little-endian words; with `take` clears
-# what it copies.
+# Copies the bitmap into `out`, 8 * dirty_words bytes, as little-endian words. With `take`, clears
+# the bits that it copies.
 cdef void dirty_get(slot *s, unsigned char *out, bint take) noexcept nogil
-# Makes the bitmap what dirty_get once gave of a slot as large.
+# Sets the bitmap to `bitmap`, which dirty_get copied from a slot of the same size.
 cdef void dirty_put(slot *s, const unsigned char *bitmap) noexcept nogil
-# Clears the pages whose bit is set in `bitmap`, little-endian words; bit 0 is page `first_page`, a
-# multiple of 64. first_page + num_pages is at most npages; `bitmap` holds dirty_words(num_pages)
-# words.
+# Clears the pages whose bit is set in `bitmap`, dirty_words(num_pages) little-endian words. Bit 0
+# is page `first_page`, a multiple of 64. first_page + num_pages is at most npages.
 cdef void dirty_clear(
     slot *s, uint64_t first_page, uint64_t num_pages, const unsigned char *bitmap
 ) noexcept nogil
 
 
-# Marks the pages [first, last] that the slot has, as dirty_mark does. O(pages / 64).
+# Marks the pages [first, last], as dirty_mark does. The slot must have them all. O(pages / 64).
 cdef void dirty_mark_range(slot *s, gfn_t first, gfn_t last) noexcept nogil
-# Marks the pages [first, last] of `to` that are marked in `from_`, whatever gfns it has them at:
-# page 0 of that range is its page `page`. Both log. O(pages / 64).
+# Marks the pages [first, last] of `to` that are marked in `from_`. Page `first` of `to` corresponds
+# to page number `page` of `from_`, and so on; the gfns of `from_` may differ. Both slots must log.
+# O(pages / 64).
 cdef void dirty_copy(
     slot *to, gfn_t first, gfn_t last, const slot *from_, uint64_t page
 ) noexcept nogil
-# Marks the pages whose bit is set in `bitmap`, dirty_words(npages) little-endian words, if the slot
-# logs.
+# If the slot logs, marks the pages whose bit is set in `bitmap`, dirty_words(npages) little-endian
+# words.
 cdef void dirty_merge(slot *s, const unsigned char *bitmap) noexcept nogil
 
 
@@ -59,9 +59,10 @@ cdef inline void dirty_mark(slot *s, gfn_t gfn) noexcept nogil:
     cdef uint64_t bit = <uint64_t>1 << (page & 63)
     if s.dirty is NULL or s.flags & SLOT_READONLY:
         return
-    # A page is written far more often than it is first written: look before taking the line for
-    # writing. Pairs with the fences at the end of dirty_get and dirty_clear: whoever takes the bit
-    # that is seen here reads what the caller wrote to the page before; else the bit is set again.
+    # Most writes hit a page that is marked already, so look before taking the line for writing.
+    # The fence pairs with the fences at the end of dirty_get and dirty_clear. If this load sees the
+    # bit, the thread that takes the bit reads what the caller wrote to the page. If not, the bit is
+    # set again.
     atomic_fence()
     if not atomic_load_relaxed(&s.dirty[page >> 6]) & bit:
         atomic_fetch_or_release(&s.dirty[page >> 6], bit)

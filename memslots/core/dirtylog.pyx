@@ -1,6 +1,6 @@
 """The dirty log of a slot.
 
-The property D1 and the contract of each function are in dirtylog.pxd.
+dirtylog.pxd has the property D1 and the contract of each function.
 """
 
 from libc.stdint cimport uint64_t
@@ -42,8 +42,8 @@ cdef void dirty_get(slot *s, unsigned char *out, bint take) noexcept nogil:
         word = endian_le64(word)
         memcpy(out + i * sizeof(word), &word, sizeof(word))
     if take:
-        # Pairs with the fence of dirty_mark: a writer that still saw its page marked wrote to it
-        # before the caller reads it.
+        # Pairs with the fence of dirty_mark: if a thread still saw its page marked, it wrote to
+        # the page before the caller reads the page.
         atomic_fence()
 
 
@@ -62,7 +62,7 @@ cdef void dirty_mark_range(slot *s, gfn_t first, gfn_t last) noexcept nogil:
     cdef uint64_t i
     if s.dirty is NULL or s.flags & SLOT_READONLY:
         return
-    atomic_fence()  # as in dirty_mark, once for all
+    atomic_fence()  # as in dirty_mark, once for all pages
     for i in range(start >> 6, (end >> 6) + 1):
         bits = ~<uint64_t>0
         if i == start >> 6:
@@ -79,7 +79,7 @@ cdef void dirty_copy(
     cdef uint64_t at = first - to.base_gfn
     cdef uint64_t left = last - first + 1
     cdef uint64_t bits
-    cdef uint64_t some  # how many pages of one word of each are next
+    cdef uint64_t some  # how many of the next pages are in one word of each bitmap
     while left:
         some = min(left, min(64 - (at & 63), 64 - (page & 63)))
         bits = atomic_load_relaxed(&from_.dirty[page >> 6]) >> (page & 63)

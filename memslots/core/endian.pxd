@@ -1,4 +1,4 @@
-"""Little-endian words in memory: dirty bitmaps, and numbers of the guest."""
+"""Little-endian words in memory: dirty bitmaps and the guest's numbers."""
 
 from libc.stdint cimport uint64_t
 
@@ -14,5 +14,5 @@ cdef extern from *:
     """
     # Converts a word to little-endian, or back.
     uint64_t endian_le64 "memslots_endian_le64"(uint64_t word) noexcept nogil
-    # Converts a number of `size` bytes (1, 2, 4 or 8) likewise.
+    # Converts a number of `size` bytes (1, 2, 4 or 8) to little-endian, or back.
     uint64_t endian_le "memslots_endian_le"(uint64_t value, int size) noexcept nogil

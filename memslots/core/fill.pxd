@@ -1,19 +1,20 @@
-"""An address space that is empty, filled in one pass.
+"""Filling an empty address space in one pass.
 
-The trees are built from the bottom, not slot by slot: O(n), where the slots are in the order of
-their host addresses too, else O(n log n).
+The trees are built from the bottom, not slot by slot. That takes O(n) if the slots are in order of
+host address too, else O(n log n).
 
-    fill_get     all memory, and the rules; the only step that can fail
+    fill_get     allocates all memory and checks the rules; the only step that can fail
     ... the owner of the sets attaches the records to the slots ...
     then either  fill_begin  readers find the slots
                    wait for the readers (srcu_wait)
-                 fill_end    both sets hold them (P1)
-    or           fill_stage  the inactive set holds them, which nobody else is to change
-                 then fill_carry, after a swap of the caller's: both sets hold them
-                 or   fill_unstage, and fill_drop
-                 or   fill_leave: they stay in the inactive set, and are the caller's
-    or           fill_put    the same, where nobody reads yet: no generation goes by
-    or           fill_drop   they are freed; the records are the caller's, to let go before
+                 fill_end    both sets hold the slots (P1)
+    or           fill_stage  the inactive set holds the slots; nobody else may change that set
+                 then fill_carry, after the caller has swapped: both sets hold the slots
+                 or   fill_unstage, then fill_drop
+                 or   fill_leave: the slots stay in the inactive set and belong to the caller
+    or           fill_put    both sets hold the slots; only before there are readers, since the
+                             generation stays the same
+    or           fill_drop   frees the slots; the caller must release their records before
 """
 
 from libc.stdint cimport uint32_t
@@ -26,14 +27,14 @@ from memslots.core.space cimport space
 
 cdef struct fill:
     space *sp
-    slot **slots  # by gfn
-    slot **by_hva  # by host address; may be `slots` itself
-    uint32_t count  # of either
+    slot **slots  # in gfn order
+    slot **by_hva  # in order of host address; may be `slots` itself
+    uint32_t count  # the number of slots
     idtable_spare spare[2]  # [k]: for set k's id table
 
 
-# Makes a slot of each row. Anything but ALLOWED: nothing is left allocated; for what a rule
-# refuses, *wrong is the region.
+# Makes a slot of each row. If it returns anything but ALLOWED, nothing stays allocated. If a rule
+# refuses a region, *wrong is that region.
 cdef refusal fill_get(
     fill *f, space *sp, const index *ix, const limits *lim, region *wrong
 ) noexcept nogil

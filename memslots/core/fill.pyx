@@ -1,4 +1,4 @@
-"""An empty address space filled in one pass. The contract of each function is in fill.pxd."""
+"""Filling an empty address space in one pass. The contract of each function is in fill.pxd."""
 
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport qsort
@@ -30,7 +30,7 @@ cdef int compare_hva(const void *a, const void *b) noexcept nogil:
 
 
 cdef bint sort_by_hva(fill *f) noexcept nogil:
-    """False: no memory."""
+    """Sets by_hva. Returns False if there is no memory."""
     cdef uint32_t i
     f.by_hva = f.slots
     for i in range(1, f.count):
@@ -55,7 +55,7 @@ cdef refusal make_slot(
     r.base_gfn = row.base_gfn
     r.npages = row.npages
     r.userspace_addr = index_userspace_addr(row)
-    # A row does not have them: who fills with slots of guest_memfds does it one by one.
+    # A row has no guest_memfd. Callers add slots of guest_memfds one by one instead.
     r.guest_memfd = 0
     r.guest_memfd_offset = 0
     why = region_check(lim, r)
@@ -129,7 +129,7 @@ cdef void fill_stage(fill *f) noexcept nogil:
 
 
 cdef void fill_unstage(fill *f) noexcept nogil:
-    # It was empty before.
+    # The set was empty before fill_stage.
     slotset_clear(space_inactive(f.sp))
 
 

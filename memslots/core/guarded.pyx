@@ -15,7 +15,7 @@ cdef extern from *:
 
     long syscall(long number, ...);
 
-    /* How many bytes the kernel has copied; -1: it does not do this here. */
+    /* Returns the number of bytes that the kernel copied, or -1 if it does not allow the call. */
     static inline int64_t memslots_process_vm(
         int writes, struct iovec *here, size_t here_count, struct iovec *there, size_t there_count)
     {
@@ -36,9 +36,9 @@ cdef extern from *:
     ) noexcept nogil
 
 cdef enum:
-    # The most that a call is asked for: it may give no more than 2 GiB.
+    # The most bytes to ask of one call. The kernel may copy no more than 2 GiB.
     MOST = 1 << 30
-    PARTS = 64  # pages that are looked at, or filled, by one call
+    PARTS = 64  # pages that one call checks or fills
 
 
 cdef uint64_t copy(bint writes, char *here, hva_t there, uint64_t size) noexcept nogil:

@@ -4,7 +4,7 @@ from memslots.core.rbtree cimport rb_init, rb_parent
 
 
 cdef bint refresh(const rb_root *root, rb_node *node) noexcept nogil:
-    """Works out H1 for a node whose children have it right."""
+    """Computes H1 for a node whose children's values are right. Returns whether it changed."""
     cdef hva_t greatest = hva_last(root, node)
     cdef hva_node *child
     cdef int side
@@ -19,25 +19,25 @@ cdef bint refresh(const rb_root *root, rb_node *node) noexcept nogil:
 
 
 cdef inline bint reaches(const rb_node *node, hva_t first) noexcept nogil:
-    """Whether any range of this subtree ends at `first` or after it (H1)."""
+    """Returns whether any range of this subtree ends at `first` or after it (H1)."""
     return node is not NULL and (<const hva_node *>node).greatest >= first
 
 
 cdef const rb_node *leftmost_overlap(
     const rb_root *root, const rb_node *node, hva_t first, hva_t last
 ) noexcept nogil:
-    """The first overlap in a subtree of which some range ends at `first` or after it."""
+    """Returns the first overlap in a subtree, or NULL. Some range there must reach `first`."""
     while True:
         if reaches(node.child[0], first):
-            # Some range down there ends late enough. If it starts too late, so does all that comes
-            # after it.
+            # Some range in the left subtree ends late enough. If it starts too late, so do all
+            # ranges after it.
             node = node.child[0]
         elif hva_first(root, node) > last:
             return NULL
         elif hva_last(root, node) >= first:
             return node
         else:
-            # By H1 what reaches `first` can only be here.
+            # By H1 a range that reaches `first` can only be in the right subtree.
             node = node.child[1]
 
 
@@ -59,7 +59,7 @@ cdef hva_node *hva_next_overlap(
     while True:
         if reaches(here.child[1], first):
             return <hva_node *>leftmost_overlap(root, here.child[1], first, last)
-        # Nothing below: the first above that this subtree lies before.
+        # No overlap below: climb to the nearest node above that comes after this subtree.
         above = rb_parent(here)
         while above is not NULL and above.child[1] is here:
             here = above

@@ -1,6 +1,6 @@
 """A hash table from id to item.
 
-How it works and the contract of each function are in idtable.pxd.
+idtable.pxd says how it works and has the contract of each function.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -16,15 +16,15 @@ cdef inline uint32_t id_of(const idtable *table, const void *item) noexcept nogi
 
 
 cdef inline uint32_t home(uint32_t id, uint32_t order) noexcept nogil:
-    """Where a probe for `id` begins.
+    """Returns the place where a probe for `id` begins.
 
-    The high bits of a product with 2**64 / the golden ratio spread runs and strides.
+    The high bits of the id times 2**64 / the golden ratio spread runs and strides of ids.
     """
     return <uint32_t>((<uint64_t>id * <uint64_t>0x9E3779B97F4A7C15) >> (64 - order))
 
 
 cdef inline uint32_t place_of(const idtable *table, const void *item) noexcept nogil:
-    """Where an item that the table holds lies."""
+    """Returns the place of an item that the table holds."""
     cdef uint32_t mask = (<uint32_t>1 << table.order) - 1
     cdef uint32_t place = home(id_of(table, item), table.order)
     while table.places[place] is not item:
@@ -33,7 +33,7 @@ cdef inline uint32_t place_of(const idtable *table, const void *item) noexcept n
 
 
 cdef inline void put(idtable *table, void *item) noexcept nogil:
-    """Writes an item into the first empty place from its home on. There is one."""
+    """Writes an item into the first empty place from its home on. There must be one."""
     cdef uint32_t mask = (<uint32_t>1 << table.order) - 1
     cdef uint32_t place = home(id_of(table, item), table.order)
     while table.places[place] is not NULL:
@@ -42,7 +42,7 @@ cdef inline void put(idtable *table, void *item) noexcept nogil:
 
 
 cdef void rehash(idtable *table, void **places, uint32_t order) noexcept nogil:
-    """Moves every item into `places`, and frees the old ones."""
+    """Moves every item into `places` and frees the old places."""
     cdef void **old = table.places
     cdef uint64_t size = <uint64_t>1 << table.order if old is not NULL else 0
     cdef uint64_t i
@@ -108,8 +108,8 @@ cdef void idtable_remove(idtable *table, void *item) noexcept nogil:
     cdef uint32_t hole = place_of(table, item)
     cdef uint32_t place = hole
     while True:
-        # Whoever lies after the hole without a gap moves into it, unless the hole is before its
-        # home: the way from its home to itself must stay without a gap.
+        # An item after the hole, with no gap between them, moves into the hole. It stays if the
+        # hole is before its home: there must be no gap between an item's home and its place.
         table.places[hole] = NULL
         while True:
             place = (place + 1) & mask

@@ -1,4 +1,4 @@
-"""The index of a set. I1 and the contract of each function are in index.pxd."""
+"""The index of a set. index.pxd has I1 and the contract of each function."""
 
 from memslots.core.alloc cimport CACHE_LINE, alloc_block, alloc_free, alloc_whole_lines
 from memslots.core.atomics cimport atomic_fetch_add, atomic_fetch_sub_acq_rel
@@ -20,7 +20,7 @@ cdef extern from *:
 
 
 cdef index *index_new(uint32_t room, gfn_t first, gfn_t last) noexcept nogil:
-    # All of it in one block: an index of a few slots is made and thrown away often.
+    # One block for everything, since an index of a few slots is made and thrown away often.
     cdef uint32_t places = max(room, <uint32_t>INDEX_FEW)
     cdef size_t rows = alloc_whole_lines(places * sizeof(index_row))
     cdef size_t slots = alloc_whole_lines(places * sizeof(void *))
@@ -60,6 +60,6 @@ cdef void index_hold(index *ix) noexcept nogil:
 
 
 cdef void index_drop(index *ix) noexcept nogil:
-    # Acquire and release: all that others read was read before it is freed.
+    # Acquire and release: the reads of all other holders come before the index is freed.
     if ix is not NULL and atomic_fetch_sub_acq_rel(&ix.references, 1) == 1:
         alloc_free(ix)

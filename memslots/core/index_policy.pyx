@@ -17,14 +17,14 @@ from memslots.core.space cimport space_active
 from memslots.core.srcu cimport srcu_enter, srcu_leave
 
 cdef enum:
-    # For a batch, a search of the tree takes about as long as GAIN rows of an index take to make,
+    # For a batch, one search of the tree takes about as long as making GAIN rows of an index.
     GAIN = 4
-    FIXED = 512  # and what an index takes besides, as so many: memory, mostly.
-    PART = 64  # rows made in one section, when all of them are wanted
+    FIXED = 512  # the fixed cost of an index, mostly memory, in rows
+    PART = 64  # rows that index_policy_build makes in one section
 
 
 cdef bint begin(slotset *set) noexcept nogil:
-    """Makes an unfinished index without rows; False: no memory, or no slot."""
+    """Begins an index without rows. Returns False if there is no memory or no slot."""
     cdef uint32_t count = slotset_count(set)
     cdef index *ix = set.spare if count <= INDEX_FEW else NULL
     cdef slot *first = slotset_first(set)
@@ -44,13 +44,13 @@ cdef bint begin(slotset *set) noexcept nogil:
 
 
 cdef index_progress advance(slotset *set, uint64_t rows) noexcept nogil:
-    """As index_policy_advance, by whoever has `building`."""
+    """Does the work of index_policy_advance. The caller has set `building`."""
     cdef slot *s
     cdef index *ix
     if index_policy_current(set) is not NULL:
         return INDEX_READY
     if set.unfinished is NULL and not begin(set):
-        # The count begins anew: there may be memory later.
+        # Count searches from 0 again: there may be memory later.
         atomic_store_relaxed(&set.searches, 0)
         return INDEX_NONE
     ix = set.unfinished
@@ -74,7 +74,7 @@ cdef index_progress index_policy_advance(slotset *set, uint64_t rows) noexcept n
     cdef index_progress done
     if atomic_load_relaxed(&set.building):
         return INDEX_NONE
-    # Acquire: pairs with the release below, so what others made before is seen.
+    # Acquire: pairs with the release below, so the rows that others made are seen.
     if not atomic_compare_exchange(&set.building, &nobody, True):
         return INDEX_NONE
     done = advance(set, rows)
@@ -90,7 +90,7 @@ cdef bint index_policy_build(space *sp, srcu_reader *reader) noexcept nogil:
     while done == INDEX_MORE:
         side = srcu_enter(reader)
         set = space_active(sp)
-        # After a change another reader may want it, but this one cannot know for how long it pays.
+        # After a change, stop: this reader cannot know how long an index of the new set would pay.
         if begun is not NULL and set is not begun:
             done = INDEX_NONE
         else:

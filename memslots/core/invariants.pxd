@@ -1,8 +1,8 @@
 """The only checker: walks everything and names the first property that does not hold.
 
 R1 to R5 are stated in rbtree.pxd, H1 in hvatree.pxd, S1 to S4 in slotset.pxd, P1 and P2 in
-space.pxd, D1 in dirtylog.pxd, I1 in index.pxd. P3 leaves no trace in a structure at rest; that both
-sets hold the very same slots (P1) is what breaking it would break.
+space.pxd, D1 in dirtylog.pxd and I1 in index.pxd. A structure at rest shows no trace of P3. Code
+that broke P3 would also break P1: both sets hold the very same slots.
 """
 
 from libc.stdint cimport uint64_t
@@ -29,19 +29,19 @@ cdef enum property_id:
 
 # What a check found.
 cdef struct report:
-    property_id broken  # HOLDS: nothing is
-    int k  # the set it was found in
-    bint in_hva_tree  # with R1 to R5: which of the set's two trees it is
-    uint64_t id  # the slot it was found at, where there is one; otherwise ~0
-    uint64_t depth  # the longest way from a root down, in nodes, of all the trees walked
+    property_id broken  # HOLDS: no property is broken
+    int k  # the set with the broken property
+    bint in_hva_tree  # with R1 to R5: whether it is the hva tree, else the gfn tree
+    uint64_t id  # the id of the slot with the broken property; ~0: no slot in particular
+    uint64_t depth  # the longest path from a root down, in nodes, of all trees walked
 
-# R1 to R5 for one tree of at most `most` nodes. Gives the first that is broken, with the node where
-# it was seen in *where; how many nodes there are in *count, the depth in *depth. O(n), and it ends
-# whatever the links are.
+# Checks R1 to R5 for one tree of at most `most` nodes. Returns the first property that is broken,
+# and stores the node in *where. Stores the number of nodes in *count and the depth in *depth. O(n);
+# it ends whatever the links are.
 cdef property_id invariants_check_tree(
     const rb_root *root, uint64_t most, uint64_t *count, uint64_t *depth, const void **where
 ) noexcept nogil
-# H1 for a tree that has R1 to R5. O(n).
+# Checks H1 for a tree that has R1 to R5. O(n).
 cdef property_id invariants_check_greatest(const rb_root *root, const void **where) noexcept nogil
-# Everything, for an address space that no change is under way in; batches may be. O(n).
+# Checks all properties of an address space. No change may be under way in it; batches may be. O(n).
 cdef void invariants_check_space(const space *sp, report *out) noexcept nogil

@@ -1,4 +1,4 @@
-"""The only checker. What it checks is stated where invariants.pxd says."""
+"""The only checker. invariants.pxd says where each property is stated."""
 
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 
@@ -40,15 +40,16 @@ from memslots.core.space cimport SWAPPING, space, space_active
 cdef property_id check_links(
     const rb_root *root, uint64_t most, uint64_t *count, uint64_t *depth, const void **where
 ) noexcept nogil:
-    """R2 to R5.
+    """Checks R2 to R5.
 
-    Goes down by child links and up by its own steps, each checked (R5) before the next: so it ends.
+    The walk goes down by child links and back up by parent links. It checks each link (R5) before
+    the next step, so it ends.
     """
     cdef const rb_node *node = root.node
     cdef const rb_node *came_from = NULL
-    cdef uint64_t level = 1  # nodes from the root to here
-    cdef uint64_t black = 0  # black ones among them
-    cdef uint64_t full = 0  # black ones on any full way down; 0: none seen yet
+    cdef uint64_t level = 1  # number of nodes from the root to `node`
+    cdef uint64_t black = 0  # number of black nodes among them
+    cdef uint64_t full = 0  # black nodes on any path to a missing child; 0: none seen yet
     cdef int side
     count[0] = 0
     depth[0] = 0
@@ -64,7 +65,7 @@ cdef property_id check_links(
         if came_from is rb_parent(node):  # arrived from above
             count[0] += 1
             if count[0] > most:
-                return R5  # more nodes than there can be: some are reached twice
+                return R5  # more nodes than possible: the walk reaches some node twice
             depth[0] = max(depth[0], level)
             black += rb_color(node)
             for side in range(2):
@@ -137,7 +138,7 @@ cdef property_id invariants_check_greatest(const rb_root *root, const void **whe
 
 
 cdef bint dirty_log_agrees(const slot *s) noexcept nogil:
-    """D1."""
+    """Returns whether D1 holds for a slot."""
     if (s.dirty is not NULL) != ((s.flags & SLOT_LOG_DIRTY_PAGES) != 0):
         return False
     return s.dirty is NULL or s.npages & 63 == 0 or (
@@ -146,7 +147,7 @@ cdef bint dirty_log_agrees(const slot *s) noexcept nogil:
 
 
 cdef uint64_t items_in(const idtable *ids) noexcept nogil:
-    """How many places of the table are taken."""
+    """Returns the number of places of the table that are taken."""
     cdef uint64_t size = <uint64_t>1 << ids.order if ids.places is not NULL else 0
     cdef uint64_t taken = 0
     cdef uint64_t i
@@ -156,7 +157,7 @@ cdef uint64_t items_in(const idtable *ids) noexcept nogil:
 
 
 cdef property_id check_hva_slots(const slotset *set, uint64_t *id) noexcept nogil:
-    """S1 for the hva tree, which has as many nodes as the set has slots: each is of one of them."""
+    """Checks S1 for the hva tree: each node is a slot of the set. Their numbers are equal."""
     cdef const rb_node *node = rb_first(&set.hva_tree)
     cdef slot *s
     while node is not NULL:
@@ -170,7 +171,7 @@ cdef property_id check_hva_slots(const slotset *set, uint64_t *id) noexcept nogi
 
 
 cdef property_id check_slots(const slotset *set, uint64_t *id) noexcept nogil:
-    """S1 to S4 and D1, for a set whose trees hold R1 to R5."""
+    """Checks S1 to S4 and D1 for a set whose trees have R1 to R5."""
     cdef slot *s = slotset_first(set)
     cdef slot *next
     cdef uint64_t npages = 0
@@ -221,13 +222,13 @@ cdef void check_set(const slotset *set, report *out) noexcept nogil:
         out.id = slot_of_hva_node(<const hva_node *>where, set.k).id
         return
     out.in_hva_tree = False
-    # Every node of the hva tree lies in a slot, of one of the sets' slots; as many as the set has,
-    # and none twice.
+    # Every node of the hva tree lies in a slot of one of the sets. The tree must have as many nodes
+    # as the set has slots, and none twice.
     out.broken = S1 if count != most else check_slots(set, &out.id)
 
 
 cdef property_id check_index(const index *ix, const slotset *active, uint64_t *id) noexcept nogil:
-    """I1."""
+    """Checks I1 for the index of the active set."""
     cdef slot *s = slotset_first(active)
     cdef const index_row *row
     cdef uint32_t i
@@ -279,7 +280,7 @@ cdef void invariants_check_space(const space *sp, report *out) noexcept nogil:
     if active.generation & SWAPPING:
         out.broken = P2
         return
-    # The other set's went when its readers had gone.
+    # The other set lost its index when its readers had gone.
     if other.index is not NULL:
         out.broken = I1
         return

@@ -1,15 +1,16 @@
 # cython: preliminary_late_includes_cy28=True
-# So that the C below comes after the structs' declarations.
-"""The layouts of the structs that code outside is compiled with, as one number (prefix: layout_).
+# The directive puts the C code below after the declarations of the structs.
+"""The layouts of the structs that outside code is compiled with, as one number (prefix: layout_).
 
-Code that was built against another release's .pxd files would read members where they are not. So
-two numbers are compared when it is imported: the C compiler works this one out, from all sizes and
-offsets, in every module that cimports this file, and memslots.core.layout has that of the package.
+Code built against another release's .pxd files would read members at wrong offsets. So two numbers
+are compared when such code is imported. One is from the C compiler: in every module that cimports
+this file it computes the number from all sizes and offsets. The other is the package's own, in
+memslots.core.layout.
 """
 
 from libc.stdint cimport uint64_t
 
-# Where all the structs are declared, directly or by way of what these cimport.
+# These declare all the structs, directly or through their own cimports.
 from memslots.core.lookup cimport vcpu_cache
 from memslots.core.machine cimport machine
 
@@ -17,9 +18,9 @@ cdef extern from *:
     """
     #include <stddef.h>
     static uint64_t memslots_layout_number(void) {
-        uint64_t number = 0xcbf29ce484222325u;  /* FNV-1a, by numbers in place of bytes */
+        uint64_t number = 0xcbf29ce484222325u;  /* FNV-1a over numbers, not bytes */
         #define LAYOUT_MIX(value) number = (number ^ (value)) * 0x100000001b3u;
-        /* Cython's name for a struct of memslots.core; the list of its members follows. */
+        /* Cython's name for a struct of memslots.core. The list of its members follows. */
         #define LAYOUT_OF(name) \\
         } { typedef struct __pyx_t_8memslots_4core_##name current; LAYOUT_MIX(sizeof(current))
         #define AT(member) \\
@@ -62,5 +63,5 @@ cdef extern from *:
         return number;
     }
     """
-    # Works the number out for the module that asks.
+    # Computes the number as compiled into the calling module.
     uint64_t layout_number "memslots_layout_number"() noexcept nogil

@@ -1,3 +1,3 @@
-"""The number of the struct layouts that this package was built with; see layout.pxd."""
+"""The layout number that this package was built with; see layout.pxd."""
 
 NUMBER = layout_number()

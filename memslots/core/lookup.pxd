@@ -1,11 +1,11 @@
-"""A single look-up: which slot holds this gfn, and where does the host keep it.
+"""A single look-up: which slot holds this gfn, and where does the host keep it?
 
-Two caches stand before the search: the last-used slot of each set, or of its index, which all
-readers share, and the last-used slot of each vCPU. A vCPU's is valid for one generation only. A
-vCPU that misses neither reads nor writes the one that is shared.
+A look-up tries a last-used slot before it searches. All readers share the last-used slot of each
+set, or of its index. Each vCPU has its own, valid for one generation only. A vCPU that misses
+neither reads nor writes the shared one.
 
-What is searched is the set's index where it has one, else the tree. Searches of the tree count for
-an index (index_policy.pxd).
+A search uses the set's index if there is one, else the tree. Searches of the tree count towards
+making an index (index_policy.pxd).
 
 The caller must keep the writer from freeing the result. Either enter a read-side section
 (srcu_enter ... srcu_leave) or hold a lock that the writer takes before it frees.
@@ -35,24 +35,24 @@ from memslots.core.srcu cimport srcu_reader
 from memslots.core.units cimport BAD_HVA, PAGE_OFFSET_MASK, gfn_t, gpa_t, gpa_to_gfn, hva_t
 
 cdef enum:
-    # A vCPU tells its set of so many searches of the tree at a time: until part of an index is
-    # made, not all of its misses write to a line that others write, too.
+    # A vCPU reports its searches of the tree to the set in batches of this size. So, until part of
+    # an index is made, most misses do not write to a line that others write too.
     VCPU_SEARCHES = 8
 
-# A vCPU's last-used slot, and its line among the readers. One thread at a time uses it.
+# A vCPU's last-used slot and its srcu reader. One thread at a time uses it.
 cdef struct vcpu_cache:
-    # One cache line: all that a hit reads and writes.
-    index_row last_used  # of the slot found last; at any other generation it may be gone
-    uint64_t generation  # the one it was found at; 0 npages: none was
+    # The first cache line: all that a hit reads and writes.
+    index_row last_used  # of the slot found last; npages is 0 if no slot was found
+    uint64_t generation  # that last_used was found at; at any other one the slot may be gone
     slot *slot  # the slot itself; NULL: not asked for yet
     uint64_t hits  # look-ups that last_used answered
     uint64_t misses  # look-ups that had to search
-    # The next.
-    srcu_reader *reader  # its own; NULL: the thread's shared one
+    # The second line.
+    srcu_reader *reader  # the vCPU's own; NULL: it uses the thread's shared reader
 
 
 cdef inline index_row *lookup_index(index *ix, gfn_t gfn) noexcept nogil:
-    """Returns the row that has the gfn, or NULL, by a search. O(log n)."""
+    """Searches an index for the row that has the gfn. Returns NULL if there is none. O(log n)."""
     cdef index_row *row = &ix.rows[search_one(&ix.keys, gfn)]
     return row if index_has_gfn(row, gfn) else NULL
 
@@ -65,9 +65,10 @@ cdef inline bint lookup_cached(const slotset *set, const vcpu_cache *own, gfn_t 
 
 
 cdef inline bint lookup_vcpu(slotset *set, vcpu_cache *own, gfn_t gfn) noexcept nogil:
-    """Has a vCPU's last-used slot be the one of `set` that has the gfn; False: there is none.
+    """Makes the slot of `set` that has the gfn the vCPU's last-used slot.
 
-    O(log n), O(1) if it is already. `own.slot` is set, or NULL.
+    Returns False if there is none. `own.slot` is that slot, or NULL (not asked for). O(log n), O(1)
+    if the last-used slot has the gfn.
     """
     cdef index *ix
     cdef index_row *row
@@ -98,7 +99,7 @@ cdef inline bint lookup_vcpu(slotset *set, vcpu_cache *own, gfn_t gfn) noexcept 
 
 
 cdef inline slot *lookup_tree(slotset *set, gfn_t gfn) noexcept nogil:
-    """Returns the slot of a set that has the gfn, or NULL: the last-used slot, or by a search."""
+    """Returns the slot of a set that has the gfn, or NULL. Tries the last-used slot first."""
     cdef slot *s = <slot *>atomic_load_relaxed_ptr(<void *const *>&set.last_used)
     if s is not NULL and slot_has_gfn(s, gfn):
         return s
@@ -110,7 +111,7 @@ cdef inline slot *lookup_tree(slotset *set, gfn_t gfn) noexcept nogil:
 
 
 cdef inline index_row *lookup_shared(index *ix, gfn_t gfn) noexcept nogil:
-    """Returns the row of an index that has the gfn, or NULL: the last-used one, or by a search."""
+    """Returns the row of an index that has the gfn, or NULL. Tries the last-used row first."""
     cdef index_row *row = <index_row *>atomic_load_relaxed_ptr(<void *const *>&ix.last_used)
     if index_has_gfn(row, gfn):
         return row
@@ -123,11 +124,11 @@ cdef inline index_row *lookup_shared(index *ix, gfn_t gfn) noexcept nogil:
 cdef inline const index_row *lookup_row(
     slotset *set, vcpu_cache *own, gfn_t gfn, index_row *room
 ) noexcept nogil:
-    """Returns what an answer needs to know of the slot of `set` that has the gfn, or NULL.
+    """Returns a row of the slot of `set` that has the gfn, or NULL.
 
-    Tries the last-used slot of the vCPU first, or the shared one if `own` is NULL. The row is in
-    `room` where neither the index nor the vCPU has one. O(log n), O(1) if the last-used slot has
-    the gfn.
+    Tries the last-used slot of the vCPU first, or the shared one if `own` is NULL. If neither the
+    index nor the vCPU has a row, fills in `room` and returns it. O(log n), O(1) if the last-used
+    slot has the gfn.
     """
     cdef index *ix
     cdef slot *s
@@ -144,7 +145,7 @@ cdef inline const index_row *lookup_row(
 
 
 cdef inline slot *lookup_in(slotset *set, vcpu_cache *own, gfn_t gfn) noexcept nogil:
-    """Returns the slot of `set` that has the gfn, or NULL. As lookup_row."""
+    """Returns the slot of `set` that has the gfn, or NULL. Searches as lookup_row does."""
     cdef index *ix
     cdef const index_row *row
     if own is not NULL:
@@ -161,12 +162,12 @@ cdef inline slot *lookup_in(slotset *set, vcpu_cache *own, gfn_t gfn) noexcept n
 
 
 cdef inline slot *lookup_gfn(space *sp, vcpu_cache *own, gfn_t gfn) noexcept nogil:
-    """Returns the slot of the active set that has the gfn, or NULL. As lookup_in."""
+    """Returns the slot of the active set that has the gfn, or NULL. Searches as lookup_row does."""
     return lookup_in(space_active(sp), own, gfn)
 
 
 cdef inline hva_t lookup_hva(slotset *set, vcpu_cache *own, gpa_t gpa, bint write) noexcept nogil:
-    """Returns the host address of a guest address, or BAD_HVA."""
+    """Returns the host address of a guest address, or BAD_HVA if the access is refused."""
     cdef index_row room
     cdef gfn_t gfn = gpa_to_gfn(gpa)
     cdef const index_row *row = lookup_row(set, own, gfn, &room)

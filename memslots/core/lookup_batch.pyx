@@ -26,7 +26,7 @@ cdef enum:
     # If more than one number in FAR_APART needs a search, all numbers are searched for in groups. A
     # single search takes as long as about eight in a group.
     FAR_APART = 8
-    NEAR = 1024  # so many numbers at most are answered before that is decided anew
+    NEAR = 1024  # the most numbers that are answered before the next such decision
 
 # Numbers that have the same answer, in the batch's unit (gfns or gpas).
 cdef struct interval:
@@ -74,14 +74,14 @@ cdef inline size_t width_of(lookup_kind kind) noexcept nogil:
 
 
 cdef inline hva_t row_base(const index_row *row, lookup_kind kind) noexcept nogil:
-    """Returns what to add to a gpa of the slot for its hva; BAD_HVA if the slot refuses."""
+    """Returns the number to add to a gpa of the slot for its hva; BAD_HVA if the slot refuses."""
     if not index_usable(row, kind == TRANSLATE_WRITE):
         return BAD_HVA
     return index_userspace_addr(row) - (row.base_gfn << PAGE_SHIFT)
 
 
 cdef inline bint eight_in(const uint64_t *given, uint64_t first, uint64_t length) noexcept nogil:
-    """Returns whether all of eight numbers are inside, without a branch for each."""
+    """Returns whether eight numbers are all in an interval, without a branch for each."""
     cdef bint inside = True
     cdef int i
     for i in range(8):
@@ -184,7 +184,7 @@ cdef size_t answer_near(
     interval *same,
     size_t *searches,
 ) noexcept nogil:
-    """Answers numbers by the recent answers. Stops if too many numbers need a search.
+    """Answers numbers from the recent answers. Stops if too many numbers need a search.
 
     Returns how many numbers it answered; `searches` is how many of them needed a search.
     """
@@ -219,7 +219,7 @@ cdef size_t answer_scattered(
     size_t count,
     const index_row **last,
 ) noexcept nogil:
-    """Searches for each number. Returns how many are not in the row of one of the three before.
+    """Searches for each number. Returns how many are in no row of the three numbers before.
 
     `last` is the row of the last number, or NULL.
     """

@@ -1,4 +1,4 @@
-"""What the address spaces of one virtual machine share."""
+"""The address spaces of one virtual machine and what they share."""
 
 from libc.stdint cimport uint32_t
 
@@ -10,12 +10,12 @@ cdef enum:
     MAX_SPACES = 16
 
 cdef struct machine:
-    srcu readers  # those who read without the writer's lock
+    srcu readers  # threads that read without the writer's lock
     limits lim  # fixed when the machine is made
-    space *spaces[MAX_SPACES]  # lim.nspaces of them, the rest NULL
+    space *spaces[MAX_SPACES]  # the first lim.nspaces are set, the rest are NULL
 
 
-# A machine with empty address spaces, or NULL: no memory.
+# Returns a machine with empty address spaces, or NULL if there is no memory.
 cdef machine *machine_new(const limits *lim) noexcept nogil
-# Gives back the machine's own memory; the slots in it are not its own. NULL does nothing.
+# Frees the machine's own memory, but not the slots in it. NULL does nothing.
 cdef void machine_free(machine *m) noexcept nogil

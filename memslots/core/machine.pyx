@@ -1,4 +1,4 @@
-"""What the address spaces of one virtual machine share.
+"""The address spaces of one virtual machine and what they share.
 
 The contract of each function is in machine.pxd.
 """

@@ -9,7 +9,7 @@ cdef extern from *:
     """
     #if defined(__SANITIZE_ADDRESS__)
     #include <sanitizer/asan_interface.h>
-    /* A block that is not handed out is as if it were freed, but for the word that leads on. */
+    /* AddressSanitizer treats a block that is not handed out as freed, except its first word. */
     #define memslots_lend(block, size) ASAN_UNPOISON_MEMORY_REGION(block, size)
     #define memslots_seal(block, size) \\
         ASAN_POISON_MEMORY_REGION((char *)(block) + sizeof(void *), (size) - sizeof(void *))
@@ -22,7 +22,7 @@ cdef extern from *:
     void seal "memslots_seal"(void *block, size_t size) noexcept nogil
 
 cdef enum:
-    BLOCKS = 32  # to a chunk
+    BLOCKS = 32  # blocks in a chunk
 
 
 cdef inline void *block_at(pool_chunk *chunk, uint32_t place) noexcept nogil:
@@ -113,6 +113,7 @@ cdef void pool_put(pool_chunk *chunk, void *block) noexcept nogil:
     chunk.given_back = block
     chunk.used -= 1
     seal(block, chunk.home.size)
-    # Of those that nothing is taken from one is kept, for whoever comes and goes.
+    # An unused chunk is kept if no other chunk has room. So getting and putting one block in turn
+    # does not allocate each time.
     if chunk.used == 0 and (chunk.next is not NULL or chunk.prev is not NULL):
         free_chunk(chunk)

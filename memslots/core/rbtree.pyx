@@ -2,8 +2,8 @@
 
 The properties R1 to R5 and the contract of each function are in rbtree.pxd.
 
-In the drawings capital letters are black nodes, small letters red ones, (p) is either colour, and
-the case shown is that of side 0; side 1 is its mirror image.
+In the drawings capital letters are black nodes and small letters are red nodes. (p) is a node of
+either colour. The drawings show side 0; side 1 is the mirror image.
 """
 
 
@@ -12,7 +12,7 @@ cdef inline int side_of(const rb_node *parent, const rb_node *node) noexcept nog
 
 
 cdef inline bint is_red(const rb_node *node) noexcept nogil:
-    """A missing child counts as black."""
+    """Returns whether a node is red. A missing child counts as black."""
     return node is not NULL and rb_color(node) == RB_RED
 
 
@@ -27,7 +27,7 @@ cdef inline void set_color(rb_node *node, size_t color) noexcept nogil:
 cdef inline void set_link(
     rb_root *root, rb_node *parent, rb_node *old, rb_node *new
 ) noexcept nogil:
-    """Makes the one link that leads down to `old` lead to `new`; a NULL parent means the root's."""
+    """Makes the link from `parent` to `old` lead to `new`. NULL parent: the root's link."""
     if parent is NULL:
         root.node = new
     else:
@@ -35,13 +35,13 @@ cdef inline void set_link(
 
 
 cdef inline void refresh_up(rb_root *root, rb_node *node) noexcept nogil:
-    """Brings subtree values up to date from `node` upward; stops where one has not changed."""
+    """Refreshes subtree values from `node` upward. Stops at the first value that stays the same."""
     while node is not NULL and root.refresh(root, node):
         node = rb_parent(node)
 
 
 cdef void rotate(rb_root *root, rb_node *node, int side) noexcept nogil:
-    """Sinks `node` to `side`; its other child comes up. Colours stay with their nodes."""
+    """Moves `node` down to `side`; its other child moves up. Colours stay with their nodes."""
     #      (n)                (c)
     #     /   \              /   \
     #    1    (c)   ->     (n)    3
@@ -58,14 +58,14 @@ cdef void rotate(rb_root *root, rb_node *node, int side) noexcept nogil:
     set_parent(child, parent)
     set_parent(node, child)
     if root.refresh is not NULL:
-        # Both stand over other subtrees now. The top one holds what the other held: nothing changes
-        # above it.
+        # Both nodes have other children now. The subtree as a whole holds the same nodes, so no
+        # value above it changes.
         root.refresh(root, node)
         root.refresh(root, child)
 
 
 cdef void rebalance_insert(rb_root *root, rb_node *node) noexcept nogil:
-    """Restores R2 and R3 where `node` is red and its parent may be too.
+    """Restores R2 and R3. `node` is red, and its parent may be red.
 
     R1, R4 and R5 hold throughout.
     """
@@ -74,11 +74,11 @@ cdef void rebalance_insert(rb_root *root, rb_node *node) noexcept nogil:
     cdef rb_node *uncle
     cdef int side
     while is_red(parent):
-        grand = rb_parent(parent)  # there is one: a red parent is not the root (R2)
+        grand = rb_parent(parent)  # not NULL: a red parent is not the root (R2)
         side = side_of(grand, parent)
         uncle = grand.child[1 - side]
         if is_red(uncle):
-            # Case 1: a red uncle. Recolour; g may now sit under a red parent: go on from there.
+            # Case 1: a red uncle. Recolour. g may now have a red parent: continue with g.
             #
             #       G            g
             #      / \          / \
@@ -92,7 +92,7 @@ cdef void rebalance_insert(rb_root *root, rb_node *node) noexcept nogil:
             parent = rb_parent(node)
             continue
         if side_of(parent, node) != side:
-            # Case 2: the node is the inner grandchild. Turn it outward; n and p change names.
+            # Case 2: the node is the inner grandchild. Rotate it outward; n and p swap names.
             #
             #       G            G
             #      / \          / \
@@ -101,7 +101,7 @@ cdef void rebalance_insert(rb_root *root, rb_node *node) noexcept nogil:
             #       n        p
             rotate(root, parent, side)
             parent = node
-        # Case 3: the node is the outer grandchild. Turn the grandparent down; done.
+        # Case 3: the node is the outer grandchild. Rotate the grandparent down; done.
         #
         #       G            P
         #      / \          / \
@@ -116,16 +116,16 @@ cdef void rebalance_insert(rb_root *root, rb_node *node) noexcept nogil:
 
 
 cdef void rebalance_erase(rb_root *root, rb_node *parent, int side) noexcept nogil:
-    """Restores R4 where the ways through `parent.child[side]` pass one black node too few.
+    """Restores R4 if the paths through `parent.child[side]` pass one black node too few.
 
-    The short subtree is drawn as *; its root is black or missing, so its sibling exists (R4).
+    The short subtree is drawn as *. Its root is black or missing, so its sibling exists (R4).
     """
     cdef rb_node *sibling
     cdef rb_node *node
     while True:
         sibling = parent.child[1 - side]
         if is_red(sibling):
-            # Case 1: a red sibling. Turn it up; the new sibling is black.
+            # Case 1: a red sibling. Rotate it up; the new sibling is black.
             #
             #      P              S
             #     / \            / \
@@ -137,9 +137,9 @@ cdef void rebalance_erase(rb_root *root, rb_node *parent, int side) noexcept nog
             rotate(root, parent, side)
             sibling = parent.child[1 - side]
         if not is_red(sibling.child[0]) and not is_red(sibling.child[1]):
-            # Case 2: the sibling and its children are black. Take a black from its side as well: a
-            # red parent turns black and makes up for both; otherwise the parent's whole subtree is
-            # short: go on from there.
+            # Case 2: the sibling and its children are black. Take one black node from its side too.
+            # If the parent is red, it turns black and makes up for both. Otherwise the parent's
+            # whole subtree is short: continue with the parent.
             #
             #     (p)            (p)
             #     / \            / \
@@ -155,7 +155,7 @@ cdef void rebalance_erase(rb_root *root, rb_node *parent, int side) noexcept nog
             side = side_of(parent, node)
             continue
         if not is_red(sibling.child[1 - side]):
-            # Case 3: of the sibling's children only the near one is red. Turn it up: it is the new
+            # Case 3: only the near child of the sibling is red. Rotate it up: it is the new
             # sibling.
             #
             #     (p)            (p)
@@ -169,8 +169,8 @@ cdef void rebalance_erase(rb_root *root, rb_node *parent, int side) noexcept nog
             rotate(root, sibling, 1 - side)
             sibling = parent.child[1 - side]
             set_color(sibling, RB_BLACK)
-        # Case 4: the sibling's far child is red. Turn the parent down into the short side, as a
-        # black node; done.
+        # Case 4: the sibling's far child is red. Rotate the parent down into the short side and
+        # make it black; done.
         #
         #     (p)            (s)
         #     / \            / \
@@ -195,11 +195,11 @@ cdef rb_node *rb_end(const rb_root *root, int side) noexcept nogil:
 cdef rb_node *rb_step(const rb_node *node, int side) noexcept nogil:
     cdef rb_node *other = node.child[side]
     if other is not NULL:
-        # The nearest below: one step to the side, then all the way back.
+        # The nearest node below: one step to the side, then to the other side until the end.
         while other.child[1 - side] is not NULL:
             other = other.child[1 - side]
         return other
-    # None below: the first above that this subtree lies before (side 1) or after (side 0).
+    # Otherwise the nearest node above that comes after this subtree (side 1) or before it (side 0).
     other = rb_parent(node)
     while other is not NULL and other.child[side] is node:
         node = other
@@ -210,7 +210,7 @@ cdef rb_node *rb_step(const rb_node *node, int side) noexcept nogil:
 cdef void link_at(
     rb_root *root, rb_node *parent, rb_node **link, rb_node *node
 ) noexcept nogil:
-    """Hangs a node below `parent`, by the one link that is NULL where it belongs."""
+    """Hangs a node below `parent` by `link`, the NULL link at the node's place in key order."""
     node.child[0] = NULL
     node.child[1] = NULL
     node.parent_and_color = <size_t>parent | RB_RED
@@ -232,7 +232,7 @@ cdef void rb_insert(rb_root *root, rb_node *node) noexcept nogil:
 
 
 cdef void rb_insert_after(rb_root *root, rb_node *before, rb_node *node) noexcept nogil:
-    # What `before` has after it has no child on side 0: either of the two has room.
+    # If `before` has no right child, its link is free. Otherwise the next node has no left child.
     cdef rb_node *parent = before
     cdef rb_node **link = &root.node if before is NULL else &before.child[1]
     while link[0] is not NULL:
@@ -244,10 +244,10 @@ cdef void rb_insert_after(rb_root *root, rb_node *before, rb_node *node) noexcep
 cdef rb_node *build(
     rb_root *root, void *const *items, size_t count, ptrdiff_t distance, rb_node *parent, int reds
 ) noexcept nogil:
-    """A subtree of the nodes; those `reds` levels below are red.
+    """Returns a subtree of the nodes. The nodes `reds` levels below its root are red.
 
-    Halving leaves no two ways of lengths that differ by more than one. All levels but the last are
-    full: these are black (R4), and the last one is red under black parents (R3).
+    By halving, the lengths of any two paths differ by at most one, so all levels but the last are
+    full. The full levels are black (R4). The last level is red under black parents (R3).
     """
     cdef size_t middle = count // 2
     cdef rb_node *node
@@ -267,7 +267,7 @@ cdef rb_node *build(
 cdef void rb_build(
     rb_root *root, void *const *items, size_t count, ptrdiff_t distance
 ) noexcept nogil:
-    cdef int full = 0  # levels that have all their nodes
+    cdef int full = 0  # number of levels that have all their nodes
     while (<size_t>2 << full) - 1 <= count:
         full += 1
     root.node = build(root, items, count, distance, NULL, full)
@@ -275,14 +275,15 @@ cdef void rb_build(
 
 cdef void rb_erase(rb_root *root, rb_node *node) noexcept nogil:
     cdef rb_node *heir  # takes the place of `node`
-    cdef rb_node *orphan  # takes the place that the heir leaves, or the node's own; may be NULL
-    cdef rb_node *parent = rb_parent(node)  # in the end: of the place that has lost a node
-    cdef int side = 0  # in the end: the side of that place under its parent
-    cdef size_t lost = rb_color(node)  # the colour that the ways through that place have lost
+    # takes the place that the heir leaves, or that of `node` if there is no heir; may be NULL
+    cdef rb_node *orphan
+    cdef rb_node *parent = rb_parent(node)  # in the end: the parent of the orphan's place
+    cdef int side = 0  # in the end: the side of the orphan's place under `parent`
+    cdef size_t lost = rb_color(node)  # the colour that the paths through that place have lost
 
     if node.child[0] is not NULL and node.child[1] is not NULL:
-        # Two children: the next node has no child on side 0. It leaves its place to its only child
-        # and moves in here, in the erased node's colour.
+        # Two children: the next node is the heir and has no child on side 0. The heir leaves its
+        # place to its only child, moves here and takes the erased node's colour.
         heir = rb_step(node, 1)
         orphan = heir.child[1]
         lost = rb_color(heir)
@@ -300,7 +301,7 @@ cdef void rb_erase(rb_root *root, rb_node *node) noexcept nogil:
         set_parent(heir.child[0], heir)
         heir.parent_and_color = node.parent_and_color
     else:
-        # One child or none: it moves up.
+        # At most one child: the child moves up.
         heir = NULL
         orphan = node.child[node.child[0] is NULL]
         if parent is not NULL:
@@ -311,8 +312,8 @@ cdef void rb_erase(rb_root *root, rb_node *node) noexcept nogil:
 
     if root.refresh is not NULL:
         if heir is not NULL:
-            # The heir's value is that of its old place: "unchanged" means nothing up to and
-            # including it.
+            # The heir still has the value of its old place. So an unchanged value ends the climb
+            # only above the heir.
             node = parent
             while node is not heir:
                 root.refresh(root, node)
@@ -324,8 +325,8 @@ cdef void rb_erase(rb_root *root, rb_node *node) noexcept nogil:
 
     if lost == RB_BLACK:
         if orphan is not NULL:
-            # An only child is red (R4: the other side is empty); black, it makes up for what was
-            # lost.
+            # An only child is red (R4: the other side is empty). Made black, it makes up for the
+            # lost node.
             set_color(orphan, RB_BLACK)
         elif parent is not NULL:
             rebalance_erase(root, parent, side)

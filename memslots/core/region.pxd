@@ -1,6 +1,6 @@
-"""The rules of set_region: what a caller's region asks for, and whether it may have it.
+"""The rules of set_region: which change a region asks for, and whether the rules allow it.
 
-The numbers are those of docs/rules.md: in that order, the first rule that applies decides.
+The rules have the numbers of docs/rules.md. In that order, the first rule that applies decides.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -10,10 +10,10 @@ from memslots.core.slotset cimport slotset
 from memslots.core.units cimport gfn_t, gpa_t, hva_t
 
 cdef struct limits:
-    uint32_t max_slots  # an id is below it
-    uint32_t nspaces  # an as_id is below it
-    gfn_t max_gfn  # the highest gfn a slot may hold
-    hva_t max_hva  # a slot's last host byte is below it
+    uint32_t max_slots  # every id is below max_slots
+    uint32_t nspaces  # every as_id is below nspaces
+    gfn_t max_gfn  # the highest gfn that a slot may hold
+    hva_t max_hva  # every slot's last host byte is below max_hva
     uint32_t manual_dirty_log  # 0, 1 or 3, as KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 takes it
 
 cdef enum refusal:
@@ -21,7 +21,7 @@ cdef enum refusal:
     # rule 1
     UNKNOWN_FLAGS
     # rule G1
-    FLAGS_EXCLUDE  # each other
+    FLAGS_EXCLUDE  # two flags exclude each other
     # rule 2
     SIZE_NOT_ALIGNED
     GPA_NOT_ALIGNED
@@ -38,7 +38,7 @@ cdef enum refusal:
     # rule 4
     TOO_MANY_PAGES
     # rule G5
-    ONLY_DELETED  # a slot of a guest_memfd can be, and no other can become one
+    ONLY_DELETED  # a slot of a guest_memfd can only be deleted; no other slot can become one
     # rule 5
     HVA_DIFFERS
     NPAGES_DIFFER
@@ -47,7 +47,7 @@ cdef enum refusal:
     OVERLAPS
     # rule 7
     BEYOND_MAX_GFN
-    # create's own
+    # only for the method create
     NO_PAGES
     ID_IN_USE
     # memory
@@ -60,16 +60,16 @@ cdef enum change_kind:
     CHANGE_MOVE
     CHANGE_FLAGS_ONLY
 
-# What the rules say of a region: which change it asks for, and what it is about.
+# What the rules found: the change that a region asks for, and the slots that it concerns.
 cdef struct ruling:
     change_kind kind
-    slot *old  # the slot of this id, or NULL
+    slot *old  # the slot with this id, or NULL
     slot *existing  # with OVERLAPS: the slot in the way
-    slot *before  # once rule 6 allowed a CREATE: the slot that it comes after by gfn, or NULL
+    slot *before  # after rule 6 allowed a CREATE: the slot before the new one by gfn, or NULL
 
 
-# Rules 1 and 2 for the call in bytes, and the region that it names, but for its guest_memfd, which
-# `out` has. `slot_arg` has the space in bits 16 to 31.
+# Applies rules 1, 2, G1 and G2 to the call in bytes and fills in `out`. The caller must have set
+# the guest_memfd members of `out` before. `slot_arg` has the address space in bits 16 to 31.
 cdef refusal region_from_bytes(
     const limits *lim,
     uint32_t slot_arg,
@@ -79,18 +79,21 @@ cdef refusal region_from_bytes(
     hva_t userspace_addr,
     region *out,
 ) noexcept nogil
-# Rules 1, 2, G1 and G2 for a region in pages.
+# Applies rules 1, 2, G1 and G2 to a region in pages.
 cdef refusal region_check(const limits *lim, const region *r) noexcept nogil
-# Rules 3 to 5, against the slot of the region's id, or NULL. With `creates`, as the method create
-# asks: there must be pages, and the id must be in no use. O(1).
+# Applies rules 3 to 5 and G5. `old` is the slot with the region's id, or NULL. With `creates`, as
+# for the method create, the region must have pages and the id must be unused. O(1).
 cdef refusal region_classify(
     slot *old, const region *r, bint creates, ruling *out
 ) noexcept nogil
-# Rule 6, for what region_classify allowed. (A transaction asks it at its end, with slotset_clash.)
-# O(log n).
+# Applies rule 6 to a change that region_classify allowed. (A transaction checks rule 6 at its end,
+# with slotset_clash.) O(log n).
 cdef refusal region_place(const slotset *set, const region *r, ruling *p) noexcept nogil
 
 
 cdef inline bint region_beyond_max_gfn(const limits *lim, const region *r) noexcept nogil:
-    """Rule 7, which comes late: after rule 6, and for a move after the slot was marked INVALID."""
+    """Returns whether rule 7 refuses a region.
+
+    Rule 7 comes after rule 6, and for a move after the slot was marked INVALID.
+    """
     return r.base_gfn + r.npages - 1 > lim.max_gfn

@@ -55,7 +55,7 @@ cdef refusal region_check(const limits *lim, const region *r) noexcept nogil:
         return ID_BEYOND_MAX
     if not gfn_range_fits(r.base_gfn, r.npages):
         return GPA_WRAPS
-    # npages fits an address space now, so the shift loses nothing.
+    # The range fits 64 bits now (rule 2), so the shift loses no bits.
     if r.userspace_addr > lim.max_hva or r.npages << PAGE_SHIFT > lim.max_hva - r.userspace_addr:
         return HVA_BEYOND_MAX
     if (

@@ -1,7 +1,7 @@
-"""Rows on their way into an index: put in, checked, sorted, cut, joined.
+"""Lists of rows on their way into an index: adding, checking, sorting, cutting and joining rows.
 
-A MemoryMap that is not taken from a set is made of these. While they are here `record` is the
-number of the row as it was given (rows_number), which is what errors call it by.
+A MemoryMap that is not taken from a set is made of such rows. In a list, the `record` of a row is
+its number in the order given (rows_number). Error messages use this number.
 """
 
 from libc.stdint cimport uint32_t
@@ -12,44 +12,46 @@ from memslots.core.index cimport index, index_row
 cdef struct rows:
     index_row *at
     size_t count
-    size_t room  # for so many
-    bint failed  # there was no memory for one: `count` is not all
+    size_t room  # the number of rows that `at` has memory for
+    bint failed  # there was no memory for a row, so rows are missing
 
 cdef enum rows_fault:
     ROWS_GOOD
     ROWS_NO_MEMORY
-    ROWS_TOO_MANY  # than an index can have, or than there are ids
-    ROWS_OVERLAP  # two have a page in common
-    ROWS_SAME_ID  # two have an id in common, which both are to have
+    ROWS_TOO_MANY  # more rows than an index can have, or than there are ids
+    ROWS_OVERLAP  # two rows share a page
+    ROWS_SAME_ID  # two rows without INDEX_ANY_ID have the same id
 
-# Which rows a fault is about: indexes into rows.at.
+# The rows that a fault is about: indexes into rows.at.
 cdef struct rows_pair:
     size_t first
     size_t second
 
 
-# What begins is memset to 0; frees what a list has.
+# Frees the list's memory and empties the list. A new list must be memset to 0.
 cdef void rows_free(rows *r) noexcept nogil
-# Makes room for so many in all. Fails as rows_add does.
+# Makes room for `room` rows in all. Sets `failed` if there is no memory.
 cdef void rows_reserve(rows *r, size_t room) noexcept nogil
-# Puts in a copy of a row, with a number; sets `failed` where there is no memory. O(1) over many.
+# Adds a copy of a row and numbers it. Sets `failed` if there is no memory. O(1) amortised.
 cdef void rows_add(rows *r, const index_row *row) noexcept nogil
 
-# What of `a` lies outside of `b` (keep_common: inside), in gfn order. Of a row that is cut the
-# first part keeps the id, the others may have any (INDEX_ANY_ID). O(n + m).
+# Adds the parts of the rows of `a` that lie outside of `b` (with keep_common: inside), in gfn
+# order. If a row is cut, its first part keeps the id and the others get INDEX_ANY_ID. O(n + m).
 cdef void rows_cut(rows *r, const index *a, const index *b, bint keep_common) noexcept nogil
-# The rows of `a`, with neighbours joined that go on in guest and in host memory and have the same
-# flags, up to `most` pages; the first gives the id. O(n).
+# Adds the rows of `a`, neighbours joined. Neighbours are joined if they are contiguous in guest and
+# in host memory, have the same flags and have at most `most` pages together. A joined row has the
+# first id without INDEX_ANY_ID. O(n).
 cdef void rows_join(rows *r, const index *a, uint32_t most) noexcept nogil
-# Lets rows have any id whose id a row of `other` is to have. -1: no memory. O(n + m).
+# Sets INDEX_ANY_ID on each row whose id a row of `other` without INDEX_ANY_ID has. Returns -1 if
+# there is no memory, else 0. O(n + m).
 cdef int rows_yield_ids(rows *r, const index *other) noexcept nogil
 
-# Sorts, checks and makes an index, whose rows with INDEX_ANY_ID get the lowest ids that are free,
-# in gfn order. NULL and `why` otherwise; NULL and ROWS_GOOD for no rows. O(n log n), O(n) where
-# they are in order.
+# Sorts and checks the rows and returns an index of them. Rows with INDEX_ANY_ID get the lowest free
+# ids, in gfn order. On a fault, returns NULL and sets `why`, and `which` if it is about two rows.
+# Without rows, returns NULL and ROWS_GOOD. O(n log n), O(n) if the rows are in order.
 cdef index *rows_index(rows *r, rows_fault *why, rows_pair *which) noexcept nogil
 
 
 cdef inline size_t rows_number(const index_row *row) noexcept nogil:
-    """The number of a row as it was given."""
+    """Returns the number of a row in the order given."""
     return <size_t>row.record

@@ -1,4 +1,4 @@
-"""Rows on their way into an index. The contract of each function is in rows.pxd."""
+"""Lists of rows on their way into an index. The contract of each function is in rows.pxd."""
 
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport int32_t, uint32_t, uint64_t
@@ -30,8 +30,8 @@ from memslots.core.index cimport (
 from memslots.core.units cimport PAGE_SHIFT, gfn_t, hva_t
 
 cdef enum:
-    FEW = 16  # rows that there is room for at first
-    LAST_ID = 0x7FFFFFFF  # an index_row has 31 bits for it
+    FEW = 16  # the room of a list after its first row
+    LAST_ID = 0x7FFFFFFF  # an index_row has 31 bits for an id
 
 
 cdef void rows_free(rows *r) noexcept nogil:
@@ -70,7 +70,7 @@ cdef inline gfn_t end_of(const index_row *row) noexcept nogil:
 cdef inline void add_part(
     rows *r, const index_row *row, gfn_t first, gfn_t end, bint *cut
 ) noexcept nogil:
-    """Puts in the pages [first, end) of a row; `cut`: whether a part of it is in already."""
+    """Adds the pages [first, end) of a row. `cut` says whether a part of it is added already."""
     cdef index_row part = row[0]
     part.base_gfn = first
     part.npages = <uint32_t>(end - first)
@@ -106,7 +106,7 @@ cdef void rows_cut(rows *r, const index *a, const index *b, bint keep_common) no
                 add_part(r, row, at, other.base_gfn, &cut)
             at = end_of(other)
             if at >= end:
-                break  # it may go on in the next row
+                break  # `other` may overlap the next row too
             j += 1
         if at < end and not keep_common:
             add_part(r, row, at, end, &cut)
@@ -115,7 +115,10 @@ cdef void rows_cut(rows *r, const index *a, const index *b, bint keep_common) no
 cdef inline bint goes_on(
     const index_row *row, const index_row *next, uint32_t most
 ) noexcept nogil:
-    """Whether the second is in guest and in host memory where the first ends, with its flags."""
+    """Returns whether `next` continues `row` in guest and host memory, as rows_join demands.
+
+    No row continues across the end of the host's address space, nor in a guest_memfd.
+    """
     cdef hva_t size = <hva_t>row.npages << PAGE_SHIFT
     return (
         end_of(row) == next.base_gfn
@@ -148,7 +151,10 @@ cdef void rows_join(rows *r, const index *a, uint32_t most) noexcept nogil:
 cdef int ids_of(
     idtable *table, const index_row *at, size_t count, const index_row **twice
 ) noexcept nogil:
-    """Makes a table of the rows that have an id of their own. -1: no memory, or `twice`."""
+    """Makes a table of the rows without INDEX_ANY_ID.
+
+    Returns 0, or -1 if there is no memory or `twice` has the id of a row before it.
+    """
     cdef index_row shape  # only its layout is used
     cdef idtable_spare spare
     cdef size_t i
@@ -162,7 +168,7 @@ cdef int ids_of(
                 twice[0] = &at[i]
                 break
             idtable_add(table, <void *>&at[i], &spare)
-    idtable_drop_spare(&spare)  # which is there still if no row has an id of its own
+    idtable_drop_spare(&spare)  # still there if every row has INDEX_ANY_ID
     return -1 if twice[0] is not NULL else 0
 
 
@@ -186,12 +192,12 @@ cdef int compare_gfn(const void *a, const void *b) noexcept nogil:
     cdef const index_row *y = <const index_row *>b
     if x.base_gfn != y.base_gfn:
         return 1 if x.base_gfn > y.base_gfn else -1
-    # What was given first comes first, so that errors are the same everywhere.
+    # The row given first comes first, so that errors are the same on every system.
     return 1 if rows_number(x) > rows_number(y) else -1
 
 
 cdef rows_fault check_order(rows *r, rows_pair *which) noexcept nogil:
-    """Sorts the rows, unless they are in order."""
+    """Sorts the rows, unless they are in order. Returns ROWS_OVERLAP if two of them overlap."""
     cdef size_t i
     for i in range(1, r.count):
         if r.at[i - 1].base_gfn > r.at[i].base_gfn:

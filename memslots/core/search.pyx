@@ -1,18 +1,18 @@
-"""Where in a sorted array of gfns. The contract of each function is in search.pxd.
+"""Searching a sorted array of gfns. The contract of each function is in search.pxd.
 
-C, since Cython has no words for the instructions. A function for each kind is compiled whatever the
-machine that compiles, and chosen on the one that runs.
+The code is C, since Cython cannot express the vector instructions. A function for each kind is
+always compiled; the machine that runs the code chooses between them.
 """
 
 from memslots.core.alloc cimport CACHE_LINE, alloc_whole_lines
 
 cdef extern from *:
     """
-    #define MEMSLOTS_GROUP 16  /* questions that are in flight at once */
+    #define MEMSLOTS_GROUP 16  /* numbers in a group */
 
-    /* The last of `count` keys not above `wanted[j]`, for G questions: each step halves what is
-       left of all. A mask in place of a condition, which compilers turn into branches as they
-       like. */
+    /* Finds the last of `count` keys not above each of G numbers. Each step halves what is left
+       for all of them. A mask stands in place of a condition, since a compiler may turn a condition
+       into a branch. */
     #define MEMSLOTS_HALVES(G, KEY) do { \\
         uint32_t at[G] = {0}; \\
         for (uint32_t left = count; left > 1;) { \\
@@ -43,13 +43,14 @@ cdef extern from *:
     static inline uint32_t memslots_count_portable(const uint32_t *node, uint32_t wanted)
     {
         uint32_t found = 0;
-        for (int i = 0; i < 16; i++)  /* every machine that has vectors has this in them */
+        for (int i = 0; i < 16; i++)  /* compilers vectorise this loop */
             found += node[i] <= wanted;
         return found;
     }
 
-    /* A level down: of the keys in a question's node, COUNT says how many are not above it; it goes
-       on below the last of them. Only a question below all keys finds none; it may go anywhere. */
+    /* Searches for G numbers, level by level. COUNT says how many keys of a number's node are not
+       above it; the search goes on below the last of these. Only a number below all keys finds
+       none; its place may be any. */
     #define MEMSLOTS_NODES(G, COUNT) do { \\
         uint32_t at[G] = {0}; \\
         for (int l = (int)levels - 1; l >= 0; l--) \\
@@ -62,8 +63,8 @@ cdef extern from *:
         i += (G); \\
     } while (0)
 
-    /* The same for one question. A loop whose length is known is laid out flat, and the steps of
-       one question are all there is to wait for. */
+    /* Searches for one number likewise. The compiler unrolls a loop of known length; with one
+       number, nothing else hides the latency of the steps. */
     #define MEMSLOTS_ONE_OF(LEVELS, COUNT) do { \\
         uint32_t at = 0; \\
         for (int l = (LEVELS) - 1; l >= 0; l--) { \\
@@ -113,7 +114,7 @@ cdef extern from *:
     __attribute__((target("avx2,popcnt")))
     static inline uint32_t memslots_count_avx2(const uint32_t *node, uint32_t wanted)
     {
-        /* There is no unsigned comparison: a key is not above what it is the lesser of. */
+        /* AVX2 has no unsigned comparison: a key is not above the limit if it is their minimum. */
         const __m256i limit = _mm256_set1_epi32((int)wanted);
         const __m256i low = _mm256_load_si256((const __m256i *)node);
         const __m256i high = _mm256_load_si256((const __m256i *)node + 1);
@@ -142,7 +143,7 @@ cdef extern from *:
         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("popcnt");
     }
     #else
-    /* Elsewhere the compiler makes of the portable search what the machine has. */
+    /* Elsewhere there is only the portable search, for the compiler to optimise. */
     #define memslots_nodes_avx512(level, levels, wanted, places, n) ((void)0)
     #define memslots_nodes_avx2(level, levels, wanted, places, n) ((void)0)
     #define memslots_one_avx512 memslots_one_portable
@@ -183,7 +184,7 @@ cdef extern from *:
     bint has_avx512 "memslots_has_avx512"() noexcept nogil
     bint has_avx2 "memslots_has_avx2"() noexcept nogil
     const uint32_t LAST_NARROW "(UINT32_MAX - 1)"  # the greatest narrow key
-    const uint32_t NO_KEY "UINT32_MAX"  # what fills a level's last node: above all that is asked
+    const uint32_t NO_KEY "UINT32_MAX"  # fills up a level's last node: above every wanted number
 
 cdef search_kind search_best() noexcept nogil:
     if has_avx512():
@@ -204,12 +205,12 @@ cdef search_kind search_used() noexcept nogil:
 
 
 cdef inline uint32_t nodes_of(uint32_t count) noexcept nogil:
-    """How many nodes hold so many keys."""
+    """Returns the number of nodes that hold `count` keys."""
     return (count - 1) // SEARCH_NODE + 1
 
 
 cdef inline size_t wide_size(uint32_t count, uint64_t span) noexcept nogil:
-    """What the keys as they are take, beside the narrow ones: it may be that not all are narrow."""
+    """Returns the bytes of the wide keys, or 0 if the span allows narrow keys in any case."""
     return alloc_whole_lines(count * <uint64_t>sizeof(uint64_t)) if span > LAST_NARROW else 0
 
 
@@ -259,8 +260,8 @@ cdef void search_end(search_keys *keys) noexcept nogil:
 
 
 cdef inline uint32_t narrow_of(const search_keys *keys, uint64_t wanted) noexcept nogil:
-    """What to look for among narrow keys."""
-    # Below the first key it wraps to a great number.
+    """Returns the number to look for among narrow keys."""
+    # If `wanted` is below the first key, the difference wraps to a great number.
     return <uint32_t>min((wanted - keys.origin) >> keys.shift, <uint64_t>LAST_NARROW)
 
 

@@ -6,7 +6,7 @@ from memslots.core.pool cimport pool_get, pool_init, pool_put
 cdef extern from *:
     """
     #include <stddef.h>
-    /* Compiling fails where a search by gfn would read more than the slot's first cache line. */
+    /* Compiling fails if a search by gfn would read more than the slot's first cache line. */
     #define MEMSLOTS_CHECK_LAYOUT(s, line) do { \\
         _Static_assert(offsetof(__typeof__(*(s)), gfn_node) == 0, "gfn_node comes first"); \\
         _Static_assert(offsetof(__typeof__(*(s)), base_gfn) + sizeof((s)->base_gfn) <= (line) \\
@@ -35,7 +35,7 @@ cdef slot *slot_new(pool *p, const region *r) noexcept nogil:
     cdef pool_chunk *chunk
     cdef slot *s = <slot *>pool_get(p, &chunk)
     check_layout(s, CACHE_LINE)
-    # The sets that the slot is added to write its nodes.
+    # The nodes are not set here: a set writes them when the slot is added to it.
     if s is not NULL:
         s.chunk = chunk
         s.dirty = NULL

@@ -1,12 +1,12 @@
-"""One set of slots: found by gfn, by host range, by id.
+"""One set of slots, found by gfn, by host range and by id.
 
-  S1  all three indexes hold the same slots
+  S1  both trees and the id table hold the same slots
   S2  no two slots of a set share a gfn
   S3  last-used is NULL or a slot of the set
   S4  the counts of slots and of pages agree with the slots
 
-Readers use the active set, so only the inactive one is changed. What readers write themselves is
-last-used, and the set's index (index.pxd), which is there for as long as the set is not changed.
+Readers use the active set, so the writer changes only the inactive set. Readers themselves write
+last-used and the set's index (index.pxd). The index exists only while the set is not changed.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -26,22 +26,23 @@ from memslots.core.slot cimport (
 from memslots.core.units cimport gfn_t, hva_t
 
 cdef struct slotset:
-    # The first cache line: what every look-up by gfn reads, and only a swap writes.
+    # The first cache line: every look-up by gfn reads it. While the set is active, only a swap and
+    # the reader that publishes the index write it.
     rb_root gfn_tree  # the slots by base_gfn
-    uint64_t generation  # see space; here, beside the tree, since a reader reads both
+    uint64_t generation  # see space.pxd; beside the tree, since a reader reads both
     index *index  # I1; NULL: there is none yet. Published once, by a reader
     int k  # which of a slot's nodes are this set's: 0 or 1
     uint64_t first_line[2]
-    # The second: what readers write.
+    # The second line: readers write it.
     slot *last_used  # the slot found last, or NULL
-    # What index_policy knows of the index that is to be.
-    uint64_t searches  # of the tree since the set is active (about: several may count at once)
-    uint64_t building  # whether a reader is making part of the index, and has what follows
-    index *unfinished  # with the rows that are made; NULL: none is begun
+    # The state of index_policy: the index that readers are making.
+    uint64_t searches  # of the tree since the set became active (approximate: readers race)
+    uint64_t building  # whether a reader is making part of the index and owns the next three
+    index *unfinished  # an index with the rows made so far; NULL: none is begun
     slot *next  # the slot to make the next row of
-    index *spare  # one of INDEX_FEW that is to be used again, or NULL
+    index *spare  # an index of INDEX_FEW rows to be used again, or NULL
     uint64_t second_line[2]
-    # The third: what the writer writes while the set is inactive.
+    # The third line: the writer writes it while the set is inactive.
     rb_root hva_tree  # the slots by host range
     idtable ids  # the slots by id
     uint64_t npages  # the sum of the slots' npages
@@ -49,30 +50,31 @@ cdef struct slotset:
 
 
 cdef void slotset_init(slotset *set, int k) noexcept nogil
-# Gives back what the set has got for itself; the slots in it are not its own.
+# Frees the set's own memory, but not the slots in it.
 cdef void slotset_clear(slotset *set) noexcept nogil
-# Before the set is changed, when all readers are gone: takes away its index, also an unfinished
-# one. O(1), and what giving back memory takes.
+# Removes the set's index, also an unfinished one. Call it before the set is changed, when it has no
+# readers left. O(1), plus the cost of freeing memory.
 cdef void slotset_drop_index(slotset *set) noexcept nogil
-# Changes the set from holding `old` to holding `new`: NULL `old` adds, NULL `new` removes;
-# otherwise `new` takes the place of `old`, whose id it has. An addition takes `spare`, got with
-# idtable_get_spare(&set.ids, ...) for it. Cannot fail. O(log n); a replacement O(1) in the trees
-# where base_gfn, or the host range, stays.
+# Replaces `old` by `new`, a slot with the same id. NULL `old`: only adds; NULL `new`: only removes.
+# An addition takes `spare`, from idtable_get_spare(&set.ids, ...). Cannot fail. O(log n). O(1) for
+# a replacement in the gfn tree if base_gfn stays, and in the hva tree if the host range stays.
 cdef void slotset_put(slotset *set, slot *old, slot *new, idtable_spare *spare) noexcept nogil
-# The same where the other set of the space holds `new` already, and otherwise what this one does:
-# its place is mostly known from there.
+# Does what slotset_put does. The other set must hold `new` already and otherwise the same slots as
+# this one. The place of `new` there usually tells its place here, without a search.
 cdef void slotset_follow(slotset *set, slot *old, slot *new, idtable_spare *spare) noexcept nogil
-# Adds a slot that comes right after `before` by gfn (NULL: it is the first). Slots side by side in
-# guest memory often are in host memory, too: then no place is searched for. O(log n).
+# Adds a slot that comes right after `before` by gfn; NULL: as the first. If the two slots are
+# neighbours by host address too, nothing is searched. O(log n).
 cdef void slotset_put_after(
     slotset *set, slot *before, slot *new, idtable_spare *spare
 ) noexcept nogil
-# Fills a set that is empty with slots, given by gfn and by host address; takes `spare`. O(count).
+# Fills an empty set with slots, which are given in gfn order and in order of host address. Takes
+# `spare`. O(count).
 cdef void slotset_fill(
     slotset *set, slot **slots, slot **by_hva, uint32_t count, idtable_spare *spare
 ) noexcept nogil
-# A slot other than `except_for` (may be NULL) that has a gfn in [base_gfn, base_gfn + npages), or
-# NULL; in *before the last slot that begins at base_gfn or before it, or NULL. O(log n).
+# Returns a slot other than `except_for` (may be NULL) that has a gfn in
+# [base_gfn, base_gfn + npages), or NULL. Stores in *before the last slot that begins at or before
+# base_gfn, or NULL. O(log n).
 cdef slot *slotset_overlap(
     const slotset *set,
     gfn_t base_gfn,
@@ -82,8 +84,8 @@ cdef slot *slotset_overlap(
 ) noexcept nogil
 
 
-# A neighbour by gfn that a slot of the set overlaps, or NULL. Where every slot that was put in is
-# asked this, S2 holds if none is found. O(log n).
+# Returns a neighbour by gfn that overlaps a slot of the set, or NULL. S2 holds if this returns NULL
+# for every slot that was added. O(log n).
 cdef slot *slotset_clash(const slotset *set, const slot *s) noexcept nogil
 
 
@@ -92,33 +94,33 @@ cdef inline uint32_t slotset_count(const slotset *set) noexcept nogil:
 
 
 cdef inline slot *slotset_floor(const slotset *set, gfn_t gfn) noexcept nogil:
-    """The last slot that begins at `gfn` or before it, or NULL. O(log n)."""
+    """Returns the last slot that begins at or before `gfn`, or NULL. O(log n)."""
     return slot_of_gfn_node(rb_floor(&set.gfn_tree, gfn, slot_third_line(set.k)), set.k)
 
 
 cdef inline slot *slotset_search(const slotset *set, gfn_t gfn) noexcept nogil:
-    """Returns the slot that has the gfn, or NULL, by a search of the tree. O(log n)."""
+    """Searches the tree for the slot that has the gfn. Returns NULL if there is none. O(log n)."""
     cdef slot *s = slotset_floor(set, gfn)
     return s if s is not NULL and slot_has_gfn(s, gfn) else NULL
 
 
 cdef inline slot *slotset_by_id(const slotset *set, uint32_t id) noexcept nogil:
-    """The slot of this id, or NULL. O(1)."""
+    """Returns the slot with this id, or NULL. O(1)."""
     return <slot *>idtable_find(&set.ids, id)
 
 
 cdef inline slot *slotset_first(const slotset *set) noexcept nogil:
-    """The slot with the lowest gfn, or NULL."""
+    """Returns the slot with the lowest gfn, or NULL."""
     return slot_of_gfn_node(rb_first(&set.gfn_tree), set.k)
 
 
 cdef inline slot *slotset_last(const slotset *set) noexcept nogil:
-    """The slot with the highest gfn, or NULL."""
+    """Returns the slot with the highest gfn, or NULL."""
     return slot_of_gfn_node(rb_last(&set.gfn_tree), set.k)
 
 
 cdef inline slot *slotset_step(const slotset *set, const slot *s, int side) noexcept nogil:
-    """The neighbour by gfn of a slot of the set (side 0: before, 1: after), or NULL."""
+    """Returns the neighbour by gfn of a slot of the set (side 0: before, 1: after), or NULL."""
     return slot_of_gfn_node(rb_step(&s.gfn_node[set.k], side), set.k)
 
 
@@ -140,7 +142,7 @@ cdef inline slot *slotset_first_from(const slotset *set, gfn_t gfn) noexcept nog
 
 
 cdef inline slot *slotset_first_hva(const slotset *set, hva_t first, hva_t last) noexcept nogil:
-    """The first slot, by userspace_addr, with a host byte in [first, last], or NULL.
+    """Returns the first slot by userspace_addr with a host byte in [first, last], or NULL.
 
     Both ends are inclusive. O(log n).
     """
@@ -150,7 +152,10 @@ cdef inline slot *slotset_first_hva(const slotset *set, hva_t first, hva_t last)
 cdef inline slot *slotset_next_hva(
     const slotset *set, const slot *s, hva_t first, hva_t last
 ) noexcept nogil:
-    """The one after `s`, which a call with the same [first, last] gave, or NULL."""
+    """Returns the next such slot after `s`, or NULL.
+
+    A call with the same [first, last] must have returned `s`.
+    """
     return slot_of_hva_node(
         hva_next_overlap(&set.hva_tree, &s.hva_node[set.k], first, last), set.k
     )

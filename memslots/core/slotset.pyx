@@ -1,6 +1,6 @@
 """One set of slots.
 
-The properties S1 to S4 and the contract of each function are in slotset.pxd.
+slotset.pxd has the properties S1 to S4 and the contract of each function.
 """
 
 from libc.stddef cimport ptrdiff_t
@@ -74,7 +74,7 @@ cdef void slotset_clear(slotset *set) noexcept nogil:
 cdef void slotset_drop_index(slotset *set) noexcept nogil:
     cdef index *ix = set.index
     set.searches = 0
-    # A reader that is no more, in the parent of a fork, may have left it set.
+    # In the child of a fork it may still be set, by a reader that exists only in the parent.
     set.building = False
     index_drop(set.unfinished)
     set.unfinished = NULL
@@ -88,12 +88,12 @@ cdef void slotset_drop_index(slotset *set) noexcept nogil:
 
 
 cdef bint is_held(const slotset *set, const slot *old, const slot *new) noexcept nogil:
-    """Whether the set holds `old` and no other slot of the id in question."""
+    """Returns whether `old` is the slot with its id; NULL: whether no slot has the id of `new`."""
     return slotset_by_id(set, old.id if old is not NULL else new.id) is old
 
 
 cdef void insert_gfn(slotset *set, slot *before, slot *new) noexcept nogil:
-    """Puts in a slot after `before`; NULL: it is the first."""
+    """Inserts a slot into the gfn tree right after `before`; NULL: as the first."""
     cdef int k = set.k
     rb_insert_after(
         &set.gfn_tree, &before.gfn_node[k] if before is not NULL else NULL, &new.gfn_node[k]
@@ -101,10 +101,10 @@ cdef void insert_gfn(slotset *set, slot *before, slot *new) noexcept nogil:
 
 
 cdef void insert_hva(slotset *set, slot *near, slot *new) noexcept nogil:
-    """Puts in a slot that may well come right after `near`; NULL: that is not known.
+    """Inserts a slot into the hva tree. `near` is a guess at the slot before it; NULL: no guess.
 
-    Slots may have the same host address, in the one set in another order than in the other: so what
-    comes after `near` in this one is looked at (R1).
+    Slots may have the same host address, and the two sets may order these differently. So the slot
+    after `near` in this set is checked (R1).
     """
     cdef int k = set.k
     cdef rb_node *next = NULL
@@ -139,9 +139,9 @@ cdef void put(
 ) noexcept nogil:
     cdef int k = set.k
     debug_assert(set.index is NULL, b"slotset_put: the index is gone")
-    # One call each: only so the compiler's preprocessor can leave the condition out.
+    # One call for each condition: only so can the compiler's preprocessor drop the condition.
     debug_assert(is_held(set, old, new), b"slotset_put: the set holds just what is to go")
-    # S3. A reader that came before the swap may have left the old slot here; none is left now.
+    # S3. A reader from before the swap may have left the old slot here. No such reader is left.
     if set.last_used is old:
         set.last_used = NULL
     if old is NULL:

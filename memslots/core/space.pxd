@@ -4,9 +4,9 @@
   P2  between changes bit 63 of the generation is clear
   P3  a slot's data is written only while no set holds it
 
-A swap makes the inactive set the active one. Its generation then has bit 63 set until the readers
-who may still be in the other set are gone; after that it is a number this address space has never
-had. Space k of m uses k, k + m, k + 2m, and so on.
+A swap makes the inactive set the active one. Bit 63 of its generation is set until the readers that
+may still be in the other set are gone. The generation then becomes a number that this address space
+never had before. Address space k of m uses k, k + m, k + 2m, and so on.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -25,34 +25,33 @@ cdef extern from *:
 cdef struct space:
     slotset sets[2]
     slotset *active  # the set that readers use, one of the two
-    pool slots  # what the slots are taken from; the writer's
-    uint32_t as_id  # which address space this is
-    uint32_t nspaces  # how many there are: what a swap adds to the generation
-    bint has_memfds  # a slot of a guest_memfd was made here, if only once
+    pool slots  # the slots' memory; only the writer uses it
+    uint32_t as_id  # the number of this address space
+    uint32_t nspaces  # the number of address spaces; a swap adds it to the generation
+    bint has_memfds  # whether a slot of a guest_memfd was ever made here
 
 
-# An empty address space, or NULL: no memory.
+# Returns an empty address space, or NULL if there is no memory.
 cdef space *space_new(uint32_t as_id, uint32_t nspaces) noexcept nogil
-# Gives back the space's own memory; the slots in it are the caller's, to free before. NULL does
-# nothing.
+# Frees the space's own memory. The caller must free the slots in it before. NULL does nothing.
 cdef void space_free(space *sp) noexcept nogil
 
-# Makes the inactive set the active one. Then wait for the readers (srcu_wait), then space_swap_end;
-# the set that is now inactive may be changed only after that.
+# Makes the inactive set the active one. The caller then waits for the readers (srcu_wait) and calls
+# space_swap_end. Only after that may the set that is now inactive be changed.
 cdef void space_swap_begin(space *sp) noexcept nogil
 cdef void space_swap_end(space *sp) noexcept nogil
 
 
 cdef inline slotset *space_active(const space *sp) noexcept nogil:
-    """The set to read.
+    """Returns the set to read.
 
-    Acquire: pairs with the release in space_swap_begin, so all that was put in before is seen.
+    Acquire: pairs with the release in space_swap_begin, so readers see all slots of the set.
     """
     return <slotset *>atomic_load_acquire_ptr(<void *const *>&sp.active)
 
 
 cdef inline slotset *space_inactive(space *sp) noexcept nogil:
-    """The set to change. For the writer alone."""
+    """Returns the set to change. Only the writer may call this."""
     return &sp.sets[1 - sp.active.k]
 
 

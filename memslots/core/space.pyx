@@ -33,8 +33,8 @@ cdef void space_free(space *sp) noexcept nogil:
 cdef void space_swap_begin(space *sp) noexcept nogil:
     cdef slotset *next = space_inactive(sp)
     debug_assert(not sp.active.generation & SWAPPING, b"space_swap_begin: none is under way (P2)")
-    # A set never shows a generation that a cache may hold for other slots: this one has not been
-    # seen yet.
+    # A set must never show a generation that a cache may hold for other slots. No cache has seen
+    # this generation yet.
     atomic_store_relaxed(&next.generation, sp.active.generation | SWAPPING)
     # Release: pairs with the acquire in space_active.
     atomic_store_release_ptr(<void **>&sp.active, next)

@@ -1,6 +1,6 @@
 """Readers enter and leave without waiting.
 
-How it works and the contract of each function are in srcu.pxd.
+srcu.pxd says how it works and has the contract of each function.
 """
 
 from libc.stdint cimport uint64_t
@@ -23,13 +23,13 @@ cdef extern from *:
     static _Thread_local uint64_t memslots_thread = 0;
     static _Thread_local int memslots_depth = 0;
     """
-    uint64_t thread "memslots_thread"  # this thread's number, from 1; 0: it has none yet
-    int depth "memslots_depth"  # sections this thread is in, in a debug build
+    uint64_t thread "memslots_thread"  # this thread's number, from 1; 0: no number yet
+    int depth "memslots_depth"  # the number of sections this thread is in; only in a debug build
 
 cdef enum:
-    SPINS = 1000  # some 25 microseconds: most stretches of a batch end sooner
+    SPINS = 1000  # about 25 microseconds: most sections of a batch end sooner
 
-cdef uint64_t threads = 0  # how many have a number
+cdef uint64_t threads = 0  # the number of threads that have a number
 
 
 cdef int *srcu_depth() noexcept nogil:
@@ -57,7 +57,10 @@ cdef void srcu_clear(srcu *domain) noexcept nogil:
 
 
 cdef inline srcu_reader *first(srcu *domain) noexcept nogil:
-    """Acquire: pairs with the release of srcu_reader_get, so its domain and next are seen."""
+    """Returns the first reader of a domain's list, or NULL.
+
+    Acquire: pairs with the release in srcu_reader_get, so its domain and next are seen.
+    """
     return <srcu_reader *>atomic_load_acquire_ptr(<void *const *>&domain.readers)
 
 
@@ -72,7 +75,7 @@ cdef srcu_reader *srcu_reader_get(srcu *domain) noexcept nogil:
         reader.domain = domain
         reader.taken = 1
         reader.next = first(domain)
-        # Nothing is ever taken out, so the list is as it was if its head is.
+        # No reader ever leaves the list. So if its head is unchanged, the list is unchanged.
         while not atomic_compare_exchange_ptr(
             <void **>&domain.readers, <void **>&reader.next, reader
         ):
@@ -126,9 +129,9 @@ cdef void drain_line(srcu_reader *reader, int side) noexcept nogil:
 
 
 cdef void drain(srcu *domain, int side) noexcept nogil:
-    """Waits until nobody is left on the counters that new readers do not use.
+    """Waits until no reader is left on the counters of `side`, which new readers do not use.
 
-    One line after another: on each of them it is only stragglers who still come.
+    It waits for one line after another. Only stragglers can still enter on these counters.
     """
     cdef srcu_reader *reader
     cdef int i
@@ -143,14 +146,14 @@ cdef void drain(srcu *domain, int side) noexcept nogil:
 cdef void srcu_wait(srcu *domain) noexcept nogil:
     cdef uint64_t turn = domain.turn
     debug_assert(depth == 0, b"srcu_wait: not from within a section")
-    # Pairs with the fence of srcu_enter: what was published before is seen by all who are not seen
-    # here. So is a reader that was added before.
+    # Pairs with the fence of srcu_enter. A reader that is not seen here sees what was published
+    # before. An srcu_reader added before is seen here.
     atomic_fence()
-    # Stragglers: they took the number of this counter before the last wait turned it out of use,
-    # and counted after.
+    # Stragglers: they read the turn before the last wait took this counter out of use, and counted
+    # themselves after.
     drain(domain, (turn & 1) ^ 1)
     atomic_store_relaxed(&domain.turn, turn + 1)
-    # Those who still count on the old counter from here on are the next wait's stragglers; they see
+    # A reader that counts on the old counter from here on is a straggler of the next wait. It sees
     # what was published.
     atomic_fence()
     drain(domain, turn & 1)

@@ -1,22 +1,23 @@
-"""The units of the core, and what is asked of them (prefixes: gpa_, gfn_, page_).
+"""The units of the core, and functions of them (prefixes: gpa_, gfn_, page_).
 
-A name says its unit: gfn and npages count pages, gpa and hva are bytes. Nothing converts silently.
+A name says its unit: gfn and npages count pages, gpa and hva count bytes. No unit is converted
+silently.
 """
 
 from libc.stdint cimport uint64_t
 
-ctypedef uint64_t gfn_t  # a guest page frame's number: gpa >> PAGE_SHIFT
+ctypedef uint64_t gfn_t  # a guest page frame number: gpa >> PAGE_SHIFT
 ctypedef uint64_t gpa_t  # a guest physical address, in bytes
 ctypedef uint64_t hva_t  # a host virtual address, in bytes
 
 cdef enum:
     PAGE_SHIFT = 12  # log2 of the page size
     PAGE_SIZE = 1 << PAGE_SHIFT  # in bytes
-    PAGE_OFFSET_MASK = PAGE_SIZE - 1  # the bits of an address below its page
+    PAGE_OFFSET_MASK = PAGE_SIZE - 1  # the bits of an address within its page
 
 cdef extern from *:
     """
-    /* The host address that no page has: what a translation gives where there is none. */
+    /* A host address that no page has: the result of a translation that fails. */
     #define MEMSLOTS_BAD_HVA UINT64_MAX
     /* The greatest gfn whose address fits 64 bits. */
     #define MEMSLOTS_LAST_GFN (UINT64_MAX >> 12)
@@ -34,5 +35,5 @@ cdef inline bint page_aligned(uint64_t address) noexcept nogil:
 
 
 cdef inline bint gfn_range_fits(gfn_t base_gfn, uint64_t npages) noexcept nogil:
-    """Whether the end of the range, as an address, is below 2**64: rule 2's "wraps 64 bits"."""
+    """Returns whether the end of the range, in bytes, is below 2**64 (rule 2: "wraps 64 bits")."""
     return base_gfn <= LAST_GFN and npages <= LAST_GFN - base_gfn

@@ -1,20 +1,20 @@
 """The write side: one change of one slot, in steps.
 
-A change goes through the inactive set. Each step that ends in a swap is three: do it, wait for the
-readers (srcu_wait, the caller's part, since only the caller knows which locks to let go meanwhile),
-and end it:
+A change goes through the inactive set. Each step with a swap has three parts: begin, wait for the
+readers (srcu_wait), end. The caller waits, since only the caller knows which locks to release
+meanwhile:
 
-    update_get                 all memory the change can need; the only step that can fail
+    update_get                 allocates all memory for the change; the only step that can fail
     for DELETE and MOVE        update_invalidate_begin   readers find an INVALID copy of the slot
                                  wait, update_invalidate_end
-    ... the owner of the sets asks whoever may refuse ...
-    then either                update_apply_begin        readers find what was asked for
+    ... the owner of the sets checks rule 7 and asks its subscribers, which may refuse ...
+    then either                update_apply_begin        readers find the result of the change
                                  wait, update_apply_end    both sets hold it (P1)
-    or, refused:               update_revert_begin       readers find the old slot again
+    or, if refused             update_revert_begin       readers find the old slot again
                                  wait, update_revert_end   both sets hold it (P1)
-    update_end                 what is left over is freed
+    update_end                 frees the slots that no set holds
 
-    which slot the active and the inactive set hold, step by step (a: active, i: inactive):
+    the slot that the active and the inactive set hold, step by step (a: active, i: inactive):
 
                     before   invalidate    apply       carried    |  revert      carried
                                                        over       |              back
@@ -34,24 +34,24 @@ from memslots.core.slot cimport slot
 from memslots.core.space cimport space
 
 cdef enum:
-    DIRTY_LOG_INITIALLY_SET = 1 << 1  # the bit of manual_dirty_log for it
+    DIRTY_LOG_INITIALLY_SET = 1 << 1  # this bit of limits.manual_dirty_log
 
 cdef struct change:
     change_kind kind
     space *sp
     uint32_t id  # of the slot
-    slot *old  # as it is before the change; NULL: there is none
-    slot *new  # as it is after it; NULL: there is none
+    slot *old  # the slot before the change; NULL: there is none
+    slot *new  # the slot after the change; NULL: there is none
     slot *invalid  # the INVALID copy of old, for DELETE and MOVE; otherwise NULL
-    slot *before  # for CREATE: the slot after which `new` comes by gfn, in both sets; NULL: none
-    slot *held[2]  # [k]: which of the three set k holds now
+    slot *before  # for CREATE: the slot right before `new` by gfn, in both sets; NULL: none
+    slot *held[2]  # [k]: the one of the three slots that set k holds now
     idtable_spare spare[2]  # [k]: for set k's id table
-    bint displaced  # a transaction: whether a step took `old` from its place
-    bint done  # whether it was applied: `old` is what is left over, not `new`
+    bint displaced  # in a transaction: whether a step took `old` from its place
+    bint done  # whether the change was applied: then `old` is left over, otherwise `new`
 
 
-# Allocates all memory for a change that region_classify allowed (not CHANGE_NONE). NO_MEMORY:
-# nothing is left allocated.
+# Allocates all memory for a change that region_classify allowed (not CHANGE_NONE). If it returns
+# NO_MEMORY, nothing stays allocated.
 cdef refusal update_get(
     change *c, space *sp, const limits *lim, const region *r, const ruling *p
 ) noexcept nogil
@@ -63,62 +63,70 @@ cdef void update_apply_end(change *c) noexcept nogil
 cdef void update_revert_begin(change *c) noexcept nogil
 cdef void update_revert_end(change *c) noexcept nogil
 
-# Frees what no set holds any more; the records of those slots are the caller's, to let go before.
+# Frees the slots that no set holds any more. The caller must release their records before.
 cdef void update_end(change *c) noexcept nogil
 
-# A transaction is one change for each id it touches. The inactive set takes them step by step, no
-# swap in between; there, and only there, slots may overlap meanwhile (S2).
+# A transaction has one change for each id that it touches. The inactive set takes the steps one by
+# one, without a swap between them. Only there, and only meanwhile, may slots overlap (S2).
 #
-#     update_init, once for an id        what both sets hold of it; nothing of it is changed yet
-#     update_stage_get, update_stage     a step: the inactive set holds what it asks for; and so on
-#     then either                        every space swaps, the readers are waited for, and
-#                                        update_carry for each change: both sets hold it (P1)
-#     or                                 update_unstage for each change: what it put in or replaced
-#                                        first, then what it took out, which finds its place again
+#     update_init, once for an id        begins its change: both sets hold `old`
+#     update_stage_get, update_stage     a step: the inactive set holds the step's slot; repeat
+#     then either                        every space swaps, the caller waits for the readers and
+#                                        calls update_carry for each change: both sets hold it
+#                                        (P1)
+#     or                                 update_unstage for each change: first for those that added
+#                                        or replaced a slot, then for those that removed one, which
+#                                        then has its place in the id table again
 #     update_end
 cdef void update_init(change *c, space *sp, uint32_t id, slot *old) noexcept nogil
-# Gets the slot of the next step in *next (NULL for a region without pages: the id's slot goes), and
-# the memory for it to go in. NO_MEMORY: nothing is staged.
+# Makes the slot of the next step, in *next, and allocates the memory for adding it. *next is NULL
+# for a region without pages, which deletes the id's slot. NO_MEMORY: nothing is staged.
 cdef refusal update_stage_get(
     change *c, const limits *lim, const region *r, slot **next
 ) noexcept nogil
-# Whether a step of this kind is the first that takes the slot which readers find from its place.
+# Returns whether a step of this kind is the first to take the slot that readers find from its
+# place.
 cdef bint update_displaces(const change *c, change_kind kind) noexcept nogil
-# Makes the inactive set hold `next`. What c.new was before belongs to the caller: to discard,
-# unless it is c.old.
+# Makes the inactive set hold `next`. The caller must discard the previous c.new, unless it is
+# c.old.
 cdef void update_stage(change *c, slot *next) noexcept nogil
-# `spare`: for all the additions of the transaction to this set; taken by the first that needs it.
+# Makes the set that is now inactive hold c.new. `spare` is for all additions of the transaction to
+# this set; the first addition that needs it takes it.
 cdef void update_carry(change *c, idtable_spare *spare) noexcept nogil
-# T1, for the pages that c.old had, once the readers are out of the set that held it and before it
-# is freed. O(log n + k + p / 64) for p pages that k slots have now.
+# Carries marks over as T1 demands (docs/changes.md), for the pages of c.old. Call it after the
+# readers have left the set that held c.old, and before c.old is freed. O(log n + k + p / 64) for p
+# pages that k slots have now.
 cdef void update_carry_marks(const change *c) noexcept nogil
+# Makes the inactive set hold c.old again.
 cdef void update_unstage(change *c) noexcept nogil
-# In the child of a fork, where the thread that was changing the space is not: what readers find is
-# all there is. The inactive set is made anew, whatever it held; a swap that had begun is ended; a
-# slot that was about to go (INVALID) is replaced by a copy that is not. What the other change had
-# got is not given back.
+# Ends the change of a thread that does not exist: in the child of a fork the thread that was
+# changing the space is gone. The slots that readers find are kept. The inactive set is made anew,
+# whatever it held. A swap that had begun is ended. A slot that was about to go (INVALID) is
+# replaced by a copy that is not INVALID. Memory that the abandoned change had allocated is not
+# freed.
 #
-#     update_abandon_get         all memory; NO_MEMORY: nothing was got. O(n)
-#     update_abandon_begin       both sets hold the same, but for the copy. O(n log n)
+#     update_abandon_get         allocates all memory; NO_MEMORY: nothing stays allocated. O(n)
+#     update_abandon_begin       both sets hold the same slots, except for the copy. O(n log n)
 #       wait, update_abandon_end
 #     update_end
 #
-# or, instead of begin, update_abandon_drop: nothing was done.
+# or, instead of update_abandon_begin, update_abandon_drop: nothing was done.
 cdef refusal update_abandon_get(change *c, space *sp) noexcept nogil
 cdef void update_abandon_drop(change *c) noexcept nogil
 cdef void update_abandon_begin(change *c) noexcept nogil
 cdef void update_abandon_end(change *c) noexcept nogil
-# Frees a slot that no set holds, unless it is one of the two kept; its bitmap, if neither has it.
+# Frees `s`, a slot that no set holds, unless it is one of the two kept slots. Frees its bitmap
+# unless a kept slot shares it.
 cdef void update_discard(slot *s, const slot *kept, const slot *also_kept) noexcept nogil
 
 
 cdef inline bint update_must_invalidate(const change *c) noexcept nogil:
-    """Whether this change goes through INVALID."""
+    """Returns whether this change makes its slot INVALID first."""
     return c.invalid is not NULL
 
 
 cdef inline slot *update_leftover(const change *c) noexcept nogil:
-    """The slot, besides `invalid`, that no set holds once the change has ended; may be NULL."""
+    """Returns the slot, besides `invalid`, that no set holds after the change. May be NULL."""
     if c.old is c.new:
         return NULL
     return c.old if c.done else c.new

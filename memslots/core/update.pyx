@@ -1,4 +1,4 @@
-"""The write side. The steps of a change and the contract of each function are in update.pxd."""
+"""The write side. update.pxd has the steps of a change and the contract of each function."""
 
 from libc.stdint cimport uint32_t
 
@@ -43,14 +43,14 @@ from memslots.core.units cimport gfn_t
 
 
 cdef void hold(change *c, slotset *set, slot *s) noexcept nogil:
-    """Makes the set hold `s` in this change's place."""
+    """Makes the set hold `s` in place of the slot of this change that it holds now."""
     if c.held[set.k] is not s:
         slotset_put(set, c.held[set.k], s, &c.spare[set.k])
         c.held[set.k] = s
 
 
 cdef void begin(change *c, slot *s) noexcept nogil:
-    """Makes `s` what readers find."""
+    """Puts `s` into the inactive set and begins the swap, so that readers find `s`."""
     hold(c, space_inactive(c.sp), s)
     space_swap_begin(c.sp)
 
@@ -58,9 +58,9 @@ cdef void begin(change *c, slot *s) noexcept nogil:
 cdef slot *make_slot(
     space *sp, const limits *lim, const region *r, const slot *before
 ) noexcept nogil:
-    """The slot that a region asks for, with its dirty log (D1), or NULL: no memory.
+    """Returns the slot that a region asks for, with its dirty log (D1); NULL: no memory.
 
-    A log that stays on keeps the bitmap of `before`, the slot whose place it takes, if any.
+    If logging stays on, the slot shares the bitmap of `before`, the slot that it replaces, if any.
     """
     cdef slot *s = slot_new(&sp.slots, r)
     if r.flags & SLOT_GUEST_MEMFD:
@@ -104,7 +104,7 @@ cdef refusal update_get(
         c.new = make_slot(sp, lim, r, p.old)
         got = c.new is not NULL
     if got and (p.kind == CHANGE_DELETE or p.kind == CHANGE_MOVE):
-        # The copy shares the bitmap, so a mark made meanwhile is not lost.
+        # The copy shares the bitmap, so marks made meanwhile are not lost.
         c.invalid = slot_copy(&sp.slots, c.old, c.old.flags | SLOT_INVALID)
         got = c.invalid is not NULL
     if p.kind == CHANGE_CREATE:
@@ -121,7 +121,7 @@ cdef void update_invalidate_begin(change *c) noexcept nogil:
 
 
 cdef void update_invalidate_end(change *c) noexcept nogil:
-    # The set that is inactive now keeps the old slot: the way on and the way back both begin there.
+    # The set that is inactive now keeps the old slot. Applying and reverting both start from there.
     space_swap_end(c.sp)
 
 
@@ -159,7 +159,7 @@ cdef refusal update_stage_get(
     next[0] = NULL
     if r.npages == 0:
         return ALLOWED
-    # A step of the same id that failed later than this may have left one.
+    # An earlier step of the same id that failed after this point may have left a spare.
     idtable_drop_spare(&c.spare[set.k])
     if before is NULL and idtable_get_spare(&set.ids, 1, &c.spare[set.k]) != 0:
         return NO_MEMORY
@@ -203,7 +203,7 @@ cdef void update_carry_marks(const change *c) noexcept nogil:
     while s is not NULL and s.base_gfn < slot_end_gfn(old):
         first = max(s.base_gfn, old.base_gfn)
         last = min(slot_end_gfn(s), slot_end_gfn(old)) - 1
-        # A log that the slot has kept has the marks already.
+        # A slot that kept the bitmap has the marks already.
         if (
             s.dirty is not NULL
             and s.dirty is not old.dirty
@@ -265,7 +265,7 @@ cdef void update_abandon_end(change *c) noexcept nogil:
 
 
 cdef void update_discard(slot *s, const slot *kept, const slot *also_kept) noexcept nogil:
-    # Copies share the bitmap: it goes with the last of them.
+    # Copies share the bitmap. It is freed with the last copy.
     if s is NULL or s is kept or s is also_kept:
         return
     if (kept is NULL or kept.dirty is not s.dirty) and (
