@@ -157,7 +157,7 @@ cdef uint64_t items_in(const idtable *ids) noexcept nogil:
 
 
 cdef property_id check_hva_slots(const slotset *set, uint64_t *id) noexcept nogil:
-    """Checks S1 for the hva tree: each node is a slot of the set. Their numbers are equal."""
+    """Checks S1 for an hva tree with as many nodes as the set has slots: each is one of them."""
     cdef const rb_node *node = rb_first(&set.hva_tree)
     cdef slot *s
     while node is not NULL:
@@ -221,10 +221,11 @@ cdef void check_set(const slotset *set, report *out) noexcept nogil:
     if out.broken != HOLDS:
         out.id = slot_of_hva_node(<const hva_node *>where, set.k).id
         return
+    out.broken = S1 if count != most else check_hva_slots(set, &out.id)
+    if out.broken != HOLDS:
+        return
     out.in_hva_tree = False
-    # Every node of the hva tree lies in a slot of one of the sets. The tree must have as many nodes
-    # as the set has slots, and none twice.
-    out.broken = S1 if count != most else check_slots(set, &out.id)
+    out.broken = check_slots(set, &out.id)
 
 
 cdef property_id check_index(const index *ix, const slotset *active, uint64_t *id) noexcept nogil:

@@ -6,7 +6,7 @@ from libc.stdint cimport uint64_t
 from memslots.core.hvatree cimport hva_node
 from memslots.core.index cimport index_row
 from memslots.core.rbtree cimport RB_BLACK, rb_node
-from memslots.core.slot cimport SLOT_INVALID, SLOT_LOG_DIRTY_PAGES, slot
+from memslots.core.slot cimport SLOT_INVALID, SLOT_LOG_DIRTY_PAGES, slot, slot_of_hva_node
 from memslots.core.slotset cimport slotset, slotset_first, slotset_step
 from memslots.core.space cimport SWAPPING, space, space_active, space_inactive
 from memslots.memslots cimport memslots_space
@@ -56,6 +56,9 @@ def broken(face, name, active=True, hva=False):
     cdef uint64_t word = 0
     cdef void *place = NULL
     cdef uint64_t i = 0
+    cdef slot copy
+    cdef rb_node *parent
+    cdef int side
     if name == "R1":
         kept = s.userspace_addr if hva else s.base_gfn
         if hva:
@@ -111,6 +114,16 @@ def broken(face, name, active=True, hva=False):
         set.ids.count += 1
         yield
         set.ids.count -= 1
+    elif name == "S1 hva":
+        # A copy of a slot takes its place in the hva tree: it reads the same and is in no set.
+        node = red_leaf(set.hva_tree.node)
+        s = slot_of_hva_node(<hva_node *>node, set.k)
+        copy = s[0]
+        parent = <rb_node *>(node.parent_and_color & ~<size_t>1)
+        side = parent.child[1] is node
+        parent.child[side] = <rb_node *>(<char *>&copy + (<char *>node - <char *>s))
+        yield
+        parent.child[side] = node
     elif name == "S2":
         kept = s.npages
         s.npages = next.base_gfn - s.base_gfn + 1
