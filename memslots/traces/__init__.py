@@ -77,11 +77,6 @@ _HINTS: dict[Format, str] = {
 #: The end of a strace line: a result, or `<unfinished ...>`.
 _RESULT = re.compile(r"\) += (?:\?|-?\d+|0x[0-9a-f]+)|<unfinished \.\.\.>$")
 
-#: A memslot call in a line of strace or perf trace, behind any text.
-_STRACE = re.compile(
-    r"ioctl\((?:fd: )?-?\d+(?:<[^\"]*>)?, (?:cmd: )?[K_0]|guest_phys_addr=.*memory_size="
-)
-
 
 class Trace:
     """One opened trace: iterate over it once for its events.
