@@ -69,7 +69,9 @@ cdef object late(str module, str name):
 # listener go.
 @cython.no_gc_clear
 cdef class Memslots(Reader):
-    """The memory slots of one virtual machine, kept as KVM keeps them since Linux 5.17.
+    """Memslots(max_slots=32764, *, address_spaces=1, max_gfn=1099511627775, \
+max_hva=140737488351232, manual_dirty_log=0, backend=None, map=None)\n--\n
+    The memory slots of one virtual machine, kept as KVM keeps them since Linux 5.17.
 
     All look-ups (see Reader) read address space 0. `address_space` and `vcpu` return readers of the
     others.

@@ -151,5 +151,19 @@ def test_the_public_face_is_what_is_listed() -> None:
     )
 
 
+@pytest.mark.parametrize("name", memslots.__all__)
+def test_every_class_and_method_has_a_signature(name: str) -> None:
+    value = getattr(memslots, name)
+    if not callable(value):
+        pytest.skip("a constant")
+    assert str(inspect.signature(value)).startswith("(")
+    doc = inspect.getdoc(value)
+    assert doc
+    assert not re.match(r"\w+\(", doc)  # the signature is no part of it
+    for method in vars(value) if isinstance(value, type) and not issubclass(value, int) else ():
+        if not method.startswith("_") and callable(getattr(value, method)):
+            inspect.signature(getattr(value, method))
+
+
 if __name__ == "__main__":
     LIST.write_text("\n".join(face()) + "\n", encoding="utf-8")

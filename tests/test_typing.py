@@ -24,6 +24,8 @@ memslots(\.\w+)+\.__(pyx_capi|test|reduce_cython|setstate_cython)__
 # stubtest takes an alias of a Literal of several values for a Union, which it is not.
 memslots\.traces\.Format
 memslots\.traces\.strace_ioctls\.Kind
+# Its signature is that of one of its forms; the stub has Memslots(map), too.
+memslots\.memslots\.Memslots\.__new__
 """
 if sys.version_info < (3, 12):
     # A stub declares a buffer with this method, which Python names from 3.12 on.

@@ -36,7 +36,8 @@ cdef uint64_t whole_pages(object value, str name) except? 0:
 
 @cython.final
 cdef class Backing:
-    """Host memory that slots can be placed on.
+    """Backing(buffer)\n--\n
+    Host memory that slots can be placed on.
 
     ``Backing(buffer)`` uses existing memory: an mmap, a numpy array, any buffer whose address and
     length are multiples of 4096. `anonymous`, `memfd` and `file` allocate or map memory.

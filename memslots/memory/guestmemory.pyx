@@ -86,7 +86,8 @@ cdef object snapshots():
 @cython.final
 @cython.no_gc_clear
 cdef class GuestMemory:
-    """The memory of a guest, accessed by guest address.
+    """GuestMemory(vm)\n--\n
+    The memory of a guest, accessed by guest address.
 
     `place` creates a slot on host memory. If a slot is created on the Memslots itself, `add` makes
     its host memory known. A slot whose host memory is not known can be looked up but not accessed.

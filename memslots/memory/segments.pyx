@@ -55,7 +55,7 @@ cdef enum:
 
 cdef struct segment:  # a cache line
     rb_node node  # in `held`, if the segment is in that tree
-    hva_t hva  # the key there: the first byte in host memory; unused for segments from a file
+    hva_t hva  # the key there: the first byte in host memory; 0 for segments from a file
     gpa_t gpa
     uint64_t size  # in bytes, at least 1
     uint64_t offset  # in the file; after lay_out, from the file's first byte of memory on
@@ -449,6 +449,7 @@ cdef class Segments:
         cdef segment found
         cdef Py_ssize_t i
         cdef int n
+        found.hva = 0  # which no file tells
         for i in range(len(table) // HEADER_SIZE):
             memcpy(words, headers + HEADER_SIZE * i, HEADER_SIZE)
             for n in range(HEADER_WORDS):

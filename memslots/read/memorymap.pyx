@@ -138,7 +138,8 @@ cdef tuple COLUMNS = ("base_gfns", "npages", "userspace_addrs", "flags", "ids")
 
 @cython.final
 cdef class MemoryMap:
-    """The slots of an address space at one moment: an immutable value.
+    """MemoryMap(slots=(), as_id=None, generation=0)\n--\n
+    The slots of an address space at one moment: an immutable value.
 
     ``vm.map()`` returns the map of a Memslots; a map can be made of Slots, too. It looks up as a
     Memslots does. It compares and hashes by value, without the generation; ids count if both maps

@@ -539,7 +539,8 @@ cdef int tie(Reader reader, object owner, object as_id) except -1:
 @cython.final
 @cython.no_gc_clear
 cdef class AddressSpace(Reader):
-    """The reader of one address space.
+    """AddressSpace(vm, as_id)\n--\n
+    The reader of one address space.
 
     Parameters
     ----------
@@ -562,7 +563,8 @@ cdef class AddressSpace(Reader):
 @cython.final
 @cython.no_gc_clear
 cdef class Vcpu(Reader):
-    """The reader of one address space, with a last-used slot of its own.
+    """Vcpu(vm, as_id=0)\n--\n
+    The reader of one address space, with a last-used slot of its own.
 
     Its cache is valid for one generation of the slots. Its misses do not touch the address space's
     own last-used slot. Use a Vcpu from one thread at a time. Any number of Vcpus may be used at

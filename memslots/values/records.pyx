@@ -83,7 +83,9 @@ def size_text(size):
 @cython.freelist(64)
 @cython.no_gc
 cdef class Slot:
-    """A run of guest pages and where the host keeps them.
+    """Slot(id, as_id, base_gfn, npages, userspace_addr, flags=0, guest_memfd=None, \
+guest_memfd_offset=0)\n--\n
+    A run of guest pages and where the host keeps them.
 
     Immutable. It stays valid for ever, even after the slot is changed or deleted.
 

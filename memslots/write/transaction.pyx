@@ -121,7 +121,8 @@ cdef inline bint stays(const change *c) noexcept nogil:
 @cython.final
 @cython.no_gc_clear
 cdef class Transaction(Target):
-    """Any number of changes that readers see all at once, or not at all.
+    """Transaction()\n--\n
+    Any number of changes that readers see all at once, or not at all.
 
     Memslots.transaction makes it.
 
