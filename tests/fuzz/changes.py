@@ -167,7 +167,6 @@ def transaction(on: Target, end: str, named: bool, steps: list[Call]) -> None:
     for name, *args in (("__exit__", None, None, None), ("__enter__",), ("get", 0), ("delete", 0)):
         caught(RuntimeError, on.of(over[0], name), *args)
     caught(TypeError, on.of(over[0], "__reduce__"))
-    caught(TypeError, on.of(over[0], "__setstate__"), {})
 
 
 def dropped(on: Target, named: bool, steps: list[Call]) -> None:
