@@ -1,10 +1,10 @@
 """The two move tests: a slot goes back and forth while another thread reads.
 
-A move must be timed, and not a wait for the GIL. So the reader looks up a small batch and then lets
-the GIL go (time.sleep(0)), and the thread that moves sleeps for a moment before each move: it comes
-back from that with the GIL, holds it from the first reading of the clock on, and a move is far
-shorter than the 5 ms after which CPython would take it away. What a move itself waits for, readers
-that are in the middle of a stretch, is in its time: that is the structure's own cost.
+These tests time a move, not a wait for the GIL. So the reader looks up a small batch and then
+releases the GIL (time.sleep(0)). The thread that moves sleeps for a moment before each move and
+wakes up with the GIL. It holds the GIL from its first reading of the clock on. A move takes far
+less than the 5 ms after which CPython would take the GIL away. A move waits for readers in the
+middle of a stretch, and this wait is in its time: it is the structure's own cost.
 
 The array is for one thread at a time: a lock, which the GIL makes superfluous where there is one,
 keeps the two apart. It is taken before the clock is read.
