@@ -8,6 +8,7 @@ Three switches, read from the environment, each off unless set:
 """
 
 import os
+import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -106,6 +107,14 @@ class build_ext(setuptools_build_ext):  # noqa: N801 (the name setuptools knows)
         super().finalize_options()
         # `build_ext --parallel N` and `[build_ext] parallel` still decide.
         self.parallel = self.parallel or len(os.sched_getaffinity(0))
+
+    def run(self) -> None:
+        if sys.platform != "linux":
+            sys.exit(
+                f"memslots needs Linux, and this is {sys.platform}: guest memory, forks and /dev/kvm"
+                " are used through Linux's own calls"
+            )
+        super().run()
 
     def build_extensions(self) -> None:
         from Cython.Build import cythonize

@@ -65,3 +65,16 @@ print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
     # Only the standard library, and the modules that Cython makes for its own modules.
     others = {name for name in imported if not re.match(r"memslots$|_?cython_", name)}
     assert others <= sys.stdlib_module_names
+
+
+def test_another_system_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    # setuptools asks which system this is when it is imported, so it is imported before.
+    program = f"""
+import runpy, sys, setuptools
+sys.platform = "freebsd14"
+sys.argv = ["setup.py", "-q", "build_ext", "--build-lib", {str(tmp_path)!r}]
+runpy.run_path({str(ROOT / "setup.py")!r})
+"""
+    said = python("-c", program, cwd=ROOT, fails=True)
+    assert said.splitlines()[-1].startswith("memslots needs Linux, and this is freebsd14: ")
+    assert list(tmp_path.iterdir()) == []

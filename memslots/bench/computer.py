@@ -51,7 +51,7 @@ def _memory() -> int | None:
 def installed(name: str) -> str | None:
     """The version of a package that goes by the same name as its module; None if not to be had.
 
-    It is imported: what is installed but cannot be imported is of no use.
+    The module is imported, because one that is installed may still fail to import.
     """
     try:
         import_module(name)

@@ -50,7 +50,7 @@ QUICK = Effort("quick", 0.01, 2, 0.002, 5, 500, 2_000, 10)
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """The median and the quartiles of what was timed, in seconds."""
+    """The median and the quartiles of the times, in seconds."""
 
     rounds: int
     samples: int
@@ -68,7 +68,7 @@ def _summary(samples: list[float], rounds: int) -> Timing:
 
 @contextmanager
 def without_gc() -> Iterator[None]:
-    """No run of the garbage collector falls into what is timed."""
+    """Keeps the garbage collector from running while the body is timed."""
     was_enabled = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -114,7 +114,7 @@ def in_turn(samplers: Sequence[Sampler], effort: Effort) -> list[Timing]:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What is timed of one test: `sample` gives seconds of the whole test, or of one move.
+    """The times of one test. `sample` returns seconds, of the whole test or of one move.
 
     `share` is the part of the test that was done for it, `loop` the same loops without the calls.
     """
