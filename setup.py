@@ -111,7 +111,7 @@ class build_ext(setuptools_build_ext):  # noqa: N801 (the name setuptools knows)
     def run(self) -> None:
         if sys.platform != "linux":
             sys.exit(
-                f"memslots needs Linux, and this is {sys.platform}: guest memory, forks and /dev/kvm"
+                f"memslots needs Linux, and this is {sys.platform}: guest memory, forks and KVM"
                 " are used through Linux's own calls"
             )
         super().run()
