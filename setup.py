@@ -8,8 +8,10 @@ Three switches, read from the environment, each off unless set:
 """
 
 import os
+import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext as setuptools_build_ext
@@ -53,6 +55,8 @@ SELDOM_CALLED = {
 
 # Outside of core no loop runs so often that it gains from being aligned: a hundredth of the size.
 NOT_ALIGNED = [f"-fno-align-{what}" for what in ("functions", "loops", "jumps", "labels")]
+# Code in a segment of its own is three mappings more of each of sixty modules, and padding.
+FEWER_SEGMENTS = ["-Wl,-z,noseparate-code"]
 
 
 def optimisation(module: Path) -> list[str]:
@@ -83,10 +87,9 @@ def compiler_options() -> tuple[list[str], list[str], list[tuple[str, str | None
         # the names of static functions are a sixth of what is left, and what unwinding needs is a
         # twelfth: nothing here throws.
         compile_args += ["-g0", "-fno-asynchronous-unwind-tables", "-fno-unwind-tables"]
-        # What names the compiler and the build in each of sixty modules does not compress; code in
-        # a segment of its own is three mappings more at each import, and padding.
+        # The names of the compiler and of the build, in each module, do not compress.
         compile_args += ["-fno-ident"]
-        link_args += ["-Wl,--strip-all", "-Wl,--build-id=none", "-Wl,-z,noseparate-code"]
+        link_args += ["-Wl,--strip-all", "-Wl,--build-id=none", *FEWER_SEGMENTS]
     if TRACE:
         macros += [("CYTHON_TRACE_NOGIL", "1"), ("CYTHON_USE_SYS_MONITORING", "0")]
     if SANITIZE:
@@ -96,6 +99,16 @@ def compiler_options() -> tuple[list[str], list[str], list[tuple[str, str | None
         compile_args += [*flags, "-g", "-Wno-maybe-uninitialized", "-Wno-tsan"]
         link_args += flags
     return compile_args, link_args, macros
+
+
+def takes(compiler: list[str], options: list[str]) -> bool:
+    """Returns whether a C compiler knows these options, which some of them do not."""
+    with TemporaryDirectory() as folder:
+        source = Path(folder, "empty.c")
+        source.write_text("int empty;\n")
+        command = [*compiler, "-shared", "-fPIC", "-Werror", *options, str(source)]
+        made = subprocess.run([*command, "-o", str(source.with_suffix(".so"))], capture_output=True)
+    return made.returncode == 0
 
 
 class build_ext(setuptools_build_ext):  # noqa: N801 (the name setuptools knows)
@@ -142,8 +155,16 @@ class build_ext(setuptools_build_ext):  # noqa: N801 (the name setuptools knows)
                 "linetrace": TRACE,
             },
         )
+        unknown = {
+            option
+            for options in (NOT_ALIGNED, FEWER_SEGMENTS)
+            if not takes(self.compiler.compiler, options)
+            for option in options
+        }
         for extension in self.extensions:
             extension._needs_stub = False
+            for arguments in (extension.extra_compile_args, extension.extra_link_args):
+                arguments[:] = [each for each in arguments if each not in unknown]
         super().build_extensions()
 
 
@@ -155,7 +176,7 @@ def extensions() -> list[Extension]:
             [str(path)],
             depends=[str(p) for p in sorted(Path("memslots").rglob("*.pxd"))],
             extra_compile_args=[*compile_args, *optimisation(path)],
-            extra_link_args=link_args,
+            extra_link_args=list(link_args),
             define_macros=macros,
         )
         for path in sorted(Path("memslots").rglob("*.pyx"))
