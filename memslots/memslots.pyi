@@ -213,6 +213,21 @@ class Memslots(Reader):
 
         O(n + p / 64) for p pages that are logged.
         """
+    def set_private(self, start: SupportsIndex, end: SupportsIndex, private: bool = True) -> None:
+        """Makes guest pages private to the guest, or shared with the host: memory attributes.
+
+        ValueError: start is above end. InvalidRegionError (EINVAL): no such page.
+        KvmUnavailableError: the backend's kernel has no attributes. O(n) for n private runs.
+        """
+
+    def is_private(self, gfn: SupportsIndex) -> bool:
+        """Returns whether a guest page is private to the guest. O(log n)."""
+
+    def private_runs(
+        self, start: SupportsIndex = 0, end: SupportsIndex = ...
+    ) -> list[tuple[int, int]]:
+        """Returns the runs [start, end) of gfns that are private, in order. O(log n + k)."""
+
     def free_id(self, as_id: SupportsIndex = 0) -> int:
         """Returns the lowest id that no slot has. NoRoomError, InvalidRegionError, BusyError.
 

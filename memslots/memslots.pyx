@@ -13,7 +13,7 @@ from memslots.core.region cimport limits
 from memslots.core.slot cimport slot as slot_t
 from memslots.core.space cimport space, space_active
 from memslots.core.srcu cimport srcu_reader
-from memslots.core.units cimport gfn_t
+from memslots.core.units cimport LAST_GFN, gfn_t
 from memslots.dirty.logs cimport (
     check_log_of,
     clear_log,
@@ -40,7 +40,9 @@ from memslots.write.operations cimport (
 )
 from memslots.write.writer cimport Writer
 
-from memslots.errors import InvariantError, MemslotError
+import errno
+
+from memslots.errors import InvalidRegionError, InvariantError, MemslotError
 from memslots.read.reader import AddressSpace, Vcpu
 
 cdef enum:
@@ -115,6 +117,7 @@ max_hva=140737488351232, manual_dirty_log=0, backend=None, map=None)\n--\n
     """
 
     cdef Writer writer  # owns the machine, and makes every change
+    cdef list private_pages  # one item, the PageRuns of private pages: a list is safe in any thread
     cdef object __weakref__
 
     def __cinit__(
@@ -169,6 +172,7 @@ max_hva=140737488351232, manual_dirty_log=0, backend=None, map=None)\n--\n
         self.writer.own_machine(&lim)
         self.m = self.writer.m
         self.sp = self.m.spaces[0]
+        self.private_pages = [None]
         if backend is not None:
             self.writer.mirror = Mirror(backend, self)
             self.writer.journal = self.writer.mirror.journal
@@ -772,6 +776,85 @@ max_hva=140737488351232, manual_dirty_log=0, backend=None, map=None)\n--\n
             late("memslots.dirty.runs", "return_logs")(self, logs)
             raise
 
+    def set_private(self, start, end, private=True):
+        """Makes guest pages private to the guest, or shared with the host: memory attributes.
+
+        The attribute belongs to the guest page and is the same in all address spaces. A slot need
+        not be there, and changes of slots leave the attribute as it is. Look-ups do not depend on
+        it: the host address of a private page is that of its shared memory.
+
+        Parameters
+        ----------
+        start, end : int
+            The guest pages [start, end).
+        private : bool, default True
+            False makes the pages shared, as all are at first.
+
+        Raises
+        ------
+        ValueError
+            start is above end.
+        InvalidRegionError
+            (EINVAL) There is no such page: its address has more than 64 bits.
+        BusyError, MemoryError, Exception
+            As set_region. KvmUnavailableError: the backend's kernel has no memory attributes.
+
+        Notes
+        -----
+        As KVM_SET_MEMORY_ATTRIBUTES with KVM_MEMORY_ATTRIBUTE_PRIVATE. After an error nothing has
+        changed. O(n) for n runs of private pages.
+        """
+        cdef extent e
+        cdef bint inside = private
+        if not set_extent(&e, False, start, end):
+            return
+        if e.last > LAST_GFN:
+            raise InvalidRegionError(
+                errno.EINVAL, f"gfn {e.last:#x} is above {LAST_GFN:#x}, the last guest page"
+            )
+        cdef object known = late("memslots.values.pageruns", "PageRuns")
+        self.writer.enter("a change of memory attributes")
+        try:
+            changed = (self.private_pages[0] or known()).changed(e.first, e.last + 1, inside)
+            if self.writer.mirror is not None:
+                self.writer.mirror.set_private(e.first, e.last + 1, inside)
+            self.private_pages[0] = changed
+        finally:
+            self.writer.leave()
+
+    def is_private(self, gfn):
+        """Returns whether a guest page is private to the guest (`set_private`). O(log n)."""
+        cdef gfn_t page = u64(gfn, "gfn")
+        runs = self.private_pages[0]
+        return runs is not None and page in runs
+
+    def private_runs(self, start=0, end=4503599627370496):
+        """Returns the runs [start, end) of gfns that are private, in order.
+
+        Parameters
+        ----------
+        start, end : int
+            The guest pages to look at. By default all: there are 2**52.
+
+        Returns
+        -------
+        list of (int, int)
+
+        Raises
+        ------
+        ValueError
+            start is above end.
+
+        Notes
+        -----
+        O(log n + k) for k runs there.
+        """
+        cdef extent e
+        runs = self.private_pages[0]
+        if not set_extent(&e, False, start, end) or runs is None:
+            return []
+        return runs.runs(e.first, int(e.last) + 1)
+
     def free_id(self, as_id=0):
         """Returns the lowest id that no slot has.
 
@@ -953,10 +1036,14 @@ max_hva=140737488351232, manual_dirty_log=0, backend=None, map=None)\n--\n
         self.writer.enter("a copy")
         try:
             limits_, spaces = late("memslots.write.filling", "state_of")(self)
+            runs = self.private_pages[0]
         finally:
             self.writer.leave()
         # The last item is the state of a subclass, by Python's own protocol.
-        return _restore, (type(self), limits_, spaces), object.__getstate__(self)
+        arguments = (type(self), limits_, spaces)
+        if runs:
+            arguments += (runs.bounds,)
+        return _restore, arguments, object.__getstate__(self)
 
     cdef int fetch_log(self, uint32_t id, uint32_t as_id) except -1:
         """Takes over the marks that the backend has for a slot."""
@@ -988,10 +1075,12 @@ max_hva=140737488351232, manual_dirty_log=0, backend=None, map=None)\n--\n
         return self.m.spaces[number]
 
 
-def _restore(cls, limits_, spaces):
+def _restore(cls, limits_, spaces, private=()):
     """Returns the Memslots of a pickle. No code of a subclass runs."""
     cdef Memslots vm = Memslots.__new__(cls, **limits_)
     late("memslots.write.filling", "restore")(vm.writer, spaces)
+    if private:
+        vm.private_pages[0] = late("memslots.values.pageruns", "PageRuns")(private)
     return vm
 
 

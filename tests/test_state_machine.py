@@ -33,6 +33,7 @@ class Machine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
+        self.private: set[int] = set()
         self.maps: list[tuple[MemoryMap, list[ModelSlot]]] = []
 
     @initialize(
@@ -285,6 +286,16 @@ class Machine(RuleBasedStateMachine):
         lowest = next(id for id in range(len(used) + 1) if id not in used)
         if lowest < MAX_SLOTS:
             assert self.both.vm.free_id(as_id) == lowest
+
+    @rule(gfn=st.integers(0, 60), pages=st.integers(0, 20), private=st.booleans())
+    def set_private(self, gfn: int, pages: int, private: bool) -> None:
+        vm = self.both.vm
+        before = {page for start, end in vm.private_runs() for page in range(start, end)}
+        assert before == self.private
+        vm.set_private(gfn, gfn + pages, private)
+        changed = set(range(gfn, gfn + pages))
+        self.private = self.private | changed if private else self.private - changed
+        assert {page for page in range(90) if vm.is_private(page)} == self.private
 
     @rule(as_id=good_as_ids, gfns=st.lists(gfns, max_size=8))
     def take_map(self, as_id: int, gfns: list[int]) -> None:

@@ -44,6 +44,7 @@ class Cap(enum.IntEnum):
     MANUAL_DIRTY_LOG_PROTECT2 = 168
     USER_MEMORY2 = 231
     MEMORY_FAULT_INFO = 232
+    MEMORY_ATTRIBUTES = 233
     GUEST_MEMFD = 234
     VM_TYPES = 235
 
@@ -54,6 +55,8 @@ REGION = struct.Struct("=IIQQQ")
 REGION2 = struct.Struct("=IIQQQQI4x112x")
 # struct kvm_create_guest_memfd: size, flags, reserved
 GUEST_MEMFD = struct.Struct("=QQ48x")
+# struct kvm_memory_attributes: address, size, attributes, flags
+ATTRIBUTES = struct.Struct("=QQQQ")
 # struct kvm_dirty_log: slot, padding, the address of the bitmap
 DIRTY_LOG = struct.Struct("=I4xQ")
 # struct kvm_clear_dirty_log: slot, num_pages, first_page, the address of the bitmap
@@ -107,6 +110,7 @@ SET_USER_MEMORY_REGION2 = _iow(0x49, REGION2.size)
 CREATE_IRQCHIP = _io(0x60)
 ENABLE_CAP_OF_VM = _iow(0xA3, ENABLE_CAP.size)
 CLEAR_DIRTY_LOG_OF_VM = _iowr(0xC0, CLEAR_DIRTY_LOG.size)
+SET_MEMORY_ATTRIBUTES = _iow(0xD2, ATTRIBUTES.size)
 CREATE_GUEST_MEMFD = _iowr(0xD4, GUEST_MEMFD.size)
 # Ioctls of a vCPU
 RUN = _io(0x80)

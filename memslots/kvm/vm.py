@@ -323,6 +323,32 @@ class KvmVM:
         bound = Binding.of(memfd, offset, call.memory_size)
         return self._set(call, name, request, region, bound, new)
 
+    def set_memory_attributes(
+        self, address: SupportsIndex, size: SupportsIndex, attributes: SupportsIndex
+    ) -> None:
+        """Sets the attributes of guest pages, for all address spaces: KVM_SET_MEMORY_ATTRIBUTES.
+
+        Parameters
+        ----------
+        address, size : int
+            Bytes, multiples of the page size. The size is not 0.
+        attributes : int
+            8 (KVM_MEMORY_ATTRIBUTE_PRIVATE) makes the pages private to the guest, 0 shared.
+
+        Raises
+        ------
+        KvmUnavailableError
+            This kernel has no memory attributes for this type of VM.
+        KvmError
+            The kernel refuses: EINVAL for a range or attributes that it does not know.
+        """
+        if not self.check_extension(Cap.MEMORY_ATTRIBUTES):
+            since = "Linux 6.8 or later, for types of VM with private memory,"
+            raise missing_capability("MEMORY_ATTRIBUTES", "private pages", since)
+        numbers = (field(address, "address", 64), field(size, "size", 64))
+        call = ioctls.ATTRIBUTES.pack(*numbers, field(attributes, "attributes", 64), 0)
+        self._fd.ioctl("KVM_SET_MEMORY_ATTRIBUTES", ioctls.SET_MEMORY_ATTRIBUTES, call)
+
     def create_guest_memfd(self, size: SupportsIndex, flags: SupportsIndex = 0) -> int:
         """Creates a file of guest memory: KVM_CREATE_GUEST_MEMFD. Returns its descriptor.
 

@@ -116,6 +116,9 @@ class GuestMemory:
         """Returns a context manager: a view to write to, marked at the end. NotMappedError."""
     def is_mapped(self, gpa: SupportsIndex, n: SupportsIndex = 1) -> bool:
         """Returns whether `read` of `n` bytes would succeed."""
+    def is_private(self, gpa: SupportsIndex, n: SupportsIndex = 1) -> bool:
+        """Returns whether any of `n` bytes is on a page that is private to the guest."""
+
     def unpack(self, gpa: SupportsIndex, format: str) -> tuple[Any, ...]:
         """Reads the values of a struct at a guest address. NotMappedError, struct.error."""
     def pack(self, gpa: SupportsIndex, format: str, *values: object) -> None:

@@ -748,6 +748,19 @@ cdef class GuestMemory:
             return False
         return True
 
+    def is_private(self, gpa, n=1):
+        """Returns whether any of `n` bytes is on a page that is private to the guest.
+
+        `read` and `write` access shared memory. On a private page the guest sees other memory.
+        See Memslots.set_private. O(log m + k) for k of m private runs.
+        """
+        cdef gpa_t first = u64(gpa, "gpa")
+        cdef uint64_t size = u64(n, "n")
+        cdef gpa_t last = first + min(size - 1, ~first)
+        if size == 0:
+            return False
+        return bool(self.vm_of.private_runs(first >> PAGE_SHIFT, (last >> PAGE_SHIFT) + 1))
+
     def unpack(self, gpa, format):
         """Reads the values of a struct at a guest address, as struct.unpack. Returns a tuple.
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Protocol, SupportsIndex
 from memslots.dirty.logs import take_over_log
 from memslots.errors import MemslotError
 from memslots.mirror.planner import Call, Step, calls_of_steps
-from memslots.values.integers import field
+from memslots.values.integers import PAGE_SHIFT, field
 from memslots.values.limits import DEFAULT_LIMITS
 from memslots.values.records import Flags, Slot, deletion_arguments, region_arguments
 
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from memslots.memslots import Memslots
 
 _MOST_IDS = 1 << 16
+
+
+#: KVM_MEMORY_ATTRIBUTE_PRIVATE.
+PRIVATE_ATTRIBUTE = 1 << 3
 
 
 class Backend(Protocol):
@@ -41,6 +45,8 @@ class Backend(Protocol):
     - ``set_slot(before, after)``, called in place of set_region, with Slots: turn `before` into
       `after` (None: no slot);
     - ``set_region2``, as Memslots has it, for slots of a guest_memfd; it gets the GuestMemfd;
+    - ``set_memory_attributes(address, size, attributes)``, for `Memslots.set_private`: bytes of
+      guest memory, and `PRIVATE_ATTRIBUTE` or 0. A backend without it is not told;
     - ``keep(vm)``, called with the Memslots: the backend must keep it alive as long as its slots,
       since the Memslots keeps the memory under them;
     - ``get_dirty_log(slot, as_id)``, ``clear_dirty_log(slot, first_page, num_pages, bitmap,
@@ -131,6 +137,13 @@ class Mirror:
         vm = self._vm()
         assert vm is not None
         return vm
+
+    def set_private(self, start: int, end: int, private: bool) -> None:
+        """Makes the pages [start, end) private or shared in the backend, if it keeps attributes."""
+        change = getattr(self.backend, "set_memory_attributes", None)
+        if change is not None:
+            address, size = start << PAGE_SHIFT, (end - start) << PAGE_SHIFT
+            change(address, size, PRIVATE_ATTRIBUTE if private else 0)
 
     def get_dirty_log(self, id: int, as_id: int) -> bytes | None:
         """Returns the backend's own dirty log of a slot, or None if it keeps none."""

@@ -193,6 +193,23 @@ def free_id(on: Target, as_id: Any) -> None:
         assert on.of(tx, "free_id")(as_id) == lowest
 
 
+def pages_of(runs: list[tuple[int, int]]) -> set[int]:
+    return {page for start, end in runs for page in range(start, end)}
+
+
+@operation(Byte(), Byte(), Choice((True, False)))
+def private(on: Target, start: int, length: int, inside: bool) -> None:
+    """Memory attributes, which no change of a slot touches."""
+    runs = on.of(on.vm, "private_runs")
+    before, changed = pages_of(runs()), set(range(start, start + length))
+    on.of(on.vm, "set_private")(start, start + length, inside)
+    after = before | changed if inside else before - changed
+    assert pages_of(runs()) == after
+    assert on.of(on.vm, "is_private")(start) == (start in after)
+    caught(ValueError, on.vm.set_private, start + 1, start)
+    caught(InvalidRegionError, on.vm.set_private, 0, (1 << 52) + 1 + start)
+
+
 @operation(Byte(), Byte(), Choice((None, 0, 1, 2, 3, 4)), Byte())
 def cut(on: Target, start: int, length: int, flags: int | None, space: int) -> None:
     """Unmap and protect, where slots are few and small."""

@@ -168,6 +168,11 @@ def maps(vm: Memslots, slot: Slot, out: npt.NDArray[np.int32]) -> None:
     m | 5  # type: ignore[operator]
     m.generation = 2  # type: ignore[misc]
     try:
+        vm.set_private(3, 5)
+        vm.set_private(3, 5, private=False)
+        assert_type(vm.is_private(3), bool)
+        assert_type(vm.private_runs(end=9), list[tuple[int, int]])
+        assert_type(GuestMemory(vm).is_private(0x3000, 2), bool)
         assert_type(vm.free_id(as_id=1), int)
         with vm.transaction() as tx:
             assert_type(tx.free_id(), int)
