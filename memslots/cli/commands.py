@@ -1,4 +1,4 @@
-"""The commands: demo, record, replay, report, plan, diff, map, lookup and bench."""
+"""The commands: demo, record, replay, report, plan, diff, map, watch, lookup and bench."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ from memslots.cli.kernel_memory import (
 )
 from memslots.cli.map_arguments import Maps, read_maps
 from memslots.cli.plots import draw
+from memslots.cli.qmp import QmpError
 from memslots.cli.report import html
+from memslots.cli.watch import watch
 from memslots.errors import KvmError, KvmUnavailableError
 from memslots.maps.reading import recognised
 from memslots.replay import Report, replay
@@ -657,6 +659,23 @@ def report_command(files: tuple[str, ...], sample: str | None, format: str, outp
     return 0 if all(report.agree for report in reports) else 1
 
 
+_kind_option = click.option(
+    "--kind",
+    "kinds",
+    default=",".join(formats.MEMORY),
+    show_default=True,
+    help=f"What to show, with commas between: {', '.join(formats.KINDS)}; or all.",
+)
+
+
+def _read_kinds(kinds: str) -> tuple[str, ...]:
+    wanted = formats.KINDS if kinds == "all" else tuple(kinds.split(","))
+    if unknown := sorted({*wanted} - {*formats.KINDS}):
+        known = ", ".join(formats.KINDS)
+        raise click.UsageError(f"there is no kind {unknown[0]!r}; there are {known}.")
+    return wanted
+
+
 @command.command("map")
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
 @click.option(
@@ -674,13 +693,7 @@ def report_command(files: tuple[str, ...], sample: str | None, format: str, outp
     default="text",
     help="The format to write; all but text, json and mtree hold one map.",
 )
-@click.option(
-    "--kind",
-    "kinds",
-    default=",".join(formats.MEMORY),
-    show_default=True,
-    help=f"What to show, with commas between: {', '.join(formats.KINDS)}; or all.",
-)
+@_kind_option
 @click.option("--json", "as_json", is_flag=True, help=_JSON_HELP)
 def map_command(
     files: tuple[str, ...], format: str, written: str, kinds: str, as_json: bool
@@ -693,10 +706,7 @@ def map_command(
 
     Exit status: 0, or 2 if a FILE cannot be used.
     """
-    wanted = formats.KINDS if kinds == "all" else tuple(kinds.split(","))
-    if unknown := sorted({*wanted} - {*formats.KINDS}):
-        known = ", ".join(formats.KINDS)
-        raise click.UsageError(f"there is no kind {unknown[0]!r}; there are {known}.")
+    wanted = _read_kinds(kinds)
     found: list[tuple[str, list[formats.Map]] | TraceError] = []
     for name in files:
         try:
@@ -713,6 +723,46 @@ def map_command(
                 text = formats.write(one[1], written)
                 _print(text if written != "text" else f"{one[0]}: {one[1][0].format}\n{text}")
     return 2 if any(isinstance(one, TraceError) for one in found) else 0
+
+
+@command.command("watch")
+@click.option("--qmp", "path", required=True, metavar="SOCKET", help="QEMU's QMP socket.")
+@click.option(
+    "--interval",
+    default=1.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait before the next look.",
+)
+@click.option("--once", is_flag=True, help="Show the map, and end.")
+@_kind_option
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON document a line: map, changes.")
+def watch_command(path: str, interval: float, once: bool, kinds: str, as_json: bool) -> int:
+    """Watch the memory of a running QEMU: show its map, and then what changes.
+
+    QEMU needs a socket for it: -qmp unix:SOCKET,server=on,wait=off
+
+    Exit status: 0 if QEMU shut down, or with --once; 2 if SOCKET cannot be used or QEMU is gone
+    without a word.
+    """
+    if not 0.01 <= interval <= 86400:
+        raise click.UsageError(f"--interval {interval:g}: it is from 0.01 to 86400 seconds.")
+    wanted = _read_kinds(kinds)
+    as_text = json_output if as_json else text_output
+    try:
+        reason = watch(
+            path,
+            wanted,
+            None if once else interval,
+            lambda when, maps: _print_line(as_text.watched_map(path, when, maps)),
+            lambda when, spaces: _print_line(as_text.watched_change(when, spaces)),
+        )
+    except QmpError as error:
+        click.echo(f"memslots: {path}: {error}", err=True)
+        return 2
+    if reason is not None:
+        click.echo(f"memslots: {path}: QEMU shut down: {reason}", err=True)
+    return 0
 
 
 @command.command("lookup")
@@ -772,6 +822,11 @@ def _read_gpa(text: str) -> int:
     if not 0 <= value < 1 << 64:
         raise click.UsageError(f"{text} is not an address: it does not fit 64 bits.")
     return value
+
+
+def _print_line(shown: str | dict[str, Any]) -> None:
+    """Prints a text as it is, or a document on one line."""
+    _print(shown if isinstance(shown, str) else json.dumps(shown) + "\n")
 
 
 def _print(shown: str | dict[str, Any]) -> None:
