@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -39,13 +38,14 @@ from memslots.cli.kernel_memory import (
 from memslots.cli.map_arguments import Maps, read_maps
 from memslots.cli.plots import draw
 from memslots.cli.qmp import QmpError
+from memslots.cli.record import record
 from memslots.cli.report import html
 from memslots.cli.watch import watch
 from memslots.errors import KvmError, KvmUnavailableError
 from memslots.maps.reading import recognised
 from memslots.replay import Report, replay
 from memslots.replay.live import LiveVM
-from memslots.traces import FORMATS, Trace, TraceError, open_trace
+from memslots.traces import FORMATS, LostCall, RegionCall, Trace, TraceError, open_trace
 from memslots.traces.samples import SAMPLES
 from memslots.traces.source import Source
 from memslots.traces.threads import grouped, merged
@@ -577,10 +577,6 @@ def diff_command(first: str, second: str, vm: int, as_json: bool) -> int:
     return 1 if any(diffs.values()) else 0
 
 
-#: The system calls that show slots, and the processes to which they belong.
-_TRACED = "trace=ioctl,clone,clone3,fork,vfork,close,dup,dup2,dup3,fcntl"
-
-
 @command.command("record", context_settings={"ignore_unknown_options": True})
 @click.argument("words", metavar="-- COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option(
@@ -592,10 +588,17 @@ _TRACED = "trace=ioctl,clone,clone3,fork,vfork,close,dup,dup2,dup3,fcntl"
     type=click.Path(dir_okay=False, writable=True),
     help="Where the trace goes; what was there is replaced.",
 )
-def record_command(words: tuple[str, ...], output: str) -> int:
+@click.option(
+    "--live/--no-live",
+    default=None,
+    help="Show each call on standard error as it comes; where that is a terminal, unless it is not "
+    "wanted.",
+)
+def record_command(words: tuple[str, ...], output: str, live: bool | None) -> int:
     """Run a VMM under strace, and replay what it did with its memory slots.
 
     COMMAND is run as it is, on this terminal; the trace stays in FILE, for replay and the others.
+    While it runs, each memslot call is a line of standard error, if that is a terminal.
 
     Exit status: that of replay; 2 if strace or COMMAND cannot be run, or no call was recorded.
     """
@@ -606,12 +609,21 @@ def record_command(words: tuple[str, ...], output: str) -> int:
     if shutil.which(words[0]) is None:
         click.echo(f"memslots: {words[0]}: there is no such command", err=True)
         return 2
-    run = subprocess.run(
-        [strace, "-f", "-ttt", "-e", _TRACED, "-e", "signal=none", "-o", output, "--", *words],
-        check=False,
-    )
-    if run.returncode:
-        click.echo(f"memslots: {words[0]} ended with status {run.returncode}", err=True)
+    terminal = sys.stderr.isatty()
+    end = "\r\n" if terminal else "\n"  # a VMM may have the terminal raw
+
+    def show(call: RegionCall | LostCall) -> None:
+        click.echo(text_output.live_call(call) + end, nl=False, err=True)
+
+    try:
+        status = record(
+            strace, words, output, show if live or (live is None and terminal) else None
+        )
+    except OSError as error:
+        click.echo(f"memslots: {error.filename or output}: {error.strerror}", err=True)
+        return 2
+    if status:
+        click.echo(f"memslots: {words[0]} ended with status {status}", err=True)
     try:
         report = _replay_input(output, "strace")
     except TraceError as error:

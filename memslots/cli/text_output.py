@@ -29,7 +29,7 @@ from memslots.maps.writing import HEADS, cells
 from memslots.read.table import flag_names, lines, slot_lines
 from memslots.replay import Report, VmReport, errno_name
 from memslots.replay.live import Live, number_of, slot_name
-from memslots.traces import Counts, RegionCall
+from memslots.traces import Counts, LostCall, RegionCall
 from memslots.traces.samples import SAMPLES
 from memslots.values.records import size_text
 
@@ -198,6 +198,16 @@ def _call_text(call: RegionCall) -> str:
         f"slot={call.slot:#x} flags={call.flags:#x} gpa={call.guest_phys_addr:#x} "
         f"size={call.memory_size:#x} hva={call.userspace_addr:#x}"
     )
+
+
+def live_call(call: RegionCall | LostCall) -> str:
+    """Returns the line of a call that `memslots record` has just read."""
+    if isinstance(call, LostCall):
+        return f"line {call.line}: LOST: {call.reason}"
+    when = "" if call.time_ns is None else f"{datetime.fromtimestamp(call.time_ns / 1e9):%T.%f}  "
+    thread = "" if call.tid is None else f"thread {call.tid}, "
+    vm = "" if call.fd is None else f"fd {call.fd}: "
+    return f"{when}{thread}{vm}{_call_text(call)}: {errno_name(call.errno)}"
 
 
 def _show_disagreements(page: _Page, vm: VmReport) -> None:
