@@ -591,14 +591,12 @@ def diff_command(first: str, second: str, vm: int, as_json: bool) -> int:
 @click.option(
     "--live/--no-live",
     default=None,
-    help="Show each call on standard error as it comes; where that is a terminal, unless it is not "
-    "wanted.",
+    help="Show each call on standard error as it comes. [default: if that is a terminal]",
 )
 def record_command(words: tuple[str, ...], output: str, live: bool | None) -> int:
     """Run a VMM under strace, and replay what it did with its memory slots.
 
     COMMAND is run as it is, on this terminal; the trace stays in FILE, for replay and the others.
-    While it runs, each memslot call is a line of standard error, if that is a terminal.
 
     Exit status: that of replay; 2 if strace or COMMAND cannot be run, or no call was recorded.
     """

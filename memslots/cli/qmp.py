@@ -41,8 +41,7 @@ class Qmp:
         self._socket = socket.socket(socket.AF_UNIX)
         try:
             self._connect(path)
-            complaint = "its greeting is no QMP"
-            greeting = self._message(PATIENCE, complaint)
+            greeting = self._message(PATIENCE, complaint := "its greeting is no QMP")
             if greeting is None and not self._received:
                 raise QmpError(_busy())
             if greeting is None or "QMP" not in greeting:

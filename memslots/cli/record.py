@@ -27,23 +27,10 @@ def record(
     output: str,
     show: Callable[[RegionCall | LostCall], None] | None,
 ) -> int:
-    """Runs a command under `strace`, whose output goes to a file. Returns the exit status.
+    """Runs a command under strace, which replaces the file `output`. Returns the exit status.
 
-    Parameters
-    ----------
-    strace : str
-        The path of strace.
-    words : sequence of str
-        The command.
-    output : str
-        The file; what was there is replaced.
-    show : callable or None
-        Gets each memslot call while the command runs.
-
-    Raises
-    ------
-    OSError
-        The file cannot be written, or strace cannot be run.
+    `show` gets each memslot call while the command runs. Raises OSError if the file cannot be
+    written, or strace cannot be run.
     """
     path = Path(output)
     if path.exists() and not path.is_file():

@@ -18,7 +18,7 @@ _QUESTION = "info mtree -f"
 
 @dataclass(frozen=True)
 class SpaceChange:
-    """What changed in one address space: entries as QEMU lists them, and runs of addresses."""
+    """What changed in one address space."""
 
     as_id: int
     removed: list[Entry]
@@ -33,27 +33,11 @@ def watch(
     show_map: Callable[[datetime, list[Map]], None],
     show_change: Callable[[datetime, list[SpaceChange]], None],
 ) -> str | None:
-    """Shows the memory of the QEMU with its QMP socket at `path`, and then each change of it.
+    """Shows the memory of the QEMU whose QMP socket is at `path`, and each change of it.
 
-    Parameters
-    ----------
-    path : str
-    kinds : sequence of str
-        Names of memslots.maps.KINDS: what to show.
-    interval : float or None
-        Seconds between an answer and the next question. None: only the map is shown.
-    show_map, show_change : callable
-        They get the time of the answer too.
-
-    Returns
-    -------
-    str or None
-        Why QEMU shut down; None if only the map was shown.
-
-    Raises
-    ------
-    QmpError
-        The socket cannot be used, or QEMU is gone without saying that it shuts down.
+    Between an answer and the next question `interval` seconds pass; None: only the map is shown.
+    Returns why QEMU shut down, or None. Raises QmpError if the socket cannot be used, or if QEMU
+    is gone without saying that it shuts down.
     """
     with Qmp(path) as qmp:
         maps = _ask(qmp, kinds)

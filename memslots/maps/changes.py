@@ -35,12 +35,10 @@ def changed_runs(first: Map, second: Map) -> list[Run]:
         if run.before == run.after:
             continue
         last = runs[-1] if runs else None
-        if last is not None and last.end == start:
-            size = start - last.start
-            if all(_goes_on(*parts, size) for parts in ((last[2], run[2]), (last[3], run[3]))):
-                runs[-1] = last._replace(end=end)
-                continue
-        runs.append(run)
+        if last is None or last.end < start or _later(last, start) != run[2:]:
+            runs.append(run)
+        else:
+            runs[-1] = last._replace(end=end)
     return runs
 
 
@@ -51,8 +49,9 @@ def _part(entry: Entry | None, start: int) -> Part | None:
     return Part(entry.kind, entry.name, offset)
 
 
-def _goes_on(before: Part | None, after: Part | None, size: int) -> bool:
-    """Returns whether `after` continues `before`, which begins `size` bytes earlier."""
-    if before is not None and before.offset is not None:
-        before = before._replace(offset=before.offset + size)
-    return before == after
+def _later(run: Run, start: int) -> tuple[Part | None, ...]:
+    """Returns what a run has at `start`, before and after."""
+    return tuple(
+        part and part._replace(offset=None if part[2] is None else part[2] + start - run.start)
+        for part in run[2:]
+    )
