@@ -1,11 +1,10 @@
-"""The commands: demo, record, replay, report, plan, diff, map, lookup and bench."""
+"""The commands: demo, record, replay, report, plan, diff, map, watch, lookup and bench."""
 
 from __future__ import annotations
 
 import errno
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -38,12 +37,15 @@ from memslots.cli.kernel_memory import (
 )
 from memslots.cli.map_arguments import Maps, read_maps
 from memslots.cli.plots import draw
+from memslots.cli.qmp import QmpError
+from memslots.cli.record import record
 from memslots.cli.report import html
+from memslots.cli.watch import watch
 from memslots.errors import KvmError, KvmUnavailableError
 from memslots.maps.reading import recognised
 from memslots.replay import Report, replay
 from memslots.replay.live import LiveVM
-from memslots.traces import FORMATS, Trace, TraceError, open_trace
+from memslots.traces import FORMATS, LostCall, RegionCall, Trace, TraceError, open_trace
 from memslots.traces.samples import SAMPLES
 from memslots.traces.source import Source
 from memslots.traces.threads import grouped, merged
@@ -575,10 +577,6 @@ def diff_command(first: str, second: str, vm: int, as_json: bool) -> int:
     return 1 if any(diffs.values()) else 0
 
 
-#: The system calls that show slots, and the processes to which they belong.
-_TRACED = "trace=ioctl,clone,clone3,fork,vfork,close,dup,dup2,dup3,fcntl"
-
-
 @command.command("record", context_settings={"ignore_unknown_options": True})
 @click.argument("words", metavar="-- COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option(
@@ -590,7 +588,12 @@ _TRACED = "trace=ioctl,clone,clone3,fork,vfork,close,dup,dup2,dup3,fcntl"
     type=click.Path(dir_okay=False, writable=True),
     help="Where the trace goes; what was there is replaced.",
 )
-def record_command(words: tuple[str, ...], output: str) -> int:
+@click.option(
+    "--live/--no-live",
+    default=None,
+    help="Show each call on standard error as it comes. [default: if that is a terminal]",
+)
+def record_command(words: tuple[str, ...], output: str, live: bool | None) -> int:
     """Run a VMM under strace, and replay what it did with its memory slots.
 
     COMMAND is run as it is, on this terminal; the trace stays in FILE, for replay and the others.
@@ -604,12 +607,21 @@ def record_command(words: tuple[str, ...], output: str) -> int:
     if shutil.which(words[0]) is None:
         click.echo(f"memslots: {words[0]}: there is no such command", err=True)
         return 2
-    run = subprocess.run(
-        [strace, "-f", "-ttt", "-e", _TRACED, "-e", "signal=none", "-o", output, "--", *words],
-        check=False,
-    )
-    if run.returncode:
-        click.echo(f"memslots: {words[0]} ended with status {run.returncode}", err=True)
+    terminal = sys.stderr.isatty()
+    end = "\r\n" if terminal else "\n"  # a VMM may have the terminal raw
+
+    def show(call: RegionCall | LostCall) -> None:
+        click.echo(text_output.live_call(call) + end, nl=False, err=True)
+
+    try:
+        status = record(
+            strace, words, output, show if live or (live is None and terminal) else None
+        )
+    except OSError as error:
+        click.echo(f"memslots: {error.filename or output}: {error.strerror}", err=True)
+        return 2
+    if status:
+        click.echo(f"memslots: {words[0]} ended with status {status}", err=True)
     try:
         report = _replay_input(output, "strace")
     except TraceError as error:
@@ -657,6 +669,23 @@ def report_command(files: tuple[str, ...], sample: str | None, format: str, outp
     return 0 if all(report.agree for report in reports) else 1
 
 
+_kind_option = click.option(
+    "--kind",
+    "kinds",
+    default=",".join(formats.MEMORY),
+    show_default=True,
+    help=f"What to show, with commas between: {', '.join(formats.KINDS)}; or all.",
+)
+
+
+def _read_kinds(kinds: str) -> tuple[str, ...]:
+    wanted = formats.KINDS if kinds == "all" else tuple(kinds.split(","))
+    if unknown := sorted({*wanted} - {*formats.KINDS}):
+        known = ", ".join(formats.KINDS)
+        raise click.UsageError(f"there is no kind {unknown[0]!r}; there are {known}.")
+    return wanted
+
+
 @command.command("map")
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
 @click.option(
@@ -674,13 +703,7 @@ def report_command(files: tuple[str, ...], sample: str | None, format: str, outp
     default="text",
     help="The format to write; all but text, json and mtree hold one map.",
 )
-@click.option(
-    "--kind",
-    "kinds",
-    default=",".join(formats.MEMORY),
-    show_default=True,
-    help=f"What to show, with commas between: {', '.join(formats.KINDS)}; or all.",
-)
+@_kind_option
 @click.option("--json", "as_json", is_flag=True, help=_JSON_HELP)
 def map_command(
     files: tuple[str, ...], format: str, written: str, kinds: str, as_json: bool
@@ -693,10 +716,7 @@ def map_command(
 
     Exit status: 0, or 2 if a FILE cannot be used.
     """
-    wanted = formats.KINDS if kinds == "all" else tuple(kinds.split(","))
-    if unknown := sorted({*wanted} - {*formats.KINDS}):
-        known = ", ".join(formats.KINDS)
-        raise click.UsageError(f"there is no kind {unknown[0]!r}; there are {known}.")
+    wanted = _read_kinds(kinds)
     found: list[tuple[str, list[formats.Map]] | TraceError] = []
     for name in files:
         try:
@@ -713,6 +733,46 @@ def map_command(
                 text = formats.write(one[1], written)
                 _print(text if written != "text" else f"{one[0]}: {one[1][0].format}\n{text}")
     return 2 if any(isinstance(one, TraceError) for one in found) else 0
+
+
+@command.command("watch")
+@click.option("--qmp", "path", required=True, metavar="SOCKET", help="QEMU's QMP socket.")
+@click.option(
+    "--interval",
+    default=1.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait before the next look.",
+)
+@click.option("--once", is_flag=True, help="Show the map, and end.")
+@_kind_option
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON document a line: map, changes.")
+def watch_command(path: str, interval: float, once: bool, kinds: str, as_json: bool) -> int:
+    """Watch the memory of a running QEMU: show its map, and then what changes.
+
+    QEMU needs a socket for it: -qmp unix:SOCKET,server=on,wait=off
+
+    Exit status: 0 if QEMU shut down, or with --once; 2 if SOCKET cannot be used or QEMU is gone
+    without a word.
+    """
+    if not 0.01 <= interval <= 86400:
+        raise click.UsageError(f"--interval {interval:g}: it is from 0.01 to 86400 seconds.")
+    wanted = _read_kinds(kinds)
+    as_text = json_output if as_json else text_output
+    try:
+        reason = watch(
+            path,
+            wanted,
+            None if once else interval,
+            lambda when, maps: _print_line(as_text.watched_map(path, when, maps)),
+            lambda when, spaces: _print_line(as_text.watched_change(when, spaces)),
+        )
+    except QmpError as error:
+        click.echo(f"memslots: {path}: {error}", err=True)
+        return 2
+    if reason is not None:
+        click.echo(f"memslots: {path}: QEMU shut down: {reason}", err=True)
+    return 0
 
 
 @command.command("lookup")
@@ -772,6 +832,11 @@ def _read_gpa(text: str) -> int:
     if not 0 <= value < 1 << 64:
         raise click.UsageError(f"{text} is not an address: it does not fit 64 bits.")
     return value
+
+
+def _print_line(shown: str | dict[str, Any]) -> None:
+    """Prints a text as it is, or a document on one line."""
+    _print(shown if isinstance(shown, str) else json.dumps(shown) + "\n")
 
 
 def _print(shown: str | dict[str, Any]) -> None:

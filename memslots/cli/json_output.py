@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any
 
 from memslots import PAGE_SHIFT, MapDiff, Plan, Slot, __version__
 from memslots.bench import Report as BenchReport
 from memslots.bench import RivalsResult, Row, Timing
 from memslots.cli.lookup import Answer, look_up
+from memslots.cli.watch import SpaceChange
 from memslots.maps import Map
+from memslots.maps.changes import Part
 from memslots.maps.documents import document
 from memslots.read.document import slot_document
 from memslots.read.table import flag_names
@@ -218,10 +221,11 @@ def diff(diffs: Mapping[int, MapDiff], first: str, second: str) -> Document:
 
 
 def _range(start_gfn: int, end_gfn: int) -> Document:
-    return {
-        "guest_phys_addr": hex(start_gfn << PAGE_SHIFT),
-        "memory_size": (end_gfn - start_gfn) << PAGE_SHIFT,
-    }
+    return _bytes(start_gfn << PAGE_SHIFT, end_gfn << PAGE_SHIFT)
+
+
+def _bytes(start: int, end: int) -> Document:
+    return {"guest_phys_addr": hex(start), "memory_size": end - start}
 
 
 def lookup(report: Report, gpas: Sequence[int]) -> Document:
@@ -332,9 +336,49 @@ def maps(found: Sequence[tuple[str, list[Map]] | TraceError]) -> Document:
             files.append(_file(one))
             continue
         name, read = one
-        slots = [document(entry, each.as_id) for each in read for entry in each]
-        files.append({"file": name, "format": read[0].format, "vms": [{"final_map": slots}]})
+        files.append({"file": name, "format": read[0].format, "vms": [_final_map(read)]})
     return {"memslots": __version__, "files": files}
+
+
+def _final_map(maps: Sequence[Map]) -> Document:
+    return {"final_map": [document(entry, each.as_id) for each in maps for entry in each]}
+
+
+def watched_map(name: str, when: datetime, maps: Sequence[Map]) -> Document:
+    """Returns the first document of `memslots watch --json`, with all of `memslots map --json`."""
+    file = {"file": name, "format": "mtree-f", "vms": [_final_map(maps)]}
+    return {"memslots": __version__, "time": _utc(when), "files": [file]}
+
+
+def watched_change(when: datetime, spaces: Sequence[SpaceChange]) -> Document:
+    """Returns a later document of `memslots watch --json`."""
+    return {
+        "memslots": __version__,
+        "time": _utc(when),
+        "spaces": [
+            {
+                "as_id": each.as_id,
+                "removed": [document(entry, each.as_id) for entry in each.removed],
+                "added": [document(entry, each.as_id) for entry in each.added],
+                "runs": [
+                    {**_bytes(run.start, run.end), "before": _part(run[2]), "after": _part(run[3])}
+                    for run in each.runs
+                ],
+            }
+            for each in spaces
+        ],
+    }
+
+
+def _utc(when: datetime) -> str:
+    return when.astimezone(UTC).isoformat(timespec="milliseconds")
+
+
+def _part(part: Part | None) -> Document | None:
+    if part is None:
+        return None
+    offset = None if part.offset is None else hex(part.offset)
+    return {"kind": part.kind, "name": part.name, "offset": offset}
 
 
 def lookup_in_maps(name: str, maps: Sequence[Map], addresses: Sequence[int]) -> Document:

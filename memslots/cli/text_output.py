@@ -10,6 +10,7 @@ import io
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 
 from rich.console import Console
 from rich.padding import Padding
@@ -21,11 +22,14 @@ from memslots.bench import CASES, TESTS, RivalsResult, Row
 from memslots.bench import Report as BenchReport
 from memslots.cli.json_output import BENCH_LIMITS
 from memslots.cli.lookup import look_up
-from memslots.maps import Map
-from memslots.read.table import flag_names, slot_lines
+from memslots.cli.watch import SpaceChange
+from memslots.maps import Map, write
+from memslots.maps.changes import Part, Run
+from memslots.maps.writing import HEADS, cells
+from memslots.read.table import flag_names, lines, slot_lines
 from memslots.replay import Report, VmReport, errno_name
 from memslots.replay.live import Live, number_of, slot_name
-from memslots.traces import Counts, RegionCall
+from memslots.traces import Counts, LostCall, RegionCall
 from memslots.traces.samples import SAMPLES
 from memslots.values.records import size_text
 
@@ -196,6 +200,16 @@ def _call_text(call: RegionCall) -> str:
     )
 
 
+def live_call(call: RegionCall | LostCall) -> str:
+    """Returns the line of a call that `memslots record` has just read."""
+    if isinstance(call, LostCall):
+        return f"line {call.line}: LOST: {call.reason}"
+    when = "" if call.time_ns is None else f"{datetime.fromtimestamp(call.time_ns / 1e9):%T.%f}  "
+    thread = "" if call.tid is None else f"thread {call.tid}, "
+    vm = "" if call.fd is None else f"fd {call.fd}: "
+    return f"{when}{thread}{vm}{_call_text(call)}: {errno_name(call.errno)}"
+
+
 def _show_disagreements(page: _Page, vm: VmReport) -> None:
     if not vm.disagreements:
         return
@@ -281,9 +295,53 @@ def diff(diffs: Mapping[int, MapDiff], first: str, second: str) -> str:
     page.line(f"--- {first}", "bold")
     page.line(f"+++ {second}", "bold")
     different = [str(found) for found in diffs.values() if found]
-    for row in "\n".join(different or ["no difference"]).splitlines():
-        page.line(row, {"-": "red", "+": "green", "!": "yellow"}.get(row[:1], ""))
+    _show_signed(page, "\n".join(different or ["no difference"]).splitlines())
     return page.text()
+
+
+def _show_signed(page: _Page, rows: Sequence[str]) -> None:
+    for row in rows:
+        page.line(row, {"-": "red", "+": "green", "!": "yellow"}.get(row[:1], ""))
+
+
+def watched_map(name: str, when: datetime, maps: Sequence[Map]) -> str:
+    """Returns the map with which `memslots watch` begins."""
+    page = _Page()
+    page.line(f"{_local(when)}  {name}", "bold")
+    for row in (write(maps, "text") if maps else "no memory").splitlines():
+        page.line(row)
+    return page.text()
+
+
+def watched_change(when: datetime, spaces: Sequence[SpaceChange]) -> str:
+    """Returns what changed at a time."""
+    page = _Page()
+    page.line(f"\n{_local(when)}", "bold")
+    rows: list[tuple[str, ...]] = [(" ", *HEADS)]
+    for each in spaces:
+        rows += [("-", *cells(each.as_id, entry)) for entry in each.removed]
+        rows += [("+", *cells(each.as_id, entry)) for entry in each.added]
+    _show_signed(page, lines(rows))
+    _show_signed(page, [_run_text(run) for each in spaces for run in each.runs])
+    return page.text()
+
+
+def _local(when: datetime) -> str:
+    return when.replace(tzinfo=None).isoformat(" ", "milliseconds")
+
+
+def _run_text(run: Run) -> str:
+    where = f"gpa [{run.start:#x}, {run.end:#x}), {size_text(run.end - run.start)}:"
+    if run.before is None:
+        return f"+ {where} came"
+    if run.after is None:
+        return f"- {where} went"
+    return f"! {where} {_part_text(run.before)} is now {_part_text(run.after)}"
+
+
+def _part_text(part: Part) -> str:
+    place = "" if part.offset is None else f" at offset {part.offset:#x}"
+    return f"{part.kind} {part.name}{place}"
 
 
 def lookup(report: Report, gpas: Sequence[int]) -> str:

@@ -14,13 +14,14 @@ from memslots.read.table import flag_names
 from memslots.values.records import size_text
 
 _E820 = {"ram": "usable", "acpi": "ACPI data"}
-_HEADS = ("as", "start", "end", "size", "kind", "hva", "offset", "id", "flags", "name")
+#: The columns of a table of entries.
+HEADS = ("as", "start", "end", "size", "kind", "hva", "offset", "id", "flags", "name")
 _MTREE = {"ram": "ram", "rom": "rom", "romd": "romd", "mmio": "i/o"}
 
 
 def _text(maps: Sequence[Map]) -> str:
-    rows: list[tuple[str, ...]] = [_HEADS]
-    rows += [_cells(found.as_id, entry) for found in maps for entry in found]
+    rows: list[tuple[str, ...]] = [HEADS]
+    rows += [cells(found.as_id, entry) for found in maps for entry in found]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -29,7 +30,9 @@ def _text(maps: Sequence[Map]) -> str:
     )
 
 
-def _cells(as_id: int, entry: Entry) -> tuple[str, ...]:
+def cells(as_id: int, entry: Entry) -> tuple[str, ...]:
+    """Returns the text of an entry for each column."""
+
     def or_dash(value: int | None) -> str:
         return "-" if value is None else hex(value)
 
