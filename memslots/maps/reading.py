@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from memslots.errors import InvalidRegionError, TraceError
-from memslots.maps.binary import CrashDump, Elf, Lime
+from memslots.maps.binary import CrashDump, Elf, Lime, Minidump
 from memslots.maps.documents import Json, map_of
 from memslots.maps.entries import Map
 from memslots.maps.mtree import FlatViews, Tree
@@ -42,7 +42,7 @@ class _Text(Protocol):
     def read(self, text: str) -> list[Map]: ...
 
 
-_BINARY = (Lime, Elf, CrashDump)
+_BINARY = (Lime, Elf, CrashDump, Minidump)
 _TEXTS: tuple[_Text, ...] = (
     Json(),
     FlatViews(),
@@ -56,8 +56,11 @@ _TEXTS: tuple[_Text, ...] = (
     Memmap(),
     Iomem(),
 )
-#: The names of all formats, in the order in which they are tried.
-FORMATS = (*(one.name for one in _BINARY), *(one.name for one in _TEXTS), "trace")
+#: Inputs that are recognised to be refused with a reason: they have no guest addresses.
+_REFUSED = ("minidump",)
+_NAMES = (*(one.name for one in _BINARY), *(one.name for one in _TEXTS), "trace")
+#: The names of all formats of maps, in the order in which they are tried.
+FORMATS = tuple(name for name in _NAMES if name not in _REFUSED)
 
 
 def read(
@@ -86,7 +89,7 @@ def read(
     ValueError
         There is no such format.
     """
-    if format != "auto" and format not in FORMATS:
+    if format not in ("auto", *_NAMES):
         raise ValueError(f"there is no format {format!r}; there are {', '.join(FORMATS)}")
     name = os.fspath(path)
     if stream is None:
