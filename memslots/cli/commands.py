@@ -171,6 +171,23 @@ def _format_option(function: Any) -> Any:
     )(function)  # fmt: skip
 
 
+def _host_option(function: Any) -> Any:
+    return click.option(
+        "--host",
+        "hosts",
+        multiple=True,
+        metavar="FILE",
+        help="What the VMM says of its own memory: QEMU's info ramblock. Repeatable.",
+    )(function)
+
+
+def _completed(maps: list[formats.Map], hosts: Sequence[str]) -> list[formats.Map]:
+    """Returns the maps with what each file of --host says of the memory behind them."""
+    for host in hosts:
+        maps = formats.beside(maps, host)
+    return maps
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="memslots", message="%(prog)s %(version)s")
 def command() -> None:
@@ -681,9 +698,15 @@ def report_command(files: tuple[str, ...], sample: str | None, format: str, outp
     show_default=True,
     help=f"What to show, with commas between: {', '.join(formats.KINDS)}; or all.",
 )
+@_host_option
 @click.option("--json", "as_json", is_flag=True, help=_JSON_HELP)
 def map_command(
-    files: tuple[str, ...], format: str, written: str, kinds: str, as_json: bool
+    files: tuple[str, ...],
+    format: str,
+    written: str,
+    kinds: str,
+    hosts: tuple[str, ...],
+    as_json: bool,
 ) -> int:
     """Show the map of guest memory that each FILE holds, in whatever form.
 
@@ -700,8 +723,8 @@ def map_command(
     found: list[tuple[str, list[formats.Map]] | TraceError] = []
     for name in files:
         try:
-            maps = [one.of_kind(*wanted) for one in formats.read(name, format)]
-            found.append((name, maps))
+            maps = _completed(formats.read(name, format), hosts)
+            found.append((name, [one.of_kind(*wanted) for one in maps]))
         except TraceError as error:
             found.append(error)
             _complain(error)
@@ -719,22 +742,30 @@ def map_command(
 @click.argument("arguments", metavar="FILE GPA...", nargs=-1, required=True)
 @_sample_option
 @_format_option
+@_host_option
 @click.option("--json", "as_json", is_flag=True, help=_JSON_HELP)
 def lookup_command(
-    arguments: tuple[str, ...], sample: str | None, format: str, as_json: bool
+    arguments: tuple[str, ...],
+    sample: str | None,
+    format: str,
+    hosts: tuple[str, ...],
+    as_json: bool,
 ) -> int:
     """Look up guest physical addresses in the map that FILE leaves behind.
 
     Prints for each GPA (decimal, or hexadecimal with 0x) the slot, the host virtual address, and
     the rule that gave the answer; for every VM and address space of the trace. With --sample there
     is no FILE. FILE may also be what memslots map reads: then answers have the place in the file.
+    With --host the answers have what the other FILE says of the memory there.
     """
     path, gpas = (sample, arguments) if sample else (arguments[0], arguments[1:])
     if not gpas:
         raise click.UsageError("name at least one GPA after FILE.")
     addresses = [_read_gpa(text) for text in gpas]
     try:
-        maps = None if sample or format != "auto" else _maps_of(path)
+        maps = None if sample or hosts or format != "auto" else _maps_of(path)
+        if hosts:
+            maps = _completed(_all_maps_of(path, sample is not None), hosts)
         if maps is not None:
             _print(
                 json_output.lookup_in_maps(path, maps, addresses)
@@ -761,6 +792,14 @@ def _maps_of(path: str) -> list[formats.Map] | None:
     with Path(path).open("rb") as file:
         format = recognised(path, file)
         return None if format == "trace" else formats.read(path, format, file)
+
+
+def _all_maps_of(path: str, sample: bool) -> list[formats.Map]:
+    """Returns the maps of a file or a sample; those of a trace are the maps at its end."""
+    if not sample:
+        return formats.read(path)
+    with SAMPLES[path].open() as stream:
+        return formats.read(path, "trace", stream)
 
 
 def _read_gpa(text: str) -> int:

@@ -19,6 +19,7 @@ from memslots.maps.binary import CrashDump, Elf, Lime, Minidump
 from memslots.maps.documents import Json, map_of
 from memslots.maps.entries import Map
 from memslots.maps.mtree import FlatViews, Tree
+from memslots.maps.ramblock import RamBlocks
 from memslots.maps.text import E820, Csv, Iomem, Memmap
 from memslots.maps.vmmlogs import CloudHypervisor, Dosemu, Syzkaller, Unidbg
 from memslots.replay import replay
@@ -55,9 +56,10 @@ _TEXTS: tuple[_Text, ...] = (
     Csv(),
     Memmap(),
     Iomem(),
+    RamBlocks(),
 )
 #: Inputs that are recognised to be refused with a reason: they have no guest addresses.
-_REFUSED = ("minidump",)
+_REFUSED = ("minidump", "ramblock")
 _NAMES = (*(one.name for one in _BINARY), *(one.name for one in _TEXTS), "trace")
 #: The names of all formats of maps, in the order in which they are tried.
 FORMATS = tuple(name for name in _NAMES if name not in _REFUSED)
@@ -111,7 +113,7 @@ def recognised(name: str, file: BinaryIO) -> str:
     for binary in _BINARY:
         if binary.recognises(head):
             return binary.name
-    text = _text(name, file, _LOOKED_AT)
+    text = text_of(name, file, _LOOKED_AT)
     file.seek(0)
     if not _TRACE.search(text):
         for one in _TEXTS:
@@ -129,7 +131,7 @@ def _read(name: str, file: BinaryIO, format: str) -> list[Map]:
                 return _some(binary.read(file))
         for one in _TEXTS:
             if format == one.name:
-                return _some(one.read(_text(name, file, _MOST_TEXT)))
+                return _some(one.read(text_of(name, file)))
     except InvalidRegionError as error:
         raise TraceError(name, error.strerror or str(error)) from None
     except (ValueError, KeyError, OverflowError, RecursionError, struct.error) as error:
@@ -144,7 +146,7 @@ def _some(maps: list[Map]) -> list[Map]:
     return found
 
 
-def _text(name: str, file: BinaryIO, most: int) -> str:
+def text_of(name: str, file: BinaryIO | None, most: int = _MOST_TEXT) -> str:
     """Returns at least the first `most` bytes of a text, without the wrapping of its lines."""
     with Source(name, file) as source:
         parts = []

@@ -86,6 +86,30 @@ def test_lookup(capsys: pytest.CaptureFixture[str]) -> None:
     assert [(a["gpa"], a["offset"], a["hva"]) for a in answers] == [("0x100010", "0x2050", None)]
 
 
+BLOCKS = """\
+              Block Name    PSize              Offset               Used              Total                HVA  RO
+                  pc.ram    4 KiB  0x0000000000000000 0x0000000100000000 0x0000000100000000 0x00007f1200000000  rw
+"""  # noqa: E501 (as QEMU prints it)
+
+
+def test_host_memory(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    blocks = tmp_path / "blocks"
+    blocks.write_text(BLOCKS)
+    outcome = Outcome(capsys, "map", MTREE, "--host", str(blocks), "--kind", "ram")
+    assert (outcome.status, outcome.err) == (0, "")
+    hosts = [line.split()[6] for line in outcome.out.splitlines()[2:]]
+    assert hosts == ["0x7f1200000000", "0x7f1200100000", "0x7f12c0000000"]
+    outcome = Outcome(capsys, "lookup", "--host", str(blocks), MTREE, "0x100000010")
+    assert outcome.out.splitlines()[1].endswith("hva 0x7f12c0000010, offset 0xc0000010")
+    outcome = Outcome(capsys, "map", MTREE, "--host", LIME)
+    assert outcome.status == 2
+    assert f"{LIME}: it is not QEMU's info ramblock" in outcome.err
+    outcome = Outcome(capsys, "lookup", "--sample", "qemu-pc-hotplug", "--host", str(blocks), "0")
+    assert outcome.status == 2
+    assert "says nothing of these maps" in outcome.err
+    assert Outcome(capsys, "map", str(blocks)).status == 2
+
+
 def test_diff_and_plan(capsys: pytest.CaptureFixture[str]) -> None:
     outcome = Outcome(capsys, "diff", LIME, E820)
     assert outcome.status == 1
