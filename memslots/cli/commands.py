@@ -177,7 +177,8 @@ def _host_option(function: Any) -> Any:
         "hosts",
         multiple=True,
         metavar="FILE",
-        help="What the VMM says of its own memory: QEMU's info ramblock. Repeatable.",
+        help="What is behind the host addresses: /proc/PID/maps or smaps of the VMM, or QEMU's info"
+        " ramblock. Repeatable.",
     )(function)
 
 

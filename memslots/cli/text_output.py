@@ -408,5 +408,7 @@ def lookup_in_maps(name: str, maps: Sequence[Map], addresses: Sequence[int]) -> 
                 line += f", hva {entry.userspace_addr + inside:#x}"
             if entry.offset is not None:
                 line += f", offset {entry.offset + inside:#x}"
+            if entry.backing:
+                line += f", backing {entry.backing}"
             lines.append(line)
     return "\n".join(lines) + "\n"

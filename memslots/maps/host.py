@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterable
 from typing import BinaryIO, Protocol
 
 from memslots.errors import TraceError
 from memslots.maps.entries import Map
+from memslots.maps.procmaps import ProcMaps
 from memslots.maps.ramblock import RamBlocks
 from memslots.maps.reading import text_of
 
@@ -20,7 +20,7 @@ class _Beside(Protocol):
     def beside(self, text: str, map: Map) -> Map: ...
 
 
-_BESIDE: tuple[_Beside, ...] = (RamBlocks(),)
+_BESIDE: tuple[_Beside, ...] = (RamBlocks(), ProcMaps())
 
 
 def beside(
@@ -33,8 +33,8 @@ def beside(
     maps : iterable of Map
         Maps whose entries have host addresses, or names of QEMU's regions.
     path : str or path
-        QEMU's ``info ramblock``; ``-`` is standard input. The text may be compressed, quoted, or
-        in a log.
+        QEMU's ``info ramblock``, or /proc/PID/maps or smaps of the VMM; ``-`` is standard input.
+        The text may be compressed, quoted, or in a log.
     stream : binary file, optional
         A stream to read instead of the file; `path` is then its name.
 
@@ -48,7 +48,7 @@ def beside(
     given = completed = list(maps)
     known = [one for one in _BESIDE if one.recognises(text)]
     if not known:
-        raise TraceError(name, "it is not QEMU's info ramblock", None, errno.EINVAL)
+        raise TraceError(name, "it is neither QEMU's info ramblock nor /proc/PID/maps")
     try:
         for one in known:
             completed = [one.beside(text, map) for map in completed]

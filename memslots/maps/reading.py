@@ -19,6 +19,7 @@ from memslots.maps.binary import CrashDump, Elf, Lime, Minidump
 from memslots.maps.documents import Json, map_of
 from memslots.maps.entries import Map
 from memslots.maps.mtree import FlatViews, Tree
+from memslots.maps.procmaps import ProcMaps
 from memslots.maps.ramblock import RamBlocks
 from memslots.maps.text import E820, Csv, Iomem, Memmap
 from memslots.maps.vmmlogs import CloudHypervisor, Dosemu, Syzkaller, Unidbg
@@ -57,9 +58,10 @@ _TEXTS: tuple[_Text, ...] = (
     Memmap(),
     Iomem(),
     RamBlocks(),
+    ProcMaps(),
 )
 #: Inputs that are recognised to be refused with a reason: they have no guest addresses.
-_REFUSED = ("minidump", "ramblock")
+_REFUSED = ("minidump", "ramblock", "proc-maps")
 _NAMES = (*(one.name for one in _BINARY), *(one.name for one in _TEXTS), "trace")
 #: The names of all formats of maps, in the order in which they are tried.
 FORMATS = tuple(name for name in _NAMES if name not in _REFUSED)

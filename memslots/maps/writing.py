@@ -19,8 +19,10 @@ _MTREE = {"ram": "ram", "rom": "rom", "romd": "romd", "mmio": "i/o"}
 
 
 def _text(maps: Sequence[Map]) -> str:
-    rows: list[tuple[str, ...]] = [_HEADS]
+    rows: list[tuple[str, ...]] = [(*_HEADS, "backing")]
     rows += [_cells(found.as_id, entry) for found in maps for entry in found]
+    if not any(entry.backing for found in maps for entry in found):
+        rows = [row[:-1] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -44,6 +46,7 @@ def _cells(as_id: int, entry: Entry) -> tuple[str, ...]:
         "-" if entry.id is None else str(entry.id),
         flag_names(entry.flags),
         entry.name or "-",
+        entry.backing or "-",
     )
 
 

@@ -7,7 +7,7 @@ import io
 import pytest
 
 from memslots import TraceError
-from memslots.maps import MEMORY, Map, beside, read
+from memslots.maps import MEMORY, Map, beside, read, write
 
 MTREE = b"""FlatView #1
  AS "memory", root: system
@@ -89,7 +89,7 @@ def test_regions_of_several_devices_have_no_block_of_their_own() -> None:
 
 
 REFUSED = {
-    "prose": (MTREE, "dear all\n", "it is not QEMU's info ramblock"),
+    "prose": (MTREE, "dear all\n", "it is neither QEMU's info ramblock nor /proc/PID/maps"),
     "no host addresses": (MTREE, OLD_BLOCKS, "it has no column HVA"),
     "a smaller machine": (
         MTREE,
@@ -126,3 +126,108 @@ def test_any_beginning_of_the_blocks_is_read_or_refused() -> None:
             continue
         for one, entry in zip(found, whole, strict=True):
             assert one.userspace_addr in (None, entry.userspace_addr)
+
+
+def process(*lines: str) -> str:
+    return "".join(f"{line}\n" for line in lines)
+
+
+# As the kernel prints the mappings of that machine with its memory in a file, in pieces.
+PROCESS = process(
+    "55d8e1ccb000-55d8e20d2000 r--p 00000000 fe:00 2173250                    /usr/bin/qemu",
+    "7fc492c00000-7fc493c00000 rw-s 00000000 00:01 2076                       /dev/zero (deleted)",
+    "7fc493e00000-7fc4d3e00000 rw-s 00000000 00:1b 5                          /dev/shm/vm 1",
+    "7fc4d3e00000-7fc5d3e00000 rw-s 40000000 00:1b 5                          /dev/shm/vm 1",
+    "7fc5db000000-7fc5db020000 rw-p 00000000 00:00 0 ",
+    "7fc5db200000-7fc5db220000 r--p 00000000 fe:00 77                         /usr/bios.bin",
+    "7fc5db220000-7fc5db240000 r--p 00020000 fe:00 77                         /usr/bios.bin",
+    "7ffd00000000-7ffd00021000 rw-p 00000000 00:00 0                          [stack]",
+)
+
+
+def backings(found: Map) -> list[tuple[str, int | None]]:
+    return [(entry.backing, entry.offset) for entry in found]
+
+
+def test_what_is_mapped_behind_slots() -> None:
+    assert backings(with_host(TRACE, PROCESS)) == [
+        ("/dev/shm/vm 1", 0),
+        ("anonymous", None),
+        ("/usr/bios.bin, private", 0x20000),
+        ("/dev/shm/vm 1", 0x100000),
+        ("anonymous, shared", None),
+        ("/usr/bios.bin, private", 0),
+        ("/dev/shm/vm 1", 0xC0000000),
+    ]
+
+
+def test_names_of_blocks_and_their_backing() -> None:
+    (found,) = beside([with_host(MTREE, BLOCKS)], "host", io.BytesIO(PROCESS.encode()))
+    by_trace = with_host(TRACE, PROCESS)
+    assert [entry.backing for entry in found] == [entry.backing for entry in by_trace]
+    # In anonymous memory the offset stays that in the block.
+    assert [entry.offset for entry in found] == [entry.offset or 0 for entry in by_trace]
+    assert [entry.name for entry in found] == [entry.name for entry in memory(MTREE)]
+    both = with_host(MTREE, BLOCKS + PROCESS)
+    assert both == found
+
+
+@pytest.mark.parametrize(
+    ("lines", "backing", "offset"),
+    [
+        (["7f0000000000-7f0000004000 rw-s 00002000 00:01 9 /memfd:ram (deleted)"],
+         "memfd:ram", 8192),
+        (["7effffff0000-7f0000004000 rw-s 00000000 00:01 9 /memfd:a b (deleted)"],
+         "memfd:a b", 65536),
+        (["7f0000000000-7f0000004000 rw-s 00000000 00:0f 9 /dev/hugepages/x (deleted)"],
+         "/dev/hugepages/x (deleted)", 0),
+        (["7f0000000000-7f0000004000 rw-p 00000000 00:00 0 [anon:guest]"], "[anon:guest]", None),
+        (["00400000-00401000 r--p 00000000 00:00 0 [heap]",
+          "7f0000001000-7f0000002000 rw-p 00000000 00:00 0 "], "not mapped; anonymous", None),
+        (["7f0000000000-7f0000002000 rw-p 00000000 00:00 0 ",
+          "7f0000003000-7f0000005000 rw-s 00000000 00:01 9 /memfd:x (deleted)"],
+         "anonymous; not mapped; memfd:x", None),
+        ([f"7f000000{n}000-7f000000{n + 1}000 rw-s 00000000 00:01 {n} /f{n}" for n in range(4)] +
+         ["7f0000004000-7f0000005000 rw-p 00000000 00:00 0 "],
+         "/f0; /f1; /f2; 1 more", None),
+        # One file, and not in order.
+        (["7f0000000000-7f0000001000 rw-s 00003000 00:01 9 /f",
+          "7f0000001000-7f0000004000 rw-s 00000000 00:01 9 /f"], "/f", None),
+        # Two lists, one after the other.
+        (["7f0000000000-7f0000004000 rw-s 00000000 00:01 9 /f"] * 2, "/f", 0),
+    ],
+)  # fmt: skip
+def test_kinds_of_mappings(lines: list[str], backing: str, offset: int | None) -> None:
+    text = b"kvm_set_user_memory Slot#0 flags=0x0 gpa=0x0 size=0x4000 ua=0x7f0000000000 ret=0\n"
+    assert backings(with_host(text, process(*lines))) == [(backing, offset)]
+    smaps = "".join(f"{line}\nSize:  16 kB\nVmFlags: rd wr sh\n" for line in lines)
+    assert backings(with_host(text, smaps)) == [(backing, offset)]
+
+
+def test_mappings_are_written_and_read_again() -> None:
+    found = with_host(TRACE, PROCESS)
+    for format in ("json", "csv"):
+        assert read("it", stream=io.BytesIO(write(found, format).encode()))[0].entries == (
+            found.entries
+        )
+    lines = write(found, "text").splitlines()
+    assert lines[0].endswith("name  backing")
+    assert lines[1].endswith("-     /dev/shm/vm 1")
+
+
+def test_mappings_that_are_of_no_use() -> None:
+    with pytest.raises(TraceError, match="it says nothing of these maps"):
+        with_host(TRACE, PROCESS.replace("7fc", "7ab"))
+    with pytest.raises(TraceError, match="about host addresses, and the map's entries have none"):
+        with_host(MTREE, PROCESS)
+    with pytest.raises(TraceError, match="its 6 mappings of a process have no guest addresses"):
+        read("it", stream=io.BytesIO(PROCESS.encode()))
+
+
+def test_any_beginning_of_the_mappings_is_read_or_refused() -> None:
+    for cut in range(len(PROCESS)):
+        try:
+            found = with_host(TRACE, PROCESS[:cut])
+        except TraceError:
+            continue
+        assert any(entry.backing not in ("", "not mapped") for entry in found)
