@@ -713,7 +713,7 @@ def map_command(
 
     A FILE is a trace, QEMU's info mtree or info mtree -f, an e820 map in a log, /proc/iomem, a LiME
     file, an ELF core, a full crash dump of Windows, LeechCore's memory map, a log of
-    cloud-hypervisor, dosemu2 or unidbg, a program of syzkaller, CSV, or a map in JSON.
+    cloud-hypervisor, dosemu2, unidbg or libkrun, a program of syzkaller, CSV, or a map in JSON.
 
     Exit status: 0, or 2 if a FILE cannot be used.
     """

@@ -22,7 +22,7 @@ from memslots.maps.mtree import FlatViews, Tree
 from memslots.maps.procmaps import ProcMaps
 from memslots.maps.ramblock import RamBlocks
 from memslots.maps.text import E820, Csv, Iomem, Memmap
-from memslots.maps.vmmlogs import CloudHypervisor, Dosemu, Syzkaller, Unidbg
+from memslots.maps.vmmlogs import CloudHypervisor, Dosemu, Libkrun, Syzkaller, Unidbg
 from memslots.replay import replay
 from memslots.traces import open_trace
 from memslots.traces.source import Source
@@ -53,6 +53,7 @@ _TEXTS: tuple[_Text, ...] = (
     CloudHypervisor(),
     Dosemu(),
     Unidbg(),
+    Libkrun(),
     E820(),
     Csv(),
     Memmap(),

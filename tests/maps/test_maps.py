@@ -44,6 +44,13 @@ WANTED: dict[str, tuple[str, list[tuple[object, ...]]]] = {
             (0x20200000, 0x417000, "ram", None, 0x7F5808C00000),
         ],
     ),
+    "libkrun.log": (
+        "libkrun",
+        [
+            (0x40000000, 0x3FF00000, "ram", None, 0x300000000),
+            (0x80000000, 0x20000000, "ram", None, 0x130000000),
+        ],
+    ),
     "unidbg.log": (
         "unidbg",
         [
@@ -373,6 +380,30 @@ def test_every_byte_cut_off_or_changed_is_told() -> None:
 def test_two_boots_in_a_log() -> None:
     text = (DATA / "e820.txt").read_text()
     assert len(read("log", stream=io.BytesIO((text + text).encode()))) == 2
+
+
+def test_mappings_that_libkrun_adds_and_removes() -> None:
+    """An error after an addition is of this addition; what was there before is gone then."""
+    lines = [
+        "add_mapping: host_addr=103c30000, guest_addr=280000000, len=147456",
+        "add_mapping: host_addr=108674000, guest_addr=280024000, len=1048576",
+        "add_mapping: host_addr=109000000, guest_addr=290000000, len=135168",
+        "another thread's line",
+        "Error adding memory map: MemoryMap",
+        "remove_mapping: guest_addr=280124000, len=16384",
+        "add_mapping: host_addr=10a000000, guest_addr=280000000, len=16384",
+        "remove_mapping: guest_addr=280030000, len=16384",
+        "add_mapping: host_addr=1, guest_addr=1, len=1",
+        "add_mapping: host_addr=0, guest_addr=ffffffffffff0000, len=99999999",
+    ]
+    text = (DATA / "libkrun.log").read_text() + "".join(f"{line}\n" for line in lines)
+    (found,) = read("it", stream=io.BytesIO(text.encode()))
+    assert [(e.start, e.end, e.userspace_addr, e.id) for e in found.entries[2:]] == [
+        (0x280000000, 0x280004000, 0x10A000000, None),
+        (0x280004000, 0x280024000, 0x103C34000, None),
+        (0x280024000, 0x280030000, 0x108674000, None),
+        (0x280034000, 0x280124000, 0x108684000, None),
+    ]
 
 
 def test_the_flat_views_of_a_machine_with_smm() -> None:
