@@ -28,6 +28,7 @@ from rich.progress import (
 import memslots.maps as formats
 from memslots import PAGE_SHIFT, MemslotError, Plan, __version__, bench, plan
 from memslots.cli import json_output, text_output
+from memslots.cli.beside import Beside
 from memslots.cli.demo import tour
 from memslots.cli.kernel_memory import (
     Allowance,
@@ -171,7 +172,20 @@ def _format_option(function: Any) -> Any:
     )(function)  # fmt: skip
 
 
-def _host_option(function: Any) -> Any:
+def _beside_options(function: Any) -> Any:
+    function = click.option(
+        "--layout",
+        type=click.Choice(["auto", *formats.LAYOUTS]),
+        default="auto",
+        show_default=True,
+        help="How the file of --raw is laid out; auto tells by its size.",
+    )(function)
+    function = click.option(
+        "--raw",
+        metavar="RAW",
+        help="Show the places of the entries of an e820 map or /proc/iomem in RAW, which is the raw"
+        " memory of that guest.",
+    )(function)
     return click.option(
         "--host",
         "hosts",
@@ -180,13 +194,6 @@ def _host_option(function: Any) -> Any:
         help="What is behind the host addresses: /proc/PID/maps or smaps of the VMM, or QEMU's info"
         " ramblock. Repeatable.",
     )(function)
-
-
-def _completed(maps: list[formats.Map], hosts: Sequence[str]) -> list[formats.Map]:
-    """Returns the maps with what each file of --host says of the memory behind them."""
-    for host in hosts:
-        maps = formats.beside(maps, host)
-    return maps
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -699,7 +706,7 @@ def report_command(files: tuple[str, ...], sample: str | None, format: str, outp
     show_default=True,
     help=f"What to show, with commas between: {', '.join(formats.KINDS)}; or all.",
 )
-@_host_option
+@_beside_options
 @click.option("--json", "as_json", is_flag=True, help=_JSON_HELP)
 def map_command(
     files: tuple[str, ...],
@@ -707,6 +714,8 @@ def map_command(
     written: str,
     kinds: str,
     hosts: tuple[str, ...],
+    raw: str | None,
+    layout: str,
     as_json: bool,
 ) -> int:
     """Show the map of guest memory that each FILE holds, in whatever form.
@@ -721,10 +730,11 @@ def map_command(
     if unknown := sorted({*wanted} - {*formats.KINDS}):
         known = ", ".join(formats.KINDS)
         raise click.UsageError(f"there is no kind {unknown[0]!r}; there are {known}.")
+    others = Beside(hosts, raw, layout)
     found: list[tuple[str, list[formats.Map]] | TraceError] = []
     for name in files:
         try:
-            maps = _completed(formats.read(name, format), hosts)
+            maps = others.completed(formats.read(name, format))
             found.append((name, [one.of_kind(*wanted) for one in maps]))
         except TraceError as error:
             found.append(error)
@@ -743,13 +753,15 @@ def map_command(
 @click.argument("arguments", metavar="FILE GPA...", nargs=-1, required=True)
 @_sample_option
 @_format_option
-@_host_option
+@_beside_options
 @click.option("--json", "as_json", is_flag=True, help=_JSON_HELP)
 def lookup_command(
     arguments: tuple[str, ...],
     sample: str | None,
     format: str,
     hosts: tuple[str, ...],
+    raw: str | None,
+    layout: str,
     as_json: bool,
 ) -> int:
     """Look up guest physical addresses in the map that FILE leaves behind.
@@ -757,16 +769,18 @@ def lookup_command(
     Prints for each GPA (decimal, or hexadecimal with 0x) the slot, the host virtual address, and
     the rule that gave the answer; for every VM and address space of the trace. With --sample there
     is no FILE. FILE may also be what memslots map reads: then answers have the place in the file.
-    With --host the answers have what the other FILE says of the memory there.
+    With --host the answers have what the other file says of the memory there, and with --raw the
+    place in the raw memory.
     """
+    others = Beside(hosts, raw, layout)
     path, gpas = (sample, arguments) if sample else (arguments[0], arguments[1:])
     if not gpas:
         raise click.UsageError("name at least one GPA after FILE.")
     addresses = [_read_gpa(text) for text in gpas]
     try:
-        maps = None if sample or hosts or format != "auto" else _maps_of(path)
-        if hosts:
-            maps = _completed(_all_maps_of(path, sample is not None), hosts)
+        maps = None if sample or others or format != "auto" else _maps_of(path)
+        if others:
+            maps = others.completed(_all_maps_of(path, sample is not None))
         if maps is not None:
             _print(
                 json_output.lookup_in_maps(path, maps, addresses)

@@ -110,6 +110,34 @@ def test_host_memory(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     assert Outcome(capsys, "map", str(blocks)).status == 2
 
 
+def test_raw_memory(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    with raw.open("wb") as file:
+        file.truncate(4 << 30)
+    outcome = Outcome(capsys, "map", E820, "--raw", str(raw))
+    assert (outcome.status, outcome.err) == (
+        0,
+        f"memslots: {raw}: its layout is pc, by its size\n",
+    )
+    places = [line.split()[7] for line in outcome.out.splitlines()[2:]]
+    assert places == ["0x0", "0x100000", "0xc0000000"]
+    outcome = Outcome(capsys, "lookup", E820, "--raw", str(raw), "0x100000010", "0xa0000")
+    assert outcome.out.splitlines()[1:] == [
+        "gpa 0x100000010: ram usable, [0x100000000, 0x140000000), offset 0xc0000010",
+        "gpa 0xa0000: nothing",
+    ]
+    outcome = Outcome(capsys, "map", E820, "--raw", str(raw), "--layout", "padded")
+    assert outcome.err == ""
+    assert [line.split()[7] for line in outcome.out.splitlines()[2:]] == ["0x0", "0x100000", "-"]
+    outcome = Outcome(capsys, "map", MTREE, "--raw", str(raw))
+    assert outcome.status == 2
+    assert "have places in a file or a block already" in outcome.err
+    for other, reason in (("/dev/null", "no regular file"), ("nowhere", "no such file")):
+        outcome = Outcome(capsys, "map", E820, "--raw", other)
+        assert outcome.status == 2
+        assert reason in outcome.err
+
+
 def test_diff_and_plan(capsys: pytest.CaptureFixture[str]) -> None:
     outcome = Outcome(capsys, "diff", LIME, E820)
     assert outcome.status == 1

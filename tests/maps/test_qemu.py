@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from needs import needs_kvm
 
-from memslots.maps import MEMORY, Map, beside, read
+from memslots.maps import MEMORY, Entry, Map, beside, in_raw, read
 
 QEMU = shutil.which("qemu-system-x86_64")
 pytestmark = [
@@ -89,3 +89,20 @@ def test_what_is_behind_the_slots(tmp_path: Path) -> None:
     for entry in of_memfd:
         assert entry.offset == (entry.start if entry.start < 4 << 30 else entry.start - (1 << 30))
     assert {entry.backing for entry in found.of_kind("rom")} == {"anonymous"}
+
+
+@pytest.mark.parametrize("type", ["pc", "q35"])
+@pytest.mark.parametrize("gib", [1, 3, 4, 5])
+def test_places_in_a_file_of_ram(type: str, gib: int, tmp_path: Path) -> None:
+    """By the size of the file they are the places in pc.ram that QEMU tells."""
+    (flat,) = read(asked(["-M", type, "-m", f"{gib}G"], tmp_path)["mtree-f"])[:1]
+    of_ram = [entry for entry in flat.of_kind("ram") if entry.name == "pc.ram"]
+    below = max(entry.end for entry in of_ram if entry.start < 4 << 30)
+    above = [Entry(entry.start, entry.size) for entry in of_ram if entry.start >= 4 << 30]
+    # As SeaBIOS tells the guest: the last pages below are its own.
+    firmware = Entry(below - 0x20000, 0x20000, "reserved")
+    e820 = Map((Entry(0, 0x9FC00), Entry(1 << 20, firmware.start - (1 << 20)), firmware, *above))
+    found = in_raw(e820, gib << 30)
+    for entry in found:
+        assert entry.offset == flat.offset_of(entry.start)
+    assert found.gpa_of((gib << 30) - 1) == found.entries[-1].end - 1
