@@ -128,54 +128,12 @@ def crashdump_ranges(file: BinaryIO) -> list[FileRange]:
     return found
 
 
-_MINIDUMP = struct.Struct("<4sHHIIIIQ")
-_STREAM = struct.Struct("<III")
-_MINIDUMP_VERSION = 0xA793
-_MOST_STREAMS = 1 << 16
-#: By the type of a stream (MemoryListStream, Memory64ListStream): its head, and one of its ranges.
-_LISTS = {5: ("<I", "<8xI4x"), 9: ("<Q8x", "<8xQ")}
-
-
 def minidump_ranges(file: BinaryIO) -> list[FileRange]:
-    """Raises ValueError with the reason why a minidump is no guest memory.
-
-    The addresses of its memory are those that the dumped process used.
-    """
-    file.seek(0)
-    head = file.read(_MINIDUMP.size)
-    if len(head) < _MINIDUMP.size:
-        raise ValueError("it is a minidump that ends within its header")
-    _, version, _, streams, at, *_ = _MINIDUMP.unpack(head)
-    if version != _MINIDUMP_VERSION or streams > _MOST_STREAMS:
-        raise ValueError(f"it is no minidump: version {version:#x}, {streams} streams")
-    file.seek(at)
-    table = file.read(streams * _STREAM.size)
-    if len(table) < streams * _STREAM.size:
-        raise ValueError(f"it is a minidump that ends within its {streams} streams' directory")
-    found = [
-        size
-        for kind, length, place in _STREAM.iter_unpack(table)
-        if kind in _LISTS
-        for size in _listed(file, kind, length, place)
-    ]
+    """Raises ValueError with the reason why a minidump is no guest memory."""
     raise ValueError(
-        f"it is a minidump of a process: its {len(found)} ranges of memory ({sum(found)} bytes)"
-        " are at virtual addresses of the process, and no guest physical addresses are in it"
+        f"it is a minidump of a process ({file.seek(0, 2)} bytes): its memory is at virtual"
+        " addresses of the process, and no guest physical addresses are in it"
     )
-
-
-def _listed(file: BinaryIO, kind: int, length: int, place: int) -> list[int]:
-    """Returns the sizes of the ranges in a stream of a minidump."""
-    first, each = (struct.Struct(layout) for layout in _LISTS[kind])
-    file.seek(place)
-    stream = file.read(length)
-    if len(stream) < max(length, first.size):
-        raise ValueError("it is a minidump that ends within its list of memory")
-    (count,) = first.unpack_from(stream)
-    if count > (length - first.size) // each.size:
-        raise ValueError(f"{count} ranges do not fit its list of memory of {length} bytes")
-    sizes = memoryview(stream)[first.size : first.size + count * each.size]
-    return [size for (size,) in each.iter_unpack(sizes)]
 
 
 #: (first bytes of a file, the function that reads its ranges).

@@ -285,24 +285,14 @@ def lime(*ranges: tuple[int, int]) -> bytes:
     )
 
 
-def minidump(*ranges: tuple[int, int], wide: bool = True, version: int = 0xA793) -> bytes:
-    """A minidump of ranges (address, size), in a Memory64ListStream or a MemoryListStream."""
-    if wide:
-        listed = struct.pack("<QQ", len(ranges), 0x1000)
-        listed += b"".join(struct.pack("<QQ", *one) for one in ranges)
-    else:
-        listed = struct.pack("<I", len(ranges))
-        listed += b"".join(struct.pack("<QII", *one, 0x1000) for one in ranges)
-    streams = struct.pack("<III", 7, 56, 0) + struct.pack("<III", 9 if wide else 5, len(listed), 56)
-    return struct.pack("<4sHHIIIIQ", b"MDMP", version, 0, 2, 32, 0, 0, 0) + streams + listed
-
-
-@pytest.mark.parametrize("wide", [False, True])
-def test_a_minidump_is_no_guest_memory(wide: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [4, 32, 5000])
+def test_a_minidump_is_no_guest_memory(size: int, tmp_path: Path) -> None:
     """Neither as a map nor as memory to open, which would take it for raw memory."""
     path = tmp_path / "dump"
-    path.write_bytes(minidump((0x7FF600000000, 0x3000), (0x7FFA00000000, 0x1000), wide=wide))
-    with pytest.raises(TraceError, match=r"its 2 ranges of memory \(16384 bytes\) are at virtual"):
+    path.write_bytes((b"MDMP\x93\xa7" + bytes(size))[:size])
+    with pytest.raises(
+        TraceError, match=rf"a process \({size} bytes\): its memory is"
+    ):
         read(path)
     with pytest.raises(SnapshotError, match="no guest physical addresses"):
         GuestMemory.open(path)
@@ -321,14 +311,6 @@ WRONG = {
     "a core of nothing": (elf(64, "<", []), "it has no map"),
     "a small crash dump": (crash_dump(5, [(1, 1)]), "of type 5"),
     "many runs": (crash_dump(1, [(n, 1) for n in range(200)]), "200 runs"),
-    "a cut minidump": (minidump()[:31], "a minidump that ends within its header"),
-    "a cut directory": (minidump()[:50], "ends within its 2 streams' directory"),
-    "a cut list": (minidump((1, 1))[:-1], "ends within its list of memory"),
-    "a list that is too long": (
-        minidump((1, 1))[:56] + b"\2" + minidump((1, 1))[57:],
-        "2 ranges do not fit its list of memory of 32 bytes",
-    ),
-    "another version": (minidump(version=7), "it is no minidump: version 0x7"),
     "JSON of something else": (b'{"a": 1}', "a map is a JSON object"),
     "broken JSON": (b'{"slots": [', "Expecting"),
     "iomem of a plain user": (b"00000000-00000000 : System RAM\n", "read by root"),
@@ -365,7 +347,6 @@ def test_every_byte_cut_off_or_changed_is_told() -> None:
     """Never another error than TraceError, for any beginning of each file and for other bytes."""
     contents = [(DATA / name).read_bytes() for name in WANTED]
     contents += [elf(64, "<", [(0, 1, 0), (5, 5, 5)]), crash_dump(1, [(1, 2)]), TREE.encode()]
-    contents += [minidump((1, 1)), minidump((1, 1), wide=False)]
     for content in contents:
         step = max(1, len(content) // 97)
         for cut in range(0, len(content), step):
