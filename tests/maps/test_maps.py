@@ -290,9 +290,7 @@ def test_a_minidump_is_no_guest_memory(size: int, tmp_path: Path) -> None:
     """Neither as a map nor as memory to open, which would take it for raw memory."""
     path = tmp_path / "dump"
     path.write_bytes((b"MDMP\x93\xa7" + bytes(size))[:size])
-    with pytest.raises(
-        TraceError, match=rf"a process \({size} bytes\): its memory is"
-    ):
+    with pytest.raises(TraceError, match=rf"a process \({size} bytes\): its memory is"):
         read(path)
     with pytest.raises(SnapshotError, match="no guest physical addresses"):
         GuestMemory.open(path)
