@@ -41,6 +41,7 @@ NOT_RUN = {
     "sh": "makes environments: sessions of noxfile.py run the README's two commands",
     "cython": "tests/test_c_face.py builds it against the installed package",
     "{toctree}": "Sphinx's",
+    "{eval-rst}": "Sphinx makes a part of it from docstrings",
 }
 
 # Other programs that a console block may run, from a checkout's root, and their needs.

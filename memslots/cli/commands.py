@@ -27,6 +27,7 @@ from rich.progress import (
 import memslots.maps as formats
 from memslots import PAGE_SHIFT, MemslotError, Plan, __version__, bench, plan
 from memslots.cli import json_output, text_output
+from memslots.cli.beside import Beside
 from memslots.cli.demo import tour
 from memslots.cli.kernel_memory import (
     Allowance,
@@ -171,6 +172,30 @@ def _format_option(function: Any) -> Any:
         "--format", "format", type=click.Choice(FORMATS), default="auto", show_default=True,
         help=_FORMAT_HELP,
     )(function)  # fmt: skip
+
+
+def _beside_options(function: Any) -> Any:
+    function = click.option(
+        "--layout",
+        type=click.Choice(["auto", *formats.LAYOUTS]),
+        default="auto",
+        show_default=True,
+        help="How the file of --raw is laid out; auto tells by its size.",
+    )(function)
+    function = click.option(
+        "--raw",
+        metavar="RAW",
+        help="Show the places of the entries of an e820 map or /proc/iomem in RAW, which is the raw"
+        " memory of that guest.",
+    )(function)
+    return click.option(
+        "--host",
+        "hosts",
+        multiple=True,
+        metavar="FILE",
+        help="What is behind the host addresses: /proc/PID/maps or smaps of the VMM, or QEMU's info"
+        " ramblock. Repeatable.",
+    )(function)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -704,24 +729,33 @@ def _read_kinds(kinds: str) -> tuple[str, ...]:
     help="The format to write; all but text, json and mtree hold one map.",
 )
 @_kind_option
+@_beside_options
 @click.option("--json", "as_json", is_flag=True, help=_JSON_HELP)
 def map_command(
-    files: tuple[str, ...], format: str, written: str, kinds: str, as_json: bool
+    files: tuple[str, ...],
+    format: str,
+    written: str,
+    kinds: str,
+    hosts: tuple[str, ...],
+    raw: str | None,
+    layout: str,
+    as_json: bool,
 ) -> int:
     """Show the map of guest memory that each FILE holds, in whatever form.
 
     A FILE is a trace, QEMU's info mtree or info mtree -f, an e820 map in a log, /proc/iomem, a LiME
     file, an ELF core, a full crash dump of Windows, LeechCore's memory map, a log of
-    cloud-hypervisor, dosemu2 or unidbg, a program of syzkaller, CSV, or a map in JSON.
+    cloud-hypervisor, dosemu2, unidbg or libkrun, a program of syzkaller, CSV, or a map in JSON.
 
     Exit status: 0, or 2 if a FILE cannot be used.
     """
     wanted = _read_kinds(kinds)
+    others = Beside(hosts, raw, layout)
     found: list[tuple[str, list[formats.Map]] | TraceError] = []
     for name in files:
         try:
-            maps = [one.of_kind(*wanted) for one in formats.read(name, format)]
-            found.append((name, maps))
+            maps = others.completed(formats.read(name, format))
+            found.append((name, [one.of_kind(*wanted) for one in maps]))
         except TraceError as error:
             found.append(error)
             _complain(error)
@@ -779,22 +813,34 @@ def watch_command(path: str, interval: float, once: bool, kinds: str, as_json: b
 @click.argument("arguments", metavar="FILE GPA...", nargs=-1, required=True)
 @_sample_option
 @_format_option
+@_beside_options
 @click.option("--json", "as_json", is_flag=True, help=_JSON_HELP)
 def lookup_command(
-    arguments: tuple[str, ...], sample: str | None, format: str, as_json: bool
+    arguments: tuple[str, ...],
+    sample: str | None,
+    format: str,
+    hosts: tuple[str, ...],
+    raw: str | None,
+    layout: str,
+    as_json: bool,
 ) -> int:
     """Look up guest physical addresses in the map that FILE leaves behind.
 
     Prints for each GPA (decimal, or hexadecimal with 0x) the slot, the host virtual address, and
     the rule that gave the answer; for every VM and address space of the trace. With --sample there
     is no FILE. FILE may also be what memslots map reads: then answers have the place in the file.
+    With --host the answers have what the other file says of the memory there, and with --raw the
+    place in the raw memory.
     """
+    others = Beside(hosts, raw, layout)
     path, gpas = (sample, arguments) if sample else (arguments[0], arguments[1:])
     if not gpas:
         raise click.UsageError("name at least one GPA after FILE.")
     addresses = [_read_gpa(text) for text in gpas]
     try:
-        maps = None if sample or format != "auto" else _maps_of(path)
+        maps = None if sample or others or format != "auto" else _maps_of(path)
+        if others:
+            maps = others.completed(_all_maps_of(path, sample is not None))
         if maps is not None:
             _print(
                 json_output.lookup_in_maps(path, maps, addresses)
@@ -821,6 +867,14 @@ def _maps_of(path: str) -> list[formats.Map] | None:
     with Path(path).open("rb") as file:
         format = recognised(path, file)
         return None if format == "trace" else formats.read(path, format, file)
+
+
+def _all_maps_of(path: str, sample: bool) -> list[formats.Map]:
+    """Returns the maps of a file or a sample; those of a trace are the maps at its end."""
+    if not sample:
+        return formats.read(path)
+    with SAMPLES[path].open() as stream:
+        return formats.read(path, "trace", stream)
 
 
 def _read_gpa(text: str) -> int:

@@ -389,11 +389,13 @@ def lookup_in_maps(name: str, maps: Sequence[Map], addresses: Sequence[int]) -> 
             entry = one.get(gpa)
             answer: Document = {"as_id": one.as_id, "gpa": hex(gpa), "hva": None}
             answer |= {"offset": None, "kind": None, "name": None, "slot": None}
+            answer["backing"] = None
             if entry is not None:
                 inside = gpa - entry.start
                 host, offset = entry.userspace_addr, entry.offset
                 answer["hva"] = None if host is None else hex(host + inside)
                 answer["offset"] = None if offset is None else hex(offset + inside)
                 answer |= {"kind": entry.kind, "name": entry.name, "slot": entry.id}
+                answer["backing"] = entry.backing or None
             answers.append(answer)
     return {"file": name, "format": maps[0].format, "answers": answers}

@@ -317,10 +317,11 @@ def watched_change(when: datetime, spaces: Sequence[SpaceChange]) -> str:
     """Returns what changed at a time."""
     page = _Page()
     page.line(f"\n{_local(when)}", "bold")
-    rows: list[tuple[str, ...]] = [(" ", *HEADS)]
+    # A running QEMU does not tell what is behind its host addresses.
+    rows: list[tuple[str, ...]] = [(" ", *HEADS[:-1])]
     for each in spaces:
-        rows += [("-", *cells(each.as_id, entry)) for entry in each.removed]
-        rows += [("+", *cells(each.as_id, entry)) for entry in each.added]
+        rows += [("-", *cells(each.as_id, entry)[:-1]) for entry in each.removed]
+        rows += [("+", *cells(each.as_id, entry)[:-1]) for entry in each.added]
     _show_signed(page, lines(rows))
     _show_signed(page, [_run_text(run) for each in spaces for run in each.runs])
     return page.text()
@@ -466,5 +467,7 @@ def lookup_in_maps(name: str, maps: Sequence[Map], addresses: Sequence[int]) -> 
                 line += f", hva {entry.userspace_addr + inside:#x}"
             if entry.offset is not None:
                 line += f", offset {entry.offset + inside:#x}"
+            if entry.backing:
+                line += f", backing {entry.backing}"
             lines.append(line)
     return "\n".join(lines) + "\n"

@@ -6,7 +6,13 @@ from collections.abc import Iterable
 from typing import BinaryIO
 
 from memslots.maps.entries import Entry, Map, joined
-from memslots.memory.dumpfiles import FileRange, crashdump_ranges, elf_ranges, lime_ranges
+from memslots.memory.dumpfiles import (
+    FileRange,
+    crashdump_ranges,
+    elf_ranges,
+    lime_ranges,
+    minidump_ranges,
+)
 
 
 def _maps(ranges: Iterable[FileRange], format: str) -> list[Map]:
@@ -67,3 +73,19 @@ class CrashDump:
     def read(file: BinaryIO) -> list[Map]:
         """Returns its maps. Raises ValueError or InvalidRegionError if it holds none."""
         return _maps(crashdump_ranges(file), "crashdump")
+
+
+class Minidump:
+    """A minidump: the memory of a process, at the process's virtual addresses. It is refused."""
+
+    name = "minidump"
+
+    @staticmethod
+    def recognises(head: bytes) -> bool:
+        """Returns whether an input that begins with `head` is in this format."""
+        return head[:4] == b"MDMP"
+
+    @staticmethod
+    def read(file: BinaryIO) -> list[Map]:
+        """Raises ValueError: a minidump has no map of guest memory."""
+        return _maps(minidump_ranges(file), "minidump")

@@ -80,6 +80,7 @@ def _of_final_map(slots: list[dict[str, Any]]) -> list[Map]:
             host,
             slot.get("id"),
             flags,
+            slot.get("backing", ""),
         )
         spaces.setdefault(slot.get("as_id", 0), []).append(entry)
     return [
@@ -98,5 +99,6 @@ def document(entry: Entry, as_id: int) -> dict[str, Any]:
     found["userspace_addr"] = None if host is None else hex(host)
     found["kind"] = entry.kind
     found["name"] = entry.name
+    found["backing"] = entry.backing
     found["offset"] = None if entry.offset is None else hex(entry.offset)
     return found

@@ -30,12 +30,15 @@ class Entry(NamedTuple):
     """One of memslots.maps.KINDS."""
     name: str = ""
     offset: int | None = None
-    """Offset of the first byte in the map's file, or in its block of RAM."""
+    """Offset of the first byte in the map's file, in its block of RAM, or in the file of
+    `backing`."""
     userspace_addr: int | None = None
     """The host address of the first byte, if known."""
     id: int | None = None
     """The slot's id, if the entry is a slot."""
     flags: int = 0
+    backing: str = ""
+    """What is mapped at the host address, if known: a file, a memfd, or anonymous memory."""
 
     @property
     def end(self) -> int:

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from memslots.errors import InvalidRegionError, TraceError
-from memslots.maps.binary import CrashDump, Elf, Lime
+from memslots.maps.binary import CrashDump, Elf, Lime, Minidump
 from memslots.maps.documents import Json, map_of
 from memslots.maps.entries import Map
 from memslots.maps.mtree import FlatViews, Tree
+from memslots.maps.procmaps import ProcMaps
+from memslots.maps.ramblock import RamBlocks
 from memslots.maps.text import E820, Csv, Iomem, Memmap
-from memslots.maps.vmmlogs import CloudHypervisor, Dosemu, Syzkaller, Unidbg
+from memslots.maps.vmmlogs import CloudHypervisor, Dosemu, Libkrun, Syzkaller, Unidbg
 from memslots.replay import replay
 from memslots.traces import open_trace
 from memslots.traces.source import Source
@@ -42,7 +44,7 @@ class _Text(Protocol):
     def read(self, text: str) -> list[Map]: ...
 
 
-_BINARY = (Lime, Elf, CrashDump)
+_BINARY = (Lime, Elf, CrashDump, Minidump)
 _TEXTS: tuple[_Text, ...] = (
     Json(),
     FlatViews(),
@@ -51,13 +53,19 @@ _TEXTS: tuple[_Text, ...] = (
     CloudHypervisor(),
     Dosemu(),
     Unidbg(),
+    Libkrun(),
     E820(),
     Csv(),
     Memmap(),
     Iomem(),
+    RamBlocks(),
+    ProcMaps(),
 )
-#: The names of all formats, in the order in which they are tried.
-FORMATS = (*(one.name for one in _BINARY), *(one.name for one in _TEXTS), "trace")
+#: Inputs that are recognised to be refused with a reason: they have no guest addresses.
+_REFUSED = ("minidump", "ramblock", "proc-maps")
+_NAMES = (*(one.name for one in _BINARY), *(one.name for one in _TEXTS), "trace")
+#: The names of all formats of maps, in the order in which they are tried.
+FORMATS = tuple(name for name in _NAMES if name not in _REFUSED)
 
 
 def read(
@@ -86,7 +94,7 @@ def read(
     ValueError
         There is no such format.
     """
-    if format != "auto" and format not in FORMATS:
+    if format not in ("auto", *_NAMES):
         raise ValueError(f"there is no format {format!r}; there are {', '.join(FORMATS)}")
     name = os.fspath(path)
     if stream is None:
@@ -108,7 +116,7 @@ def recognised(name: str, file: BinaryIO) -> str:
     for binary in _BINARY:
         if binary.recognises(head):
             return binary.name
-    text = _text(name, file, _LOOKED_AT)
+    text = text_of(name, file, _LOOKED_AT)
     file.seek(0)
     if not _TRACE.search(text):
         for one in _TEXTS:
@@ -126,7 +134,7 @@ def _read(name: str, file: BinaryIO, format: str) -> list[Map]:
                 return _some(binary.read(file))
         for one in _TEXTS:
             if format == one.name:
-                return _some(one.read(_text(name, file, _MOST_TEXT)))
+                return _some(one.read(text_of(name, file)))
     except InvalidRegionError as error:
         raise TraceError(name, error.strerror or str(error)) from None
     except (ValueError, KeyError, OverflowError, RecursionError, struct.error) as error:
@@ -141,7 +149,7 @@ def _some(maps: list[Map]) -> list[Map]:
     return found
 
 
-def _text(name: str, file: BinaryIO, most: int) -> str:
+def text_of(name: str, file: BinaryIO | None, most: int = _MOST_TEXT) -> str:
     """Returns at least the first `most` bytes of a text, without the wrapping of its lines."""
     with Source(name, file) as source:
         parts = []

@@ -28,7 +28,7 @@ _LEECH = re.compile(
     r"^\W*[0-9a-f]{4,}\s+([0-9a-f]{1,16})\s+-\s+([0-9a-f]{1,16})(?:\s+->\s+([0-9a-f]{1,16}))?\s*$",
     re.MULTILINE,
 )
-CSV_FIELDS = ("start", "size", "kind", "name", "offset", "userspace_addr", "id", "flags")
+CSV_FIELDS = ("start", "size", "kind", "name", "offset", "userspace_addr", "id", "flags", "backing")
 
 
 class E820:
@@ -149,4 +149,5 @@ def _rows(rows: csv.DictReader[str]) -> Iterator[Entry]:
         )
         flags = int(row["flags"], 0) if row.get("flags") else 0
         kind = row.get("kind") or "ram"
-        yield Entry(start, size, kind, row.get("name") or "", offset, host, id, flags)
+        name, backing = row.get("name") or "", row.get("backing") or ""
+        yield Entry(start, size, kind, name, offset, host, id, flags, backing)

@@ -27,6 +27,7 @@ class _Log(ABC):
     """Lines that each make, change or delete one slot."""
 
     name: str
+    with_ids = True  # whether the ids are those of the log
     pattern: re.Pattern[str]
 
     @classmethod
@@ -38,22 +39,23 @@ class _Log(ABC):
     def read(cls, text: str) -> list[Map]:
         """Returns the map after the changes of all lines."""
         vm = Memslots(1 << 16, max_gfn=(1 << 52) - 1, max_hva=(1 << 64) - 4096)
-        known: dict[int, int] = {}  # ids of slots that have host addresses
+        known: set[int] = set()  # ids of slots that have host addresses
         for match in cls.pattern.finditer(text):
-            for slot, flags, gpa, size, hva in cls.calls(match, vm):
-                try:
+            try:
+                for slot, flags, gpa, size, hva in cls.calls(match, vm):
                     vm.set_region(slot, flags & 3, gpa, size, hva or 0)
-                except MemslotError:
-                    continue  # the change was refused, so nothing changed
-                if hva is not None:
-                    known[slot] = hva
+                    if hva is not None:
+                        known.add(slot)
+            except MemslotError:
+                continue  # the change was refused, so nothing changed
+        no_ids = not cls.with_ids
         entries = [
             Entry(
                 slot.guest_phys_addr,
                 slot.memory_size,
                 "rom" if slot.flags & 2 else "ram",
-                userspace_addr=slot.userspace_addr if slot.id in known else None,
-                id=slot.id,
+                userspace_addr=slot.userspace_addr if slot.id in known or no_ids else None,
+                id=None if no_ids else slot.id,
                 flags=int(slot.flags),
             )
             for slot in vm
@@ -119,6 +121,34 @@ class Unidbg(_Log):
         gone = match[1] == "mem_unmap"
         hva = int(match[5], 16) if match[5] else None
         yield _Call(int(match[2]), 0, gpa, 0 if gone else size, hva)
+
+
+class Libkrun(_Log):
+    """libkrun on macOS and Windows: `Guest memory host_addr=HVA guest_addr=GPA len=SIZE`.
+
+    Later `add_mapping: host_addr=HVA, guest_addr=GPA, len=SIZE` and `remove_mapping: ...` change
+    the map; there SIZE is decimal. No line has a slot's id.
+    """
+
+    name = "libkrun"
+    with_ids = False
+    pattern = re.compile(
+        rf"Guest memory host_addr={_HEX} guest_addr={_HEX} len={_HEX}"
+        rf"|(?P<change>add|remove)_mapping: (?:host_addr={_HEX}, )?guest_addr={_HEX}, len=(\d+)"
+        # An error before the next change is of this one.
+        r"(?P<failed>(?=(?:(?!_mapping: )[\s\S])*?Error adding memory map))?"
+    )
+
+    @classmethod
+    def calls(cls, match: re.Match[str], vm: Memslots) -> Iterator[_Call]:
+        """Yields the calls of one line."""
+        if match["change"] is None:
+            hva, gpa, size = (int(match[n], 16) for n in (1, 2, 3))
+        else:
+            hva, gpa, size = int(match[5] or "0", 16), int(match[6], 16), int(match[7])
+            vm.unmap(gpa >> PAGE_SHIFT, (gpa + size) >> PAGE_SHIFT)
+        if match["change"] != "remove" and match["failed"] is None and size:
+            yield _Call(vm.free_id(), 0, gpa, size, hva)
 
 
 class Syzkaller(_Log):

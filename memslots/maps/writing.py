@@ -15,13 +15,17 @@ from memslots.values.records import size_text
 
 _E820 = {"ram": "usable", "acpi": "ACPI data"}
 #: The columns of a table of entries.
-HEADS = ("as", "start", "end", "size", "kind", "hva", "offset", "id", "flags", "name")
+HEADS = (
+    *("as", "start", "end", "size", "kind", "hva", "offset", "id", "flags", "name", "backing"),
+)
 _MTREE = {"ram": "ram", "rom": "rom", "romd": "romd", "mmio": "i/o"}
 
 
 def _text(maps: Sequence[Map]) -> str:
     rows: list[tuple[str, ...]] = [HEADS]
     rows += [cells(found.as_id, entry) for found in maps for entry in found]
+    if not any(entry.backing for found in maps for entry in found):
+        rows = [row[:-1] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -47,6 +51,7 @@ def cells(as_id: int, entry: Entry) -> tuple[str, ...]:
         "-" if entry.id is None else str(entry.id),
         flag_names(entry.flags),
         entry.name or "-",
+        entry.backing or "-",
     )
 
 

@@ -1,4 +1,7 @@
-"""Finds the guest memory in a dump file: LiME files, ELF cores, Windows crash dumps."""
+"""Finds the guest memory in a dump file: LiME files, ELF cores, Windows crash dumps.
+
+A minidump has none, and is refused.
+"""
 
 from __future__ import annotations
 
@@ -125,9 +128,18 @@ def crashdump_ranges(file: BinaryIO) -> list[FileRange]:
     return found
 
 
+def minidump_ranges(file: BinaryIO) -> list[FileRange]:
+    """Raises ValueError with the reason why a minidump is no guest memory."""
+    raise ValueError(
+        f"it is a minidump of a process ({file.seek(0, 2)} bytes): its memory is at virtual"
+        " addresses of the process, and no guest physical addresses are in it"
+    )
+
+
 #: (first bytes of a file, the function that reads its ranges).
 READERS = (
     (b"EMiL", lime_ranges),
     (b"\x7fELF", elf_ranges),
     (b"PAGEDU64", crashdump_ranges),
+    (b"MDMP", minidump_ranges),
 )

@@ -86,6 +86,58 @@ def test_lookup(capsys: pytest.CaptureFixture[str]) -> None:
     assert [(a["gpa"], a["offset"], a["hva"]) for a in answers] == [("0x100010", "0x2050", None)]
 
 
+BLOCKS = """\
+              Block Name    PSize              Offset               Used              Total                HVA  RO
+                  pc.ram    4 KiB  0x0000000000000000 0x0000000100000000 0x0000000100000000 0x00007f1200000000  rw
+"""  # noqa: E501 (as QEMU prints it)
+
+
+def test_host_memory(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    blocks = tmp_path / "blocks"
+    blocks.write_text(BLOCKS)
+    outcome = Outcome(capsys, "map", MTREE, "--host", str(blocks), "--kind", "ram")
+    assert (outcome.status, outcome.err) == (0, "")
+    hosts = [line.split()[6] for line in outcome.out.splitlines()[2:]]
+    assert hosts == ["0x7f1200000000", "0x7f1200100000", "0x7f12c0000000"]
+    outcome = Outcome(capsys, "lookup", "--host", str(blocks), MTREE, "0x100000010")
+    assert outcome.out.splitlines()[1].endswith("hva 0x7f12c0000010, offset 0xc0000010")
+    outcome = Outcome(capsys, "map", MTREE, "--host", LIME)
+    assert outcome.status == 2
+    assert f"{LIME}: it is neither QEMU's info ramblock nor" in outcome.err
+    outcome = Outcome(capsys, "lookup", "--sample", "qemu-pc-hotplug", "--host", str(blocks), "0")
+    assert outcome.status == 2
+    assert "says nothing of these maps" in outcome.err
+    assert Outcome(capsys, "map", str(blocks)).status == 2
+
+
+def test_raw_memory(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    with raw.open("wb") as file:
+        file.truncate(4 << 30)
+    outcome = Outcome(capsys, "map", E820, "--raw", str(raw))
+    assert (outcome.status, outcome.err) == (
+        0,
+        f"memslots: {raw}: its layout is pc, by its size\n",
+    )
+    places = [line.split()[7] for line in outcome.out.splitlines()[2:]]
+    assert places == ["0x0", "0x100000", "0xc0000000"]
+    outcome = Outcome(capsys, "lookup", E820, "--raw", str(raw), "0x100000010", "0xa0000")
+    assert outcome.out.splitlines()[1:] == [
+        "gpa 0x100000010: ram usable, [0x100000000, 0x140000000), offset 0xc0000010",
+        "gpa 0xa0000: nothing",
+    ]
+    outcome = Outcome(capsys, "map", E820, "--raw", str(raw), "--layout", "padded")
+    assert outcome.err == ""
+    assert [line.split()[7] for line in outcome.out.splitlines()[2:]] == ["0x0", "0x100000", "-"]
+    outcome = Outcome(capsys, "map", MTREE, "--raw", str(raw))
+    assert outcome.status == 2
+    assert "have places in a file or a block already" in outcome.err
+    for other, reason in (("/dev/null", "no regular file"), ("nowhere", "no such file")):
+        outcome = Outcome(capsys, "map", E820, "--raw", other)
+        assert outcome.status == 2
+        assert reason in outcome.err
+
+
 def test_diff_and_plan(capsys: pytest.CaptureFixture[str]) -> None:
     outcome = Outcome(capsys, "diff", LIME, E820)
     assert outcome.status == 1

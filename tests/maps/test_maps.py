@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from memslots import Backing, GuestMemory, InvalidRegionError, Memslots, NotMappedError, TraceError
+from memslots import (
+    Backing,
+    GuestMemory,
+    InvalidRegionError,
+    Memslots,
+    NotMappedError,
+    SnapshotError,
+    TraceError,
+)
 from memslots.maps import FORMATS, KINDS, MEMORY, WRITERS, Entry, Map, read, write
 
 DATA = Path(__file__).parent.parent / "data" / "maps"
@@ -34,6 +42,13 @@ WANTED: dict[str, tuple[str, list[tuple[object, ...]]]] = {
             (0, 640 * KIB, "ram", None, 0x7F5808A00000),
             (0x110000, 0xA4E6000, "ram", None, 0x7F5809310000),
             (0x20200000, 0x417000, "ram", None, 0x7F5808C00000),
+        ],
+    ),
+    "libkrun.log": (
+        "libkrun",
+        [
+            (0x40000000, 0x3FF00000, "ram", None, 0x300000000),
+            (0x80000000, 0x20000000, "ram", None, 0x130000000),
         ],
     ),
     "unidbg.log": (
@@ -270,6 +285,17 @@ def lime(*ranges: tuple[int, int]) -> bytes:
     )
 
 
+@pytest.mark.parametrize("size", [4, 32, 5000])
+def test_a_minidump_is_no_guest_memory(size: int, tmp_path: Path) -> None:
+    """Neither as a map nor as memory to open, which would take it for raw memory."""
+    path = tmp_path / "dump"
+    path.write_bytes((b"MDMP\x93\xa7" + bytes(size))[:size])
+    with pytest.raises(TraceError, match=rf"a process \({size} bytes\): its memory is"):
+        read(path)
+    with pytest.raises(SnapshotError, match="no guest physical addresses"):
+        GuestMemory.open(path)
+
+
 WRONG = {
     "nothing": (b"", "it is empty"),
     "prose": (b"dear all,\nmy machine has memory\n", "it is in no format that is known"),
@@ -333,6 +359,30 @@ def test_every_byte_cut_off_or_changed_is_told() -> None:
 def test_two_boots_in_a_log() -> None:
     text = (DATA / "e820.txt").read_text()
     assert len(read("log", stream=io.BytesIO((text + text).encode()))) == 2
+
+
+def test_mappings_that_libkrun_adds_and_removes() -> None:
+    """An error after an addition is of this addition; what was there before is gone then."""
+    lines = [
+        "add_mapping: host_addr=103c30000, guest_addr=280000000, len=147456",
+        "add_mapping: host_addr=108674000, guest_addr=280024000, len=1048576",
+        "add_mapping: host_addr=109000000, guest_addr=290000000, len=135168",
+        "another thread's line",
+        "Error adding memory map: MemoryMap",
+        "remove_mapping: guest_addr=280124000, len=16384",
+        "add_mapping: host_addr=10a000000, guest_addr=280000000, len=16384",
+        "remove_mapping: guest_addr=280030000, len=16384",
+        "add_mapping: host_addr=1, guest_addr=1, len=1",
+        "add_mapping: host_addr=0, guest_addr=ffffffffffff0000, len=99999999",
+    ]
+    text = (DATA / "libkrun.log").read_text() + "".join(f"{line}\n" for line in lines)
+    (found,) = read("it", stream=io.BytesIO(text.encode()))
+    assert [(e.start, e.end, e.userspace_addr, e.id) for e in found.entries[2:]] == [
+        (0x280000000, 0x280004000, 0x10A000000, None),
+        (0x280004000, 0x280024000, 0x103C34000, None),
+        (0x280024000, 0x280030000, 0x108674000, None),
+        (0x280034000, 0x280124000, 0x108684000, None),
+    ]
 
 
 def test_the_flat_views_of_a_machine_with_smm() -> None:

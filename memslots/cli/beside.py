@@ -1,0 +1,51 @@
+"""What `memslots map` and `memslots lookup` take beside a map: --host and --raw."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import click
+
+import memslots.maps as formats
+from memslots.errors import TraceError
+from memslots.traces.source import Source
+
+
+@dataclass(frozen=True)
+class Beside:
+    """The files that are named beside a map."""
+
+    hosts: tuple[str, ...]
+    raw: str | None
+    layout: str
+
+    def __bool__(self) -> bool:
+        return bool(self.hosts or self.raw)
+
+    def completed(self, maps: list[formats.Map]) -> list[formats.Map]:
+        """Returns the maps with what the files say of their entries."""
+        if self.raw is not None:
+            maps = self._in_raw(self.raw, maps)
+        for host in self.hosts:
+            maps = formats.beside(maps, host)
+        return maps
+
+    def _in_raw(self, raw: str, maps: list[formats.Map]) -> list[formats.Map]:
+        with Source(raw) as source:  # raises TraceError if the file cannot be opened
+            size = source.size
+        if not size:
+            raise TraceError(raw, "it is empty, or no regular file: the size of raw memory counts")
+        try:
+            layouts = [
+                formats.raw_layout(one, size) if self.layout == "auto" else self.layout
+                for one in maps
+            ]
+            found = [
+                formats.in_raw(one, size, layout) for one, layout in zip(maps, layouts, strict=True)
+            ]
+        except ValueError as error:
+            raise TraceError(raw, str(error)) from None
+        if self.layout == "auto":
+            told = ", ".join(dict.fromkeys(layouts))
+            click.echo(f"memslots: {raw}: its layout is {told}, by its size", err=True)
+        return found
