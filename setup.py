@@ -25,7 +25,7 @@ SANITIZE = os.environ.get("MEMSLOTS_SANITIZE", "")
 # What a program calls a few times, and calls that take as long as the work they order: size is
 # what counts there. (A change of a slot and an access to memory are as fast with -Os, within 5 %.)
 # Python's calls elsewhere gain nothing from -O3 over -O2, and are a tenth to two fifths slower with
-# -Os; the loops of core/ gain from -O3.
+# -Os.
 SELDOM_CALLED = {
     "baseline/writer",
     "core/invariants",
@@ -55,7 +55,13 @@ SELDOM_CALLED = {
 }
 
 
-# Outside of core no loop runs so often that it gains from being aligned: a hundredth of the size.
+# The loops of core/ that gain from -O3: over many rows, many gfns, many bytes.
+LOOPS = {f"core/{name}" for name in ("access", "index", "lookup", "lookup_batch", "search")}
+
+# A two hundredth smaller than -Os.
+SMALLEST = ["-Oz"]
+
+# Outside of these no loop runs so often that it gains from being aligned: a hundredth of the size.
 NOT_ALIGNED = [f"-fno-align-{what}" for what in ("functions", "loops", "jumps", "labels")]
 # Code in a segment of its own is three mappings more of each of sixty modules, and padding.
 FEWER_SEGMENTS = ["-Wl,-z,noseparate-code"]
@@ -69,8 +75,8 @@ def optimisation(module: Path) -> list[str]:
         return ["-O1"]
     name = module.relative_to("memslots").with_suffix("")
     if name.as_posix() in SELDOM_CALLED:
-        return ["-Os"]
-    return ["-O3"] if name.parts[0] == "core" else ["-O2", *NOT_ALIGNED]
+        return ["-Os", *SMALLEST]  # the last one holds
+    return ["-O3"] if name.as_posix() in LOOPS else ["-O2", *NOT_ALIGNED]
 
 
 def compiler_options() -> tuple[list[str], list[str], list[tuple[str, str | None]]]:
@@ -89,8 +95,9 @@ def compiler_options() -> tuple[list[str], list[str], list[tuple[str, str | None
         # the names of static functions are a sixth of what is left, and what unwinding needs is a
         # twelfth: nothing here throws.
         compile_args += ["-g0", "-fno-asynchronous-unwind-tables", "-fno-unwind-tables"]
-        # The names of the compiler and of the build, in each module, do not compress.
-        compile_args += ["-fno-ident"]
+        # The names of the compiler and of the build, in each module, do not compress. Calls of
+        # CPython through a table of pointers need no stubs, which are a twentieth of the size.
+        compile_args += ["-fno-ident", "-fno-plt"]
         link_args += ["-Wl,--strip-all", "-Wl,--build-id=none", *FEWER_SEGMENTS]
     if TRACE:
         macros += [("CYTHON_TRACE_NOGIL", "1"), ("CYTHON_USE_SYS_MONITORING", "0")]
@@ -159,7 +166,7 @@ class build_ext(setuptools_build_ext):  # noqa: N801 (the name setuptools knows)
         )
         unknown = {
             option
-            for options in (NOT_ALIGNED, FEWER_SEGMENTS)
+            for options in (NOT_ALIGNED, SMALLEST, FEWER_SEGMENTS)
             if not takes(self.compiler.compiler, options)
             for option in options
         }
