@@ -604,10 +604,8 @@ def record_command(words: tuple[str, ...], output: str) -> int:
     if shutil.which(words[0]) is None:
         click.echo(f"memslots: {words[0]}: there is no such command", err=True)
         return 2
-    run = subprocess.run(
-        [strace, "-f", "-ttt", "-e", _TRACED, "-e", "signal=none", "-o", output, "--", *words],
-        check=False,
-    )
+    options = ["-f", "-ttt", "-T", "-e", _TRACED, "-e", "signal=none", "-o", output]
+    run = subprocess.run([strace, *options, "--", *words], check=False)
     if run.returncode:
         click.echo(f"memslots: {words[0]} ended with status {run.returncode}", err=True)
     try:
