@@ -107,8 +107,8 @@ class Disagreement:
         return [f"{a} and {b}" for a, b in combinations(answers, 2) if answers[a] != answers[b]]
 
 
-#: A change: its line, its kind, the slots removed or changed, and the new slot.
-Moment = tuple[int, Change, tuple[Slot, ...], Slot | None]
+#: A change: its call, its kind, the slots removed or changed, and the new slot.
+Moment = tuple[RegionCall, Change, tuple[Slot, ...], Slot | None]
 #: A call that changed nothing: the number of changes before it, and its kind as `Costs` has it.
 Unchanged = tuple[int, str, RegionCall]
 
@@ -531,7 +531,7 @@ class _Step:
         new = _current(vm, call)
         if vm.keeps_history:
             left = tuple(slot for slot in (*self.dropped, self.old) if slot is not None)
-            vm.history.append((call.line, self.change, left, new))
+            vm.history.append((call, self.change, left, new))
         if self.change is Change.FLAGS_ONLY:
             return
         start, end = (new.base_gfn, new.end_gfn) if new is not None else (0, 0)

@@ -108,7 +108,7 @@ def test_the_history_has_every_call_once() -> None:
         + strace(7, 8, 0, 0, 0, 0)
     )
     vm = only_vm(text, history=True)
-    assert [line for line, *_ in vm.history] == [1, 4]
+    assert [call.line for call, *_ in vm.history] == [1, 4]
     assert vm.unchanged is not None
     assert [(done, kind, call.line) for done, kind, call in vm.unchanged] == [
         (1, "NONE", 2),
