@@ -12,6 +12,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext as setuptools_build_ext
+from setuptools.command.build_py import build_py as setuptools_build_py
 
 DEBUG = os.environ.get("MEMSLOTS_DEBUG", "") not in ("", "0")
 TRACE = os.environ.get("MEMSLOTS_TRACE", "") not in ("", "0")
@@ -138,6 +139,17 @@ class build_ext(setuptools_build_ext):  # noqa: N801 (the name setuptools knows)
         super().build_extensions()
 
 
+class build_py(setuptools_build_py):  # noqa: N801 (the name setuptools knows)
+    """Takes the indentation and comments of the report's page out of the wheel: 1 KB."""
+
+    def build_package_data(self) -> None:
+        super().build_package_data()
+        for page in Path(self.build_lib, "memslots").glob("cli/report.html"):
+            lines = (line.strip() for line in page.read_text(encoding="utf-8").splitlines())
+            kept = [line for line in lines if line and not line.startswith("//")]
+            page.write_text("\n".join(kept), encoding="utf-8")
+
+
 def extensions() -> list[Extension]:
     compile_args, link_args, macros = compiler_options()
     return [
@@ -153,4 +165,4 @@ def extensions() -> list[Extension]:
     ]
 
 
-setup(ext_modules=extensions(), cmdclass={"build_ext": build_ext})
+setup(ext_modules=extensions(), cmdclass={"build_ext": build_ext, "build_py": build_py})

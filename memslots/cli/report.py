@@ -15,6 +15,7 @@ from memslots import Change, Slot
 from memslots.cli import json_output
 from memslots.read.table import flag_names
 from memslots.replay import Report, VmReport, errno_name
+from memslots.values.records import size_text
 
 _MOST_CHURN = 20
 
@@ -25,7 +26,7 @@ def html(reports: list[Report]) -> str:
     document = {
         "name": ", ".join(report.name for report in reports),
         "summary": _summary(reports),
-        "files": [{"name": each.name, "lines": each.counts.lines} for each in reports],
+        "files": [report.name for report in reports],
         "vms": [
             {"file": number, **vm_document(vm)}
             for number, report in enumerate(reports)
@@ -106,7 +107,7 @@ def vm_document(vm: VmReport) -> dict[str, Any]:
                 "space": call.as_id,
                 "id": call.id,
                 "gpa": hex(call.guest_phys_addr),
-                "size": hex(call.memory_size),
+                "size": size_text(call.memory_size),
                 "took": call.duration_ns,
             }
             for at, kind, call in unchanged

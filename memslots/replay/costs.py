@@ -33,10 +33,10 @@ class CostlyCall(NamedTuple):
 # No slots: pickle's protocols 0 and 1 refuse a class that has slots and is not frozen.
 @dataclass
 class Costs:
-    """The times of all calls of a VM that have one. Its size does not grow with the calls.
+    """The times of all calls of a VM that have one.
 
-    `by_kind` adds up the calls by kind of change (`CREATE`), by errno of a refusal (`EEXIST`), and
-    under `left out` those that succeeded but could not be replayed.
+    A kind is that of the change (`CREATE`), the errno of a refusal (`EEXIST`), or `left out` for a
+    call that succeeded but could not be replayed.
     """
 
     all: Cost = _NONE

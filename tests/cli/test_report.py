@@ -173,7 +173,7 @@ def test_the_figures_of_several_machines_and_files(
         Path(path).write_text(made_trace(seed * 2 + n, 120, machines=1 + n))
     document = written(capsys, tmp_path / "r.html", *paths)
     assert [vm["file"] for vm in document["vms"]] == [0, 1, 1]
-    assert [file["name"] for file in document["files"]] == paths
+    assert document["files"] == paths
     for drawn, vm in zip(document["vms"], replayed(capsys, *paths), strict=True):
         check_figures(drawn, vm)
         assert vm["times"]["calls"] == vm["calls"]
@@ -252,26 +252,22 @@ def end_of(slot: dict[str, Any]) -> str:
     return hex(int(slot["guest_phys_addr"], 16) + slot["memory_size"])
 
 
-def diff_rows(document: dict[str, Any]) -> tuple[list[list[str]], list[list[str]]]:
-    """The slots and the pages of `diff --json`, in the cells of the page but for the sizes."""
-    slots, pages = [], []
+def diff_rows(document: dict[str, Any]) -> list[list[str]]:
+    """The slots of `diff --json`, in the cells of the page but for the sizes."""
+    rows = []
     for space in document["spaces"]:
         for each in space["slots"]:
             cells = []
             for slot in (each["before"], each["after"]):
                 if slot is not None:
-                    number = str(slot["id"])
-                    place = [number, slot["guest_phys_addr"], end_of(slot)]
+                    place = [str(slot["id"]), slot["guest_phys_addr"], end_of(slot)]
                     cells.append([*place, slot["userspace_addr"], slot["flags"] or "-"])
             both = [
                 first if first == last else f"{first} → {last}"
                 for first, last in zip(cells[0], cells[-1], strict=True)
             ]
-            slots.append([each["change"], str(space["as_id"]), *both])
-        for what in ("went", "came"):
-            number = str(space["as_id"])
-            pages += [[what, number, run["guest_phys_addr"], end_of(run)] for run in space[what]]
-    return slots, pages
+            rows.append([each["change"], str(space["as_id"]), *both])
+    return rows
 
 
 @pytest.mark.serial
@@ -298,14 +294,14 @@ def test_two_moments_differ_as_diff_says(
         return {json.dumps(pairs)}.map(([a, b], i) => {{
             pick(vms[0], 0, i % 2 ? a : b);
             pick(vms[0], 1, i % 2 ? b : a);
-            return [rowsOf("diff"), rowsOf("pages"), rowsOf("calls")];
+            return [rowsOf("diff"), rowsOf("calls")];
         }});
     """
     kinds: set[str] = set()
-    for (a, b), (slots, pages, calls) in zip(pairs, answered(page, script), strict=True):
+    for (a, b), (slots, calls) in zip(pairs, answered(page, script), strict=True):
         first, second = (f"{map_name}:{vm['lines'][n - 1]}" for n in (a, b))
         expected = diff_rows(json.loads(Outcome(capsys, "diff", first, second, "--json").out))
-        assert ([[*row[:5], *row[6:]] for row in slots], [row[:4] for row in pages]) == expected
+        assert [[*row[:5], *row[6:]] for row in slots] == expected
         kinds |= {row[0] for row in slots}
         unchanged = [u for u in vm["unchanged"] if a < u["at"] <= b]
         lines = [*vm["lines"][a:b], *(u["line"] for u in unchanged)]
@@ -357,6 +353,11 @@ def test_moments_are_picked_by_pointer_keys_numbers_and_address(
         found.address = now();
         const drag = (kind, clientX) =>
             canvas.dispatchEvent(new PointerEvent(kind, { clientX, clientY: 50 }));
+        key(canvas, "Escape"); key(canvas, "+");
+        found.zoom = [vm.zoom.from, vm.zoom.to];
+        key(canvas, "0"); key(canvas, "Home"); key(canvas, "+");
+        found.zoomHome = vm.zoom.from;
+        location.hash = "#vm0=4-6"; pickFromAddress();
         zoom(vm, .2, 10);
         const from = vm.zoom.from;
         drag("pointerdown", 300); drag("pointermove", 200); drag("pointerup", 200);
@@ -380,6 +381,10 @@ def test_moments_are_picked_by_pointer_keys_numbers_and_address(
     assert found["large"][:2] == [0, 21]
     assert found["large"][-1] == "21"
     assert found["address"][:2] == [4, 6]
+    low, high = found["zoom"]
+    assert (low + high) / 2 == pytest.approx(11), "without a cursor the middle stays"
+    assert 0 < low < 4
+    assert found["zoomHome"] < low
     assert found["drag"][:3] == [True, 4, 6]
 
 
@@ -450,9 +455,20 @@ def test_several_machines(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
 @needs_chromium
 def test_dark_light_and_print(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     page = tmp_path / "r.html"
-    written(capsys, page, "--sample", "qemu-pc-seabios")
+    written(capsys, page, "--sample", "qemu-q35-ovmf")
     script = """
-        const paper = () => getComputedStyle(document.body).backgroundColor;
+        const seen = () => {
+            const { width, height } = views[0].canvas;
+            const data = views[0].canvas.getContext("2d").getImageData(0, 0, width, height).data;
+            const colours = new Set();
+            for (let i = 0; i < data.length; i += 4)
+                if (data[i + 3] === 255) colours.add(data.slice(i, i + 3).join());
+            return ["ram", "log", "rom", "gap"].filter(name => {
+                const hex = colour(name).trim().slice(1);
+                return colours.has(hex.match(/../g).map(part => parseInt(part, 16)).join());
+            }).join();
+        };
+        const paper = () => getComputedStyle(document.body).backgroundColor + seen();
         const found = [paper()];
         dispatchEvent(new Event("beforeprint"));
         found.push(paper());
@@ -460,9 +476,21 @@ def test_dark_light_and_print(capsys: pytest.CaptureFixture[str], tmp_path: Path
         found.push(paper());
         return found;
     """
-    white, dark = "rgb(255, 255, 255)", "rgb(21, 24, 28)"
+    seen = "ram,log,rom,gap"
+    white, dark = "rgb(255, 255, 255)" + seen, "rgb(21, 24, 28)" + seen
     assert answered(page, script) == [white] * 3
     assert answered(page, script, DARK) == [dark, white, dark]
+    assert CHROMIUM is not None
+    pdf = tmp_path / "r.pdf"
+    options = ["--headless", "--no-sandbox", "--disable-gpu", DARK, f"--print-to-pdf={pdf}"]
+    subprocess.run(
+        [CHROMIUM, *options, page.as_uri()],
+        capture_output=True,
+        timeout=180,
+        check=True,
+        env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"},
+    )
+    assert b"/Subtype /Image" in pdf.read_bytes(), "the bars are printed"
 
 
 def many_calls(calls: int) -> str:
