@@ -63,6 +63,15 @@ AGAINST = bench.RivalResult("bisect", TIMING, 0.75)
 CASE = bench.RivalsResult("lookup", "random", "Random", "a look-up", 10, 500, [AGAINST])
 
 
+COSTLY = replay.CostlyCall(CALL, "EEXIST")
+
+
+def costs() -> replay.Costs:
+    made = replay.Costs()
+    made.add(traces.RegionCall(1, 2, 3, 4, 5, 6, 0, duration_ns=7), "CREATE")
+    return made
+
+
 def machine() -> Memslots:
     vm = Memslots(max_slots=9, address_spaces=2, manual_dirty_log=1)
     vm.create(7, 0x100, 64, 0x7F00_0000_0000, Flags.LOG_DIRTY_PAGES, as_id=1)
@@ -120,6 +129,9 @@ EXAMPLES: dict[str, object] = {
     "counts": COUNTS,
     "disagreement": DIFFERENT,
     "vm-report": vm_report(),
+    "cost": replay.Cost(2, 30, 20),
+    "costly-call": COSTLY,
+    "costs": costs(),
     "replay-report": replay.Report("boot", "strace", COUNTS, ["a note"], [vm_report()]),
     "cap": kvm.Cap.USER_MEMORY,
     "io-exit": kvm.IoExit(0x3F8, 1, 2, True, b"ab"),

@@ -672,7 +672,8 @@ def report_command(files: tuple[str, ...], sample: str | None, format: str, outp
     """Draw a replay of each FILE as one HTML page: no network, no other file.
 
     Guest addresses over the calls of the trace: a bar for each slot, gaps marked, with the lines.
-    Gaps, disagreements and what changed most are lists that lead to the places.
+    The page shows the difference between any two moments, the time that calls took in the kernel
+    (strace -T), and lists of gaps, disagreements and what changed most.
 
     Exit status: as that of replay.
     """

@@ -22,8 +22,9 @@ from memslots.maps.documents import document
 from memslots.read.document import slot_document
 from memslots.read.table import flag_names
 from memslots.replay import Disagreement, Report, VmReport, errno_name
+from memslots.replay.costs import Cost, Costs
 from memslots.replay.live import Live
-from memslots.traces import TraceError
+from memslots.traces import RegionCall, TraceError
 from memslots.traces.gaps import Gap
 from memslots.traces.samples import SAMPLES
 
@@ -89,10 +90,27 @@ def _vm(vm: VmReport) -> Document:
             "longest_ns": max(times) if times else None,
             "ranges": [_gap(gap) for gap in gaps],
         },
+        "times": None if vm.costs is None else costs(vm.costs),
         "final_map": [_slot(slot) for slot in vm.final_map],
         "differ": dict(vm.pairs),
         "this_kernel": None if vm.live is None else _live(vm.live),
     }
+
+
+def costs(costs: Costs) -> Document:
+    """Returns what the calls of a VM took in the kernel; the report's page shows the same."""
+    return {
+        **_cost(costs.all),
+        "by_kind": {kind: _cost(cost) for kind, cost in costs.by_kind.items()},
+        "slowest": [
+            {"kind": kind, "duration_ns": call.duration_ns, **_call(call)}
+            for call, kind in costs.slowest
+        ],
+    }
+
+
+def _cost(cost: Cost) -> Document:
+    return {"calls": cost.calls, "total_ns": cost.total_ns, "longest_ns": cost.longest_ns}
 
 
 def _live(live: Live) -> Document:
@@ -113,7 +131,19 @@ def _vm_name(vm: VmReport) -> Document:
 
 
 def _disagreement(each: Disagreement) -> Document:
-    call = each.call
+    return {
+        **_call(each.call),
+        "recorded": errno_name(each.recorded),
+        "ours": errno_name(each.ours),
+        "why": each.why,
+        "followed": each.followed,
+        "this_kernel": None if each.live is None else errno_name(each.live),
+        "this_kernel_why": each.live_why,
+        "this_kernel_followed": each.live_followed,
+    }
+
+
+def _call(call: RegionCall) -> Document:
     return {
         "line": call.line,
         "as_id": call.as_id,
@@ -122,13 +152,6 @@ def _disagreement(each: Disagreement) -> Document:
         "guest_phys_addr": hex(call.guest_phys_addr),
         "memory_size": call.memory_size,
         "userspace_addr": hex(call.userspace_addr),
-        "recorded": errno_name(each.recorded),
-        "ours": errno_name(each.ours),
-        "why": each.why,
-        "followed": each.followed,
-        "this_kernel": None if each.live is None else errno_name(each.live),
-        "this_kernel_why": each.live_why,
-        "this_kernel_followed": each.live_followed,
     }
 
 

@@ -36,7 +36,7 @@ def record(
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "it is no regular file, and could not be read again", output)
     path.write_bytes(b"")  # strace does so later; until then the old content is there
-    command = [strace, "-f", "-ttt", "-e", _TRACED, "-e", "signal=none", "-o", output, "--"]
+    command = [strace, "-f", "-ttt", "-T", "-e", _TRACED, "-e", "signal=none", "-o", output, "--"]
     with subprocess.Popen([*command, *words]) as run:
         try:
             if show is not None:

@@ -1,16 +1,21 @@
-"""A replay as one HTML file: slots over the calls of a trace, gaps and disagreements."""
+"""A replay as one HTML file: slots over the calls of a trace, gaps, disagreements and times.
+
+The page computes the difference between two moments itself, from the spans: there are too many
+pairs of moments to compute here.
+"""
 
 from __future__ import annotations
 
 import json
-from bisect import bisect_right
 from collections import Counter
 from importlib.resources import files
 from typing import Any
 
 from memslots import Change, Slot
+from memslots.cli import json_output
 from memslots.read.table import flag_names
 from memslots.replay import Report, VmReport, errno_name
+from memslots.values.records import size_text
 
 _MOST_CHURN = 20
 
@@ -21,7 +26,12 @@ def html(reports: list[Report]) -> str:
     document = {
         "name": ", ".join(report.name for report in reports),
         "summary": _summary(reports),
-        "vms": [vm_document(vm) for report in reports for vm in report.vms],
+        "files": [report.name for report in reports],
+        "vms": [
+            {"file": number, **vm_document(vm)}
+            for number, report in enumerate(reports)
+            for vm in report.vms
+        ],
     }
     # A "</script>" in a name must not end the script.
     return page.replace("DATA", json.dumps(document).replace("<", "\\u003c"), 1)
@@ -32,17 +42,26 @@ def _summary(reports: list[Report]) -> str:
     lost = sum(report.counts.lost_total for report in reports)
     differ = sum(len(vm.disagreements) for report in reports for vm in report.vms)
     machines = sum(len(report.vms) for report in reports)
-    return f"{calls} calls, {lost} lost, {machines} VMs, {differ} disagreements."
+    return (
+        f"{_count(calls, 'call')}, {lost} lost, {_count(machines, 'VM')}, "
+        f"{_count(differ, 'disagreement')}."
+    )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
 
 
 def vm_document(vm: VmReport) -> dict[str, Any]:
-    """Returns what the page draws of a VM; `from` and `to` are numbers of its changes."""
-    lines = [line for line, *_ in vm.history]
+    """Returns what the page draws of a VM.
 
-    def number(line: int) -> int:
-        """Returns the number of changes up to and including a line."""
-        return bisect_right(lines, line)
-
+    Moment n is the map after n changes. `from`, `to` and `at` are moments; `lines`, `times`, `took`
+    and the letters of `kinds` are those of change 1, 2, ...
+    """
+    calls = [call for call, *_ in vm.history]
+    unchanged = vm.unchanged or []
+    moments = {call.line: at for at, _, call in unchanged}
+    moments |= {call.line: at for at, call in enumerate(calls, 1)}
     gaps = [
         {
             "space": gap.as_id,
@@ -50,8 +69,8 @@ def vm_document(vm: VmReport) -> dict[str, Any]:
             "pages": gap.npages,
             "line": gap.opened_line,
             "end": gap.closed_line,
-            "from": number(gap.opened_line),
-            "to": number(gap.closed_line),
+            "from": moments[gap.opened_line],
+            "to": moments[gap.closed_line],
             "ns": gap.duration_ns,
         }
         for gap in vm.gaps
@@ -63,14 +82,37 @@ def vm_document(vm: VmReport) -> dict[str, Any]:
             "recorded": errno_name(each.recorded),
             "ours": errno_name(each.ours),
             "why": each.why,
-            "from": number(each.call.line),
+            "from": moments[each.call.line],
         }
         for each in vm.disagreements
     ]
     spans = _spans(vm)
+    times = None
+    if vm.costs is not None:
+        times = json_output.costs(vm.costs)
+        for each in times["slowest"]:
+            each["from"] = moments[each["line"]]
     return {
         "name": vm.name,
         "changes": len(vm.history),
+        "kinds": "".join(change.name[0] for _, change, *_ in vm.history),
+        "lines": [call.line for call in calls],
+        "times": [call.time_ns for call in calls],
+        "took": [call.duration_ns for call in calls],
+        "unchanged": [
+            {
+                "at": at,
+                "kind": kind,
+                "line": call.line,
+                "space": call.as_id,
+                "id": call.id,
+                "gpa": hex(call.guest_phys_addr),
+                "size": size_text(call.memory_size),
+                "took": call.duration_ns,
+            }
+            for at, kind, call in unchanged
+        ],
+        "costs": times,
         "spans": spans,
         "gaps": gaps,
         "disagreements": disagreements,
@@ -88,7 +130,8 @@ def _spans(vm: VmReport) -> list[dict[str, Any]]:
         if span is not None:
             span["to"], span["end"] = at, line
 
-    for at, (line, change, gone, new) in enumerate(vm.history, 1):
+    for at, (call, change, gone, new) in enumerate(vm.history, 1):
+        line = call.line
         for slot in gone:
             end(slot, at, line)
         if new is None or change is Change.NONE:

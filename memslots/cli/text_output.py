@@ -28,6 +28,7 @@ from memslots.maps.changes import Part, Run
 from memslots.maps.writing import HEADS, cells
 from memslots.read.table import flag_names, lines, slot_lines
 from memslots.replay import Report, VmReport, errno_name
+from memslots.replay.costs import Costs
 from memslots.replay.live import Live, number_of, slot_name
 from memslots.traces import Counts, LostCall, RegionCall
 from memslots.traces.samples import SAMPLES
@@ -162,6 +163,8 @@ def _show_vm(page: _Page, vm: VmReport, title: str) -> None:
     if vm.live is not None:
         _show_live_summary(page, vm.live)
     _show_gap_summary(page, vm)
+    if vm.costs is not None:
+        _show_costs(page, vm.costs)
     _show_disagreements(page, vm)
     _show_gaps(page, vm)
     _show_map(page, vm)
@@ -191,6 +194,16 @@ def _show_gap_summary(page: _Page, vm: VmReport) -> None:
     if times:
         text += f", {time_text(sum(times))} in all, the longest {time_text(max(times))}"
     page.line(f"  gaps        {text}")
+
+
+def _show_costs(page: _Page, costs: Costs) -> None:
+    """Shows what the calls took in the kernel, and which took longest."""
+    calls, total, longest = costs.all
+    call, kind = costs.slowest[0]
+    page.line(
+        f"  in kernel   {_count(calls, 'call')}, {time_text(total)} in all, the longest "
+        f"{time_text(longest)}: line {call.line}, {kind} of {slot_name(call.slot)}"
+    )
 
 
 def _call_text(call: RegionCall) -> str:

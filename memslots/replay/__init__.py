@@ -1,5 +1,6 @@
 """Replaying traces: makes each call on a Memslots and compares its result with the kernel's."""
 
+from memslots.replay.costs import Cost, CostlyCall, Costs
 from memslots.replay.replayer import (
     OUTSIDE,
     Disagreement,
@@ -12,6 +13,9 @@ from memslots.replay.replayer import (
 
 __all__ = [
     "OUTSIDE",
+    "Cost",
+    "CostlyCall",
+    "Costs",
     "Disagreement",
     "Replayer",
     "Report",
@@ -22,6 +26,9 @@ __all__ = [
 
 # A pickle names each value by this module, so pickles stay readable if the value's module moves.
 for _value in (
+    Cost,
+    CostlyCall,
+    Costs,
     Disagreement,
     Report,
     VmReport,

@@ -32,6 +32,7 @@ from memslots import (
     Memslots,
     Slot,
 )
+from memslots.replay.costs import Costs
 from memslots.replay.explaining import Succeeded, explanation
 from memslots.replay.live import Live, LiveVM, number_of, slot_name
 from memslots.traces import Counts, Event, RegionCall, Trace, TraceError
@@ -67,6 +68,8 @@ _MAX_HVA = (
 )
 _MOST_SPACES = 16
 _LARGEST_MEMFD = (1 << 63) - PAGE_SIZE  # the size in bytes assumed, as a trace has no sizes
+#: The kinds of calls that change something.
+_CHANGES = frozenset(change.name for change in Change if change is not Change.NONE)
 #: The flags that the rules know.
 _FLAGS = int(Flags.LOG_DIRTY_PAGES | Flags.READONLY)
 
@@ -104,7 +107,10 @@ class Disagreement:
         return [f"{a} and {b}" for a, b in combinations(answers, 2) if answers[a] != answers[b]]
 
 
-Moment = tuple[int, Change, tuple[Slot, ...], Slot | None]
+#: A change: its call, its kind, the slots removed or changed, and the new slot.
+Moment = tuple[RegionCall, Change, tuple[Slot, ...], Slot | None]
+#: A call that changed nothing: the number of changes before it, and its kind as `Costs` has it.
+Unchanged = tuple[int, str, RegionCall]
 
 
 # No slots: pickle's protocols 0 and 1 refuse a class that has slots and is not frozen.
@@ -125,12 +131,15 @@ class VmReport:
     disagreements: list[Disagreement] = field(default_factory=list)
     gap_finders: list[Gaps] = field(default_factory=list)
     live: Live | None = None
-    #: For each change: its line, its kind, the slots removed or changed, and the new slot. Empty
-    #: unless replay's `history` is true.
+    #: All changes. Empty unless replay's `history` is true.
     history: list[Moment] = field(default_factory=list)
     keeps_history: bool = False
     unknown_memfds: int = 0
     memfds: dict[int, GuestMemfd] = field(default_factory=dict)
+    #: All calls that changed nothing, or None unless replay's `history` is true.
+    unchanged: list[Unchanged] | None = None
+    #: None if no call has a time (`strace -T`).
+    costs: Costs | None = None
 
     @property
     def agree(self) -> bool:
@@ -298,7 +307,9 @@ class Replayer:
             vm.calls += 1
             if self._opener is not None and vm.live is None:
                 vm.live = self._opener(vm.memslots, event.line)
-            _Step(vm, event).run()
+            step = _Step(vm, event)
+            step.run()
+            step.record()
         elif not isinstance(event, Capability):
             self._machines.see(event)
 
@@ -340,6 +351,7 @@ class Replayer:
         memslots = Memslots(self._max_slots, address_spaces=self._spaces, max_hva=self._max_hva)
         vm = VmReport(process, fd, line, memslots)
         vm.keeps_history = self._history
+        vm.unchanged = [] if self._history else None
         vm.gap_finders = [Gaps(as_id) for as_id in range(self._spaces)]
         self.vms.append(vm)
         return vm
@@ -371,6 +383,7 @@ class _Step:
         self.call = call
         self.old = _current(vm, call)
         self.change = Change.NONE
+        self.kind = errno_name(call.errno) if call.errno else "left out"  # as Costs.add takes it
         self.dropped: list[Slot] = []  # slots dropped to follow the kernel
         self.guest_memfd = call.guest_memfd is not None and bool(call.flags & GUEST_MEMFD_FLAG)
         self.is_private = self.guest_memfd and call.guest_memfd_offset is not None
@@ -413,6 +426,15 @@ class _Step:
         vm.disagreements.append(
             Disagreement(call, call.errno, answer, why, followed, live, live_why, live_followed)
         )
+
+    def record(self) -> None:
+        """Records the time of a call that was run, and the call itself if it changed nothing."""
+        vm, call = self.vm, self.call
+        if call.duration_ns is not None:
+            vm.costs = vm.costs or Costs()
+            vm.costs.add(call, self.kind)
+        if vm.unchanged is not None and self.kind not in _CHANGES:
+            vm.unchanged.append((len(vm.history), self.kind, call))
 
     def attempt(self) -> tuple[int, str]:
         """Makes the call on the Memslots. Returns its errno and message."""
@@ -502,13 +524,14 @@ class _Step:
         A gfn that is in a slot before and after the change has no gap, even if the slots differ.
         """
         vm, call = self.vm, self.call
-        vm.operations[self.change.name] += 1
+        self.kind = self.change.name
+        vm.operations[self.kind] += 1
         if self.change is Change.NONE:
             return
         new = _current(vm, call)
         if vm.keeps_history:
             left = tuple(slot for slot in (*self.dropped, self.old) if slot is not None)
-            vm.history.append((call.line, self.change, left, new))
+            vm.history.append((call, self.change, left, new))
         if self.change is Change.FLAGS_ONLY:
             return
         start, end = (new.base_gfn, new.end_gfn) if new is not None else (0, 0)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from itertools import zip_longest
 
 #: Number of lost calls kept with their line and text; the others are only counted.
 LOST_KEPT = 20
@@ -19,7 +20,8 @@ class RegionCall:
     The five fields of the struct have the kernel's names, order and units (bytes). `slot` carries
     the address space in bits 16-31. `errno` is 0 for success. The call begins at `line`, and its
     result is at `end_line`. `time_ns` is the time of `end_line`, so times never go back. It counts
-    nanoseconds since the epoch, midnight or the first line, depending on the trace.
+    nanoseconds since the epoch, midnight or the first line, depending on the trace. `duration_ns`
+    is the time that the kernel took, as `strace -T` prints it, or None.
     """
 
     line: int
@@ -35,6 +37,12 @@ class RegionCall:
     end_line: int = 0
     guest_memfd: int | None = None
     guest_memfd_offset: int | None = None
+    duration_ns: int | None = None
+
+    def __setstate__(self, state: list[object]) -> None:
+        # A pickle of an older version has fewer fields.
+        for each, value in zip_longest(fields(self), state):
+            object.__setattr__(self, each.name, value)
 
     @property
     def id(self) -> int:

@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from memslots.traces.clock import nanoseconds
 from memslots.traces.events import GUEST_MEMFD_FLAG, Capability, Counts, RegionCall, VmCreated
 from memslots.traces.strace_inner import ARGUMENT_NAME
 
@@ -46,6 +47,8 @@ _RESULT = re.compile(
     r"\)\s*= (?P<value>\?|0x[0-9a-f]+|-?\d{1,20}(?!\d))"
     r"(?:<[^>]*>+)?(?: (?:(?P<name>E[A-Z0-9]+)\b|\(errno (?P<number>\d{1,20})\)))?(?P<tail>.*)$"
 )
+#: The time that -T prints behind the result, its error and its remarks.
+_TOOK = re.compile(r"(?: \([^()]*\))* <(\d{1,9}(?:\.\d{1,9})?)>")
 _FIELD = re.compile(r"(\w+)=([^,{}]*)")
 _COMMENT = re.compile(r"/\*.*?\*/")
 _WIDTH = {
@@ -72,11 +75,25 @@ class Ioctl:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The result of a call: `value` is None for `?`, `errno` 0 for success."""
+    """The result of a call: `value` is None for `?`, `errno` 0 for success.
+
+    `tail` is the text behind the value and the error's name.
+    """
 
     value: int | None
     errno: int
-    injected: bool
+    tail: str
+
+    @property
+    def injected(self) -> bool:
+        """Returns whether strace itself made the result."""
+        return "(INJECTED)" in self.tail
+
+    @property
+    def duration_ns(self) -> int | None:
+        """Returns the time that the kernel took, if strace printed it (-T)."""
+        took = _TOOK.match(self.tail)
+        return nanoseconds(took[1]) if took else None
 
 
 def split_ioctl(text: str) -> Ioctl:
@@ -104,18 +121,18 @@ def read_result(text: str) -> Result:
         at = text.rfind(") ", 0, at)
     if found is None:
         raise UndecodedError("the line has no result (cut off?)")
-    injected = "(INJECTED)" in found["tail"]
+    tail = found["tail"]
     if found["value"] == "?":
-        return Result(None, 0, injected)
+        return Result(None, 0, tail)
     value = int(found["value"], 16 if found["value"].startswith("0x") else 10)
     if value >= 0:
-        return Result(value, 0, injected)
+        return Result(value, 0, tail)
     if found["number"]:
-        return Result(value, int(found["number"]), injected)
+        return Result(value, int(found["number"]), tail)
     number = getattr(errno, found["name"] or "", None)
     if not isinstance(number, int):
         raise UndecodedError(f"its error {found['name'] or value} has no number")
-    return Result(value, number, injected)
+    return Result(value, number, tail)
 
 
 def read_number(text: str, bits: int, name: str) -> int:
@@ -242,7 +259,7 @@ class IoctlReader:
         self.decoded += 1
         return RegionCall(
             line=first, tid=tid, fd=ioctl.fd, time_ns=time_ns, end_line=number,
-            errno=result.errno, **fields,
+            errno=result.errno, duration_ns=result.duration_ns, **fields,
         )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from commandline import (
     assert_shape,
 )
 from needs import need_kvm
+from stracetext import CALL
 
 HEX = re.compile(r"0x[0-9a-f]+")
 SLOT_SHAPE: dict[str, Any] = {
@@ -88,6 +90,7 @@ SHAPE: dict[str, Any] = {
                             }
                         ],
                     },
+                    "times": (dict, type(None)),
                     "final_map": [SLOT_SHAPE],
                     "differ": dict,
                     "this_kernel": (dict, type(None)),
@@ -95,6 +98,12 @@ SHAPE: dict[str, Any] = {
             ],
         }
     ],
+}
+COST_SHAPE: dict[str, Any] = {"calls": int, "total_ns": int, "longest_ns": int}
+TIMES_SHAPE: dict[str, Any] = {
+    **COST_SHAPE,
+    "by_kind": dict,
+    "slowest": [{"kind": str, "duration_ns": int, "line": int, **SLOT_SHAPE, "flags": int}],
 }
 LIVE_SHAPE: dict[str, Any] = {
     "limits": {"max_slots": int, "address_spaces": int, "max_gfn": HEX, "max_hva": HEX},
@@ -139,6 +148,29 @@ def test_json(disagreeing: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert [vm["this_kernel"] for vm in file["vms"]] == [None]
 
 
+def test_json_with_times(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trace = tmp_path / "trace"
+    first, second = CALL + " <0.000094>\n", CALL.replace("8192", "0") + " <0.000170>\n"
+    trace.write_text(first + second)
+    (file,) = json.loads(Outcome(capsys, "replay", "--json", str(trace)).out)["files"]
+    times = file["vms"][0]["times"]
+    assert_shape(times, TIMES_SHAPE)
+    assert (times["calls"], times["total_ns"], times["longest_ns"]) == (2, 264_000, 170_000)
+    assert times["by_kind"] == {
+        "CREATE": {"calls": 1, "total_ns": 94_000, "longest_ns": 94_000},
+        "DELETE": {"calls": 1, "total_ns": 170_000, "longest_ns": 170_000},
+    }
+    slowest = [(each["kind"], each["line"], each["duration_ns"]) for each in times["slowest"]]
+    assert slowest == [("DELETE", 2, 170_000), ("CREATE", 1, 94_000)]
+    assert times["slowest"][1]["memory_size"] == 8192
+    told = "in kernel   2 calls, 264 us in all, the longest 170 us: line 2, DELETE of slot 1"
+    assert told in Outcome(capsys, "replay", str(trace)).out
+    trace.write_text(CALL + "\n")
+    (file,) = json.loads(Outcome(capsys, "replay", "--json", str(trace)).out)["files"]
+    assert file["vms"][0]["times"] is None
+    assert "in kernel" not in Outcome(capsys, "replay", str(trace)).out
+
+
 def test_json_with_this_kernel(disagreeing: str, capsys: pytest.CaptureFixture[str]) -> None:
     need_kvm()
     outcome = Outcome(capsys, "replay", "--kvm", "--json", SEABIOS, disagreeing)
@@ -171,6 +203,7 @@ def test_json_of_an_unusable_file(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_page_names_every_key() -> None:
     page = PAGE.read_text(encoding="utf-8")
     answer = {"answers", "gpa", "slot", "hva", "writable", "rule"}
-    keys = {*keys_of(SHAPE), *keys_of(LIVE_SHAPE), *keys_of(BENCH_SHAPE), *answer}
+    shapes = (SHAPE, LIVE_SHAPE, TIMES_SHAPE, BENCH_SHAPE)
+    keys = {*answer, *(key for shape in shapes for key in keys_of(shape))}
     missing = [key for key in keys if f"`{key}`" not in page]
     assert missing == []

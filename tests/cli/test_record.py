@@ -50,6 +50,7 @@ def test_a_vmm(tmp_path: Path, status: int) -> None:
     assert run.returncode == 0, run.stderr
     assert "1 CREATE" in run.stdout
     assert "1 MOVE" in run.stdout
+    assert "in kernel   " in run.stdout, "strace was asked for the times"
     assert (f"ended with status {status}" in run.stderr) == bool(status)
     assert "KVM_SET_USER_MEMORY_REGION" in trace.read_text()
 

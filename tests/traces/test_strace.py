@@ -3,7 +3,7 @@
 import errno
 
 import pytest
-from stracetext import CALL, fields, one, read
+from stracetext import CALL, calls, fields, one, read
 
 from memslots.traces import (
     Capability,
@@ -126,6 +126,33 @@ def test_zero_and_hexadecimal() -> None:
 )
 def test_result(result: str, number: int) -> None:
     assert one(CALL.replace("= 0", result)).errno == number
+
+
+@pytest.mark.parametrize(
+    ("result", "duration_ns"),
+    [
+        ("= 0", None),
+        ("= 0 <0.000094>", 94_000),
+        ("= 0 <0.000000123>", 123),  # --syscall-times=ns
+        ("= 0 <12.000001>", 12_000_001_000),
+        ("= 0 <1>", 1_000_000_000),  # --syscall-times=s
+        ("= -1 EEXIST (File exists) <0.000034>", 34_000),
+        ("= -1 (errno 22) <0.000002>", 2_000),
+        ("= 0 <0.000007>[    0.0] console: <0.5>", 7_000),
+        ("= 0 and <0.000094>", None),
+        ("= 0 <0.00", None),
+        ("= 0 <unavailable>", None),
+    ],
+)
+def test_the_time_in_the_kernel(result: str, duration_ns: int | None) -> None:
+    assert one(CALL.replace("= 0", result)).duration_ns == duration_ns
+
+
+def test_the_time_of_a_call_in_two_parts() -> None:
+    first, second = CALL.split(") = 0")[0], ") = 0 <0.000250>"
+    other = CALL.replace("slot=1", "slot=2").replace("= 0", "= 0 <0.000010>")
+    text = f"7 {first} <unfinished ...>\n8 {other}\n7 <... ioctl resumed>{second}\n"
+    assert [(call.id, call.duration_ns) for call in calls(text)] == [(2, 10_000), (1, 250_000)]
 
 
 # --- the other facts
