@@ -188,3 +188,6 @@ def extensions() -> list[Extension]:
         )
         for path in sorted(Path("memslots").rglob("*.pyx"))
     ]
+
+
+setup(ext_modules=extensions(), cmdclass={"build_ext": build_ext})
