@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from setuptools import Extension
+from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext as setuptools_build_ext
 
 DEBUG = os.environ.get("MEMSLOTS_DEBUG", "") not in ("", "0")
