@@ -23,7 +23,7 @@ SANITIZE = os.environ.get("MEMSLOTS_SANITIZE", "")
 # What a program calls a few times, and calls that take as long as the work they order: size is
 # what counts there. (A change of a slot and an access to memory are as fast with -Os, within 5 %.)
 # Python's calls elsewhere gain nothing from -O3 over -O2, and are a tenth to two fifths slower with
-# -Os.
+# -Os; the loops of core/ gain from -O3.
 SELDOM_CALLED = {
     "baseline/writer",
     "core/invariants",
@@ -53,13 +53,7 @@ SELDOM_CALLED = {
 }
 
 
-# The loops of core/ that gain from -O3: over many rows, many gfns, many bytes.
-LOOPS = {f"core/{name}" for name in ("access", "index", "lookup", "lookup_batch", "search")}
-
-# A two hundredth smaller than -Os.
-SMALLEST = ["-Oz"]
-
-# Outside of these no loop runs so often that it gains from being aligned: a hundredth of the size.
+# Outside of core no loop runs so often that it gains from being aligned: a hundredth of the size.
 NOT_ALIGNED = [f"-fno-align-{what}" for what in ("functions", "loops", "jumps", "labels")]
 # Code in a segment of its own is three mappings more of each of sixty modules, and padding.
 FEWER_SEGMENTS = ["-Wl,-z,noseparate-code"]
@@ -73,8 +67,8 @@ def optimisation(module: Path) -> list[str]:
         return ["-O1"]
     name = module.relative_to("memslots").with_suffix("")
     if name.as_posix() in SELDOM_CALLED:
-        return ["-Os", *SMALLEST]  # the last one holds
-    return ["-O3"] if name.as_posix() in LOOPS else ["-O2", *NOT_ALIGNED]
+        return ["-Os"]
+    return ["-O3"] if name.parts[0] == "core" else ["-O2", *NOT_ALIGNED]
 
 
 def compiler_options() -> tuple[list[str], list[str], list[tuple[str, str | None]]]:
@@ -164,7 +158,7 @@ class build_ext(setuptools_build_ext):  # noqa: N801 (the name setuptools knows)
         )
         unknown = {
             option
-            for options in (NOT_ALIGNED, SMALLEST, FEWER_SEGMENTS)
+            for options in (NOT_ALIGNED, FEWER_SEGMENTS)
             if not takes(self.compiler.compiler, options)
             for option in options
         }
