@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model import pages_of
 
 from memslots import BAD_HVA, Backing, Flags, GuestMemory, Memslots, ReadOnlyError
 
@@ -127,6 +128,19 @@ def test_batches_ask_the_index(drivers: Any) -> None:
         assert face.in_gfn_range(25, 26)[0].id == 2
     index.mark_ids(vm, -MARK)
     vm.check()
+
+
+def test_batches_mark_no_hole(drivers: Any) -> None:
+    vm = Memslots()
+    for id in range(300):
+        vm.create(id, 64 * id, PAGES, id << 20, Flags.LOG_DIRTY_PAGES)
+    gfns = array("Q", [64 * (gfn // STEP) + gfn % STEP for gfn in scattered(300, 3000)])
+    indexed(drivers, vm, gfns)
+    vm.mark_dirty_many(gfns)
+    vm.check()  # no bit past a slot's last page
+    for id in range(300):
+        marks = {gfn - 64 * id for gfn in gfns if gfn // 64 == id} & set(range(PAGES))
+        assert pages_of(vm.get_dirty_log(id)) == marks
 
 
 def test_single_look_ups_ask_the_index(drivers: Any) -> None:

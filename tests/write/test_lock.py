@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -110,3 +111,21 @@ def test_a_signal_ends_the_wait(vm: Memslots) -> None:
     # No thread has the lock, and only waiting threads are counted.
     vm.set_flags(1, 1)
     vm.check()
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_fork_between_a_release_and_the_next_holder(drivers: Any, held: bool) -> None:
+    """The thread that the lock was handed over to is not in the child."""
+    lock = drivers("lock").Lock()
+    assert not lock.is_open()
+    assert lock.take()
+    lock.hand_over()
+    lock.after_fork(held)
+    assert not lock.is_open()
+    assert lock.held is held
+    if held:
+        assert not lock.take()
+        lock.release()
+    assert lock.take()
+    assert not lock.is_open()
+    lock.release()
