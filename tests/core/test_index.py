@@ -527,13 +527,14 @@ def test_no_memory_for_it(drivers: Any) -> None:
         raise AssertionError("the last allocation was not reached")
 
 
-def test_its_memory_is_given_back(drivers: Any) -> None:
+@pytest.mark.parametrize("slots", [3, 300])  # of an index of three slots the memory is kept
+def test_its_memory_is_given_back(drivers: Any, slots: int) -> None:
     alloc = drivers("alloc")
     live = alloc.live()
-    vm = make(300)
+    vm = make(slots)
     for seed in range(20):
-        indexed(drivers, vm, scattered(300, 1000, seed))
+        indexed(drivers, vm, scattered(slots, 1000, seed))
         vm.set_flags(0, seed & 1)
-    indexed(drivers, vm, scattered(300, 1000))
+    indexed(drivers, vm, scattered(slots, 1000))
     del vm
     assert alloc.live() == live
