@@ -60,8 +60,18 @@ OWN = {
     "update": ["tests/core/test_update.py", "tests/write/test_transaction.py"],
     "logs": ["tests/dirty/test_logs.py"],
     "runs": ["tests/dirty/test_runs.py"],
-    "operations": ["tests/test_memslots.py", "tests/test_errors.py"],
-    "writer": ["tests/write/test_lock.py", "tests/test_memslots.py", "tests/write/test_reentry.py"],
+    "operations": [
+        "tests/test_memslots.py",
+        "tests/test_errors.py",
+        "tests/write/test_guestmemfd.py",
+    ],
+    "writer": [
+        "tests/write/test_lock.py",
+        "tests/test_memslots.py",
+        "tests/write/test_reentry.py",
+        "tests/write/test_fork.py",
+        "tests/core/test_alloc_failures.py",
+    ],
     "transaction": ["tests/write/test_transaction.py", "tests/write/test_transaction_ends.py"],
     "listeners": ["tests/write/test_listeners.py", "tests/write/test_subscriptions.py"],
 }

@@ -1,6 +1,8 @@
 # cython: language_level=3
 """Drives the lock of a writer (memslots.write.lock) alone."""
 
+from libc.string cimport memset
+
 from cpython.pythread cimport NOWAIT_LOCK, PyThread_acquire_lock, PyThread_release_lock
 
 from memslots.write.lock cimport (
@@ -10,6 +12,7 @@ from memslots.write.lock cimport (
     lock_is_held,
     lock_release,
     lock_try,
+    lock_wait,
     writer_lock,
 )
 
@@ -18,6 +21,7 @@ cdef class Lock:
     cdef writer_lock lock
 
     def __cinit__(self):
+        memset(&self.lock, 0xFF, sizeof(writer_lock))  # a caller need not clear it
         if lock_init(&self.lock) != 0:
             raise MemoryError
 
@@ -31,6 +35,9 @@ cdef class Lock:
     def take(self):
         """Takes the lock if it is free. Whether it was."""
         return lock_try(&self.lock)
+
+    def wait(self):
+        lock_wait(&self.lock)
 
     def release(self):
         lock_release(&self.lock)
