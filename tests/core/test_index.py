@@ -371,6 +371,15 @@ def test_a_vcpu_counts_what_was_near(drivers: Any) -> None:
     assert near.stats.hits == hits + 1
 
 
+def test_every_number_is_searched_for_where_half_would_be(drivers: Any) -> None:
+    vm = make(300)
+    indexed(drivers, vm, scattered(300, 2000))
+    vcpu = vm.vcpu()
+    vcpu.lookup_many(array("Q", [slot * STEP + page for slot in range(300) for page in (0, 1)]))
+    assert sum(vcpu.stats) == 600
+    assert vcpu.stats.misses > 550
+
+
 def test_few_slots_by_turns_take_few_searches(drivers: Any) -> None:
     vm = make(300)
     indexed(drivers, vm, scattered(300, 2000))
