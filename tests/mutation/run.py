@@ -55,7 +55,11 @@ OWN = {
         "tests/write/test_guestmemfd.py",
         "tests/test_errors.py",
     ],
-    "slotset": ["tests/core/test_update.py", "tests/core/test_idtable.py"],
+    "slotset": [
+        "tests/core/test_update.py",
+        "tests/core/test_index.py",
+        "tests/write/test_many.py",
+    ],
     "space": ["tests/core/test_update.py", "tests/write/test_transaction.py"],
     "update": ["tests/core/test_update.py", "tests/write/test_transaction.py"],
     "logs": ["tests/dirty/test_logs.py"],
