@@ -226,7 +226,6 @@ cdef refusal update_abandon_get(change *c, space *sp) noexcept nogil:
     update_init(c, sp, 0, s)
     c.new = NULL
     if s is not NULL:
-        c.id = s.id
         c.new = slot_copy(&sp.slots, s, s.flags & ~<uint32_t>SLOT_INVALID)
         if c.new is NULL:
             return NO_MEMORY
@@ -279,7 +278,6 @@ cdef void update_end(change *c) noexcept nogil:
     cdef int k
     update_discard(update_leftover(c), c.new if c.done else c.old, NULL)
     slot_free(c.invalid)
-    c.invalid = NULL
     for k in range(2):
         idtable_drop_spare(&c.spare[k])
     idtable_trim(&space_inactive(c.sp).ids)

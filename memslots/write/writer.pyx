@@ -94,7 +94,6 @@ cdef extern from "pthread.h":
 cdef void release_record(slot *s) noexcept:
     if s is not NULL:
         Py_XDECREF(<PyObject *>s.record)
-        s.record = NULL
 
 
 cdef int attach_record(slot *s) except -1:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 from typing import Any
 
 import pytest
@@ -118,6 +120,30 @@ def test_no_memory_for_many_spans(driver: Any, drivers: Any) -> None:
     assert alloc.live() == live + 1
     del access
     assert alloc.live() == live
+
+
+def test_nothing_is_done_behind_the_last_span(driver: Any) -> None:
+    memory = mmap.mmap(-1, PAGE)
+    hva = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    vm = Memslots()
+    vm.create(0, 0, 1, hva)
+    vm.create(1, 1, 1, 0, LOG)  # the system never maps this memory
+    access = driver.Access(vm, 8, 16, "write")
+    access.put_behind(driver.Access(vm, PAGE, 8, "write"))
+    assert access.probe() is None
+    assert access.write(b"abcdefgh" * 2) is None
+    assert access.fill(ord("x")) is None
+    out = bytearray(b"-" * 32)
+    assert access.read(out) is None
+    assert out == b"x" * 16 + b"-" * 16
+    assert memory[:32] == bytes(8) + b"x" * 16 + bytes(8)
+    access.mark()
+    assert dirty(vm, 1) == set()
+    two = driver.Access(vm, PAGE - 4, 8, "write")
+    two.put_behind(driver.Access(vm, PAGE + 64, 8, "write"))
+    assert two.meets(4, 1) is False
+    assert two.meets(3, 1) is True
+    assert two.meets(64, 8) is False
 
 
 # Marks

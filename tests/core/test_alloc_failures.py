@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import sys
 import sysconfig
 from array import array
 from collections.abc import Callable
@@ -213,6 +214,27 @@ def test_python_objects_without_memory(
             testcapi.remove_mem_hooks()
     assert failed > 0
     assert state(vm) != before
+    vm.check()
+
+
+def test_a_slot_without_a_record_releases_none(testcapi: Any, vm: Memslots) -> None:
+    gone = vm[3]
+    vm.set_flags(3, LOG)  # the next slot is made in the memory of the one that had this record
+    references = sys.getrefcount(gone)
+    hoard = [Slot(9, 0, 0, 1, 0) for _ in range(100)]  # those kept for reuse
+    for nth in range(200):
+        hoard += [Slot(9, 0, 0, 1, 0) for _ in range(3)]
+        testcapi.set_nomemory(nth, nth + 1)
+        try:
+            vm.create(60, 0x600, 70, 0x6000)
+        except MemoryError:
+            testcapi.remove_mem_hooks()
+            assert sys.getrefcount(gone) == references
+        else:
+            break
+        finally:
+            testcapi.remove_mem_hooks()
+    assert nth > 0
     vm.check()
 
 

@@ -166,6 +166,18 @@ def test_memory_is_in_proportion_to_the_ids_in_use(idtable: Any) -> None:
     assert table.places == 0
 
 
+@pytest.mark.parametrize("left", [1, 2, 3, 8, 9, 15, 16, 17])
+def test_a_trim_leaves_room_to_grow(idtable: Any, left: int) -> None:
+    table = idtable.Table(200)
+    for number in range(200):
+        table.add(number, number)
+    for number in range(left, 200):
+        table.remove(number)
+    table.trim()
+    assert max(8, 4 * left) <= table.places <= max(8, 8 * left)
+    check(table, {number: number for number in range(left)}, [left])
+
+
 def test_a_spare_that_is_not_used_is_given_back(idtable: Any, drivers: Any) -> None:
     alloc = drivers("alloc")
     live = alloc.live()

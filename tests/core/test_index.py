@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model import pages_of
 
 from memslots import BAD_HVA, Backing, Flags, GuestMemory, Memslots, ReadOnlyError
 
@@ -127,6 +128,19 @@ def test_batches_ask_the_index(drivers: Any) -> None:
         assert face.in_gfn_range(25, 26)[0].id == 2
     index.mark_ids(vm, -MARK)
     vm.check()
+
+
+def test_batches_mark_no_hole(drivers: Any) -> None:
+    vm = Memslots()
+    for id in range(300):
+        vm.create(id, 64 * id, PAGES, id << 20, Flags.LOG_DIRTY_PAGES)
+    gfns = array("Q", [64 * (gfn // STEP) + gfn % STEP for gfn in scattered(300, 3000)])
+    indexed(drivers, vm, gfns)
+    vm.mark_dirty_many(gfns)
+    vm.check()  # no bit past a slot's last page
+    for id in range(300):
+        marks = {gfn - 64 * id for gfn in gfns if gfn // 64 == id} & set(range(PAGES))
+        assert pages_of(vm.get_dirty_log(id)) == marks
 
 
 def test_single_look_ups_ask_the_index(drivers: Any) -> None:
@@ -357,6 +371,15 @@ def test_a_vcpu_counts_what_was_near(drivers: Any) -> None:
     assert near.stats.hits == hits + 1
 
 
+def test_every_number_is_searched_for_where_half_would_be(drivers: Any) -> None:
+    vm = make(300)
+    indexed(drivers, vm, scattered(300, 2000))
+    vcpu = vm.vcpu()
+    vcpu.lookup_many(array("Q", [slot * STEP + page for slot in range(300) for page in (0, 1)]))
+    assert sum(vcpu.stats) == 600
+    assert vcpu.stats.misses > 550
+
+
 def test_few_slots_by_turns_take_few_searches(drivers: Any) -> None:
     vm = make(300)
     indexed(drivers, vm, scattered(300, 2000))
@@ -513,13 +536,14 @@ def test_no_memory_for_it(drivers: Any) -> None:
         raise AssertionError("the last allocation was not reached")
 
 
-def test_its_memory_is_given_back(drivers: Any) -> None:
+@pytest.mark.parametrize("slots", [3, 300])  # of an index of three slots the memory is kept
+def test_its_memory_is_given_back(drivers: Any, slots: int) -> None:
     alloc = drivers("alloc")
     live = alloc.live()
-    vm = make(300)
+    vm = make(slots)
     for seed in range(20):
-        indexed(drivers, vm, scattered(300, 1000, seed))
+        indexed(drivers, vm, scattered(slots, 1000, seed))
         vm.set_flags(0, seed & 1)
-    indexed(drivers, vm, scattered(300, 1000))
+    indexed(drivers, vm, scattered(slots, 1000))
     del vm
     assert alloc.live() == live

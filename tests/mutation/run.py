@@ -46,17 +46,36 @@ TIMEOUT = 400
 #: The tests of a module, besides the one of its name.
 OWN = {
     "lookup_batch": ["tests/read/test_batch.py"],
+    "fill": ["tests/write/test_many.py"],
     "search": ["tests/read/test_batch.py"],
     "index_policy": ["tests/core/test_index.py", "tests/read/test_batch.py"],
     "machine": ["tests/core/test_update.py"],
-    "region": ["tests/core/test_update.py", "tests/test_errors.py"],
-    "slotset": ["tests/core/test_update.py", "tests/core/test_idtable.py"],
-    "space": ["tests/core/test_update.py"],
+    "region": [
+        "tests/core/test_update.py",
+        "tests/write/test_guestmemfd.py",
+        "tests/test_errors.py",
+    ],
+    "slotset": [
+        "tests/core/test_update.py",
+        "tests/core/test_index.py",
+        "tests/write/test_many.py",
+    ],
+    "space": ["tests/core/test_update.py", "tests/write/test_transaction.py"],
     "update": ["tests/core/test_update.py", "tests/write/test_transaction.py"],
     "logs": ["tests/dirty/test_logs.py"],
     "runs": ["tests/dirty/test_runs.py"],
-    "operations": ["tests/test_memslots.py", "tests/test_errors.py"],
-    "writer": ["tests/write/test_lock.py", "tests/test_memslots.py", "tests/write/test_reentry.py"],
+    "operations": [
+        "tests/test_memslots.py",
+        "tests/test_errors.py",
+        "tests/write/test_guestmemfd.py",
+    ],
+    "writer": [
+        "tests/write/test_lock.py",
+        "tests/test_memslots.py",
+        "tests/write/test_reentry.py",
+        "tests/write/test_fork.py",
+        "tests/core/test_alloc_failures.py",
+    ],
     "transaction": ["tests/write/test_transaction.py", "tests/write/test_transaction_ends.py"],
     "listeners": ["tests/write/test_listeners.py", "tests/write/test_subscriptions.py"],
 }

@@ -228,6 +228,55 @@ def test_a_fork_in_the_middle_of_a_change(change: str, method: str) -> None:
     assert list(vm) != before
 
 
+def test_a_fork_while_a_change_waits_for_a_reader(drivers: Any) -> None:
+    vm = three()
+    section = drivers("srcu").Section(vm)
+    thread = threading.Thread(target=vm.set_flags, args=(1, 0))
+    thread.start()
+    while vm.generation < 1 << 63:
+        time.sleep(0.001)
+    at_fork = vm.generation
+
+    def work() -> None:
+        # Readers found the new flags before the fork.
+        assert vm[1].flags == 0
+        assert vm.generation == (at_fork & ~(1 << 63)) + 2
+        use(vm)
+
+    try:
+        in_child(work)
+    finally:
+        section.leave()
+        thread.join()
+    vm.check()
+    assert vm[1].flags == 0
+
+
+def test_a_change_is_abandoned_once(drivers: Any) -> None:
+    alloc = drivers("alloc")
+
+    def cost(vm: Memslots) -> int:
+        """The allocations of a change, after one of the same kind."""
+        vm.set_flags(2, Flags.LOG_DIRTY_PAGES)
+        before = alloc.asked()
+        vm.set_flags(2, 0)
+        return int(alloc.asked() - before)
+
+    vm = three()
+    cost_before = cost(vm)
+    listener = Listener("prepare")
+    vm.subscribe(listener)
+
+    def work() -> None:
+        assert cost(vm) == cost_before
+
+    stopped = Stopped(vm, lambda vm: vm.delete(1))
+    listener.stopped = stopped
+    with stopped:
+        in_child(work)
+    vm.check()
+
+
 def test_a_fork_in_the_middle_of_a_transaction() -> None:
     vm = three()
     before = list(vm)

@@ -138,6 +138,12 @@ def test_each_rule_is_named(vm: Memslots, memfd: GuestMemfd) -> None:
     vm.check()
 
 
+def test_a_deletion_may_name_the_file(vm: Memslots, memfd: GuestMemfd) -> None:
+    assert vm.set_region2(0, PRIVATE, 0, 0, 0, memfd, 0) is Change.DELETE
+    assert vm.set_region2(2, PRIVATE, 0, 0, 0, memfd, 32 * PAGE) is Change.DELETE
+    assert [slot.id for slot in vm] == [1]
+
+
 def test_the_file_is_not_looked_at_without_the_flag() -> None:
     vm = Memslots()
     assert vm.set_region2(0, 0, 0, PAGE, 0x1000, "nothing", "nowhere") is Change.CREATE  # type: ignore[arg-type]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+import tracemalloc
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -110,3 +112,88 @@ def test_a_signal_ends_the_wait(vm: Memslots) -> None:
     # No thread has the lock, and only waiting threads are counted.
     vm.set_flags(1, 1)
     vm.check()
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_fork_between_a_release_and_the_next_holder(drivers: Any, held: bool) -> None:
+    """The thread that the lock was handed over to is not in the child."""
+    lock = drivers("lock").Lock()
+    assert not lock.is_open()
+    assert lock.take()
+    lock.hand_over()
+    lock.after_fork(held)
+    assert not lock.is_open()
+    assert lock.held is held
+    if held:
+        assert not lock.take()
+        lock.release()
+    assert lock.take()
+    assert not lock.is_open()
+    lock.release()
+
+
+@contextmanager
+def signals(handler: Callable[[], None]) -> Iterator[None]:
+    """Calls the handler every few milliseconds, in the main thread."""
+    before = signal.signal(signal.SIGALRM, lambda number, frame: handler())
+    signal.setitimer(signal.ITIMER_REAL, 0.005, 0.005)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.untraced
+def test_a_signal_whose_handler_returns_does_not_end_the_wait(drivers: Any) -> None:
+    lock = drivers("lock").Lock()
+    calls = 0
+
+    def handler() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            lock.release()
+
+    assert lock.take()
+    with signals(handler):
+        lock.wait()
+        assert calls >= 3
+    assert not lock.take()
+    lock.release()
+    assert not lock.held
+    assert not lock.is_open()
+
+
+@pytest.mark.untraced
+def test_a_handler_that_hands_the_lock_over_and_raises(drivers: Any) -> None:
+    """The waiting thread has the lock then, and must release it."""
+    lock = drivers("lock").Lock()
+
+    class Stop(Exception):
+        pass
+
+    def handler() -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        lock.release()
+        raise Stop
+
+    assert lock.take()
+    with pytest.raises(Stop), signals(handler):
+        lock.wait()
+    assert not lock.held
+    assert not lock.is_open()
+
+
+def test_a_lock_gives_its_memory_back(drivers: Any) -> None:
+    driver = drivers("lock")
+    tracemalloc.start()
+    try:
+        driver.Lock()
+        before, _ = tracemalloc.get_traced_memory()
+        for _ in range(1000):
+            driver.Lock()
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < 1000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from array import array
 from collections.abc import Callable
 from typing import Any
@@ -42,6 +43,19 @@ def test_two_slots_trade_places(vm: Memslots) -> None:
         assert tx.move(0, 0x10) == tx.get(0)
         tx.move(1, 0x00)
     assert places(vm) == {1: (0, 0x10), 0: (0x10, 0x10), 2: (0x20, 0x10), 3: (0x30, 0x10)}
+    vm.check()
+
+
+def test_a_slot_between_two_steps_is_freed_at_once(drivers: Any, vm: Memslots) -> None:
+    alloc = drivers("alloc")
+    with vm.transaction() as tx:
+        live = alloc.live()
+        made = tx.create(9, 0x100, 8, HVA, LOG)
+        references = sys.getrefcount(made)
+        assert alloc.live() > live  # its dirty log
+        tx.set_flags(9, 0)
+        assert sys.getrefcount(made) == references - 1
+        assert alloc.live() <= live + 1  # the id table may have grown
     vm.check()
 
 

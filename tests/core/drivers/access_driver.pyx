@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""Drives memslots.core.access on the slots of a Memslots; no byte of their memory is touched."""
+"""Drives memslots.core.access on the slots of a Memslots. Only copy and fill touch their memory."""
 
 from libc.stdint cimport uint64_t
 
@@ -9,13 +9,19 @@ from memslots.core.access cimport (
     ACCESS_READ,
     ACCESS_RESTORE,
     ACCESS_WRITE,
+    ACCESS_ALL,
     FEW_SPANS,
     access,
+    access_fill,
     access_free,
     access_init,
     access_kind,
     access_mark,
+    access_meets,
+    access_probe,
+    access_read,
     access_result,
+    access_write,
 )
 from memslots.core.space cimport space_active
 from memslots.core.srcu cimport srcu_enter, srcu_leave, srcu_reader
@@ -86,3 +92,30 @@ cdef class Access:
         cdef int side = srcu_enter(reader)
         access_mark(&self.a, space_active(memslots_space(self.face)))
         srcu_leave(reader, side)
+
+    def put_behind(self, Access other):
+        """Writes the first span of another access behind the last span of this one."""
+        assert self.is_few and self.a.count < <size_t>FEW_SPANS
+        self.a.few[self.a.count] = other.a.spans[0]
+        self.a.few[self.a.count].may_fault = True
+
+    def meets(self, address, size):
+        cdef size_t memory = address
+        return access_meets(&self.a, <const void *>memory, size)
+
+    def probe(self):
+        """The first address that is missing, or None."""
+        return missing(access_probe(&self.a))
+
+    def read(self, unsigned char[::1] out):
+        return missing(access_read(&self.a, &out[0]))
+
+    def write(self, const unsigned char[::1] data):
+        return missing(access_write(&self.a, &data[0]))
+
+    def fill(self, byte):
+        return missing(access_fill(&self.a, byte))
+
+
+cdef object missing(gpa_t bad):
+    return None if bad == <gpa_t>ACCESS_ALL else bad

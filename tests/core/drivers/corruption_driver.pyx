@@ -42,8 +42,8 @@ cdef int depth_of(const rb_node *node):
 
 
 def broken(face, name, active=True, hva=False):
-    """A generator: breaks the named property in the active or inactive set, yields, and mends
-    it.
+    """A generator: breaks the named property in the active or inactive set, yields the number of
+    the set that a check names, and mends it.
     """
     cdef space *sp = memslots_space(face)
     cdef slotset *set = space_active(sp) if active else space_inactive(sp)
@@ -65,14 +65,14 @@ def broken(face, name, active=True, hva=False):
             s.userspace_addr = ~<uint64_t>0
         else:
             s.base_gfn = ~<uint64_t>0
-        yield
+        yield 0  # both sets hold the slot
         if hva:
             s.userspace_addr = kept
         else:
             s.base_gfn = kept
     elif name == "R2":
         root.parent_and_color &= ~<size_t>RB_BLACK
-        yield
+        yield set.k
         root.parent_and_color |= RB_BLACK
     elif name == "R3":
         # Red all the way down to a red leaf's parent, everywhere as many: paint the leaf's parent
@@ -80,39 +80,39 @@ def broken(face, name, active=True, hva=False):
         node = red_leaf(root)
         child = <rb_node *>(node.parent_and_color & ~<size_t>1)
         child.parent_and_color &= ~<size_t>RB_BLACK
-        yield
+        yield set.k
         child.parent_and_color |= RB_BLACK
     elif name == "R4":
         node = red_leaf(root)
         node.parent_and_color |= RB_BLACK
-        yield
+        yield set.k
         node.parent_and_color &= ~<size_t>RB_BLACK
     elif name == "R5":
         node = root.child[0]
         kept = node.parent_and_color
         node.parent_and_color = <size_t>node | (kept & 1)
-        yield
+        yield set.k
         node.parent_and_color = kept
     elif name == "R5 cycle":
         node = red_leaf(root)
         node.child[1] = root
-        yield
+        yield set.k
         node.child[1] = NULL
     elif name == "H1":
         kept = (<hva_node *>set.hva_tree.node).greatest
         (<hva_node *>set.hva_tree.node).greatest += 1
-        yield
+        yield set.k
         (<hva_node *>set.hva_tree.node).greatest = kept
     elif name == "S1 ids":
         while set.ids.places[i] is NULL:
             i += 1
         place = set.ids.places[i]
         set.ids.places[i] = NULL
-        yield
+        yield set.k
         set.ids.places[i] = place
     elif name == "S1 count":
         set.ids.count += 1
-        yield
+        yield set.k
         set.ids.count -= 1
     elif name == "S1 hva":
         # A copy of a slot takes its place in the hva tree: it reads the same and is in no set.
@@ -122,34 +122,34 @@ def broken(face, name, active=True, hva=False):
         parent = <rb_node *>(node.parent_and_color & ~<size_t>1)
         side = parent.child[1] is node
         parent.child[side] = <rb_node *>(<char *>&copy + (<char *>node - <char *>s))
-        yield
+        yield set.k
         parent.child[side] = node
     elif name == "S2":
         kept = s.npages
         s.npages = next.base_gfn - s.base_gfn + 1
         set.npages += s.npages - kept
-        yield
+        yield 0  # both sets hold the slot
         set.npages -= s.npages - kept
         s.npages = kept
     elif name == "S3":
         set.last_used = <slot *>set
-        yield
+        yield set.k
         set.last_used = NULL
     elif name == "S4":
         set.npages += 1
-        yield
+        yield set.k
         set.npages -= 1
     elif name == "P1":
         s.flags |= SLOT_INVALID
-        yield
+        yield sp.active.k
         s.flags &= ~SLOT_INVALID
     elif name == "P2":
         sp.active.generation |= SWAPPING
-        yield
+        yield sp.active.k
         sp.active.generation &= ~SWAPPING
     elif name == "D1 flag":
         s.flags ^= SLOT_LOG_DIRTY_PAGES
-        yield
+        yield 0  # both sets hold the slot
         s.flags ^= SLOT_LOG_DIRTY_PAGES
     elif name == "D1 bit":
         while s.dirty is NULL or s.npages & 63 == 0:
@@ -157,19 +157,19 @@ def broken(face, name, active=True, hva=False):
         i = s.npages >> 6
         word = s.dirty[i]
         s.dirty[i] |= <uint64_t>1 << 63
-        yield
+        yield 0  # both sets hold the slot
         s.dirty[i] = word
     elif name == "I1 row":
         (<index_row *>sp.active.index.rows)[1].base_gfn += 1
-        yield
+        yield sp.active.k
         (<index_row *>sp.active.index.rows)[1].base_gfn -= 1
     elif name == "I1 count":
         sp.active.index.count -= 1
-        yield
+        yield sp.active.k
         sp.active.index.count += 1
     elif name == "I1 kept":
         sp.sets[1 - sp.active.k].index = sp.active.index
-        yield
+        yield sp.active.k
         sp.sets[1 - sp.active.k].index = NULL
     else:
         raise ValueError(name)

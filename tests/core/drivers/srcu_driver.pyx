@@ -93,6 +93,22 @@ cdef reader_of(Domain owner, srcu_reader *reader):
     return made
 
 
+cdef class Section:
+    """A reader inside a read-side section of a Memslots, until it leaves."""
+
+    cdef srcu_reader *reader
+    cdef int side
+    cdef object face
+
+    def __cinit__(self, face):
+        self.face = face
+        self.reader = memslots_reader(face)
+        self.side = srcu_enter(self.reader)
+
+    def leave(self):
+        srcu_leave(self.reader, self.side)
+
+
 def change_in_a_section():
     """What nobody may do either. (The change is refused, so it waits for no reader.)"""
     vm = Memslots()

@@ -1,12 +1,15 @@
 # cython: language_level=3
 """Drives memslots.core.update step by step, and tells what each set holds after every step."""
 
+from libc.string cimport memset
+
 from memslots.core.alloc cimport CACHE_LINE
 from memslots.core.dirtylog cimport dirty_free
 from memslots.core.invariants cimport HOLDS, invariants_check_space, report
 from memslots.core.lookup cimport lookup_in
 from memslots.core.region cimport (
     ALLOWED,
+    CHANGE_MOVE,
     CHANGE_NONE,
     NO_MEMORY,
     limits,
@@ -32,6 +35,7 @@ from memslots.core.update cimport (
     change,
     update_apply_begin,
     update_apply_end,
+    update_displaces,
     update_end,
     update_get,
     update_invalidate_begin,
@@ -125,8 +129,10 @@ cdef class Space:
         if p.kind == CHANGE_NONE:
             return KINDS[0]
         self.note("before", id)
+        memset(&self.c, 0xFF, sizeof(change))  # a caller need not clear it
         if update_get(&self.c, self.sp, &self.lim, &r, &p) == NO_MEMORY:
             raise MemoryError
+        assert update_displaces(&self.c, CHANGE_MOVE) == (p.old is not NULL)
         if update_must_invalidate(&self.c):
             update_invalidate_begin(&self.c)
             self.note("invalidate begin", id)
@@ -173,6 +179,7 @@ cdef class Space:
     def check(self):
         """The depth of the deepest tree; AssertionError with the property that does not hold."""
         cdef report found
+        memset(&found, 0xFF, sizeof(report))
         invariants_check_space(self.sp, &found)
         if found.broken != HOLDS:
             raise AssertionError(NAMES[<int>found.broken])
