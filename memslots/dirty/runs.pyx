@@ -17,6 +17,8 @@ from memslots.values.records import Flags
 cdef enum:
     FEW = 64  # pages to copy before the GIL is released
 
+cdef list NOWHERE = []  # the parts of a slot that has no copy
+
 DirtyRun = namedtuple("DirtyRun", ["as_id", "start_gfn", "end_gfn"], module="memslots")
 DirtyRun.__doc__ = """Guest pages [start_gfn, end_gfn) of an address space that were written."""
 
@@ -180,13 +182,14 @@ def copy_pages(list logs not None, dict places not None):
     cdef const char *log
     cdef hva_t to
     cdef hva_t from_
+    cdef tuple part
     for taken in logs:
         log = PyByteArray_AS_STRING(taken.log)
         first = 0
-        for pages, hva, copy in places.get(taken.slot, ()):
-            end = first + pages
-            to = <hva_t>hva - (<hva_t>first << PAGE_SHIFT)
-            from_ = <hva_t>copy - (<hva_t>first << PAGE_SHIFT)
+        for part in <list>places.get(taken.slot, NOWHERE):
+            end = first + <Py_ssize_t>part[0]
+            to = <hva_t>part[1] - (<hva_t>first << PAGE_SHIFT)
+            from_ = <hva_t>part[2] - (<hva_t>first << PAGE_SHIFT)
             page = copy_marked(log, first, end, to, from_, FEW, &copied)
             if page < end:
                 with nogil:
