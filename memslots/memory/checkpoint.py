@@ -6,6 +6,7 @@ import ctypes
 import errno
 import mmap
 from bisect import bisect_right
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from memslots.dirty.runs import copy_pages, take_logs
@@ -47,6 +48,7 @@ class Checkpoint:
         self._generations: list[int] = []
         self._by_log = False
         self._pieces: list[_Piece] = []
+        self._of_files: list[tuple[GuestMemory, Slot]] = []
         # For each slot its parts: the number of pages, the address, the address of the copy.
         self._places: dict[Slot, list[tuple[int, int, int]]] = {}
 
@@ -64,7 +66,11 @@ class Checkpoint:
             if self._by_log:
                 take_logs(vm, logs)
             for there, slots in zip(spaces, self._slots, strict=True):
-                views.extend((slot, _view(there, slot)) for slot in slots if _is_copied(slot))
+                for slot in filter(_is_copied, slots):
+                    view = _view(there, slot)
+                    views.append((slot, view))
+                    if isinstance(view.obj, Backing) and view.obj.kind == "file":
+                        self._of_files.append((there, slot))
 
         try:
             without_changes(vm, begin)
@@ -119,12 +125,17 @@ class Checkpoint:
         ------
         InvalidRegionError
             The slots are not the same as at the checkpoint (ESTALE). Nothing has changed.
+        NotMappedError
+            A slot's file is shorter than it was. Nothing has changed.
         MemoryError
         """
         return self._restore_by_log() if self._by_log else self._restore_by_comparing()
 
     def _check(self) -> None:
-        """Raises if the slots are not the same. O(1) an address space if no slot was changed."""
+        """Raises if the slots or their files are not the same.
+
+        O(1) for an address space if no slot was changed, and for a slot on a file.
+        """
         vm = self._memory.vm
         for as_id, slots in enumerate(self._slots):
             space = vm.address_space(as_id)
@@ -135,6 +146,8 @@ class Checkpoint:
                     errno.ESTALE, "the slots are not those that there were at the checkpoint"
                 )
             self._generations[as_id] = space.generation
+        for there, slot in self._of_files:
+            _view(there, slot)  # raises
 
     def _restore_by_log(self) -> int:
         vm = self._memory.vm
@@ -153,22 +166,31 @@ class Checkpoint:
 
     def _restore_by_comparing(self) -> int:
         vm = self._memory.vm
+        changed: list[tuple[int, int]] = []
 
-        def work() -> list[tuple[int, int]]:
+        def work() -> None:
             self._check()
-            return [found for piece in self._pieces for found in _compare(piece)]
+            for piece in self._pieces:
+                for start, end in _different(piece):
+                    # The mark after the bytes is the one that counts. This one is there if a
+                    # signal handler raises before the other is made.
+                    self._mark(start, end)
+                    at = slice(start - piece.hva, end - piece.hva)
+                    piece.memory[at] = piece.copy[at]
+                    changed.append((start, end))
 
-        changed = without_changes(vm, work)
-        self._mark(changed)
+        without_changes(vm, work)
+        for start, end in changed:
+            self._mark(start, end)
         return sum(end - start for start, end in changed)
 
-    def _mark(self, changed: list[tuple[int, int]]) -> None:
+    def _mark(self, start: int, end: int) -> None:
+        """Marks host memory in every slot on it that has a log."""
         vm = self._memory.vm
-        for start, end in changed:
-            for as_id in range(vm.address_spaces):
-                for slot, first, last in vm.address_space(as_id).in_hva_range(start, end):
-                    if slot.flags & Flags.LOG_DIRTY_PAGES:
-                        vm.mark_dirty_range(first, last, as_id)
+        for as_id in range(vm.address_spaces):
+            for slot, first, last in vm.address_space(as_id).in_hva_range(start, end):
+                if slot.flags & Flags.LOG_DIRTY_PAGES:
+                    vm.mark_dirty_range(first, last, as_id)
 
 
 def _is_copied(slot: Slot) -> bool:
@@ -204,16 +226,13 @@ def _copied(backings: tuple[Backing, ...], hva: int, memory: memoryview) -> _Pie
     return _Piece(hva, memory, copy, address_of(copy))
 
 
-def _compare(piece: _Piece) -> list[tuple[int, int]]:
-    """Restores the pages that differ, and returns their host address ranges."""
-    hva, memory, copy, copy_hva = piece
-    changed = []
+def _different(piece: _Piece) -> Iterator[tuple[int, int]]:
+    """Yields the host addresses of each page that differs from its copy."""
+    hva, memory, _, copy_hva = piece
     for step in range(0, len(memory), _STEP):
         size = min(_STEP, len(memory) - step)
         if not _memcmp(hva + step, copy_hva + step, size):
             continue
         for page in range(step, step + size, PAGE_SIZE):
             if _memcmp(hva + page, copy_hva + page, PAGE_SIZE):
-                memory[page : page + PAGE_SIZE] = copy[page : page + PAGE_SIZE]
-                changed.append((hva + page, hva + page + PAGE_SIZE))
-    return changed
+                yield hva + page, hva + page + PAGE_SIZE

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import mmap
+import os
 import random
+from pathlib import Path
 
 import pytest
 
-from memslots import Backing, Flags, GuestMemory, InvalidRegionError, Memslots
+from memslots import Backing, Flags, GuestMemory, InvalidRegionError, Memslots, NotMappedError
 
 PAGE = 4096
 LOG = Flags.LOG_DIRTY_PAGES
@@ -149,6 +151,23 @@ def test_no_memory_for_the_copy(by_log: bool, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(MemoryError):
         memory.checkpoint(by_log=by_log)
     assert [run.start_gfn for run in memory.vm.take_dirty_runs()] == [0x201]
+
+
+@pytest.mark.parametrize("by_log", [True, False])
+def test_a_file_that_is_shorter_now(by_log: bool, tmp_path: Path) -> None:
+    """Its pages are not touched: that would end the process. No mark is lost."""
+    path = tmp_path / "file"
+    path.write_bytes(bytes(3 * PAGE))
+    memory = GuestMemory(Memslots())
+    memory.place(0, 0, Backing.file(path), flags=LOG)
+    checkpoint = memory.checkpoint(by_log=by_log)
+    memory.write(2 * PAGE, b"x")
+    os.truncate(path, PAGE)
+    for call in (checkpoint.restore, lambda: memory.checkpoint(by_log=by_log)):
+        with pytest.raises(NotMappedError, match="shorter"):
+            call()
+    os.truncate(path, 3 * PAGE)
+    assert checkpoint.restore() == (PAGE if by_log else 0)  # the kernel dropped the page written
 
 
 def test_nothing() -> None:
