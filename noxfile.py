@@ -222,7 +222,7 @@ def dist(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Whether the benchmarks run, and their answers are right; their figures prove nothing here."""
-    install(session, "test,bench", "asv>=0.6.3")
+    install(session, "test,bench,examples", "asv>=0.6.3")
     with unpacked(session) as where:
         home = where / ".home"
         home.mkdir()
@@ -239,6 +239,7 @@ def bench(session: nox.Session) -> None:
             session.run("asv", "run", "--quick", "--python=same", "--bench", some, env=environment)
             # What docs/performance.md says, as far as that can be compared on any machine.
             session.run("python", "figures.py", "--check", env=environment)
+            session.run("python", "guestmemory.py", "--check", env=environment)
         slots = ("--slots", "10", "--slots", "509")
         session.run("memslots", "bench", "--quick", *slots, "--plot", str(home / "bench.svg"))
     # With all that it compares with and draws by, which the other environments do not have.

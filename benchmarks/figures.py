@@ -2,6 +2,7 @@
 
     python benchmarks/figures.py          measures all (some twenty minutes), writes
                                           docs/performance.json and the page's tables and drawing
+    python benchmarks/figures.py --part byhand    measures one part of docs/performance.json
     python benchmarks/figures.py --page   writes the tables from docs/performance.json
     python benchmarks/figures.py --check  measures the figures that any machine can compare, in a
                                           minute or two; status 1 if the page says something else
@@ -42,20 +43,52 @@ def bench(*options: str) -> dict[str, Any]:
     return report
 
 
-def measure() -> dict[str, Any]:
-    """Measures everything and returns it."""
-    # Imported here, because --page does not need them.
-    import ablation
+def measure_bench() -> Any:
+    """Measures what `memslots bench` does."""
+    return bench("--plot", str(DRAWING))
+
+
+# The benchmarks are imported where they run, because --page does not need them.
+
+
+def measure_goals() -> Any:
+    """Measures the goals."""
     import goals
+
+    return [goals.show(row)._asdict() for row in goals.measured(())]
+
+
+def measure_memory() -> Any:
+    """Measures guest memory beside plain slices."""
     import guestmemory
 
-    report = bench("--plot", str(DRAWING))
-    rows = [goals.show(row)._asdict() for row in goals.measured(())]
-    memory = [
-        row._asdict()
-        for row in chain(guestmemory.numbers_rows(), *map(guestmemory.size_rows, guestmemory.SIZES))
-    ]
-    return {"bench": report, "goals": rows, "memory": memory, "ablation": ablation.measured()}
+    sizes = map(guestmemory.size_rows, guestmemory.SIZES)
+    return [row._asdict() for row in chain(guestmemory.numbers_rows(), *sizes)]
+
+
+def measure_byhand() -> Any:
+    """Measures guest memory beside what people make by hand."""
+    import byhand
+
+    rows = list(byhand.measured(byhand.Sizes()))
+    goals = [goal._asdict() for goal in byhand.goals(rows)]
+    return {"rows": [row._asdict() for row in rows], "goals": goals}
+
+
+def measure_ablation() -> Any:
+    """Measures what each part of a batch's search gains."""
+    import ablation
+
+    return ablation.measured()
+
+
+PARTS: dict[str, Callable[[], Any]] = {
+    "bench": measure_bench,
+    "goals": measure_goals,
+    "memory": measure_memory,
+    "byhand": measure_byhand,
+    "ablation": measure_ablation,
+}
 
 
 # The tables
@@ -164,6 +197,16 @@ def between(found: dict[str, Any]) -> str:
 
 def memory(found: dict[str, Any]) -> str:
     """Returns the table of guest memory."""
+    return memory_table(found["memory"], "plain")
+
+
+def byhand(found: dict[str, Any]) -> str:
+    """Returns the table of guest memory beside what people make by hand."""
+    return memory_table(found["byhand"]["rows"], "the other")
+
+
+def memory_table(rows: list[dict[str, Any]], other: str) -> str:
+    """Returns a table of guest memory beside something else."""
     lines = [
         [
             row["call"],
@@ -173,9 +216,9 @@ def memory(found: dict[str, Any]) -> str:
             f"{three(row['plain'])} {row['unit']}",
             f"{row['ratio']:.2f}",
         ]
-        for row in found["memory"]
+        for row in rows
     ]
-    return table(["call", "size", "beside", "memslots", "plain", "times the speed"], lines)
+    return table(["call", "size", "beside", "memslots", other, "times the speed"], lines)
 
 
 def parts(found: dict[str, Any]) -> str:
@@ -189,7 +232,7 @@ def parts(found: dict[str, Any]) -> str:
 def goals_table(found: dict[str, Any]) -> str:
     """Returns the table of all figures that have a goal."""
     lines = []
-    for row in found["goals"]:
+    for row in [*found["goals"], *found["byhand"]["goals"]]:
         if row["goal"] is None:
             continue
         most = "at least" if row["at_least"] else "at most"
@@ -214,6 +257,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "single": single,
     "between": between,
     "memory": memory,
+    "byhand": byhand,
     "parts": parts,
     "goals": goals_table,
 }
@@ -268,13 +312,16 @@ def check() -> bool:
 def main() -> None:
     """Measures and writes, or checks."""
     parser = argparse.ArgumentParser(description="The figures of docs/performance.md.")
+    parser.add_argument("--part", choices=PARTS, help="measure one part, keep the others")
     parser.add_argument("--page", action="store_true", help="write the tables, measure nothing")
     parser.add_argument("--check", action="store_true", help="compare what the page says")
     options = parser.parse_args()
     if options.check:
         raise SystemExit(0 if check() else 1)
     if not options.page:
-        found = measure()
+        found = json.loads(FILE.read_text(encoding="utf-8")) if options.part else {}
+        for part in [options.part] if options.part else PARTS:
+            found[part] = PARTS[part]()
         FILE.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     found = json.loads(FILE.read_text(encoding="utf-8"))
     PAGE.write_text(page_of(PAGE.read_text(encoding="utf-8"), found), encoding="utf-8")

@@ -1,18 +1,21 @@
 """Guest memory: copies, numbers and snapshots, beside plain slices of the same memory.
 
-Four adjacent slots lie on one mmap of random bytes; the plain way slices that mmap. Run by itself,
-`python benchmarks/guestmemory.py [MiB ...]` prints every figure beside its comparison.
+Four adjacent slots lie on one mmap of random bytes; the plain way slices that mmap.
+
+    python benchmarks/guestmemory.py [MiB ...]  prints every figure beside its comparison
+    python benchmarks/guestmemory.py --beside   prints those of byhand.py: dumps, restores, opening
+    python benchmarks/guestmemory.py --check    runs all small; status 1 if an answer is wrong
 """
 
 from __future__ import annotations
 
+import argparse
 import mmap
 import os
 import platform
 import struct
-import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -460,18 +463,40 @@ def size_rows(mib: int) -> Iterator[Row]:
         yield Row(f"take_dirty_runs {percent} %", size, "numpy", ours, plain, "µs", plain / ours)
 
 
+def print_rows(rows: Iterable[Row]) -> list[Row]:
+    """Prints a table as it is measured. Returns the rows."""
+    print("| call | size | beside | memslots | beside | unit | times the speed |")
+    print("|---|---|---|---|---|---|---|")
+    printed = []
+    for row in rows:
+        figures = f"{row.ours:,.0f} | {row.plain:,.0f} | {row.unit} | {row.ratio:.2f}"
+        print(f"| {row.call} | {row.size} | {row.beside} | {figures} |", flush=True)
+        printed.append(row)
+    return printed
+
+
 def main() -> None:
     """Prints every figure, for the given sizes or for all."""
+    import byhand  # it imports this module
+
+    parser = argparse.ArgumentParser(description="Guest memory beside other ways.")
+    parser.add_argument("sizes", nargs="*", type=int, metavar="MiB", default=SIZES)
+    parser.add_argument("--beside", action="store_true", help="the figures of byhand.py")
+    parser.add_argument("--check", action="store_true", help="run all small, check the answers")
+    options = parser.parse_args()
     print(
         f"{os.cpu_count()} CPUs, Linux {platform.release()}, Python {platform.python_version()},"
         f" numpy {np.__version__}; files in {FOLDER}\n"
     )
-    print("| call | size | beside | memslots | plain | unit | times the speed |")
-    print("|---|---|---|---|---|---|---|")
-    sizes = [int(given) for given in sys.argv[1:]] or SIZES
-    for row in chain(numbers_rows(), *map(size_rows, sizes)):
-        figures = f"{row.ours:,.0f} | {row.plain:,.0f} | {row.unit} | {row.ratio:.2f}"
-        print(f"| {row.call} | {row.size} | {row.beside} | {figures} |", flush=True)
+    if not options.beside:
+        sizes = (1,) if options.check else options.sizes
+        print_rows(chain(numbers_rows(), *map(size_rows, sizes)))
+    if options.beside or options.check:
+        rows = print_rows(byhand.measured(byhand.SMALL if options.check else byhand.Sizes()))
+        if options.beside:
+            for goal in byhand.goals(rows):
+                reached = "reached" if goal.figure <= goal.goal else "MISSED"
+                print(f"{goal.what}: {goal.figure:.3g} {goal.unit}, <= {goal.goal:g}: {reached}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python examples/vmm.py
 
 Slot 0 holds the guest's code. Slot 1 begins with an A and slot 2 with a B; both log the guest's
-writes. The guest prints the letters that it finds while the slots move.
+writes. The guest prints the letters that it finds, on a serial port, while the slots move.
 """
 
 from __future__ import annotations
@@ -19,28 +19,48 @@ from memslots import Backing, Flags, GuestMemory, KvmUnavailableError, Memslots
 from memslots.kvm import HltExit, InterruptedExit, IoExit, KvmVcpu, KvmVM, MmioExit
 
 COUNTER = 0x800  # a gpa
+SERIAL = 0xE0000  # the gpa of the serial port's registers; no slot is there
 
 # Real mode: an address is its segment * 16 + the offset, so ds = 0x1000 reaches gpa 0x10000.
 GUEST = bytes.fromhex(
+    "b8 00 e0"  #           mov ax, 0xe000
+    "8e c0"  #              mov es, ax            ; es is the serial port
     "b8 00 10"  #           mov ax, 0x1000
     "8e d8"  #              mov ds, ax
     "a0 00 00"  #           mov al, [0]           ; A
-    "e6 e9"  #              out 0xe9, al          ; print it
+    "e8 29 00"  #           call print
     "2e ff 06 00 08"  # spin: inc word cs:[0x800] ; gpa 0x800, in slot 0
     "80 3e 00 00 ff"  #     cmp byte [0], 0xff    ; the answer of a bus without a device
     "75 f4"  #              jne spin              ; until slot 1 is gone
     "b8 00 20"  #           mov ax, 0x2000
     "8e d8"  #              mov ds, ax
     "a0 00 00"  #           mov al, [0]           ; slot 1 is here now: A
-    "e6 e9"  #              out 0xe9, al
+    "e8 12 00"  #           call print
     "a2 00 10"  #           mov [0x1000], al      ; write to its page 1
     "e6 10"  #              out 0x10, al          ; ask the VMM to swap slots 1 and 2
     "a0 00 00"  #           mov al, [0]           ; slot 2 is here now: B
-    "e6 e9"  #              out 0xe9, al
+    "e8 07 00"  #           call print
     "a2 00 20"  #           mov [0x2000], al      ; write to its pages 2 and 3
     "a2 00 30"  #           mov [0x3000], al
     "f4"  #                 hlt
+    "26 f6 06 05 00 20"  # print: test byte es:[5], 0x20
+    "74 f8"  #              jz print              ; until the port can take a byte
+    "26 a2 00 00"  #        mov es:[0], al
+    "c3"  #                 ret
 )
+
+
+class Serial:
+    """The sending half of a 16550 serial port: data at offset 0, line status at offset 5."""
+
+    def read(self, gpa: int, size: int) -> int:
+        """Answers a read of a register."""
+        return 0x20 if gpa == SERIAL + 5 else 0  # 0x20: it can take a byte
+
+    def write(self, gpa: int, size: int, value: int) -> None:
+        """Takes a write to a register."""
+        if gpa == SERIAL:
+            print(f"guest: {chr(value)}")
 
 
 def show(vm: Memslots) -> None:
@@ -49,12 +69,11 @@ def show(vm: Memslots) -> None:
     print(f"VMM:   {places}")
 
 
-def run(vcpu: KvmVcpu, vm: Memslots, moving: threading.Lock) -> None:
+def run(vcpu: KvmVcpu, memory: GuestMemory, moving: threading.Lock) -> None:
     """Runs the guest until it halts, and does what it asks for."""
-    for reason in vcpu.run():
+    vm = memory.vm
+    for reason in vcpu.run(memory):  # the serial port's exits do not come here
         match reason:
-            case IoExit(port=0xE9, write=True, data=data):
-                print(f"guest: {data.decode()}")
             case IoExit(port=0x10, write=True):
                 # Readers of `vm` see both moves or neither. The kernel gets one call after another,
                 # but the guest does not run meanwhile.
@@ -68,7 +87,7 @@ def run(vcpu: KvmVcpu, vm: Memslots, moving: threading.Lock) -> None:
                 # slot. This guest goes on when the move is done.
                 with moving:
                     print(f"VMM:   the guest reads {gpa:#x}, where no slot is")
-                # A device would call vcpu.answer(). There is no device, so the guest reads ones.
+                # No device answered and vcpu.answer() was not called: the guest reads ones.
             case HltExit() | InterruptedExit():
                 return
             case _:
@@ -82,6 +101,8 @@ def monitor(kvm: KvmVM) -> None:
     memory.place(0, 0x0, Backing.anonymous(0x1000))
     memory.place(1, 0x10000, Backing.anonymous(0x4000), flags=Flags.LOG_DIRTY_PAGES)
     memory.place(2, 0x30000, Backing.anonymous(0x4000), flags=Flags.LOG_DIRTY_PAGES)
+    serial = Serial()
+    memory.on_mmio(SERIAL, SERIAL + 8, read=serial.read, write=serial.write)
     memory.write(0x0, GUEST)
     memory.write(0x10000, b"A")
     memory.write(0x30000, b"B")
@@ -91,14 +112,14 @@ def monitor(kvm: KvmVM) -> None:
     kvm.set_tss_addr(0x4000_0000)  # KVM needs three pages there for real mode on older Intel CPUs
     vcpu = kvm.create_vcpu()
     vcpu.set_sregs(cs_base=0, cs_selector=0)
-    vcpu.set_regs(rip=0, rflags=2)
+    vcpu.set_regs(rip=0, rsp=0x1000, rflags=2)  # the stack is at the end of slot 0
 
     # KVM_RUN releases the GIL, so the guest runs in its own thread. A handled signal interrupts
     # KVM_RUN.
     signal.signal(signal.SIGUSR1, lambda *_: None)
     with ThreadPoolExecutor(1) as pool:
         moving = threading.Lock()
-        guest = pool.submit(run, vcpu, vm, moving)
+        guest = pool.submit(run, vcpu, memory, moving)
         try:
             while not guest.done() and memory.read_u16(COUNTER) == 0:
                 time.sleep(0.001)

@@ -4,15 +4,20 @@ from collections import namedtuple
 
 cimport cython
 from cpython.bytearray cimport PyByteArray_AS_STRING
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from memslots.core.endian cimport endian_le64
-from memslots.core.units cimport gfn_t
+from memslots.core.units cimport PAGE_SHIFT, PAGE_SIZE, gfn_t, hva_t
 from memslots.dirty.logs cimport return_log
 from memslots.read.reader cimport Reader
 
 from memslots.values.records import Flags
+
+cdef enum:
+    FEW = 64  # pages to copy before the GIL is released
+
+cdef list NOWHERE = []  # the parts of a slot that has no copy
 
 DirtyRun = namedtuple("DirtyRun", ["as_id", "start_gfn", "end_gfn"], module="memslots")
 DirtyRun.__doc__ = """Guest pages [start_gfn, end_gfn) of an address space that were written."""
@@ -106,17 +111,19 @@ cdef list runs_of(list logs):
     return runs
 
 
-def take_runs(vm, list logs not None):
-    """Returns the runs of all slots' dirty logs, by address space and gfn.
+def take_logs(vm, list logs not None):
+    """Takes the marks of all slots, and stores them in `logs` before anything else can fail.
 
-    A run continues across adjacent slots. Takes the marks, and stores them in `logs` before
-    anything else can fail. The caller must be the writer.
+    The order is by address space and gfn. The caller must be the writer.
     """
     cdef bint manual = vm.manual_dirty_log != 0
+    cdef uint32_t logging = Flags.LOG_DIRTY_PAGES
+    cdef uint32_t flags
     cdef TakenLog taken
     for as_id in range(vm.address_spaces):
         for slot in vm.address_space(as_id):
-            if not slot.flags & Flags.LOG_DIRTY_PAGES:
+            flags = slot.flags  # in C: the & of an IntFlag is a Python function
+            if not flags & logging:
                 continue
             # Append first: later, a failure to append would lose the marks.
             taken = TakenLog.__new__(TakenLog)
@@ -125,7 +132,70 @@ def take_runs(vm, list logs not None):
             taken.log = vm.get_dirty_log(slot.id, as_id)
             if manual:
                 vm.clear_dirty_log(slot.id, 0, slot.npages, taken.log, as_id)
+
+
+def take_runs(vm, list logs not None):
+    """Returns the runs of all slots' dirty logs, by address space and gfn, and does take_logs.
+
+    A run continues across adjacent slots.
+    """
+    take_logs(vm, logs)
     return runs_of(logs)
+
+
+cdef Py_ssize_t copy_marked(
+    const char *log, Py_ssize_t page, Py_ssize_t end, hva_t to, hva_t from_, Py_ssize_t most,
+    Py_ssize_t *copied,
+) noexcept nogil:
+    """Copies at most `most` marked pages in [page, end), and counts them in `copied`.
+
+    `to` and `from_` are the addresses of page 0. Returns the page to go on at.
+    """
+    cdef uint64_t rest
+    cdef uint64_t offset
+    while page < end and most > 0:
+        rest = word_of(log, page >> 6) >> (page & 63)
+        if rest == 0:
+            page = (page | 63) + 1
+            continue
+        page += trailing_zeros(rest)
+        if page < end:
+            offset = <uint64_t>page << PAGE_SHIFT
+            memcpy(<void *>(to + offset), <const void *>(from_ + offset), PAGE_SIZE)
+            copied[0] += 1
+            most -= 1
+        page += 1
+    return page
+
+
+def copy_pages(list logs not None, dict places not None):
+    """Copies the pages that are marked in `logs`, from copies of the memory. Returns their number.
+
+    `places` has for each slot, in order, its parts: the number of pages, the address, and the
+    address of the copy. Pages of other slots stay as they are.
+    """
+    cdef TakenLog taken
+    cdef Py_ssize_t first
+    cdef Py_ssize_t page
+    cdef Py_ssize_t end
+    cdef Py_ssize_t copied = 0
+    cdef const char *log
+    cdef hva_t to
+    cdef hva_t from_
+    cdef tuple part
+    for taken in logs:
+        log = PyByteArray_AS_STRING(taken.log)
+        first = 0
+        for part in <list>places.get(taken.slot, NOWHERE):
+            end = first + <Py_ssize_t>part[0]
+            to = <hva_t>part[1] - (<hva_t>first << PAGE_SHIFT)
+            from_ = <hva_t>part[2] - (<hva_t>first << PAGE_SHIFT)
+            page = copy_marked(log, first, end, to, from_, FEW, &copied)
+            if page < end:
+                with nogil:
+                    copy_marked(log, page, end, to, from_, end, &copied)
+            first = end
+    return copied
 
 
 def return_logs(Reader vm not None, list logs not None):

@@ -6,13 +6,14 @@ import ctypes
 import errno
 import mmap
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+from memslots.dirty.runs import copy_pages, take_logs
 from memslots.errors import InvalidRegionError
 from memslots.memory.absent import pages_there
 from memslots.memory.backing import Backing, address_of
-from memslots.memory.marks import return_marks, take_runs, without_changes
+from memslots.memory.marks import return_marks, without_changes
 from memslots.values.integers import PAGE_SHIFT, PAGE_SIZE
 from memslots.values.records import Flags, Slot
 
@@ -33,15 +34,6 @@ class _Piece(NamedTuple):
     copy_hva: int
 
 
-class _Place(NamedTuple):
-    """Pages of a slot, and the offset of their memory in a piece."""
-
-    base_gfn: int
-    end_gfn: int
-    piece: _Piece
-    offset: int
-
-
 class Checkpoint:
     """The memory of a machine as it was at one moment. GuestMemory.checkpoint makes it.
 
@@ -56,10 +48,12 @@ class Checkpoint:
         self._generations: list[int] = []
         self._by_log = False
         self._pieces: list[_Piece] = []
-        self._places: list[list[_Place]] = []
+        self._of_files: list[tuple[GuestMemory, Slot]] = []
+        # For each slot its parts: the number of pages, the address, the address of the copy.
+        self._places: dict[Slot, list[tuple[int, int, int]]] = {}
 
         logs: list[object] = []
-        views: list[list[tuple[Slot, memoryview]]] = []
+        views: list[tuple[Slot, memoryview]] = []
 
         def begin() -> None:
             self._slots = [list(vm.address_space(as_id)) for as_id in range(vm.address_spaces)]
@@ -70,9 +64,13 @@ class Checkpoint:
                     errno.EINVAL, "a slot that can be written has no dirty log: by_log needs all"
                 )
             if self._by_log:
-                take_runs(vm, logs)
+                take_logs(vm, logs)
             for there, slots in zip(spaces, self._slots, strict=True):
-                views.append([(slot, _view(there, slot)) for slot in slots if _is_copied(slot)])
+                for slot in filter(_is_copied, slots):
+                    view = _view(there, slot)
+                    views.append((slot, view))
+                    if isinstance(view.obj, Backing) and view.obj.kind == "file":
+                        self._of_files.append((there, slot))
 
         try:
             without_changes(vm, begin)
@@ -91,38 +89,26 @@ class Checkpoint:
         """The number of bytes of host memory that the checkpoint covers."""
         return sum(len(piece.memory) for piece in self._pieces)
 
-    def _copy_all(self, views: list[list[tuple[Slot, memoryview]]]) -> None:
+    def _copy_all(self, views: list[tuple[Slot, memoryview]]) -> None:
         """Copies, once, all host memory that can be written through a slot."""
-        wanted: list[tuple[int, int, memoryview]] = []
-        found: list[list[tuple[Slot, int]]] = []
-        for slots in views:
-            found.append([])
-            for slot, view in slots:
-                hva = address_of(view)
-                wanted.append((hva, hva + len(view), view))
-                found[-1].append((slot, hva))
-        wanted.sort(key=lambda each: (each[0], -each[1]))
+        found = [(slot, address_of(view), view) for slot, view in views]
         end = 0
-        for first, last, view in wanted:
-            if last <= end:
+        for _, hva, view in sorted(found, key=lambda each: (each[1], -len(each[2]))):
+            if hva + len(view) <= end:
                 continue  # a piece of another slot covers it
-            skipped = max(0, end - first)
+            skipped = max(0, end - hva)
             rest = view[skipped:]
-            self._pieces.append(_copied(self._memory.backings, first + skipped, rest))
-            end = last
+            self._pieces.append(_copied(self._memory.backings, hva + skipped, rest))
+            end = hva + len(view)
         starts = [piece.hva for piece in self._pieces]
-        for slots_at in found:
-            places: list[_Place] = []
-            for slot, hva in slots_at:
-                gfn, at = slot.base_gfn, hva
-                while gfn < slot.end_gfn:  # the memory of a slot may be in several pieces
-                    piece = self._pieces[bisect_right(starts, at) - 1]
-                    offset = at - piece.hva
-                    pages = min(slot.end_gfn - gfn, (len(piece.memory) - offset) >> PAGE_SHIFT)
-                    places.append(_Place(gfn, gfn + pages, piece, offset))
-                    gfn, at = gfn + pages, at + (pages << PAGE_SHIFT)
-            self._places.append(places)
-        self._bases = [[place.base_gfn for place in places] for places in self._places]
+        for slot, hva, view in found:
+            parts = self._places[slot] = []
+            at, end = hva, hva + len(view)
+            while at < end:  # the memory of a slot may be in several pieces
+                piece = self._pieces[bisect_right(starts, at) - 1]
+                stop = min(end, piece.hva + len(piece.memory))
+                parts.append(((stop - at) >> PAGE_SHIFT, at, piece.copy_hva + at - piece.hva))
+                at = stop
 
     def restore(self) -> int:
         """Restores all memory to the state at the checkpoint.
@@ -139,12 +125,17 @@ class Checkpoint:
         ------
         InvalidRegionError
             The slots are not the same as at the checkpoint (ESTALE). Nothing has changed.
+        NotMappedError
+            A slot's file is shorter than it was. Nothing has changed.
         MemoryError
         """
         return self._restore_by_log() if self._by_log else self._restore_by_comparing()
 
     def _check(self) -> None:
-        """Raises if the slots are not the same. O(1) an address space if no slot was changed."""
+        """Raises if the slots or their files are not the same.
+
+        O(1) for an address space if no slot was changed, and for a slot on a file.
+        """
         vm = self._memory.vm
         for as_id, slots in enumerate(self._slots):
             space = vm.address_space(as_id)
@@ -155,6 +146,8 @@ class Checkpoint:
                     errno.ESTALE, "the slots are not those that there were at the checkpoint"
                 )
             self._generations[as_id] = space.generation
+        for there, slot in self._of_files:
+            _view(there, slot)  # raises
 
     def _restore_by_log(self) -> int:
         vm = self._memory.vm
@@ -162,50 +155,42 @@ class Checkpoint:
 
         def work() -> int:
             self._check()
-            runs = take_runs(vm, logs)
             try:
-                return self._put_back(runs)
+                take_logs(vm, logs)
+                return copy_pages(logs, self._places) << PAGE_SHIFT
             except BaseException:
                 return_marks(vm, logs)
                 raise
 
         return without_changes(vm, work)
 
-    def _put_back(self, runs: Iterable[tuple[int, int, int]]) -> int:
-        """Restores runs of pages. Each run is in slots that adjoin; runs come in order."""
-        npages = 0
-        space, first, last = -1, 0, 0  # the pages whose memory is in `memory`
-        for as_id, gfn, end in runs:
-            npages += end - gfn
-            while gfn < end:
-                if as_id != space or not first <= gfn < last:
-                    n = bisect_right(self._bases[as_id], gfn) - 1
-                    first, last, (_, memory, copy, _), offset = self._places[as_id][n]
-                    space, shift = as_id, offset - (first << PAGE_SHIFT)
-                stop = end if end < last else last
-                a, b = (gfn << PAGE_SHIFT) + shift, (stop << PAGE_SHIFT) + shift
-                memory[a:b] = copy[a:b]
-                gfn = stop
-        return npages << PAGE_SHIFT
-
     def _restore_by_comparing(self) -> int:
         vm = self._memory.vm
+        changed: list[tuple[int, int]] = []
 
-        def work() -> list[tuple[int, int]]:
+        def work() -> None:
             self._check()
-            return [found for piece in self._pieces for found in _compare(piece)]
+            for piece in self._pieces:
+                for start, end in _different(piece):
+                    # The mark after the bytes is the one that counts. This one is there if a
+                    # signal handler raises before the other is made.
+                    self._mark(start, end)
+                    at = slice(start - piece.hva, end - piece.hva)
+                    piece.memory[at] = piece.copy[at]
+                    changed.append((start, end))
 
-        changed = without_changes(vm, work)
-        self._mark(changed)
+        without_changes(vm, work)
+        for start, end in changed:
+            self._mark(start, end)
         return sum(end - start for start, end in changed)
 
-    def _mark(self, changed: list[tuple[int, int]]) -> None:
+    def _mark(self, start: int, end: int) -> None:
+        """Marks host memory in every slot on it that has a log."""
         vm = self._memory.vm
-        for start, end in changed:
-            for as_id in range(vm.address_spaces):
-                for slot, first, last in vm.address_space(as_id).in_hva_range(start, end):
-                    if slot.flags & Flags.LOG_DIRTY_PAGES:
-                        vm.mark_dirty_range(first, last, as_id)
+        for as_id in range(vm.address_spaces):
+            for slot, first, last in vm.address_space(as_id).in_hva_range(start, end):
+                if slot.flags & Flags.LOG_DIRTY_PAGES:
+                    vm.mark_dirty_range(first, last, as_id)
 
 
 def _is_copied(slot: Slot) -> bool:
@@ -225,7 +210,7 @@ def _all_log(slots: list[list[Slot]]) -> bool:
 
 def _copied(backings: tuple[Backing, ...], hva: int, memory: memoryview) -> _Piece:
     """Copies the pages that were ever touched. The rest of the copy is zeros and uses no memory."""
-    copy = memoryview(mmap.mmap(-1, len(memory)))
+    copy = memoryview(mmap.mmap(-1, len(memory), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
     n = bisect_right([backing.hva for backing in backings], hva) - 1
     there = pages_there(backings[n], hva, len(memory)) if n >= 0 else None
     if there is None:
@@ -241,16 +226,13 @@ def _copied(backings: tuple[Backing, ...], hva: int, memory: memoryview) -> _Pie
     return _Piece(hva, memory, copy, address_of(copy))
 
 
-def _compare(piece: _Piece) -> list[tuple[int, int]]:
-    """Restores the pages that differ, and returns their host address ranges."""
-    hva, memory, copy, copy_hva = piece
-    changed = []
+def _different(piece: _Piece) -> Iterator[tuple[int, int]]:
+    """Yields the host addresses of each page that differs from its copy."""
+    hva, memory, _, copy_hva = piece
     for step in range(0, len(memory), _STEP):
         size = min(_STEP, len(memory) - step)
         if not _memcmp(hva + step, copy_hva + step, size):
             continue
         for page in range(step, step + size, PAGE_SIZE):
             if _memcmp(hva + page, copy_hva + page, PAGE_SIZE):
-                memory[page : page + PAGE_SIZE] = copy[page : page + PAGE_SIZE]
-                changed.append((hva + page, hva + page + PAGE_SIZE))
-    return changed
+                yield hva + page, hva + page + PAGE_SIZE

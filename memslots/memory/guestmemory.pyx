@@ -700,7 +700,9 @@ cdef class GuestMemory:
 
         Raises
         ------
-        NotMappedError, ReadOnlyError, OSError
+        NotMappedError, ReadOnlyError
+        OSError
+            All `n` bytes are marked, as after any error on the way.
         """
         return late("memslots.memory.transfer", "write_from")(self, fd, gpa, n, offset)
 
@@ -966,14 +968,17 @@ cdef class GuestMemory:
         cdef access a
         cdef uint64_t value
         cdef tuple _held
+        given = None
         try:
             _held = self.begin(&a, u64(gpa, "gpa"), size, ACCESS_READ)
         except NotMappedError:
-            given = None
             if self.known.mmio is not None:
                 given = self.known.mmio.read(u64(gpa, "gpa"), size, self.sp.as_id)
             if given is None:
                 raise
+        # Not in the except clause: if there is no memory for the traceback, Cython's return from
+        # there crashes.
+        if given is not None:
             return given
         cdef gpa_t bad = access_load(&a, size, &value)
         access_free(&a)
@@ -987,7 +992,7 @@ cdef class GuestMemory:
         cdef uint64_t value = u64(given, "value")
         if size < 8 and value >> (8 * size):
             field_of(given, "value", 8 * size)  # raises
-        cdef tuple _held
+        cdef tuple _held = None
         cdef gpa_t bad
         try:
             _held = self.begin(&a, address, size, ACCESS_WRITE)
@@ -996,6 +1001,7 @@ cdef class GuestMemory:
                 address, size, value, self.sp.as_id
             ):
                 raise
+        if _held is None:  # a device took it; not in the except clause, as in `number`
             return 0
         bad = access_store(&a, value, size)
         self.mark(&a, bad)

@@ -27,27 +27,28 @@ UNKNOWN = Mapping(True, 0, 0, 0)
 
 def mapping_of(hva: int, size: int) -> Mapping:
     """Returns what is behind `size` bytes from `hva` on."""
-    try:
-        with Path("/proc/self/maps").open(encoding="utf-8", errors="replace") as file:
-            lines = file.readlines()
-    except OSError:
-        return UNKNOWN
     found: list[Mapping] = []
     at = hva
-    for line in lines:
-        span, _, offset, device, inode, *name = line.split(None, 5)
-        start, end = (int(part, 16) for part in span.split("-"))
-        if end <= at:
-            continue
-        if start > at:
-            break
-        major, minor = (int(part, 16) for part in device.split(":"))
-        of_file = int(inode) != 0 and not (name and name[0].rstrip("\n") == _SHARED_ANONYMOUS)
-        place = int(offset, 16) + at - start
-        found.append(Mapping(of_file, major << 32 | minor, int(inode), place))
-        at = end
-        if at >= hva + size:
-            break
+    try:
+        with Path("/proc/self/maps").open(encoding="utf-8", errors="replace") as file:
+            for line in file:  # the kernel writes a part at a time: the rest costs nothing
+                span, _, offset, device, inode, *name = line.split(None, 5)
+                start, end = (int(part, 16) for part in span.split("-"))
+                if end <= at:
+                    continue
+                if start > at:
+                    break
+                major, minor = (int(part, 16) for part in device.split(":"))
+                of_file = int(inode) != 0 and not (
+                    name and name[0].rstrip("\n") == _SHARED_ANONYMOUS
+                )
+                place = int(offset, 16) + at - start
+                found.append(Mapping(of_file, major << 32 | minor, int(inode), place))
+                at = end
+                if at >= hva + size:
+                    break
+    except OSError:
+        return UNKNOWN
     if at < hva + size:
         return UNKNOWN
     return found[0] if len(found) == 1 else UNKNOWN._replace(may_fault=any(m[0] for m in found))

@@ -62,11 +62,12 @@ class Mmio:
             if call is not None and not callable(call):
                 raise TypeError(f"a callback must be callable, not {call!r}")
         made = _Range(start, end, as_id, read, write)
+        handle = MmioHandle(self, made)  # before the range is there: this may fail
         with self._changing:
             if any(one[:3] == made[:3] for one in self._ranges):
                 raise ValueError(f"[{start:#x}, {end:#x}) has its callbacks already")
             self._ranges = tuple(sorted((*self._ranges, made), key=lambda one: one.end - one.start))
-        return MmioHandle(self, made)
+        return handle
 
     def remove(self, gone: _Range) -> None:
         """Removes a range. Does nothing if it was removed before."""

@@ -38,9 +38,11 @@ def write_from(memory: GuestMemory, fd: int, gpa: int, n: int, offset: int | Non
                 break
             done += count
             views = _rest(views, count)
-    finally:
-        if done:
-            memory.mark_dirty(gpa, done)
+    except BaseException:
+        # A signal handler may raise as a read returns: then it is not known what was written.
+        memory.mark_dirty(gpa, n)
+        raise
+    memory.mark_dirty(gpa, done)
     return done
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import mmap
+import os
 import random
+from pathlib import Path
 
 import pytest
 
-from memslots import Backing, Flags, GuestMemory, InvalidRegionError, Memslots
+from memslots import Backing, Flags, GuestMemory, InvalidRegionError, Memslots, NotMappedError
 
 PAGE = 4096
 LOG = Flags.LOG_DIRTY_PAGES
@@ -55,6 +57,38 @@ def test_what_was_written_is_put_back(by_log: bool | None) -> None:
         assert checkpoint.restore() == (len(pages) + 2) * PAGE
         assert content(memory) == was
         assert checkpoint.restore() == 0
+
+
+def test_many_pages_of_many_slots() -> None:
+    """More than 64 marked pages in a slot, in runs and apart; the last word of a log is a part."""
+    memory = GuestMemory(Memslots(8))
+    backing = Backing.anonymous(1000 * PAGE)
+    memory.place(0, 0, backing, 0, 700 * PAGE, flags=LOG)
+    memory.place(1, 0x1000 * PAGE, backing, 333 * PAGE, 667 * PAGE, flags=LOG)
+    content = random.Random(2).randbytes(1000 * PAGE)
+    memoryview(backing)[:] = content
+    checkpoint = memory.checkpoint()
+    for first, end, step in ((0, 700, 1), (3, 700, 7), (63, 66, 1), (699, 700, 1)):
+        for page in range(first, end, step):
+            memory.write(page * PAGE, b"changed")
+        memory.write((0x1000 + 666) * PAGE, b"the last page of the backing")
+        assert checkpoint.restore() == (len(range(first, end, step)) + 1) * PAGE
+        assert bytes(memoryview(backing)) == content
+        assert memory.vm.take_dirty_runs() == []
+
+
+def test_marks_of_memory_that_cannot_be_written() -> None:
+    """A checkpoint has no copy of it."""
+    memory = machine(LOG)
+    memory.vm.delete(3)
+    rom = Backing.anonymous(PAGE)
+    memory.place(3, 0x300000, rom, flags=LOG | Flags.READONLY)
+    checkpoint = memory.checkpoint()
+    memoryview(rom)[0] = 7
+    memory.vm.mark_dirty(0x300)
+    memory.write(0x200000, b"x")
+    assert checkpoint.restore() == PAGE
+    assert memory.read_u8(0x300000) == 7
 
 
 def test_without_logs_views_are_found_too() -> None:
@@ -117,6 +151,23 @@ def test_no_memory_for_the_copy(by_log: bool, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(MemoryError):
         memory.checkpoint(by_log=by_log)
     assert [run.start_gfn for run in memory.vm.take_dirty_runs()] == [0x201]
+
+
+@pytest.mark.parametrize("by_log", [True, False])
+def test_a_file_that_is_shorter_now(by_log: bool, tmp_path: Path) -> None:
+    """Its pages are not touched: that would end the process. No mark is lost."""
+    path = tmp_path / "file"
+    path.write_bytes(bytes(3 * PAGE))
+    memory = GuestMemory(Memslots())
+    memory.place(0, 0, Backing.file(path), flags=LOG)
+    checkpoint = memory.checkpoint(by_log=by_log)
+    memory.write(2 * PAGE, b"x")
+    os.truncate(path, PAGE)
+    for call in (checkpoint.restore, lambda: memory.checkpoint(by_log=by_log)):
+        with pytest.raises(NotMappedError, match="shorter"):
+            call()
+    os.truncate(path, 3 * PAGE)
+    assert checkpoint.restore() == (PAGE if by_log else 0)  # the kernel dropped the page written
 
 
 def test_nothing() -> None:

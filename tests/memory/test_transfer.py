@@ -70,10 +70,29 @@ def test_where_nothing_is(memory: GuestMemory, tmp_path: Path) -> None:
             assert call(file.fileno(), 0x900000, 0) == 0
         with pytest.raises(ReadOnlyError):
             memory.write_from(file.fileno(), 0x100000, 1)
-    for other in (memory.write_from, memory.read_into):
+    assert dirty(memory) == []
+    for other, marked in ((memory.read_into, []), (memory.write_from, [(0, 1)])):
         with pytest.raises(OSError, match="Bad file descriptor"):
             other(1 << 20, 0, 8)
-    assert dirty(memory) == []
+        assert dirty(memory) == marked  # what was written may not be known
+
+
+def test_a_signal_as_a_read_returns(
+    memory: GuestMemory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * 3 * PAGE)
+    readv = os.readv
+
+    def interrupted(fd: int, views: list[memoryview]) -> int:
+        readv(fd, views)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "readv", interrupted)
+    with path.open("rb") as file, pytest.raises(KeyboardInterrupt):
+        memory.write_from(file.fileno(), PAGE, 3 * PAGE)
+    assert memory.read(PAGE, 3 * PAGE) == path.read_bytes()
+    assert dirty(memory) == [(1, 4)]
 
 
 def test_the_file_of_memory(memory: GuestMemory) -> None:
