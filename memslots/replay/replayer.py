@@ -21,10 +21,12 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import combinations
+from typing import NamedTuple
 
 from memslots import (
     PAGE_SHIFT,
     PAGE_SIZE,
+    AddressSpace,
     Change,
     Flags,
     GuestMemfd,
@@ -282,8 +284,6 @@ class Replayer:
         self._machines = Machines(self._make, self._fits)
         self._explained: list[str] = []
         self._max_slots = DEFAULT_LIMITS["max_slots"]
-        self._spaces = 1
-        self._max_hva = _MAX_HVA[0]
         self._succeeded = Succeeded()
         self._look_through(events)
 
@@ -303,11 +303,12 @@ class Replayer:
     def feed(self, event: Event) -> None:
         """Replays the next event of the trace."""
         if isinstance(event, RegionCall):
-            vm = self._machines.of(event)
+            machine = self._machines.of(event)
+            vm = machine.report
             vm.calls += 1
             if self._opener is not None and vm.live is None:
                 vm.live = self._opener(vm.memslots, event.line)
-            step = _Step(vm, event)
+            step = _Step(machine, event)
             step.run()
             step.record()
         elif not isinstance(event, Capability):
@@ -332,7 +333,7 @@ class Replayer:
             vm.disagreements = left
 
     def _look_through(self, events: Iterable[Event]) -> None:
-        spaces_told = 0
+        spaces_told = last_slot = last_hva = 0
         for event in events:
             if isinstance(event, Capability):
                 if event.name == "KVM_CAP_MULTI_ADDRESS_SPACE":
@@ -341,65 +342,91 @@ class Replayer:
                     self._max_slots = event.value
             elif isinstance(event, RegionCall) and not event.errno:
                 self._succeeded.add(event)
-                self._spaces = max(self._spaces, event.as_id + 1)
-                end = event.userspace_addr + event.memory_size
-                while end > self._max_hva and self._max_hva != _MAX_HVA[-1]:
-                    self._max_hva = _MAX_HVA[_MAX_HVA.index(self._max_hva) + 1]
-        self._spaces = min(spaces_told or self._spaces, _MOST_SPACES)
+                last_slot = max(last_slot, event.slot)
+                last_hva = max(last_hva, event.userspace_addr + event.memory_size)
+        self._spaces = min(spaces_told or (last_slot >> 16) + 1, _MOST_SPACES)
+        self._max_hva = next((end for end in _MAX_HVA if last_hva <= end), _MAX_HVA[-1])
 
-    def _make(self, process: int | None, fd: int | None, line: int | None) -> VmReport:
+    def _make(self, process: int | None, fd: int | None, line: int | None) -> _Machine:
         memslots = Memslots(self._max_slots, address_spaces=self._spaces, max_hva=self._max_hva)
         vm = VmReport(process, fd, line, memslots)
         vm.keeps_history = self._history
         vm.unchanged = [] if self._history else None
         vm.gap_finders = [Gaps(as_id) for as_id in range(self._spaces)]
         self.vms.append(vm)
-        return vm
+        return _Machine(vm, [memslots.address_space(as_id) for as_id in range(self._spaces)])
 
     @staticmethod
-    def _fits(vm: VmReport, call: RegionCall) -> bool:
-        """Returns whether `vm` would give `call` the recorded result, for the same host memory."""
-        old = _current(vm, call)
+    def _fits(machine: _Machine, call: RegionCall) -> bool:
+        """Returns whether the VM would give the recorded result, for the same host memory."""
+        trial = _Step(machine, call)
+        old = trial.old
         if old is not None and call.userspace_addr not in (0, old.userspace_addr):
             return False
-        trial = _Step(vm, call)
         answer, _ = trial.attempt()
         if not answer:
             trial.undo()
         return answer == call.errno
 
 
-def _current(vm: VmReport, call: RegionCall) -> Slot | None:
-    if call.as_id >= vm.memslots.address_spaces:
-        return None
-    return vm.memslots.address_space(call.as_id).get(call.id)
+class _Machine(NamedTuple):
+    """A VM of the trace, and its address spaces."""
+
+    report: VmReport
+    spaces: list[AddressSpace]
 
 
 class _Step:
     """One call on one VM."""
 
-    def __init__(self, vm: VmReport, call: RegionCall) -> None:
-        self.vm = vm
+    __slots__ = (
+        "as_id",
+        "call",
+        "change",
+        "dropped",
+        "flags",
+        "guest_memfd",
+        "is_private",
+        "kind",
+        "old",
+        "rule",
+        "spaces",
+        "vm",
+    )
+
+    def __init__(self, machine: _Machine, call: RegionCall) -> None:
+        self.vm, self.spaces = machine
         self.call = call
-        self.old = _current(vm, call)
+        self.as_id = call.slot >> 16
+        self.old = self.current()
         self.change = Change.NONE
         self.kind = errno_name(call.errno) if call.errno else "left out"  # as Costs.add takes it
         self.dropped: list[Slot] = []  # slots dropped to follow the kernel
-        self.guest_memfd = call.guest_memfd is not None and bool(call.flags & GUEST_MEMFD_FLAG)
-        self.is_private = self.guest_memfd and call.guest_memfd_offset is not None
-        self.flags = call.flags & ~GUEST_MEMFD_FLAG if self.guest_memfd else call.flags
+        self.flags = call.flags
+        self.guest_memfd = self.is_private = False
+        if call.guest_memfd is not None and call.flags & GUEST_MEMFD_FLAG:
+            self.guest_memfd = True
+            self.is_private = call.guest_memfd_offset is not None
+            self.flags &= ~GUEST_MEMFD_FLAG
         self.rule: int | str | None = None  # the rule that refused the call here
+
+    def current(self) -> Slot | None:
+        """Returns the slot that has the call's id now."""
+        if self.as_id >= len(self.spaces):
+            return None
+        return self.spaces[self.as_id].get(self.call.slot & 0xFFFF)
 
     def run(self) -> None:
         """Makes the call, compares the answers and records the result."""
         vm, call = self.vm, self.call
-        vm.guest_memfds += self.guest_memfd
-        vm.unknown_memfds += self.guest_memfd and not self.is_private
+        if self.guest_memfd:
+            vm.guest_memfds += 1
+            vm.unknown_memfds += not self.is_private
         if call.errno:
             vm.refused[errno_name(call.errno)] += 1
-        if call.errno in OUTSIDE:
-            vm.outside += 1
-            return
+            if call.errno in OUTSIDE:
+                vm.outside += 1
+                return
         answer, why = self.attempt()
         live, live_why = None, ""
         if vm.live is not None and not isinstance(self.rule, str):
@@ -440,12 +467,17 @@ class _Step:
         """Makes the call on the Memslots. Returns its errno and message."""
         call = self.call
         self.rule = None
-        region = call.slot, self.flags, call.guest_phys_addr, call.memory_size, call.userspace_addr
         try:
             if self.is_private:
                 self.change = self._attempt_private()
             else:
-                self.change = self.vm.memslots.set_region(*region)
+                self.change = self.vm.memslots.set_region(
+                    call.slot,
+                    self.flags,
+                    call.guest_phys_addr,
+                    call.memory_size,
+                    call.userspace_addr,
+                )
         except MemslotError as error:
             self.rule = error.rule
             if error.rule == "G7" and call.errno == errno_module.EEXIST:
@@ -483,7 +515,7 @@ class _Step:
         call = self.call
         if not call.memory_size:
             return "there was nothing to delete"
-        if call.as_id >= self.vm.memslots.address_spaces:
+        if self.as_id >= len(self.spaces):
             return "the call was left out"
         without = ""
         if self.is_private and self.rule in ("G1", "G2"):
@@ -497,7 +529,7 @@ class _Step:
             if not answer:
                 self._count()
                 return self.change.name + without
-        space = self.vm.memslots.address_space(call.as_id)
+        space = self.spaces[self.as_id]
         base = call.guest_phys_addr >> PAGE_SHIFT
         end = base + (call.memory_size >> PAGE_SHIFT)
         if base < end < 1 << 52:
@@ -528,21 +560,19 @@ class _Step:
         vm.operations[self.kind] += 1
         if self.change is Change.NONE:
             return
-        new = _current(vm, call)
+        new = self.current()
+        gone = self.dropped if self.old is None else [*self.dropped, self.old]
         if vm.keeps_history:
-            left = tuple(slot for slot in (*self.dropped, self.old) if slot is not None)
-            vm.history.append((call, self.change, left, new))
+            vm.history.append((call, self.change, tuple(gone), new))
         if self.change is Change.FLAGS_ONLY:
             return
         start, end = (new.base_gfn, new.end_gfn) if new is not None else (0, 0)
-        gaps = vm.gap_finders[call.as_id]
-        for gone in (*self.dropped, self.old):
-            if gone is not None:
-                below, above = min(gone.end_gfn, start), max(gone.base_gfn, end)
-                gaps.removed(gone.base_gfn, below, call.line, call.time_ns)
-                gaps.removed(above, gone.end_gfn, call.line, call.time_ns)
+        gaps = vm.gap_finders[self.as_id]
+        for slot in gone:
+            below, above = min(slot.end_gfn, start), max(slot.base_gfn, end)
+            gaps.removed(slot.base_gfn, below, call.line, call.time_ns)
+            gaps.removed(above, slot.end_gfn, call.line, call.time_ns)
         if new is not None:
             gaps.added(start, end, call.line, call.time_ns)
-        spaces = range(vm.memslots.address_spaces)
-        in_use = sum(len(vm.memslots.address_space(as_id)) for as_id in spaces)
-        vm.most_slots = max(vm.most_slots, in_use)
+            if self.old is None:
+                vm.most_slots = max(vm.most_slots, sum(map(len, self.spaces)))

@@ -27,7 +27,7 @@ class Gap:
         return self.base_gfn + self.npages
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Hole:
     """gfns [start, end) that have had no slot since `line`."""
 
@@ -47,16 +47,18 @@ class Gaps:
         self.as_id = as_id
         self.closed: list[Gap] = []
         self._holes: list[_Hole] = []  # disjoint, in gfn order; none of their gfns has a slot
+        self._starts: list[int] = []  # of the holes
 
     def removed(self, start: int, end: int, line: int, time_ns: int | None) -> None:
         """Records that gfns [start, end), all in a slot until now, are in none any more."""
         if start < end:
-            at = bisect_right(self._holes, start, key=lambda hole: hole.start)
+            at = bisect_right(self._starts, start)
+            self._starts.insert(at, start)
             self._holes.insert(at, _Hole(start, end, line, time_ns))
 
     def added(self, start: int, end: int, line: int, time_ns: int | None) -> None:
         """Records that gfns [start, end), none of them in a slot until now, are in one."""
-        first = bisect_right(self._holes, start, key=lambda hole: hole.start)
+        first = bisect_right(self._starts, start)
         if first and self._holes[first - 1].end > start:
             first -= 1
         last = first
@@ -69,6 +71,7 @@ class Gaps:
                 left.append(_Hole(end, hole.end, hole.line, hole.time_ns))
             self._close(max(start, hole.start), min(end, hole.end), hole, line, time_ns)
         self._holes[first:last] = left
+        self._starts[first:last] = [hole.start for hole in left]
 
     def _close(self, start: int, end: int, hole: _Hole, line: int, time_ns: int | None) -> None:
         duration = None

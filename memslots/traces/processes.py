@@ -158,6 +158,9 @@ def births_first(events: Iterable[Event]) -> list[Event]:
 
     strace prints a clone's result when the clone returns in the parent. The child may run earlier.
     """
+    events = list(events)
+    if not any(isinstance(event, TaskStarted) for event in events):
+        return events
     keyed: list[tuple[float, Event]] = []
     first_seen: dict[int | None, int] = {}  # since the last end of that tid
     for place, event in enumerate(events):

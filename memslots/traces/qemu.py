@@ -69,6 +69,13 @@ class QemuReader:
         boot: int | None = None
         for number, raw in self._lines:
             text = raw.decode("ascii", "replace").rstrip("\r")
+            # Nearly every line is one event with nothing around it.
+            whole = CALL.fullmatch(text)
+            if whole is not None and boot is None and not self._lines.cut:
+                related += 1
+                if call := self._call(number, whole, None):
+                    yield call
+                continue
             elapsed = self._elapsed(text)
             starts = [found.start() for found in _EVENT.finditer(text)]
             if _BOOT.search(text):
@@ -86,9 +93,9 @@ class QemuReader:
             last_line_cut = self._lines.cut and number == self._lines.total
             for start in starts:
                 found = CALL.match(text, _prefix_start(text, start))
-                if found is None and (call := _by_names(text, start, number)):
+                if found is None and (named := _by_names(text, start, number)):
                     self.counts.calls += 1
-                    yield call if elapsed is None else replace(call, time_ns=elapsed)
+                    yield named if elapsed is None else replace(named, time_ns=elapsed)
                     continue
                 cut = last_line_cut and (found is None or found.end() == len(text))
                 # "ret=-1" may be the beginning of "ret=-17": a number ends only at more text.
@@ -99,8 +106,8 @@ class QemuReader:
                         else "not in a form that QEMU's log back end has"
                     )
                     self.counts.lose(number, reason, text[start:])
-                else:
-                    yield from self._call(number, found, _time_of(text[:start]))
+                elif call := self._call(number, found, _time_of(text[:start])):
+                    yield call
         if not self.counts.calls and not self.counts.lost_total:
             # In a log with events, each message repeats an event, so messages count only here.
             related += len(failed)
@@ -123,34 +130,51 @@ class QemuReader:
         self._simple_ns += int(found["us"]) * 1000 + int(found["ns"])
         return self._simple_ns
 
-    def _call(self, number: int, found: re.Match[str], time_ns: int | None) -> Iterator[Event]:
-        space = int(found["space"] or 0)
-        slot = space << 16 | int(found["slot"]) if found["space"] else int(found["slot"])
-        flags, ret = int(found["flags"], 16), int(found["ret"])
-        gpa, size, ua = (int(found[name], 16) for name in ("gpa", "size", "ua"))
+    def _call(self, number: int, found: re.Match[str], time_ns: int | None) -> RegionCall | None:
+        """Returns the call, or counts it as lost if a number does not fit its field."""
+        (
+            tid,
+            seconds,
+            micros,
+            space,
+            slot_text,
+            flags_text,
+            gpa_text,
+            size_text,
+            ua_text,
+            memfd_text,
+            offset,
+            ret_text,
+            restricted,
+        ) = found.groups()
+        slot, flags, ret = int(slot_text), int(flags_text, 16), int(ret_text)
+        gpa, size, ua = int(gpa_text, 16), int(size_text, 16), int(ua_text, 16)
+        if space:
+            slot |= int(space) << 16
         if slot >> 32 or flags >> 32 or (gpa | size | ua) >> 64:
             self.counts.lose(number, "a number does not fit its field", found[0], -ret or None)
-            return
-        if found["seconds"]:
-            time_ns = int(found["seconds"]) * 10**9 + int(found["micros"].ljust(6, "0")) * 1000
-        given: str | None = found["memfd"] or found["restricted"]
-        memfd = int(given) if given else -1
+            return None
+        if seconds:
+            time_ns = int(seconds) * 10**9 + int(micros.ljust(6, "0")) * 1000
+        given = memfd_text or restricted
+        memfd = int(given) if given and given != "-1" else -1
         # QEMU 9.0 prints the flag, but not the guest_memfd's number.
         names_memfd = memfd >= 0 or (not given and not ret and bool(flags & GUEST_MEMFD_FLAG))
         self.counts.calls += 1
-        yield RegionCall(
-            line=number,
-            slot=slot,
-            flags=flags,
-            guest_phys_addr=gpa,
-            memory_size=size,
-            userspace_addr=ua,
-            errno=max(-ret, 0),
-            tid=int(found["tid"]) if found["tid"] else None,
-            time_ns=time_ns,
-            end_line=number,
-            guest_memfd=memfd if names_memfd else None,
-            guest_memfd_offset=int(found["offset"], 16) if found["offset"] and memfd >= 0 else None,
+        return RegionCall(
+            number,
+            slot,
+            flags,
+            gpa,
+            size,
+            ua,
+            -ret if ret < 0 else 0,
+            int(tid) if tid else None,
+            None,
+            time_ns,
+            number,
+            memfd if names_memfd else None,
+            int(offset, 16) if offset and memfd >= 0 else None,
         )
 
 

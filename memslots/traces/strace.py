@@ -24,7 +24,7 @@ from memslots.traces.events import (
     TaskEnded,
     TaskStarted,
 )
-from memslots.traces.lines import Lines
+from memslots.traces.lines import Lines, Word
 from memslots.traces.strace_inner import ARGUMENT_NAME, Found, is_quoted, memslot_calls
 from memslots.traces.strace_ioctls import (
     IoctlReader,
@@ -34,28 +34,56 @@ from memslots.traces.strace_ioctls import (
     split_ioctl,
 )
 
-#: Only lines with one of these words are read; see Lines.
+#: The calls that say which process has which VM.
+_FOLLOWED = frozenset(
+    (
+        "ioctl",
+        "clone",
+        "clone2",
+        "clone3",
+        "fork",
+        "vfork",
+        "close",
+        "execve",
+        "execveat",
+        "dup",
+        "dup2",
+        "dup3",
+        "fcntl",
+    )
+)
+_NAMES = "|".join(sorted(_FOLLOWED))
+#: Only lines with one of these words are read; see Lines. strace prints requests by name or, in all
+#: lines, as numbers (-X raw). `_IOC(` is a request that strace does not know.
 WORDS = (
-    b"MEMORY_REGION",
-    b"KVM_CREATE_VM",
-    b"KVM_CAP_NR_MEMSLOTS",
-    b"KVM_CAP_MULTI_ADDRESS",
-    b"0xae",  # raw and undecoded requests: 0xae01, _IOC(_IOC_WRITE, 0xae, ...
-    b"ae46",
-    b"ae49",
-    b"<unfinished",
-    b"resumed>",
-    b"clone",
-    b"fork(",
-    b"close(",
-    b"dup(",
-    b"dup2(",
-    b"dup3(",
-    b"F_DUPFD",
-    b"execve",
-    b"attached",
-    b"+++",
-    b"kvm_set_user_memory",
+    Word(b"MEMORY_REGION", beside=b"Y"),
+    Word(b"KVM_CREATE_VM", beside=b"C"),
+    Word(b"KVM_CHECK_EXTENSION", beside=b"C"),
+    Word(b"_IOC(_IOC_", beside=b"C"),
+    Word(b"0xae", without=b", KVM_"),  # 0xae01, ...
+    Word(b"0ae4", without=b", KVM_"),  # 0x4020ae46, 0x40a0ae49
+    # A VMM's vCPUs print two halves of a KVM_RUN again and again.
+    Word(re.compile(rb"<unfinished \.\.\.>(?<!KVM_RUN <unfinished \.\.\.>)"), beside=b"<"),
+    Word(
+        re.compile(
+            rf"<\.\.\. (?:{_NAMES}) resumed>(?!, 0\) +=(?: 0\n| -1 (?:EINTR|EAGAIN)))".encode()
+        ),
+        beside=b"<",
+    ),
+    Word(re.compile(rb"clone|close\(")),
+    Word(b"fork(", beside=b"k"),
+    Word(re.compile(rb"dup[23]?\(")),
+    Word(b"F_DUPFD", beside=b"D"),
+    Word(b"execve"),
+    Word(b"strace: Process ", beside=b":"),
+    Word(b"+++", beside=b"+"),
+    Word(b"kvm_set_user_memory", beside=b"y"),
+)
+#: The beginning of a call other than these, which strace cut.
+_OTHER_BEGUN = re.compile(
+    rf"(?:\[pid\s+\d{{1,20}}\]\s+|\d{{1,20}}\s+)?"
+    rf"(?:(?:(?P<clock>\d\d:\d\d:\d\d(?:\.\d{{1,9}})?)|\d{{9,20}}\.\d{{1,9}})\s+)?"
+    rf"(?!(?:{_NAMES})\()[a-z]\w*\(".encode()
 )
 
 _HEAD = r"""
@@ -82,23 +110,6 @@ _DUP = re.compile(
 )
 _ATTACHED = re.compile(r"strace: Process (\d{1,20}) attached")
 _UNFINISHED = "<unfinished ...>"
-_FOLLOWED = frozenset(
-    (
-        "ioctl",
-        "clone",
-        "clone2",
-        "clone3",
-        "fork",
-        "vfork",
-        "close",
-        "execve",
-        "execveat",
-        "dup",
-        "dup2",
-        "dup3",
-        "fcntl",
-    )
-)
 
 
 @dataclass(slots=True)
@@ -137,6 +148,8 @@ class StraceReader:
         self._lines.words = WORDS
         number = 0
         for number, raw in self._lines:
+            if self._is_idle(raw):
+                continue
             text = raw.decode("ascii", "replace").rstrip("\r")
             if self._fragment is not None:
                 first, beginning = self._fragment
@@ -149,6 +162,19 @@ class StraceReader:
         for begun in self._begun.values():
             self._lose_begun(begun)
         self._finish()
+
+    def _is_idle(self, raw: bytes) -> bool:
+        """Returns whether a line only begins a call that does not matter."""
+        if not raw.endswith(_UNFINISHED.encode()) or self._lines.words is None or self._fragment:
+            return False
+        found = _OTHER_BEGUN.match(raw)
+        if found is None or b"ioctl(" in raw or b"attached" in raw:
+            return False
+        if any(begun.text for begun in self._begun.values()):
+            return False
+        if found["clock"]:
+            self._clock.time_of_day(found["clock"].decode())  # midnight may have passed
+        return True
 
     def _finish(self) -> None:
         counts = self.counts

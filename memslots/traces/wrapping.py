@@ -52,20 +52,10 @@ _WRAPPED_QEMU = re.compile(
     rb"(?:\r?\n[ \t]*){1,3}"
     rb"(?:Slot#\d+ |(?:flags|gpa|size|ua|guest_memfd|guest_memfd_offset)=[^\n]* |)ret=[^\n]*"
 )
+#: A call that begins in a line and does not end in it.
+_GOES_ON_STRACE = re.compile(rb"KVM_SET_USER_MEMORY_REGION(?![^\n]*\})(?=[^\n]*(?:\{|AddrSpace#))")
+_GOES_ON_QEMU = re.compile(rb"kvm_set_user_memory (?![^\n]* ret=)(?=[^\n]*(?:Slot|AddrSpace)#)")
 _LINE_END = re.compile(rb"(?:[ \t]*\r?\n[ \t]*)+")
-
-
-def _goes_on(text: bytes, word: bytes, begin: bytes, end: bytes) -> bool:
-    """Returns whether a call with `word` begins in a line and does not end in it."""
-    at = text.find(word)
-    while at >= 0:
-        stop = text.find(b"\n", at)
-        if text.find(end, at, stop) < 0 and (
-            text.find(begin, at, stop) >= 0 or text.find(b"AddrSpace#", at, stop) >= 0
-        ):
-            return True
-        at = text.find(word, stop) if stop >= 0 else -1
-    return False
 
 
 def _one_line(found: re.Match[bytes]) -> bytes:
@@ -100,14 +90,19 @@ class Wrapping:
     def __init__(self) -> None:
         self._prefixes: list[re.Pattern[bytes]] | None = None
         self._is_page = False
+        self._is_mail = False
 
     def taken_off(self, text: bytes) -> bytes:
         """Returns whole lines without their wrapping; their number does not change."""
         if b"\x1b" in text:
             text = _TERMINAL.sub(b"", text)
-        if b"=3D" in text and _SOFT_BREAK.search(text):
+        # In later lines than the first, quoted-printable text follows a mail's header.
+        self._is_mail = self._is_mail or b"quoted-printable" in text
+        may_be_mail = self._is_mail or self._prefixes is None
+        if may_be_mail and b"=3D" in text and _SOFT_BREAK.search(text):
+            self._is_mail = True
             text = _unquoted(text)
-        if _NO_BREAK_SPACE in text:
+        if b"\xc2" in text and _NO_BREAK_SPACE in text:
             text = text.replace(_NO_BREAK_SPACE, b" ")
         if self._prefixes is None:
             self._is_page = b"&lt;" in text or b"&gt;" in text or b"&quot;" in text
@@ -117,9 +112,9 @@ class Wrapping:
             text = _ENTITY.sub(lambda found: _ENTITIES[found[1]], text)
         for prefix in self._prefixes:
             text = prefix.sub(b"", text)
-        if _goes_on(text, b"KVM_SET_USER_MEMORY_REGION", b"{", b"}"):
+        if b"KVM_SET_USER_MEMORY_REGION" in text and _GOES_ON_STRACE.search(text):
             text = _WRAPPED_STRACE.sub(_one_line, text)
-        if _goes_on(text, b"kvm_set_user_memory ", b"Slot#", b" ret="):
+        if b"kvm_set_user_memory " in text and _GOES_ON_QEMU.search(text):
             text = _WRAPPED_QEMU.sub(_one_line, text)
         return text
 

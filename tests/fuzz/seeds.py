@@ -175,7 +175,8 @@ def traces() -> Iterator[bytes]:
 
 def words() -> list[bytes]:
     """What the readers look for, for libFuzzer to put in anywhere."""
-    found = {*strace.WORDS, *qemu.WORDS, *WORDS.split(b"|")}
+    found = {*qemu.WORDS, *WORDS.split(b"|")}
+    found |= {word.text for word in strace.WORDS if isinstance(word.text, bytes)}
     found |= {
         name.encode() for name in (*strace_ioctls.FLAG_NAMES, *strace_ioctls.CAPABILITIES.values())
     }
