@@ -190,7 +190,7 @@ def test_the_stretches_of_a_batch() -> None:
     source = (ROOT / "memslots" / "read" / "batch.pyx").read_text(encoding="utf-8")
     stretch, indexed = re.findall(r"^    (?:INDEXED_)?STRETCH = (\d+)", source, re.MULTILINE)
     page = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
-    assert f"each stretch of {stretch} elements, or of {indexed} where the index answers" in page
+    assert f"each stretch of {stretch} elements, or of {indexed} if the index answers" in page
 
 
 def test_the_table_of_errors() -> None:
