@@ -161,7 +161,7 @@ def _of_trace(name: str, file: BinaryIO) -> list[Map]:
     except TraceError as error:
         if error.reason.startswith("neither"):
             known = ", ".join(FORMATS[:-1])
-            reason = f"it is in no format that is known ({known}), and {error.reason}"
+            reason = f"it is in no known format ({known}), and {error.reason}"
             raise TraceError(name, reason, None, errno.EINVAL) from None
         raise
     maps = [

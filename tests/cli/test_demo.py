@@ -31,7 +31,7 @@ def test_the_tour(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_key_after_each_step_in_a_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    waits = []
+    waits: list[None] = []
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.setattr("click.pause", lambda: waits.append(None))

@@ -55,7 +55,7 @@ def test_refused_outside_of_the_rules(tmp_path: Path, capsys: pytest.CaptureFixt
     path.write_text(qemu(0, 0, 0x10000) + qemu(1, 0, 0x10000, -17) + qemu(1, 0x10000, 4096, -12))
     outcome = Outcome(capsys, "replay", str(path))
     assert outcome.status == 0
-    expected = "1 EEXIST, 1 ENOMEM (1 for reasons outside of the rules, not replayed)"
+    expected = "1 EEXIST, 1 ENOMEM (1 for reasons outside the rules, not replayed)"
     assert f"  refused     {expected}\n" in outcome.out
 
 

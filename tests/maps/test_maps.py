@@ -272,8 +272,8 @@ def lime(*ranges: tuple[int, int]) -> bytes:
 
 WRONG = {
     "nothing": (b"", "it is empty"),
-    "prose": (b"dear all,\nmy machine has memory\n", "it is in no format that is known"),
-    "zeros": (bytes(5000), "it is in no format that is known"),
+    "prose": (b"dear all,\nmy machine has memory\n", "it is in no known format"),
+    "zeros": (bytes(5000), "it is in no known format"),
     "a cut LiME file": (lime((0, 4096))[:-1], "ends within the range"),
     "a cut header of LiME's": (lime((0, 4096)) + b"EMiL", "ends within the header"),
     "no header of LiME's": (lime((0, 4096)) + bytes(32), "no header of LiME's at offset 0x1020"),

@@ -72,7 +72,10 @@ def test_what_is_in_it(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("64k-pages.strace", "EINVAL of slot 1: its kernel had pages of 64 KiB: all 2 calls"),
+        (
+            "64k-pages.strace",
+            "EINVAL of slot 1: its kernel had pages of 64 KiB: all 2 successful calls",
+        ),
         (
             "apic-page.strace",
             "EEXIST of slot 1: KVM has a slot of its own there, for the APIC page",
@@ -99,7 +102,7 @@ def test_lines_keep_their_numbers() -> None:
 def test_nothing_but_a_message() -> None:
     report = report_of("stderr-only.log")
     assert report.counts.calls == 1
-    assert "the host addresses are not known" in report.notes[0]
+    assert "the host addresses of the failed calls are not known" in report.notes[0]
 
 
 def test_a_file_for_each_thread(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

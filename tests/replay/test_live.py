@@ -313,7 +313,7 @@ def test_a_refusal_outside_of_the_rules_is_not_asked(shown: Shown) -> None:
     assert kernel.calls == [(0, 0, 0, 0x10000, HVA)]
     status, out, _ = shown(text, MadeUpVM)
     assert status == 0
-    asked = "1 for reasons outside of the rules, not replayed, nor asked of this kernel"
+    asked = "1 for reasons outside the rules, not replayed and not made on this kernel"
     assert f"  refused     1 ENOMEM ({asked})\n" in out
 
 
@@ -326,7 +326,7 @@ def test_guest_memfd_is_asked_without_its_flag() -> None:
     assert report.agree
     assert kernel.calls == [(0, 0, 0, 0x10000, HVA)]
     (note,) = report.notes
-    assert note == "1 call names a guest_memfd; this kernel gets slots without one"
+    assert note == "1 call names a guest_memfd; this kernel's slots have none"
 
 
 def test_without_a_kernel_nothing_is_said_of_it() -> None:

@@ -83,7 +83,7 @@ def test_one_vm_for_each_that_has_calls() -> None:
 def test_no_vm_for_the_second(shown: Shown) -> None:
     full = KvmError(errno.EMFILE, "KVM_CREATE_VM: Too many open files")
     kernel = Kernel(MadeUpVM(), full)
-    reason = "no VM of this machine's kernel for it: KVM_CREATE_VM: Too many open files"
+    reason = "this machine's kernel made no VM for it: KVM_CREATE_VM: Too many open files"
     with pytest.raises(TraceError, match=f"^trace: line 5: {reason}$"):
         replay_text(THREE, kernel)
     assert [vm.closed for vm in kernel.made] == [1]
@@ -164,7 +164,7 @@ def test_without_kvm(shown: Shown, tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_wrong_arguments_come_first(shown: Shown, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["replay", "--kvm"]) == 2
-    assert "name FILEs or one --sample" in capsys.readouterr().err
+    assert "name either FILEs or one --sample" in capsys.readouterr().err
 
 
 def test_kvm_is_not_imported_until_it_is_asked_for() -> None:

@@ -145,7 +145,7 @@ def test_seabios_by_hand() -> None:
     assert (vm.most_slots, vm.refused, vm.outside) == (9, {}, 0)
     # A vCPU's thread makes most of the calls, on the fd of the process that made the VM.
     assert len(report.notes) == 1
-    assert "thread 8381 (line 365) was taken for a thread of process 8379" in report.notes[0]
+    assert "thread 8381 (line 365) is assumed to be a thread of process 8379" in report.notes[0]
     assert rows(vm) == [
         (0, 0, 0x0, 655360, 0x7F703BE00000, 0),
         (0, 2, 0xC0000, 45056, 0x7F703BEC0000, 0),

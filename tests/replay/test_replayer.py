@@ -196,7 +196,7 @@ def test_a_guest_memfd_of_which_no_part_is_named() -> None:
     assert report.agree
     assert rows(report.vms[0]) == [(0, 0, 0, 0x10000, 0x7F0000000000, 0)]
     assert report.notes == [
-        "1 call names a guest_memfd; 1 of them not which part, so that they are replayed without it"
+        "1 call names a guest_memfd; replayed without the file, because the range is not known: 1"
     ]
 
 

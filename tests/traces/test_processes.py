@@ -114,7 +114,7 @@ def test_inferred_from_the_only_vm_at_that_fd() -> None:
     vms, notes = sort(VmCreated(1, 100, 8), call(2, 100), call(3, 101, slot=9), call(4, 101))
     assert vms == [(100, 8, [2, 3, 4])]
     (note,) = notes
-    assert "thread 101 (line 3) was taken for a thread of process 100" in note
+    assert "thread 101 (line 3) is assumed to be a thread of process 100" in note
 
 
 def test_inferred_from_what_fits() -> None:
@@ -122,8 +122,8 @@ def test_inferred_from_what_fits() -> None:
     vms, notes = sort(call(1, 100, slot=1), call(2, 200, slot=2), call(3, 201, slot=2))
     assert vms == [(100, 8, [1]), (200, 8, [2, 3])]
     assert len(notes) == 2
-    assert "200 (line 2) was taken for a process of its own" in notes[0]
-    assert "201 (line 3) was taken for a thread of process 200" in notes[1]
+    assert "200 (line 2) is assumed to be a process of its own" in notes[0]
+    assert "201 (line 3) is assumed to be a thread of process 200" in notes[1]
 
 
 def test_several_fit() -> None:

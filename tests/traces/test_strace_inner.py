@@ -103,7 +103,7 @@ def test_what_may_be_text_is_told() -> None:
     assert (trace.counts.calls, trace.counts.lost_total) == (1, 1)
     assert (
         trace.counts.first_lost[0].reason
-        == "behind a quotation mark: a call, or what a program wrote"
+        == "after a quotation mark: a call, or text that a program wrote"
     )
 
 
