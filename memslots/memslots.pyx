@@ -133,10 +133,10 @@ cdef class Memslots(Reader):
             # This test does not import MemoryMap, which most programs do without.
             if type(max_slots_or_map).__name__ == "MemoryMap":
                 if map is not None:
-                    raise TypeError("there are two maps: one by position, and `map`")
+                    raise TypeError("the map was given twice: by position and as `map`")
                 map = max_slots_or_map
             elif max_slots is not ...:
-                raise TypeError("max_slots is there twice: by position, and by name")
+                raise TypeError("max_slots was given twice: by position and by name")
             else:
                 max_slots = max_slots_or_map
         given = {
@@ -995,7 +995,7 @@ def _restore(cls, limits_, spaces):
 
 cdef Reader any_reader(object reader):
     if not isinstance(reader, Reader):
-        raise TypeError(f"not a Memslots, AddressSpace or Vcpu: {type(reader).__name__!r}")
+        raise TypeError(f"needs a Memslots, AddressSpace or Vcpu, not {type(reader).__name__!r}")
     return <Reader>reader
 
 

@@ -87,7 +87,7 @@ def read(
         There is no such format.
     """
     if format != "auto" and format not in FORMATS:
-        raise ValueError(f"there is no format {format!r}; there are {', '.join(FORMATS)}")
+        raise ValueError(f"format must be auto or one of {', '.join(FORMATS)}, not {format!r}")
     name = os.fspath(path)
     if stream is None:
         with Source(path) as source:  # raises TraceError if the file cannot be opened
@@ -137,7 +137,7 @@ def _read(name: str, file: BinaryIO, format: str) -> list[Map]:
 def _some(maps: list[Map]) -> list[Map]:
     found = [one for one in maps if one.entries]
     if not found:
-        raise ValueError("it has no map: no entries are in it")
+        raise ValueError("it has no entries, so no map")
     return found
 
 

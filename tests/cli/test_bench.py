@@ -19,7 +19,7 @@ RIVALS = ["sortedcontainers", "BTrees", "superintervals", "numpy", "numba"]
 
 
 def run_without(modules: list[str], *arguments: str) -> subprocess.CompletedProcess[bytes]:
-    """A run in which none of the modules can be imported."""
+    """Runs the command in a process that can import none of the modules."""
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({modules}))\n"
         "from memslots.cli import main; sys.exit(main(sys.argv[1:]))"

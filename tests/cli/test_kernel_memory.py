@@ -116,7 +116,7 @@ def test_this_machine_says_what_is_available() -> None:
 
 @pytest.fixture
 def traces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A trace of 64 GiB and one of a page, on a machine that has 4 MiB for them."""
+    """Returns a trace of 64 GiB and one of a page, on a machine with 4 MiB for them."""
     monkeypatch.setattr("memslots.kvm.KvmVM", MadeUpVM)
     monkeypatch.setattr(commands, "available", lambda: 4 << 20)
     files = []

@@ -1,4 +1,4 @@
-"""Tests `memslots map`, and the other commands on maps that are no traces."""
+"""Tests `memslots map`, and the other commands on maps that are not traces."""
 
 from __future__ import annotations
 

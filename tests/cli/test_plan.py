@@ -17,7 +17,7 @@ PAGE = 4096
 
 @pytest.fixture
 def files(tmp_path: Path) -> tuple[str, str]:
-    """Two maps: of one slot, and of the two parts that are left of it."""
+    """Writes two maps: one slot, and the two parts of it that remain."""
     now = MemoryMap([(0, 256, 1 << 30)])
     paths = tmp_path / "now.json", tmp_path / "wanted.json"
     for path, m in zip(paths, (now, now - MemoryMap([(160, 32, 0)])), strict=True):
@@ -118,7 +118,7 @@ def test_pages_to_be_kept(files: tuple[str, str], capsys: pytest.CaptureFixture[
 def test_too_few_slots(files: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     outcome = Outcome(capsys, "plan", *files, "--max-slots", "1")
     assert (outcome.status, outcome.out) == (1, "")
-    assert "2 slots are wanted; there may be 1 at most" in outcome.err
+    assert "2 slots are wanted, but max_slots is 1" in outcome.err
 
 
 @pytest.mark.parametrize("command", ["plan", "diff"])

@@ -117,7 +117,7 @@ def test_standard_input(pack: Any) -> None:
 
 
 def test_a_name_that_is_no_text(tmp_path: Path) -> None:
-    """Neither rich's markup nor bytes that are not UTF-8 in a file name do harm."""
+    """File names with rich's markup, or with bytes that are not UTF-8, do no harm."""
     path = os.fsencode(tmp_path) + b"/[bold]\xff.log"
     Path(os.fsdecode(path)).write_text(qemu(0, 0, 0x1000))
     done = run("replay", os.fsdecode(path), env={**os.environ, "PYTHONIOENCODING": "ascii"})

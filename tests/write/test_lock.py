@@ -24,7 +24,7 @@ def vm() -> Iterator[Memslots]:
 
 @contextmanager
 def greedy(vm: Memslots, pause: float) -> Iterator[list[int]]:
-    """A thread that holds the lock nearly all the time, and takes it again as soon as it let go."""
+    """A thread that holds the lock nearly all the time, and takes it again at once."""
     rounds: list[int] = []
     done = threading.Event()
 
