@@ -114,7 +114,7 @@ def test_python(page: Path) -> None:
 
 
 def commands(block: Block) -> Iterator[tuple[str, str]]:
-    """Each `$ command` of a console block with the output that follows it."""
+    """Yields each `$ command` of a console block with the output that follows it."""
     command, output = "", ""
     for line in block.text.splitlines():
         if line.startswith("$ "):
@@ -194,7 +194,7 @@ def test_the_stretches_of_a_batch() -> None:
 
 
 def test_the_table_of_errors() -> None:
-    """It has every error of the package; each is a MemslotError, and what the table says."""
+    """The table has every error of the package; each is a MemslotError with the bases it lists."""
     found = {
         each
         for module in (memslots, memslots.errors, memslots.kvm, memslots.traces, memslots.bench)

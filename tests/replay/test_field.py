@@ -89,7 +89,7 @@ def test_a_refusal_that_is_explained(name: str, text: str) -> None:
 
 
 def test_lines_keep_their_numbers() -> None:
-    """What was wrapped is joined; an editor's numbers hold."""
+    """Wrapped lines are joined; line numbers are those of an editor."""
     report = report_of("mail-wrapped.txt")
     with open_trace(DATA / "mail-wrapped.txt") as trace:
         lines = [event.line for event in trace]
@@ -158,7 +158,7 @@ def test_the_binary_file_of_qemus_trace() -> None:
 
 
 def test_what_is_no_reason() -> None:
-    """One other call, or one that has the same, explains nothing."""
+    """One other call, or one with the same size, explains nothing."""
     one = "kvm_set_user_memory Slot#0 flags=0x0 gpa=0x0 size=0x10000 ua=0x7f0000000000 ret=0\n"
     small = "kvm_set_user_memory Slot#1 flags=0x0 gpa=0x20000 size=0x1000 ua=0x7f0000000000 ret="
     assert not replay_text(one + small + "-22\n").agree

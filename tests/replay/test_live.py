@@ -1,4 +1,4 @@
-"""Tests a replay beside a kernel: every way in which three answers can differ."""
+"""Tests a replay with a kernel: every way in which three answers can differ."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from memslots.traces import open_trace
 
 
 def pretend(memslots: Memslots, call: Call) -> Change:
-    """Success, and nothing is done."""
+    """Succeeds without doing anything."""
     return Change.NONE
 
 
 def force(memslots: Memslots, call: Call) -> Change:
-    """Success, whatever is in the way or has the id."""
+    """Succeeds, whatever is in the way or has the id."""
     slot, _, gpa, size, _ = call
     for other in list(memslots.in_gfn_range(gpa >> 12, gpa + size >> 12)):
         memslots.set_region(other.id, 0, 0, 0, 0)
@@ -51,7 +51,7 @@ def force(memslots: Memslots, call: Call) -> Change:
 
 @dataclass(frozen=True)
 class Case:
-    """A trace whose last line is the call, how the kernel goes wrong, and what must be told."""
+    """A trace whose last line is the call, how the kernel goes wrong, and the expected report."""
 
     text: str
     wrong: Mapping[int, Wrong] = field(default_factory=dict)
@@ -244,7 +244,7 @@ def test_what_differs_in_json(case: Case, shown: Shown) -> None:
 
 
 def test_an_answer_that_differs_does_not_bring_on_others() -> None:
-    """What the kernel was not made to have, or to lose, would be in the way of the later calls."""
+    """A slot that the kernel wrongly has, or lacks, would affect the later calls."""
     text = (
         CREATE
         + qemu(1, 0x10000, 0x1000)
@@ -269,7 +269,7 @@ def test_an_answer_that_differs_does_not_bring_on_others() -> None:
 
 
 def test_a_kernel_that_only_pretends(shown: Shown) -> None:
-    """All answers agree; what is there does not."""
+    """All answers agree, but the slots do not."""
     text = CREATE + qemu(1, 0x10000, 0x1000, flags=2) + qemu(0, 0, 0)
     wrong = {2: pretend, 3: pretend}
     vm = beside(text, MadeUpVM(wrong))

@@ -87,7 +87,7 @@ def test_a_slot_that_cannot_be_there_is_told_of_later() -> None:
 
 @pytest.mark.parametrize("taken", [True, False])
 def test_a_slot_that_is_there_again_is_told_of_no_more(taken: bool) -> None:
-    """It is there by a call that the map takes as a change of flags, or by what follows that."""
+    """The slot is back by a call that the map takes as a change of flags, or by what follows it."""
     wrong = {1: refuse(ENOMEM), 2: refuse(ENOMEM)}
     wrong |= {4: refuse(EINVAL)} if taken else {3: refuse(ENOMEM), 5: refuse(EINVAL)}
     text = CREATE + qemu(0, 0, 0x10000, flags=1) + qemu(0, 0, 0x10000)
