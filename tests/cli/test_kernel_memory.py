@@ -64,7 +64,7 @@ def test_too_much_is_not_done() -> None:
     assert len(inner.calls) == 1
 
 
-def test_whoever_says_yes_is_asked_once() -> None:
+def test_a_yes_is_asked_for_once() -> None:
     asked: list[int] = []
     allowance = Allowance(0, lambda wanted, free: not asked.append(wanted))  # type: ignore[func-returns-value]
     vm = AllowedVM(MadeUpVM(), allowance)

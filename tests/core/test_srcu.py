@@ -30,7 +30,7 @@ def domain(drivers: Any) -> Any:
     return drivers("srcu").Domain()
 
 
-def test_nobody_is_waited_for(domain: Any) -> None:
+def test_no_reader_no_wait(domain: Any) -> None:
     reader = domain.reader()
     for _ in range(5):
         assert domain.idle()
@@ -54,7 +54,7 @@ def test_who_is_in_is_waited_for(domain: Any, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["reader", "shared"])
 @pytest.mark.parametrize("turns", [0, 1])
-def test_after_a_fork_nobody_is_in(domain: Any, kind: str, turns: int) -> None:
+def test_after_a_fork_no_reader_is_in(domain: Any, kind: str, turns: int) -> None:
     """After a fork no reader is in a section, whichever counter it used."""
     reader = getattr(domain, kind)()
     other = domain.reader()

@@ -50,7 +50,7 @@ def test_seeds(target: str) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_bytes_nobody_has_chosen(target: str) -> None:
+def test_random_bytes(target: str) -> None:
     choose = random.Random(target)
     for _ in range(300):
         most = choose.choice((8, 32, 256))

@@ -142,7 +142,7 @@ def test_a_log_of_a_vm_with_a_dirty_ring(fake: Any, code: int) -> None:
         assert caught.value.errno == code
 
 
-def test_what_is_not_known_is_not_made_up() -> None:
+def test_no_reason_is_made_up() -> None:
     wanted = Binding(9, (1, 2), 4 * PAGE, 0, PAGE)
     held = {0: wanted, 2: Binding(9, (1, 2), 4 * PAGE, PAGE, PAGE)}
     for number in (errno.ENOMEM, errno.EIO):

@@ -296,7 +296,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_is_no_map(name: str) -> None:
+def test_not_a_map(name: str) -> None:
     content, text = WRONG[name]
     with pytest.raises(TraceError) as caught:
         read("it", stream=io.BytesIO(content))

@@ -328,7 +328,7 @@ def test_a_file_of_no_whole_pages(file: Path) -> None:
         Backing.file(file)
 
 
-def test_what_is_no_file(tmp_path: Path) -> None:
+def test_not_a_file(tmp_path: Path) -> None:
     before = descriptors()
     with pytest.raises(FileNotFoundError):
         Backing.file(tmp_path / "nowhere")

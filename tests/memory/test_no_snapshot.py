@@ -82,7 +82,7 @@ WRONG: dict[str, tuple[Callable[[bytes], bytes], str]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_is_no_snapshot(usual: GuestMemory, path: Path, name: str) -> None:
+def test_not_a_snapshot(usual: GuestMemory, path: Path, name: str) -> None:
     usual.dump(path)
     make, message = WRONG[name]
     path.write_bytes(make(path.read_bytes()))

@@ -201,7 +201,7 @@ def test_wrong_arguments(mem: GuestMemory) -> None:
             take(segments)
 
 
-def test_what_is_no_segment(mem: GuestMemory) -> None:
+def test_not_a_segment(mem: GuestMemory) -> None:
     """A note, a segment of nothing, and less than a header at the end."""
     note = PHDR.pack(4, 0, 0, 0, 0, PAGE, PAGE, 0)
     segments = Segments(mem)

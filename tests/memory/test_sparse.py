@@ -168,9 +168,7 @@ def test_cores_of_others(tmp_path: Path) -> None:
         ([(0, b"", 8), (4, b"abcd", 4)], "overlap and have different bytes"),
     ],
 )
-def test_what_is_no_snapshot(
-    parts: list[tuple[int, bytes, int]], text: str, tmp_path: Path
-) -> None:
+def test_not_a_snapshot(parts: list[tuple[int, bytes, int]], text: str, tmp_path: Path) -> None:
     mem = GuestMemory(Memslots())
     mem.place(0, 0, Backing.anonymous(SIZE))
     mem.fill(0, SIZE, 0xEE)

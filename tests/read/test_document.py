@@ -76,7 +76,7 @@ def test_what_people_write(slot: dict[str, Any]) -> None:
         ({"slots": [], "as_id": []}, InvalidRegionError, "as_id is not a whole number"),
     ],
 )
-def test_what_is_no_map(document: object, error: type[Exception], text: str) -> None:
+def test_not_a_map(document: object, error: type[Exception], text: str) -> None:
     given_ = document if isinstance(document, str) else json.dumps(document)
     with pytest.raises(error, match=text):
         MemoryMap.from_json(given_)

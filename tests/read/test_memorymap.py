@@ -259,7 +259,7 @@ def test_made_of_slots() -> None:
         ([(-1, 1, 0)], OverflowError, "base_gfn"),
     ],
 )
-def test_what_is_no_map(slots: list[Any], error: type[Exception], text: str) -> None:
+def test_not_a_map(slots: list[Any], error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
         MemoryMap(slots)
 

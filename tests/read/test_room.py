@@ -87,7 +87,7 @@ def test_host_addresses(face: Any, vm: Memslots) -> None:
         (lambda face: face.hva_to_gpa(1.5), TypeError),
     ],
 )
-def test_what_is_no_range(face: Any, call: Any, error: type[Exception]) -> None:
+def test_not_a_range(face: Any, call: Any, error: type[Exception]) -> None:
     with pytest.raises(error):
         call(face)
 

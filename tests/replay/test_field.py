@@ -157,7 +157,7 @@ def test_the_binary_file_of_qemus_trace() -> None:
         assert cut == 24 + len(NAME) or b"cut off" in lines(whole[:cut])[-1]
 
 
-def test_what_is_no_reason() -> None:
+def test_not_a_reason() -> None:
     """One other call, or one with the same size, explains nothing."""
     one = "kvm_set_user_memory Slot#0 flags=0x0 gpa=0x0 size=0x10000 ua=0x7f0000000000 ret=0\n"
     small = "kvm_set_user_memory Slot#1 flags=0x0 gpa=0x20000 size=0x1000 ua=0x7f0000000000 ret="

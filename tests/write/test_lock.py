@@ -46,7 +46,7 @@ def greedy(vm: Memslots, pause: float) -> Iterator[list[int]]:
         thread.join()
 
 
-def test_nobody_waits_for_ever(vm: Memslots) -> None:
+def test_no_thread_waits_for_ever(vm: Memslots) -> None:
     made = []
 
     def change() -> None:

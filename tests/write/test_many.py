@@ -114,7 +114,7 @@ def test_by_position_or_by_name() -> None:
         Memslots(5, max_slots=5)  # type: ignore[call-overload]
 
 
-def test_what_is_no_map() -> None:
+def test_not_a_map() -> None:
     for wrong in ("abc", [(0, 1, 0)], 5.0):
         with pytest.raises(TypeError):
             Memslots(wrong)  # type: ignore[call-overload]

@@ -147,7 +147,7 @@ def test_a_refusal_changes_nothing(vm: Memslots, refuse: tuple[str, int]) -> Non
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_an_error_in_commit_stops_nobody(vm: Memslots) -> None:
+def test_an_error_in_commit_stops_no_listener(vm: Memslots) -> None:
     first, second = Witness(vm, ("commit", 1)), Witness(vm)
     with vm.subscribe(first), vm.subscribe(second), vm.transaction() as tx:
         tx.delete(0)
