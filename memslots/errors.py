@@ -239,4 +239,4 @@ def no_snapshot(wrong: str) -> SnapshotError:
 
 def busy(what: str) -> BusyError:
     """Returns the error for ``what`` if the calling thread is already the writer."""
-    return BusyError(_errno.EBUSY, f"{what}: this thread is already in the middle of one")
+    return BusyError(_errno.EBUSY, f"{what}: this thread is in the middle of a change already")

@@ -138,10 +138,10 @@ max_hva=140737488351232, manual_dirty_log=0, backend=None, map=None)\n--\n
             # This test does not import MemoryMap, which most programs do without.
             if type(max_slots_or_map).__name__ == "MemoryMap":
                 if map is not None:
-                    raise TypeError("there are two maps: one by position, and `map`")
+                    raise TypeError("the map was given twice: by position and as `map`")
                 map = max_slots_or_map
             elif max_slots is not ...:
-                raise TypeError("max_slots is there twice: by position, and by name")
+                raise TypeError("max_slots was given twice: by position and by name")
             else:
                 max_slots = max_slots_or_map
         given = {
@@ -1086,7 +1086,7 @@ def _restore(cls, limits_, spaces, private=()):
 
 cdef Reader any_reader(object reader):
     if not isinstance(reader, Reader):
-        raise TypeError(f"not a Memslots, AddressSpace or Vcpu: {type(reader).__name__!r}")
+        raise TypeError(f"needs a Memslots, AddressSpace or Vcpu, not {type(reader).__name__!r}")
     return <Reader>reader
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 
 def each_failure(alloc: Any, call: Callable[[], object], unharmed: Callable[[], None]) -> int:
-    """Fails the first allocation of the call, the second, … until it goes through; how many
-    there were.
+    """Fails the first allocation of the call, then the second, … until the call succeeds.
+
+    Returns the number of failures.
     """
     failed = 0
     while True:

@@ -21,11 +21,11 @@ class Interrupt(BaseException):
 
 
 class Logless:
-    """A kernel by the dull model, which keeps no dirty logs of its own.
+    """A kernel that answers as the dull model does and keeps no dirty logs of its own.
 
-    Refuses the calls whose numbers are in `refused`. With `how` "late" it does what it is asked and
-    then raises something that is no refusal, as if a signal had come in between; with "early" it
-    raises that before.
+    Refuses the calls whose numbers are in `refused`. With `how` "late" it makes the call and then
+    raises an error that is no refusal, as if a signal had come in between. With "early" it raises
+    before the call.
     """
 
     def __init__(self, *limits: int, **named: int) -> None:
@@ -53,16 +53,16 @@ class Logless:
             raise Interrupt
 
     def agrees(self, vm: Memslots) -> None:
-        """It has the slots of the Memslots."""
+        """Asserts that the backend has the slots of the Memslots."""
         for as_id in range(vm.address_spaces):
             assert [plain(slot) for slot in vm.address_space(as_id)] == self.model.in_order(as_id)
 
 
 class Backend(Logless):
-    """The same with dirty logs."""
+    """A Logless that also keeps dirty logs."""
 
     def write(self, gfn: int, as_id: int = 0) -> None:
-        """The guest's."""
+        """Does what a write of the guest does."""
         self.model.mark_dirty(gfn, as_id)
 
     def get_dirty_log(self, slot: int, as_id: int) -> bytes:

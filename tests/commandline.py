@@ -1,4 +1,4 @@
-"""Helpers for the tests of the command: a run of it, traces, the shapes of its JSON."""
+"""Helpers for the tests of the command: running it, traces, the shapes of its JSON."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def qemu(slot: int, gpa: int, size: int, ret: int = 0, ua: int = 0x7F0000000000)
 
 
 class Outcome:
-    """What a run in this process gave."""
+    """The result of a run in this process."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str], *arguments: str) -> None:
         self.status = main(arguments)
@@ -39,7 +39,7 @@ class Outcome:
 
 
 def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
-    """A run in a process of its own."""
+    """Runs the command in a separate process."""
     return subprocess.run([*COMMAND, *arguments], capture_output=True, timeout=60, **options)
 
 

@@ -1,4 +1,4 @@
-"""Makes each call on a Memslots and on the dull model, and compares everything that can be seen.
+"""Makes each call on a Memslots and on the dull model, and compares all visible state.
 
 The driver chooses the calls: hypothesis in test_state_machine.py, a fuzzer's bytes in fuzz/.
 """
@@ -60,7 +60,7 @@ class GivenUp(Exception):
 
 
 def is_same_memory(old: ModelSlot, new: ModelSlot) -> bool:
-    """Whether a slot can become the other without being made anew (rule 5)."""
+    """Returns whether a slot can become the other without a delete and a create (rule 5)."""
     return (
         (old.userspace_addr, old.npages) == (new.userspace_addr, new.npages)
         and not (old.flags ^ new.flags) & READONLY
@@ -68,7 +68,7 @@ def is_same_memory(old: ModelSlot, new: ModelSlot) -> bool:
 
 
 def caught(kind: type[E], call: Callable[..., object], *args: object, **named: object) -> E:
-    """The error of that kind which a call raises."""
+    """Returns the error of this kind that a call raises."""
     try:
         result = call(*args, **named)
     except kind as error:
@@ -78,7 +78,7 @@ def caught(kind: type[E], call: Callable[..., object], *args: object, **named: o
 
 @dataclass(frozen=True)
 class Event:
-    """A call of a listener: what it was given, and what it saw when it looked around."""
+    """A call of a listener: its arguments, and what a look-up in it found."""
 
     listener: int
     method: str
@@ -87,7 +87,7 @@ class Event:
 
 
 class Witness:
-    """Notes each call and what a lookup from inside it sees; raises when told to."""
+    """Records each call and what a look-up in it sees; raises if told to."""
 
     def __init__(self, both: Compared, number: int) -> None:
         self.both = both
@@ -129,7 +129,7 @@ class FullListener(Listener, Flusher):
 
 
 def look_alike(vm: Memslots, space: AddressSpace, slot: ModelSlot) -> bool:
-    """Whether all ways to read agree on this slot, marked INVALID or not."""
+    """Returns whether all ways to read agree on this slot, marked INVALID or not."""
     gfn, gpa = slot.end_gfn - 1, slot.base_gfn << 12
     try:
         hva: int | None = space.gpa_to_hva(gpa)
@@ -157,7 +157,7 @@ class Compared:
         self.meet(vm)
 
     def meet(self, vm: Memslots) -> None:
-        """From now on it is this Memslots: nobody listens to it yet."""
+        """Goes on with this Memslots, which has no listeners yet."""
         self.vm = vm
         self.faces: list[list[Face]] = [
             [vm.address_space(as_id), vm.vcpu(as_id)] for as_id in range(vm.address_spaces)
@@ -167,11 +167,11 @@ class Compared:
         self.trouble = None
 
     def used(self) -> list[tuple[int, int]]:
-        """(as_id, id) of every slot."""
+        """Returns (as_id, id) of every slot."""
         return [(as_id, id) for as_id, slots in enumerate(self.model.slots) for id in slots]
 
     def same(self) -> None:
-        """All there is to see is as the model has it."""
+        """Asserts that all visible state is that of the model."""
         vm, model = self.vm, self.model
         vm.check()
         assert state_of(vm) == model.state()
@@ -230,7 +230,7 @@ class Compared:
             self.trouble = None
 
     def raising(self, hearing: Iterable[int]) -> list[str]:
-        """The methods of those listeners that raise if they are called."""
+        """Returns the methods of those listeners that will raise when called."""
         if self.trouble is None:
             return []
         number, method = self.trouble
@@ -267,7 +267,7 @@ class Compared:
     # Transactions
 
     def transaction(self, body: Callable[[Transaction, ModelTransaction], None]) -> None:
-        """A transaction with such a body, which may raise GivenUp."""
+        """Runs a transaction with this body, which may raise GivenUp."""
         told = ModelTransaction(self.model)
         begun_with = dict(self.listeners)
         self.events.clear()
@@ -306,7 +306,7 @@ class Compared:
     def cut(
         self, tx: Transaction, told: ModelTransaction, span: tuple[int, int, int | None], as_id: int
     ) -> None:
-        """An unmap or, with flags, a protect."""
+        """Does an unmap or, with flags, a protect."""
         start, end, flags = span
         try:
             steps = cut_steps(told.trial, start, end, flags, as_id)
@@ -327,7 +327,7 @@ class Compared:
     def create_many(
         self, tx: Transaction, told: ModelTransaction, slots: list[tuple[int, int, int]], as_id: int
     ) -> None:
-        """All of them with the lowest ids that are free; or GivenUp, where these are too few."""
+        """Creates all slots with the lowest free ids. Raises GivenUp if too few ids are free."""
         used = told.trial.slots[as_id]
         free = [id for id in range(self.model.max_slots) if id not in used]
         if len(slots) > len(free):
@@ -342,7 +342,7 @@ class Compared:
             assert told.step("create", *args).done
 
     def become(self, slots: list[tuple[int, ...]], as_id: int) -> None:
-        """To other slots, in as many calls as the plan has; without listeners."""
+        """Changes to other slots, in as many calls as the plan has, without listeners."""
         wanted = MemoryMap(slots, as_id)  # type: ignore[arg-type]
         if len(wanted) > self.model.max_slots:
             assert isinstance(caught(MemslotError, self.vm.become, wanted), NoRoomError)
@@ -372,7 +372,7 @@ class Compared:
             self.same_outcome(getattr(tx, verb), args, told.step(verb, *args))
 
     def look_at_steps(self, tx: Transaction, trial: Model) -> None:
-        """What the transaction will make of the slots, and what readers still find."""
+        """Compares what the transaction will make of the slots, and what readers still find."""
         model = self.model
         for as_id in range(model.address_spaces):
             slots = [*model.slots[as_id].values(), *trial.slots[as_id].values()]
@@ -399,7 +399,7 @@ class Compared:
         before: list[list[ModelSlot]],
         hearing: list[int],
     ) -> list[Event]:
-        """All of invalidate, then all of prepare, then all of commit, each in order of steps."""
+        """Returns all invalidates, then all prepares, then all commits, in the order of steps."""
         if answer.errno:
             return []
         calls: list[tuple[str, int, tuple[object, ...]]] = [
@@ -421,7 +421,7 @@ class Compared:
     # Listeners
 
     def subscribe_or_close(self, number: int, kind: type[Witness]) -> None:
-        """The numbers are in order of subscription."""
+        """Subscribes a listener or closes one. The numbers are in the order of subscription."""
         if number in self.listeners:
             self.listeners.pop(number)[1]()
         elif not self.listeners or number > max(self.listeners):
@@ -462,7 +462,7 @@ class Compared:
     # Reading
 
     def look(self, face: Face, gfns: list[int], offset: int) -> None:
-        """Every way to look up, at these pages."""
+        """Looks up these pages in every way."""
         model, as_id = self.model, face.as_id
         slots = [model.lookup(as_id, gfn) for gfn in gfns]
         gpas = [(gfn << 12) + offset for gfn in gfns]
@@ -481,7 +481,7 @@ class Compared:
                     assert type(caught(MemslotError, face.gpa_to_hva, gpa, write=write)) is kind
 
     def ranges(self, face: Face, first: int, last: int, start: int, end: int) -> None:
-        """The slots of the pages [first, last), and of the host addresses [start, end)."""
+        """Compares the slots of the pages [first, last) and of the host addresses [start, end)."""
         as_id = face.as_id
         slots = [plain(slot) for slot in face.in_gfn_range(first, last)]
         assert slots == self.model.in_gfn_range(as_id, first, last)
@@ -493,7 +493,7 @@ class Compared:
         assert [(plain(slot), first, last) for slot, first, last in by_number] == want
 
     def room(self, face: Face, gfn: int, npages: int, end: int, align: int, hva: int) -> None:
-        """Neighbours and holes, from the pages one by one: `end` is above `gfn`, and near."""
+        """Compares neighbours and holes with a search page by page; `end` is above, near `gfn`."""
         slots = self.model.in_order(face.as_id)
         below = [slot for slot in slots if slot.base_gfn <= gfn]
         above = [slot for slot in slots if slot.base_gfn >= gfn]
@@ -539,7 +539,7 @@ class Compared:
             assert Slot(id, face.as_id, got.base_gfn + 1, got.npages, 0) not in face
 
     def go_on_with_a_copy(self, how: Callable[[Memslots], Memslots]) -> None:
-        """And take the other to pieces: a copy has nothing in common with it."""
+        """Goes on with a copy and destroys the original: a copy shares nothing with it."""
         left = self.vm
         self.close_all()
         self.meet(how(left))

@@ -53,7 +53,7 @@ settings.load_profile(os.environ.get("MEMSLOTS_HYPOTHESIS_PROFILE", "ci"))
 
 @pytest.fixture(scope="session", autouse=True)
 def gil_stays_off() -> Iterator[None]:
-    """Nothing that the tests import turns the GIL on where there is none."""
+    """Checks that no import of the tests turns the GIL on in a free-threaded Python."""
     yield
     if sysconfig.get_config_var("Py_GIL_DISABLED") and os.environ.get("PYTHON_GIL") != "1":
         assert not getattr(sys, "_is_gil_enabled")()  # noqa: B009 (unknown to older typesheds)
@@ -61,7 +61,7 @@ def gil_stays_off() -> Iterator[None]:
 
 @pytest.fixture
 def vm() -> Iterator[Memslots]:
-    """64 slots, two address spaces, gfns up to 0xffff."""
+    """Returns a Memslots with 64 slots, two address spaces and gfns up to 0xffff."""
     vm = Memslots(64, address_spaces=2, max_gfn=0xFFFF)
     yield vm
     vm.check()
@@ -85,13 +85,13 @@ MARKERS = {
 
 
 def starts_threads(item: pytest.Item) -> bool:
-    """Whether a test says so, in its own text."""
+    """Returns whether the test's source starts threads."""
     function = getattr(item, "function", None)
     return function is not None and "thread" in inspect.getsource(function)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks each test by where it stands."""
+    """Marks each test by its folder."""
     for item in items:
         where = item.path.relative_to(TESTS).as_posix()
         for marker, places in MARKERS.items():
@@ -108,7 +108,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def build_drivers(target: Path, sources: Sequence[Path]) -> None:
-    """Builds the drivers in `target`, unless what is there was built from the same files."""
+    """Builds the drivers in `target`, unless they were built from the same files before."""
     core = Path(memslots.__file__).parent / "core"
     stamp = hashlib.sha256()
     shared = sorted(DRIVERS.glob("*.pxd"))
@@ -143,9 +143,9 @@ def build_drivers(target: Path, sources: Sequence[Path]) -> None:
 
 @pytest.fixture(scope="session")
 def drivers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A function that gives the driver module of a name.
+    """Returns a function from a driver's name to its module.
 
-    They are built once for each interpreter and each set of switches, and kept in pytest's cache.
+    The drivers are built once for each interpreter and each set of switches, in pytest's cache.
     """
     switches = [os.environ.get(f"MEMSLOTS_{name}", "") for name in ("DEBUG", "SANITIZE")]
     name = "-".join([str(sysconfig.get_config_var("SOABI")), *filter(None, switches)])

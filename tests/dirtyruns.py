@@ -19,7 +19,7 @@ def machine(mode: int = 0, **limits: Any) -> Memslots:
 
 
 def fresh(mode: int, *sizes: int) -> Memslots:
-    """Logging slots side by side from gfn 0 on, with no marks."""
+    """Returns adjacent logging slots from gfn 0 on, with no marks."""
     vm = machine(mode)
     base = 0
     for id, npages in enumerate(sizes):
@@ -30,7 +30,7 @@ def fresh(mode: int, *sizes: int) -> Memslots:
 
 
 def check(vm: Memslots, *runs: tuple[int, int, int]) -> None:
-    """These are marked, and once only."""
+    """Checks that these pages are marked, each once."""
     assert vm.take_dirty_runs() == list(runs)
     assert vm.take_dirty_runs() == []
     vm.check()

@@ -16,7 +16,10 @@ LOG = Flags.LOG_DIRTY_PAGES
 
 
 def four_slots() -> Memslots:
-    """Slots 0 to 3 at gfn 0x00, 0x10, 0x20, 0x30, 16 pages each; 3 logs, its page 1 is marked."""
+    """Returns slots 0 to 3 at gfn 0x00, 0x10, 0x20, 0x30, of 16 pages.
+
+    3 logs, its page 1 is marked.
+    """
     vm = Memslots(address_spaces=2)
     for id in range(4):
         vm.create(id, 0x10 * id, 0x10, HVA + (id << 20), LOG if id == 3 else 0)
@@ -37,7 +40,10 @@ steps = st.one_of(
 
 
 def step(model: dict[int, tuple[int, int, int]], call: tuple[Any, ...]) -> bool:
-    """Does a step on a dict of (base_gfn, npages, flags), overlaps or not; whether it may be."""
+    """Makes a step on a dict of (base_gfn, npages, flags), even if slots overlap.
+
+    Returns whether the step is allowed.
+    """
     verb, id, *rest = call
     if (verb == "create") == (id in model):
         return False

@@ -1,4 +1,4 @@
-"""Runs work in a process of its own: a crash or a hang then fails one test, not the whole run."""
+"""Runs work in a separate process: a crash or a hang then fails one test, not the whole run."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 
 
 def run_fresh(work: Callable[[], object], timeout: float = 120) -> str:
-    """Calls a function of a test module, without arguments; gives what it printed.
+    """Calls a function of a test module, without arguments. Returns what it printed.
 
-    Fails where the process does not end well: an exception, a signal, the timeout.
+    Fails if the process raises, is killed by a signal or times out.
     """
     path = Path(inspect.getfile(work))
     code = f"""

@@ -1,4 +1,4 @@
-"""A listener that notes what it is told, and the changes that it is told of."""
+"""A listener that records its calls and the changes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Act = Callable[..., object]
 
 
 class Recorder:
-    """Notes its calls in `log`, and in each method does what `acts` holds for it."""
+    """Records its calls in `log`, and in each method does what `acts` has for it."""
 
     def __init__(self, log: list[tuple[Any, ...]], name: str = "", /, **acts: Act) -> None:
         self.log = log

@@ -15,7 +15,7 @@ MSR_KVM_WALL_CLOCK = 0x4B564D00
 
 
 class HostMemory:
-    """Pages of this process, to be a guest's."""
+    """Pages of this process, for a guest."""
 
     def __init__(self, npages: int) -> None:
         self.bytes = mmap.mmap(-1, npages * PAGE)
@@ -32,7 +32,7 @@ RAM_PAGES = 8
 
 @contextmanager
 def guest(code: bytes, **registers: int) -> Iterator[tuple[KvmVM, KvmVcpu, HostMemory]]:
-    """A VM of 32 KiB whose vCPU is to run code in 16-bit real mode, all segments at 0."""
+    """Returns a VM of 32 KiB whose vCPU is to run code in 16-bit real mode, all segments at 0."""
     memory = HostMemory(RAM_PAGES)
     memory.bytes[CODE : CODE + len(code)] = code
     with KvmVM() as vm:
@@ -44,5 +44,5 @@ def guest(code: bytes, **registers: int) -> Iterator[tuple[KvmVM, KvmVcpu, HostM
 
 
 def page_bits(*pages: int) -> bytes:
-    """The dirty log of 192 pages of which these are marked."""
+    """Returns the dirty log of 192 pages with these marked."""
     return sum(1 << page for page in pages).to_bytes(24, "little")

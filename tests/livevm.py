@@ -1,4 +1,4 @@
-"""A made-up VM that answers as its kernel would, and replays beside it."""
+"""A made-up VM that answers as its kernel would, and replays with it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def refuse(number: int) -> Wrong:
 
 
 class MadeUpVM:
-    """A kernel's VM that is a Memslots, except that its k-th call (from 1) goes wrong."""
+    """A Memslots as a kernel's VM, whose k-th call (from 1) goes wrong."""
 
     def __init__(self, wrong: Mapping[int, Wrong] | None = None, **limits: int) -> None:
         self.memslots = Memslots(**limits)
@@ -83,7 +83,7 @@ def replay_text(text: str, live: Callable[[], Any]) -> Report:
 
 
 def beside(text: str, kernel: MadeUpVM) -> VmReport:
-    """The report of a trace's only VM; the kernel was closed, once."""
+    """Returns the report of a trace's only VM; checks that the kernel was closed once."""
     (vm,) = replay_text(text, lambda: kernel).vms
     assert kernel.closed == 1
     return vm

@@ -14,7 +14,7 @@ HOST = 1 << 30
 
 @st.composite
 def maps(draw: st.DrawFn) -> MemoryMap:
-    """A map of few pages, often of slots that go on in host memory; ids given or not."""
+    """Returns a map of few pages, often of slots adjacent in host memory, with or without ids."""
     items: list[Any] = []
     ids = draw(st.permutations(range(12)))
     gfn = draw(st.integers(0, 4))

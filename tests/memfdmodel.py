@@ -15,7 +15,7 @@ Range = tuple[int, int, File]  # [start, end) of a file
 
 @dataclass
 class MemfdModel:
-    """A Model of one address space, and which slots have which ranges of which files."""
+    """A Model of one address space that knows which slots have which ranges of which files."""
 
     plain: Model
     sizes: dict[File, int] = field(default_factory=dict)  # of open files

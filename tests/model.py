@@ -57,11 +57,11 @@ class ModelSlot:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a change comes to.
+    """The result of a change.
 
-    errno is 0 when no rule refused it; else rule is the one that did. change, old and new say what
-    was attempted once rules 1 to 6 allowed it. For rule 6, old is the slot that is in the way.
-    refused_by is the listeners' method that refused.
+    errno is 0 if no rule refused it; else rule is the rule that did. change, old and new say what
+    was attempted once rules 1 to 6 allowed it. For rule 6, old is the slot in the way. refused_by
+    is the listeners' method that refused.
     """
 
     errno: int
@@ -77,7 +77,7 @@ class Answer:
 
     @property
     def through_invalid(self) -> bool:
-        """Delete and move swap twice: the INVALID copy in, then on; or back if refused."""
+        """Returns whether it swaps twice: the INVALID copy in, then on, or back if refused."""
         return self.change in (DELETE, MOVE)
 
 
@@ -87,7 +87,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class SpaceState:
-    """All there is to see of one address space."""
+    """All visible state of one address space."""
 
     generation: int
     nr_pages: int
@@ -120,7 +120,7 @@ class Model:
     # Changes
 
     def plan(self, as_id: int, id: int, flags: int, gpa: int, size: int, hva: int) -> Answer:
-        """What rules 1 to 7 say to a call. Changes nothing."""
+        """Returns the judgement of rules 1 to 7 on a call. Changes nothing."""
         if flags & ~(LOG_DIRTY_PAGES | READONLY):
             return Answer(EINVAL, 1)
         if (
@@ -169,7 +169,7 @@ class Model:
         hva: int,
         raising: Collection[str] = (),
     ) -> Answer:
-        """One change. `raising`: the methods of listeners that raise if they are called."""
+        """Makes one change. `raising`: the methods of listeners that raise when called."""
         answer = self.plan(as_id, id, flags, gpa, size, hva)
         if answer.change in (None, NONE):
             return answer
@@ -375,12 +375,12 @@ class ModelTransaction:
         return answer
 
     def ids(self) -> list[tuple[int, int]]:
-        """(as_id, id) of each step."""
+        """Returns (as_id, id) of each step."""
         either = [step.new or step.old for step in self.steps]
         return [(slot.as_id, slot.id) for slot in either if slot is not None]
 
     def gone(self) -> list[ModelSlot]:
-        """The slots that will not be where readers find them now, in order of steps."""
+        """Returns the slots that leave the place where readers find them, in order of steps."""
         found = []
         for step, (as_id, id) in zip(self.steps, self.ids(), strict=True):
             old = self.model.get(as_id, id)
@@ -389,7 +389,7 @@ class ModelTransaction:
         return found
 
     def end(self, raising: Collection[str] = ()) -> Answer:
-        """The end of the body: what becomes of it all."""
+        """Ends the body: commits all steps or refuses them."""
         for slots in self.trial.slots:
             for one in slots.values():
                 for other in slots.values():
@@ -428,7 +428,7 @@ Step = tuple[str, *tuple[int, ...]]  # a verb and its arguments
 
 
 def cut_steps(model: Model, start: int, end: int, flags: int | None, as_id: int) -> list[Step]:
-    """What unmap (flags None) or protect comes to, slot by slot. ValueError: it is refused."""
+    """Returns the steps of an unmap (flags None) or protect, slot by slot. ValueError: refused."""
     steps: list[Step] = []
     held = model.in_gfn_range(as_id, start, end)
     if flags is not None and sum(min(s.end_gfn, end) - max(s.base_gfn, start) for s in held) < (
@@ -466,7 +466,7 @@ def cut_steps(model: Model, start: int, end: int, flags: int | None, as_id: int)
 
 
 def to_bitmap(pages: set[int], npages: int) -> bytearray:
-    """The pages as little-endian 64-bit words, ceil(npages / 64) of them."""
+    """Returns the pages as ceil(npages / 64) little-endian 64-bit words."""
     bitmap = bytearray(-(-npages // 64) * 8)
     for page in pages:
         bitmap[page // 8] |= 1 << page % 8
@@ -474,7 +474,7 @@ def to_bitmap(pages: set[int], npages: int) -> bytearray:
 
 
 def pages_of(bitmap: bytes | bytearray) -> set[int]:
-    """The numbers of the bits that are set."""
+    """Returns the numbers of the bits that are set."""
     return {8 * i + bit for i, byte in enumerate(bitmap) for bit in range(8) if byte >> bit & 1}
 
 
@@ -488,7 +488,7 @@ def plain(slot: Slot) -> ModelSlot:
 
 
 def state_of(vm: Memslots) -> list[SpaceState]:
-    """The dirty logs are read from a copy, since reading may clear them."""
+    """Returns all visible state. Reads dirty logs from a copy, because reading may clear them."""
     twin = copy.copy(vm)
     states = []
     for as_id in range(vm.address_spaces):
@@ -506,7 +506,7 @@ def state_of(vm: Memslots) -> list[SpaceState]:
 
 @contextmanager
 def unchanged(vm: Memslots, as_id: int = 0, swaps: int = 0) -> Iterator[None]:
-    """Whatever happens inside leaves nothing behind but the swaps of a road back."""
+    """Asserts that the body changes only the generation, by the swaps of a rollback."""
     before = state_of(vm)
     before[as_id] = replace(
         before[as_id], generation=before[as_id].generation + swaps * vm.address_spaces

@@ -13,7 +13,7 @@ from memslots.kvm import KvmVM
 
 @cache
 def why_no_kvm() -> str:
-    """Why no VM can be made here, as the package itself says it; empty where one can."""
+    """Returns why no VM can be made here, in the package's words; empty if one can be made."""
     try:
         KvmVM().close()
     except KvmUnavailableError as error:
@@ -22,7 +22,7 @@ def why_no_kvm() -> str:
 
 
 def need_kvm() -> None:
-    """Skip the test where no VM can be made."""
+    """Skips the test if no VM can be made."""
     if reason := why_no_kvm():
         pytest.skip(reason)
 
@@ -31,6 +31,6 @@ needs_kvm = pytest.mark.skipif(bool(why_no_kvm()), reason=why_no_kvm())
 
 
 def need_unicorn() -> None:
-    """Skip the test where examples/emulator.py has no emulator."""
+    """Skips the test if there is no emulator for examples/emulator.py."""
     if importlib.util.find_spec("unicorn") is None:
         pytest.skip("there is no unicorn: pip install 'memslots[examples]'")

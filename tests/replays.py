@@ -1,4 +1,4 @@
-"""Helpers for the tests of replays: lines of a trace, and what a report must add up to."""
+"""Helpers for the tests of replays: lines of a trace, and the sums of a report."""
 
 from __future__ import annotations
 

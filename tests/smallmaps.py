@@ -1,4 +1,4 @@
-"""Maps so small that all sequences of calls from one to another can be tried."""
+"""Maps so small that a test can try all sequences of calls from one to another."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def shape_of(slot: Slot) -> Shape:
 
 
 def at_least(state: State, goals: list[Goal]) -> int:
-    """One call puts one slot where it is to be, and takes one from where it is not to be."""
+    """Returns a lower bound of calls: one call places one slot, and removes one."""
     wanted = {shape_of(goal.slot) for goal in goals}
     there = {shape for _, shape in state}
     return max(len(wanted - there), len(there - wanted))
 
 
 def next_states(state: State) -> list[State]:
-    """What one call can make of it, by the rules."""
+    """Returns the states that one call can reach, by the rules."""
     slots = dict(state)
     found = []
     for id in range(IDS):
@@ -71,9 +71,9 @@ def next_states(state: State) -> list[State]:
 
 
 def least(start: State, goals: list[Goal]) -> tuple[int, int]:
-    """How many calls there must be, and how many pages that are to stay go meanwhile, at least.
+    """Returns the least number of calls, and then of pages that are kept but absent meanwhile.
 
-    By trying all sequences of calls (A*). A page that goes twice counts twice.
+    Tries all sequences of calls (A*). A page that goes twice counts twice.
     """
     kept = {page for _, shape in start for page in pages_of(shape)} & {
         page for goal in goals for page in pages_of(shape_of(goal.slot))

@@ -29,7 +29,7 @@ Run = tuple[int, int, int]  # as_id, gpa, size
 
 
 class Place(NamedTuple):
-    """A slot: where in guest memory, in pages, and what of which backing."""
+    """A slot: its place in guest memory, in pages, and its part of a backing."""
 
     as_id: int
     base: int
@@ -58,14 +58,14 @@ class Layout(NamedTuple):
 
 
 def scribble(mem: GuestMemory, seed: int = 0) -> None:
-    """Bytes everywhere, in no dirty log."""
+    """Writes bytes everywhere, in no dirty log."""
     dice = random.Random(seed)
     for backing in mem.backings:
         memoryview(backing)[:] = dice.randbytes(backing.size)
 
 
 def runs(mem: GuestMemory) -> list[Run]:
-    """Where the slots are."""
+    """Returns the runs of pages of the slots."""
     return [
         (as_id, slot.guest_phys_addr, slot.memory_size)
         for as_id in range(SPACES)
@@ -79,7 +79,7 @@ def contents(mem: GuestMemory) -> dict[Run, bytes]:
 
 @contextmanager
 def untouched(mem: GuestMemory) -> Iterator[None]:
-    """Nothing is written, and nothing marked, whatever happens inside."""
+    """Asserts that the calls inside write nothing and mark nothing."""
     before = contents(mem)
     mem.vm.take_dirty_runs()
     yield
@@ -106,7 +106,7 @@ class Segment(NamedTuple):
 
 
 def segments_of(path: Path) -> list[Segment]:
-    """What the file says, by ELF's own description and by no line of the package."""
+    """Returns the segments of a file by ELF's own description, without the package."""
     data = path.read_bytes()
     header = EHDR.unpack_from(data)
     assert header[0] == b"\x7fELF\2\1\1" + bytes(9)
@@ -126,7 +126,7 @@ def loads_of(path: Path) -> list[Run]:
 
 
 def core(*segments: Segment, tail: bytes = b"") -> bytes:
-    """An ELF core of these segments, as QEMU's dump-guest-memory makes one."""
+    """Returns an ELF core of these segments, as QEMU's dump-guest-memory makes one."""
     header = EHDR.pack(
         b"\x7fELF\2\1\1" + bytes(9),
         *(4, 62, 1, 0, EHDR.size, 0, 0, EHDR.size, PHDR.size, len(segments), 0, 0, 0),

@@ -1,4 +1,4 @@
-"""Arguments that hypothesis draws: values so few that calls collide, now and then extremes.
+"""Arguments that hypothesis draws: values so few that calls collide, and sometimes extremes.
 
 The machine has six slots and two address spaces. Usual gfns and hvas are of a few dozen pages, so
 that ranges overlap, touch and coincide in both.
@@ -11,7 +11,7 @@ from smallmachine import MAX_GFN, MAX_HVA, MAX_SLOTS, SPACES
 
 
 def mostly(usual: st.SearchStrategy[int], *extremes: int) -> st.SearchStrategy[int]:
-    """The usual values, but for one time in sixteen."""
+    """Draws the usual values, but one in sixteen is any value."""
     pairs = st.tuples(st.integers(0, 15), usual, st.sampled_from(extremes))
     return pairs.map(lambda drawn: drawn[1] if drawn[0] else drawn[2])
 

@@ -1,4 +1,4 @@
-"""The C interface: what Cython code outside the package is compiled with.
+"""Tests the C interface: the files that Cython code outside the package is compiled with.
 
 memslots/core/__init__.pxd has its list, and memslots/memslots.pxd is its entrance.
 """
@@ -79,7 +79,7 @@ def build(where: Path, path: str, page: str = "reference.md") -> None:
 
 
 def test_outside_cython_code_builds_and_runs(tmp_path: Path) -> None:
-    """The example of docs/reference.md, built against what is installed."""
+    """The example of docs/reference.md is built against the installed package."""
     shutil.copy(PROGRAMS / "main.py", tmp_path)
     # An import hook finds an editable install, and Cython does not run it.
     path = str(ROOT) if is_editable() else ""

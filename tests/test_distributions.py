@@ -22,7 +22,7 @@ PACKAGE = [f"memslots/**/*{suffix}" for suffix in (".py", ".pyi", ".xz", ".html"
 
 
 def tree(*patterns: str) -> set[str]:
-    """The files of the checkout that the patterns match."""
+    """Returns the files of the checkout that the patterns match."""
     found = (path for pattern in patterns for path in ROOT.glob(pattern) if path.is_file())
     return {path.relative_to(ROOT).as_posix() for path in found if "__pycache__" not in path.parts}
 

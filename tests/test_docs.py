@@ -115,7 +115,7 @@ def test_python(page: Path) -> None:
 
 
 def commands(block: Block) -> Iterator[tuple[str, str]]:
-    """Each `$ command` of a console block with the output that follows it."""
+    """Yields each `$ command` of a console block with the output that follows it."""
     command, output = "", ""
     for line in block.text.splitlines():
         if line.startswith("$ "):
@@ -191,11 +191,11 @@ def test_the_stretches_of_a_batch() -> None:
     source = (ROOT / "memslots" / "read" / "batch.pyx").read_text(encoding="utf-8")
     stretch, indexed = re.findall(r"^    (?:INDEXED_)?STRETCH = (\d+)", source, re.MULTILINE)
     page = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
-    assert f"each stretch of {stretch} elements, or of {indexed} where the index answers" in page
+    assert f"each stretch of {stretch} elements, or of {indexed} if the index answers" in page
 
 
 def test_the_table_of_errors() -> None:
-    """It has every error of the package; each is a MemslotError, and what the table says."""
+    """The table has every error of the package; each is a MemslotError with the bases it lists."""
     found = {
         each
         for module in (memslots, memslots.errors, memslots.kvm, memslots.traces, memslots.bench)

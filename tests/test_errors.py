@@ -239,7 +239,7 @@ def test_integers_that_do_not_fit(
 
 @pytest.mark.parametrize("wrong", [-(10**5000), 10**5000], ids=["-10**5000", "10**5000"])
 def test_integers_that_cannot_even_be_printed(used: Memslots, wrong: int) -> None:
-    """In decimal, that is: Python refuses to write that many digits."""
+    """Python refuses to print that many digits in decimal."""
     with unchanged(used):
         for call in (used.lookup, used.gpa_to_hva, used.get, used.delete):
             with pytest.raises(OverflowError, match=f"{wrong:#x}"):

@@ -33,7 +33,7 @@ def run(name: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[st
 
 
 def shown(name: str) -> str:
-    """The output that the page shows."""
+    """Returns the output that the page shows."""
     pattern = rf"^\$ python examples/{name}\.py\n(.*?)^```$"
     (output,) = re.findall(pattern, PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     return str(output)

@@ -44,7 +44,7 @@ def test_a_figure_that_is_not_the_runs_is_seen(figures: Any) -> None:
     assert figures.page_of(page, found) != page
 
 
-def test_what_is_not_as_the_page_says_is_told(
+def test_a_difference_from_the_page_is_reported(
     figures: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [("a", 2.0, 2.1, 1.1), ("b", 42.0, 42.0, 1.0), ("c", 300.0, 290.0, 1.1)]

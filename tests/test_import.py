@@ -37,7 +37,7 @@ def test_import_brings_in_little() -> None:
 
 
 def test_names_that_come_in_late() -> None:
-    """They are names like any other: listed, imported, pickled, and nothing else is one."""
+    """They are names like any other: listed, importable and picklable; no other name is."""
     # The modules that are loaded are not offered.
     assert {name for name in dir(memslots) if not name.startswith("__")} == set(memslots.__all__)
     code = (

@@ -36,10 +36,10 @@ def lines(name: str) -> Iterator[Line]:
 
 
 def answer(vm: Memslots, call: list[Any], as_id: int) -> object:
-    """Make the call; the answer in the file's words.
+    """Makes the call. Returns the answer in the file's words.
 
-    The file's address space 0 is as_id here, and the spaces that its machine did not have lie
-    beyond those that this one has.
+    The file's address space 0 is as_id here. Spaces that its machine did not have lie beyond those
+    of this one.
     """
 
     def space(k: int) -> int:
@@ -153,7 +153,7 @@ def test_one_space(name: str) -> None:
     ],
 )
 def test_two_spaces_at_once(name: str, other: str) -> None:
-    """One file through each address space, line by line in turn: neither sees the other."""
+    """Plays one file through each address space, line by line: neither affects the other."""
     vm = Memslots(address_spaces=2, manual_dirty_log=manual_dirty_log(other))
     for pair in zip_longest(lines(name), lines(other)):
         for as_id, line in enumerate(pair):
@@ -165,7 +165,7 @@ def test_two_spaces_at_once(name: str, other: str) -> None:
 
 
 def gmem_answer(vm: Memslots, files: dict[File, GuestMemfd | int], call: list[Any]) -> object:
-    """Make a call of a gmem file; None: nothing to compare."""
+    """Makes a call of a gmem file. Returns None if there is nothing to compare."""
     try:
         match call:
             case ["gmem", number, size, flags, _]:

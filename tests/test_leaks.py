@@ -112,7 +112,7 @@ def listeners(vm: Memslots) -> None:
 
 
 def machines(vm: Memslots) -> None:
-    """Whole machines, in use when they are dropped; some in a cycle with their listener."""
+    """Makes whole machines and drops them in use; some are in a cycle with their listener."""
     for n in range(5):
         other = type(vm)(100, address_spaces=2)
         for id in range(10):
@@ -145,7 +145,7 @@ def reading(vm: Memslots) -> None:
 
 
 def slots_that_are_kept(vm: Memslots) -> None:
-    """Slots outlive their machine's slots, and go with the last who holds them."""
+    """Keeps Slots longer than their machine; each goes with its last reference."""
     kept = [vm.create(id, id, 1, HVA) for id in range(100)]
     old = [vm.move(id, 1000 + id) for id in range(100)]
     for id in range(100):
@@ -154,7 +154,7 @@ def slots_that_are_kept(vm: Memslots) -> None:
 
 
 def transactions(vm: Memslots) -> None:
-    """Done, refused by a rule, by a listener or by an overlap at the end, and given up."""
+    """Ends transactions: done, refused by a rule, a listener or an overlap at the end, given up."""
     with vm.transaction() as tx:
         for id in range(30):
             tx.create(id, 2 * id, 2, HVA, id & 1)
@@ -194,7 +194,7 @@ def transactions(vm: Memslots) -> None:
 
 
 def guest_memory(vm: Memslots) -> None:
-    """Places, accesses and refusals of every kind; the memory goes with its slots."""
+    """Makes places, accesses and refusals of every kind; the memory goes with its slots."""
     global MEMORY
     if MEMORY is None:
         MEMORY = GuestMemory(vm)
@@ -240,7 +240,7 @@ def guest_memory(vm: Memslots) -> None:
 
 
 def snapshots(vm: Memslots) -> None:
-    """Of two parts of segments, and what cannot be written or read."""
+    """Makes snapshots of two parts of segments, and snapshots that fail."""
     global MEMORY
     if MEMORY is None:
         MEMORY = GuestMemory(vm)
@@ -276,7 +276,7 @@ def snapshots(vm: Memslots) -> None:
 
 
 def backings(vm: Memslots) -> None:
-    """Memory of every kind, made and dropped: with its mappings and its descriptors."""
+    """Makes and drops memory of every kind, with its mappings and descriptors."""
     path = Path(sys.argv[0])  # any file will do
     for n in range(5):
         made = [
@@ -305,7 +305,7 @@ def backings(vm: Memslots) -> None:
 
 
 def machines_with_memory(vm: Memslots) -> None:
-    """In use when they are dropped; most in a cycle."""
+    """Drops machines with memory in use; most are in a cycle."""
 
     class Board(Memslots):
         mem: GuestMemory
@@ -325,7 +325,7 @@ def machines_with_memory(vm: Memslots) -> None:
 
 
 def files_of_guests(vm: Memslots) -> None:
-    """Slots of them, bound, refused, closed, in a transaction, in a map."""
+    """Binds, refuses and closes guest memory files, in a transaction and in a map."""
     file = GuestMemfd(4 * PAGE)
     vm.set_region2(0, 4, 0, 2 * PAGE, 0, file, 0)
     with contextlib.suppress(MemslotError):
@@ -340,7 +340,7 @@ def files_of_guests(vm: Memslots) -> None:
 
 
 def opened_memory(vm: Memslots) -> None:
-    """Of a file, with a checkpoint, devices and arrays of values."""
+    """Opens memory of a file, with a checkpoint, devices and arrays of values."""
     if not Path("opened").exists():
         Path("opened").write_bytes(bytes(8 * PAGE + 5))
     mem = GuestMemory.open("opened")
@@ -386,7 +386,7 @@ def resident() -> int:
 
 
 def of_the_kernel() -> dict[str, int]:
-    """How many descriptors are open, and how many memories of guests are mapped."""
+    """Returns the numbers of open descriptors and of mapped guest memories."""
     maps = Path("/proc/self/maps").read_text().splitlines() if STATM.exists() else []
     guests = [line for line in maps if "/memfd:" in line or sys.argv[0] in line]
     fds = len(list(Path("/proc/self/fd").iterdir())) if STATM.exists() else 0
@@ -394,7 +394,7 @@ def of_the_kernel() -> dict[str, int]:
 
 
 def measure(vm: Memslots, case: Callable[[Memslots], None]) -> dict[str, int]:
-    """What grew: bytes resident and Python's blocks over all rounds, bytes traced over a few."""
+    """Returns what grew: resident bytes and Python's blocks in all, traced bytes in a few."""
 
     def repeat(rounds: int) -> None:
         for _ in range(rounds):

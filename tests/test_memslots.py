@@ -270,7 +270,7 @@ def test_max_hva(max_hva: int) -> None:
 
 
 def test_lookup_has_no_name_for_its_gfn(vm: Memslots) -> None:
-    """CPython then hands it over as it is: the fastest call there is."""
+    """CPython then passes the gfn unchanged, which is the fastest call there is."""
     with pytest.raises(TypeError, match="keyword"):
         vm.lookup(gfn=1)  # type: ignore[call-arg]
 
@@ -298,7 +298,7 @@ def test_as_many_slots_as_kvm_has() -> None:
 
 
 def test_changes_from_several_threads() -> None:
-    """Four threads, each with slots of its own; the generation counts every swap of all of them."""
+    """Four threads, each with its own slots; the generation counts every swap of all of them."""
     vm = Memslots(4000)
     start = Barrier(4)
 

@@ -1,4 +1,4 @@
-"""An installed memslots as others see it: its files, its metadata and its imports."""
+"""Tests an installed memslots as users see it: its files, its metadata and its imports."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class Machine(RuleBasedStateMachine):
                 self.change("create", as_id, *args)
 
     def pick(self, data: st.DataObject) -> tuple[int, int]:
-        """Mostly a slot in use, else any: as_id, id."""
+        """Draws (as_id, id), mostly of a slot in use."""
         used = self.both.used()
         usual: int = data.draw(st.integers(0, 7))
         return data.draw(st.sampled_from(used) if used and usual else st.tuples(as_ids, ids))
@@ -86,7 +86,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(flags=flags, gfn=gfns, data=st.data())
     def set_region_again(self, flags: int, gfn: int, data: st.DataObject) -> None:
-        """A call that fits a slot in use but for one or two of its values."""
+        """Makes a call that fits a slot in use except for one or two of its values."""
         as_id, id = self.pick(data)
         old = self.both.model.get(as_id, id)
         assume(old is not None)
@@ -145,7 +145,7 @@ class Machine(RuleBasedStateMachine):
         )
     )
     def cut(self, cuts: list[tuple[int, int, int | None, int]]) -> None:
-        """Unmap and protect."""
+        """Does an unmap and a protect."""
 
         def body(tx: Transaction, told: ModelTransaction) -> None:
             for start, length, bits, as_id in cuts:
@@ -169,7 +169,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: not self.both.listeners)
     @rule(as_id=good_as_ids, data=st.data())
     def become(self, as_id: int, data: st.DataObject) -> None:
-        """Some slots as they are, some elsewhere or otherwise, some new."""
+        """Becomes a map with some slots unchanged, some moved or changed, and some new."""
         slots: list[tuple[int, ...]] = []
         gfn = 0
         there = self.both.model.in_order(as_id)
@@ -197,7 +197,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, 3), kind=st.sampled_from([Listener, FullListener]))
     def subscribe_or_close(self, number: int, kind: type[Listener]) -> None:
-        """At most three."""
+        """Subscribes a listener, at most three, or closes one."""
         self.both.subscribe_or_close(number, kind)
 
     @precondition(lambda self: self.both.listeners)
@@ -257,7 +257,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(as_id=good_as_ids, seed=st.integers(0, 7), times=st.integers(1, 9))
     def look_often(self, as_id: int, seed: int, times: int) -> None:
-        """Of so few slots an index is made after some 30 searches: now, or at some later one."""
+        """With so few slots, some 30 searches make an index: now, or at some later one."""
         dice = random.Random(seed)
         for face in self.both.faces[as_id]:
             self.both.look(face, [dice.randrange(40) for _ in range(5 * times)], seed)
@@ -336,5 +336,5 @@ def test_against_the_model() -> None:
 
 
 def test_mirrored_against_the_model() -> None:
-    """And against the backend, which has the same slots after each step."""
+    """The backend has the same slots after each step, too."""
     run_state_machine_as_test(Mirrored)

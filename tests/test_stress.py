@@ -1,8 +1,8 @@
 """Readers beside a writer that re-arranges everything: no reader sees a broken invariant.
 
-The slots always tile one range of gfns. Transactions let slots trade places, split and merge them.
-Single changes toggle flags, and make and delete slots elsewhere. MEMSLOTS_STRESS_SECONDS says for
-how long; the default is short.
+The slots always tile one range of gfns. Transactions make slots trade places, split and merge
+them. Single changes toggle flags, and make and delete slots elsewhere. MEMSLOTS_STRESS_SECONDS is
+the length of the run; the default is short.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ ELSEWHERE = 0x10000
 
 
 def hva_of(id: int) -> int:
-    """A host address that tells the slot."""
+    """Returns a host address that names the slot."""
     return (id + 1) << 32
 
 
 class Scene:
-    """A Memslots whose slots tile [0, TOP), and the threads at it."""
+    """A Memslots whose slots tile [0, TOP), and the threads that use it."""
 
     def __init__(self) -> None:
         self.vm = Memslots()
@@ -180,7 +180,7 @@ def writers(vm: Memslots) -> dict[str, Callable[[], None]]:
 
 
 def resident() -> int:
-    """Bytes of memory that this process has; 0 where that is not to be had."""
+    """Returns the bytes of memory that this process has, or 0 if they are not known."""
     statm = Path("/proc/self/statm")
     return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGESIZE") if statm.exists() else 0
 

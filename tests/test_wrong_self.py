@@ -31,7 +31,7 @@ CLASSES += [ArrayMemslots, ArrayReader, ArrayAddressSpace, ArrayVcpu]
 
 
 def methods(cls: type) -> dict[str, Callable[..., object]]:
-    """Everything that a class has of its own and that takes a self, attributes too."""
+    """Returns all members of a class that take a self, attributes too."""
     found: dict[str, Callable[..., object]] = {}
     for name, member in vars(cls).items():
         if isinstance(member, staticmethod):  # takes no self
@@ -44,7 +44,7 @@ def methods(cls: type) -> dict[str, Callable[..., object]]:
 
 
 def call_all() -> None:
-    """Calls them all on all that is wrong, and prints what did not raise TypeError."""
+    """Calls every member on every wrong object, and prints those that did not raise TypeError."""
     vm = Memslots()
     vm.create(0, 0, 1, 0)
     objects = [
@@ -98,7 +98,7 @@ def test_every_class_has_some() -> None:
 
 
 def made_by_new() -> None:
-    """None of these can be made without what it is of; what cannot be made harms nothing."""
+    """Makes each by __new__ without its owner: that fails, or the result does no harm."""
     for cls in (Backing, Backings, GuestMemory, Segments):
         for arguments in ((), (None,), (8,), (object(), 8)):
             with suppress(TypeError, AttributeError):

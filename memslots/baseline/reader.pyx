@@ -137,7 +137,7 @@ cdef class ArrayReader:
 
     def __reduce__(self):
         name = type(self).__name__
-        raise TypeError(f"{name!r} cannot be pickled or copied: it is there to be measured")
+        raise TypeError(f"{name!r} cannot be pickled or copied: it exists only to be measured")
 
     @cython.always_allow_keywords(False)
     def lookup(self, gfn, /):
@@ -210,8 +210,7 @@ cdef class ArrayReader:
     def __contains__(self, slot_):
         if not isinstance(slot_, Slot):
             raise TypeError(
-                f"`in` asks whether a Slot is the current one, not {type(slot_).__name__!r};"
-                " for an id, ask whether get(id) is None"
+                f"`in` takes a Slot, not {type(slot_).__name__!r}; for an id, test get(id)"
             )
         return slot_.as_id == self.sp.as_id and self.slot_of(slot_.id) == slot_
 
@@ -273,7 +272,7 @@ cdef int tie(ArrayReader reader, object owner, object as_id) except -1:
     cdef ArrayWriter writer = (<ArrayReader>owner).writer
     cdef uint32_t number = u32(as_id, "as_id")
     if writer is None:
-        raise TypeError("vm reads nothing")
+        raise TypeError("vm belongs to no ArrayMemslots")
     check_as_id(writer.lim, number)
     reader.writer = writer
     reader.owner = owner

@@ -54,7 +54,7 @@ from memslots.traces.threads import grouped, merged
 #: An input of at least this many stored bytes gets a progress bar.
 LONG_INPUT = 4 << 20
 
-_FORMAT_HELP = "What FILE is; auto tells by content."
+_FORMAT_HELP = "The format of FILE; auto recognises it by content."
 _JSON_HELP = "Print one JSON document instead of tables."
 
 
@@ -150,8 +150,8 @@ def _ask_for_memory(wanted: int, free: int) -> bool:
     """Asks the user whether to go on. Returns False without asking if there is no terminal."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
-    takes = f"The slots take some {size(wanted)} of the kernel's memory"
-    return click.confirm(f"{takes}; {size(free)} are available. Go on?", err=True)
+    takes = f"The slots would take about {size(wanted)} of this kernel's memory"
+    return click.confirm(f"{takes}, of which {size(free)} is available. Go on?", err=True)
 
 
 def _complain(error: TraceError) -> None:
@@ -201,19 +201,19 @@ def _beside_options(function: Any) -> Any:
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="memslots", message="%(prog)s %(version)s")
 def command() -> None:
-    """KVM's memory slots: replay what a VMM did, look guest addresses up in the result, measure.
+    """KVM's memory slots: replay a VMM's calls, look up guest addresses, plan changes, measure.
 
-    FILE is the output of strace -f, or of QEMU's -trace kvm_set_user_memory; plain, gzip or xz; -
-    is standard input.
+    FILE is the output of strace -f, or of QEMU's -trace kvm_set_user_memory; plain, gzip or xz. A
+    dash (-) is standard input.
 
-    Exit status: 0 if every call gave the result that the trace recorded, 1 if some did not, 2 if
-    an input, or the /dev/kvm that was asked for, cannot be used.
+    Exit status: 0 if every call gave the recorded result, 1 if some did not, 2 if an input cannot
+    be used, or /dev/kvm with --kvm.
     """
 
 
 @command.command("demo")
 def demo_command() -> int:
-    """Show what memslots does, on a trace that ships with it: half a minute.
+    """Show in half a minute what memslots does, on a trace that ships with it.
 
     In a terminal it waits for a key after each step.
     """
@@ -225,12 +225,12 @@ def demo_command() -> int:
 @command.command("replay")
 @click.argument("files", metavar="[FILE]...", nargs=-1)
 @_sample_option
-@click.option("--list-samples", is_flag=True, help="Name the samples, and exit.")
+@click.option("--list-samples", is_flag=True, help="List the samples, and exit.")
 @_format_option
 @click.option(
     "--kvm",
     is_flag=True,
-    help="Make every call on a VM of this machine's /dev/kvm too, and compare all three results.",
+    help="Make every call on this machine's kernel too, and compare all three results.",
 )
 @click.option(
     "--force",
@@ -242,7 +242,7 @@ def demo_command() -> int:
     type=click.IntRange(1),
     default=1,
     metavar="N",
-    help="Replay so many FILEs at a time, in processes of their own; the order stays.",
+    help="Replay N FILEs at a time, each in its own process; the order of the reports stays.",
 )
 @click.option("--json", "as_json", is_flag=True, help=_JSON_HELP)
 def replay_command(
@@ -257,23 +257,22 @@ def replay_command(
 ) -> int:
     """Make every memslot call of FILE again and compare the results with the recorded ones.
 
-    Prints, for each VM, the operations, the most slots ever in use, each call whose result
-    differs, the gaps (ranges of guest memory that had a slot, had none, and got one back), and the
-    final map.
+    Prints for each VM the operations, the most slots in use at one time, each call whose result
+    differs, the gaps and the final map. A gap is a range of guest memory that had a slot, then
+    none, then a slot again.
 
-    With --kvm each VM of FILE gets one of this machine's kernel, without vCPUs. It gets the same
-    calls; an answer of it that differs from the recorded one, or from that of memslots, counts as
-    one that differs. A slot may cost the kernel 8 bytes a page at once: above a quarter of the
-    memory that is available it asks first.
+    With --kvm each VM of FILE also gets a VM of this machine's kernel, without vCPUs. That VM gets
+    the same calls, and all three answers must agree. A new slot may take 8 bytes of the kernel's
+    memory for each page. Before all slots take over a quarter of the available memory, it asks.
     """
     if list_samples:
         shown = json_output.samples() if as_json else text_output.samples()
         _print(shown)
         return 0
     if bool(files) == (sample is not None):
-        raise click.UsageError("name FILEs or one --sample (see --list-samples).")
+        raise click.UsageError("name either FILEs or one --sample (see --list-samples)")
     if kvm and jobs > 1:
-        raise click.UsageError("--kvm asks one kernel: it goes with no --jobs.")
+        raise click.UsageError(f"--kvm replays one FILE at a time: --jobs must be 1, not {jobs}")
     status = 0
     live = None
     if kvm:
@@ -381,24 +380,27 @@ _PLOT_MISSING = "memslots: --plot needs matplotlib: pip install 'memslots[plot]'
     type=click.Choice(_BENCH_TESTS),
     multiple=True,
     metavar="NAME",
-    help=f"Only this test; repeatable. Of Linux's series: {', '.join(bench.TESTS)}. Against other "
-    f"structures: {', '.join(dict.fromkeys(case.test for case in bench.CASES))}.",
+    help="Run only this test; repeatable. Tests of Linux's series: "
+    f"{', '.join(bench.TESTS)}. Tests against other structures: "
+    f"{', '.join(dict.fromkeys(case.test for case in bench.CASES))}.",
 )
 @click.option(
     "--slots",
     type=click.IntRange(2, max(bench.SERIES_SLOTS)),
     multiple=True,
     metavar="N",
-    help="With so many slots (2 to 32764) instead of the series' numbers; repeatable.",
+    help="Use N slots (2 to 32764) instead of the usual numbers; repeatable.",
 )
 @click.option("--against/--no-against", default=True, help="Compare with other structures, or not.")
-@click.option("--quick", is_flag=True, help="A few seconds: to see that it works, not to measure.")
+@click.option(
+    "--quick", is_flag=True, help="Take a few seconds: shows that it works, measures nothing."
+)
 @click.option("--json", "as_json", is_flag=True, help=_JSON_HELP)
 @click.option(
     "--plot",
     type=click.Path(dir_okay=False, writable=True),
     metavar="FILE",
-    help="Draw it too: FILE ends in .svg or .png. Needs matplotlib.",
+    help="Also draw a figure to FILE, which ends in .svg or .png. Needs matplotlib.",
 )
 def bench_command(
     tests: tuple[str, ...],
@@ -408,13 +410,13 @@ def bench_command(
     as_json: bool,
     plot: str | None,
 ) -> int:
-    """Measure the trees against the array of Linux 5.16, and against what Python has.
+    """Measure the trees against the array of Linux 5.16, and against other Python structures.
 
-    Repeats on this machine the tests by which the Linux series that brought the trees (5.17)
-    showed its gain, and compares memslots with sorted lists, sortedcontainers, BTrees,
-    superintervals, numpy and numba, as far as they are installed. It takes a minute or two.
+    Repeats the tests of the Linux series that brought the trees (5.17). Compares memslots with
+    sorted lists, sortedcontainers, BTrees, superintervals, numpy and numba, if they are installed.
+    It takes a minute or two.
 
-    Exit status: 0, or 1 if anything gave a wrong answer (it is asked before it is timed).
+    Exit status: 0, or 1 if a structure gave a wrong answer (each is checked before it is timed).
     """  # fmt: skip
     chosen = _bench_plan(tests, sorted(set(slots)), against, quick)
     draw = None if plot is None else _plotter(plot)
@@ -446,7 +448,7 @@ def _bench_plan(
         (slots or (bench.QUICK_SLOTS if quick else bench.AGAINST_SLOTS)) if against else (),
     )
     if not len(chosen):
-        raise click.UsageError("--no-against leaves nothing to measure.")
+        raise click.UsageError("--no-against leaves out every test that --test names")
     return chosen
 
 
@@ -456,9 +458,9 @@ def _plotter(path: str) -> Callable[[bench.Report], None] | None:
     Called before anything is measured, so a missing matplotlib costs no time.
     """
     if Path(path).suffix.lower() not in (".svg", ".png"):
-        raise click.UsageError(f"--plot {path}: FILE ends in .svg or .png.")
+        raise click.UsageError(f"--plot {path}: FILE must end in .svg or .png")
     if not Path(path).absolute().parent.is_dir():
-        raise click.UsageError(f"--plot {path}: its directory does not exist.")
+        raise click.UsageError(f"--plot {path}: the directory does not exist")
     try:
         import_module("matplotlib")
     except ModuleNotFoundError:
@@ -480,7 +482,7 @@ def _read_range(text: str) -> tuple[int, int]:
     start, _, end = text.partition("-")
     first, last = _read_gpa(start), _read_gpa(end)
     if first > last:
-        raise click.UsageError(f"--keep {text}: it ends before it starts.")
+        raise click.UsageError(f"--keep {text}: the range ends before it starts")
     return first >> PAGE_SHIFT, -(-last >> PAGE_SHIFT)
 
 
@@ -489,7 +491,7 @@ _vm_option = click.option(
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="Of a trace of several VMs, this one.",
+    help="The number of the VM, if a trace has several.",
 )
 
 
@@ -502,11 +504,17 @@ _vm_option = click.option(
     "keep",
     metavar="START-END",
     multiple=True,
-    help="Guest addresses that must be there all the time; repeatable.",
+    help="Guest addresses that must be present all the time; repeatable.",
 )
-@click.option("--max-slots", type=click.IntRange(1), default=32764, show_default=True)
-@click.option("--check", is_flag=True, help="Make the calls by the rules: does the map result?")
-@click.option("--kvm", is_flag=True, help="Make them on a VM of this machine's /dev/kvm as well.")
+@click.option(
+    "--max-slots",
+    type=click.IntRange(1),
+    default=32764,
+    show_default=True,
+    help="Every id is below this.",
+)
+@click.option("--check", is_flag=True, help="Make the calls by the rules, and compare the result.")
+@click.option("--kvm", is_flag=True, help="Make the calls on this machine's kernel too.")
 @click.option(
     "--force",
     is_flag=True,
@@ -524,14 +532,15 @@ def plan_command(
     force: bool,
     as_json: bool,
 ) -> int:
-    """The fewest memslot calls that make the map WANTED of the map CURRENT.
+    """Plan the fewest memslot calls from the map CURRENT to the map WANTED.
 
     Prints the calls, in order, and the guest memory that is absent between two of them.
 
-    A map is a file in JSON (MemoryMap.to_json, or memslots replay --json), or a trace: as it is at
-    its end, or after a line (FILE:LINE). sample:NAME is a trace that ships with memslots.
+    A map is a file that memslots map reads, a file in JSON (MemoryMap.to_json, or memslots replay
+    --json), or a trace: its map at the end, or after a line (FILE:LINE). sample:NAME is a trace
+    that ships with memslots.
 
-    Exit status: 0; 1 if there is no such plan or a check fails; 2 if an input, or /dev/kvm, cannot
+    Exit status: 0; 1 if there is no such plan or a check fails; 2 if an input or /dev/kvm cannot
     be used.
     """
     ranges = [_read_range(text) for text in keep]
@@ -580,12 +589,13 @@ def _check_on(opened: Callable[[], LiveVM], made: Plan) -> None:
 @_vm_option
 @click.option("--json", "as_json", is_flag=True, help=_JSON_HELP)
 def diff_command(first: str, second: str, vm: int, as_json: bool) -> int:
-    """What is different between two maps: slots and pages that came, went or changed.
+    """Show the differences between two maps: slots and pages that came, went or changed.
 
-    A map is a file in JSON (MemoryMap.to_json, or memslots replay --json), or a trace: as it is at
-    its end, or after a line (FILE:LINE). sample:NAME is a trace that ships with memslots.
+    A map is a file that memslots map reads, a file in JSON (MemoryMap.to_json, or memslots replay
+    --json), or a trace: its map at the end, or after a line (FILE:LINE). sample:NAME is a trace
+    that ships with memslots.
 
-    Exit status: 0 if nothing is different, 1 if something is, 2 if an input cannot be used.
+    Exit status: 0 if nothing differs, 1 if something does, 2 if an input cannot be used.
     """
     both = _two_maps(first, second, vm)
     if both is None:
@@ -611,7 +621,7 @@ def diff_command(first: str, second: str, vm: int, as_json: bool) -> int:
     show_default=True,
     metavar="FILE",
     type=click.Path(dir_okay=False, writable=True),
-    help="Where the trace goes; what was there is replaced.",
+    help="The file for the trace; an existing file is replaced.",
 )
 @click.option(
     "--live/--no-live",
@@ -619,18 +629,20 @@ def diff_command(first: str, second: str, vm: int, as_json: bool) -> int:
     help="Show each call on standard error as it comes. [default: if that is a terminal]",
 )
 def record_command(words: tuple[str, ...], output: str, live: bool | None) -> int:
-    """Run a VMM under strace, and replay what it did with its memory slots.
+    """Run a VMM under strace, and replay its memslot calls.
 
-    COMMAND is run as it is, on this terminal; the trace stays in FILE, for replay and the others.
+    COMMAND runs unchanged, on this terminal. The trace stays in FILE, for replay and the others.
 
     Exit status: that of replay; 2 if strace or COMMAND cannot be run, or no call was recorded.
     """
     strace = shutil.which("strace")
     if strace is None:
-        click.echo("memslots: record needs strace: install it (apt install strace)", err=True)
+        click.echo(
+            "memslots: record needs strace, which is not installed (apt install strace)", err=True
+        )
         return 2
     if shutil.which(words[0]) is None:
-        click.echo(f"memslots: {words[0]}: there is no such command", err=True)
+        click.echo(f"memslots: record: there is no command {words[0]!r}", err=True)
         return 2
     terminal = sys.stderr.isatty()
     end = "\r\n" if terminal else "\n"  # a VMM may have the terminal raw
@@ -666,19 +678,19 @@ def record_command(words: tuple[str, ...], output: str, live: bool | None) -> in
     required=True,
     metavar="HTML",
     type=click.Path(dir_okay=False, writable=True),
-    help="The file to write; what was there is replaced.",
+    help="The file to write; an existing file is replaced.",
 )
 def report_command(files: tuple[str, ...], sample: str | None, format: str, output: str) -> int:
-    """Draw a replay of each FILE as one HTML page: no network, no other file.
+    """Draw the replays of all FILEs as one HTML page, which needs no network and no other file.
 
     Guest addresses over the calls of the trace: a bar for each slot, gaps marked, with the lines.
     The page shows the difference between any two moments, the time that calls took in the kernel
     (strace -T), and lists of gaps, disagreements and what changed most.
 
-    Exit status: as that of replay.
+    Exit status: that of replay.
     """
     if bool(files) == (sample is not None):
-        raise click.UsageError("name FILEs or one --sample.")
+        raise click.UsageError("name either FILEs or one --sample")
     reports: list[Report] = []
     for group in grouped(files) if files else [[sample or ""]]:
         try:
@@ -700,7 +712,7 @@ _kind_option = click.option(
     "kinds",
     default=",".join(formats.MEMORY),
     show_default=True,
-    help=f"What to show, with commas between: {', '.join(formats.KINDS)}; or all.",
+    help=f"The kinds to show, separated by commas: {', '.join(formats.KINDS)}; or all.",
 )
 
 
@@ -720,7 +732,7 @@ def _read_kinds(kinds: str) -> tuple[str, ...]:
     type=click.Choice(["auto", *formats.FORMATS]),
     default="auto",
     metavar="FORMAT",
-    help="What the files are, where their content does not tell.",
+    help="The format of the files, if their content does not tell.",
 )
 @click.option(
     "--to",
@@ -742,7 +754,7 @@ def map_command(
     layout: str,
     as_json: bool,
 ) -> int:
-    """Show the map of guest memory that each FILE holds, in whatever form.
+    """Show the map of guest memory that each FILE holds.
 
     A FILE is a trace, QEMU's info mtree or info mtree -f, an e820 map in a log, /proc/iomem, a LiME
     file, an ELF core, a full crash dump of Windows, LeechCore's memory map, a log of
@@ -825,18 +837,18 @@ def lookup_command(
     layout: str,
     as_json: bool,
 ) -> int:
-    """Look up guest physical addresses in the map that FILE leaves behind.
+    """Look up guest physical addresses in the map at the end of FILE.
 
-    Prints for each GPA (decimal, or hexadecimal with 0x) the slot, the host virtual address, and
-    the rule that gave the answer; for every VM and address space of the trace. With --sample there
-    is no FILE. FILE may also be what memslots map reads: then answers have the place in the file.
+    Prints the slot, the host virtual address and the rule behind the answer, for each GPA (decimal,
+    or hexadecimal with 0x), VM and address space. With --sample there is no FILE. FILE may also be
+    a map that memslots map reads; then the answers have the offset in the file.
     With --host the answers have what the other file says of the memory there, and with --raw the
     place in the raw memory.
     """
     others = Beside(hosts, raw, layout)
     path, gpas = (sample, arguments) if sample else (arguments[0], arguments[1:])
     if not gpas:
-        raise click.UsageError("name at least one GPA after FILE.")
+        raise click.UsageError("name at least one GPA after FILE")
     addresses = [_read_gpa(text) for text in gpas]
     try:
         maps = None if sample or others or format != "auto" else _maps_of(path)
@@ -882,10 +894,10 @@ def _read_gpa(text: str) -> int:
     try:
         value = int(text, 16 if text[:2].lower() == "0x" else 10)
     except ValueError:
-        message = f"{text!r} is not an address: decimal, or hexadecimal with 0x."
+        message = f"{text!r} is not an address: write it in decimal, or in hexadecimal with 0x"
         raise click.UsageError(message) from None
     if not 0 <= value < 1 << 64:
-        raise click.UsageError(f"{text} is not an address: it does not fit 64 bits.")
+        raise click.UsageError(f"{text} is not an address: it does not fit 64 bits")
     return value
 
 

@@ -44,8 +44,8 @@ class Allowance:
         if self._available is not None and wanted > self._available // SHARE:
             if not self._ask(wanted, self._available):
                 raise KernelMemoryError(
-                    f"its slots take some {size(wanted)} of this machine's kernel, where"
-                    f" {size(self._available)} are available; --force goes on"
+                    f"its slots would take about {size(wanted)} of this kernel's memory, of which"
+                    f" {size(self._available)} is available; --force allows that"
                 )
             self._available = None
         self.pages += pages

@@ -39,7 +39,7 @@ def look_up(memslots: Memslots, gpa: int) -> Iterator[Answer]:
         rule = f"{start:#x} <= {gpa:#x} < {end:#x}: "
         rule += f"{slot.userspace_addr:#x} + ({gpa:#x} - {start:#x})"
         if not writable:
-            rule += "; read-only: a guest's write is not done but handed to the VMM (KVM_EXIT_MMIO)"
+            rule += "; read-only: a guest's write exits to the VMM instead (KVM_EXIT_MMIO)"
         yield Answer(as_id, gpa, slot, hva, writable, rule)
 
 

@@ -49,7 +49,7 @@ def read_maps(name: str, vm: int) -> Maps:
     path, until = _split(name)
     sample = path.removeprefix("sample:") if path.startswith("sample:") else None
     if sample is not None and sample not in SAMPLES:
-        raise TraceError(name, f"there is no such sample; there are {', '.join(SAMPLES)}")
+        raise TraceError(name, f"there is no such sample; the samples are {', '.join(SAMPLES)}")
     if sample is None:
         stream = _stream(path)
         text = _json_text(path, stream)
@@ -70,7 +70,7 @@ def read_maps(name: str, vm: int) -> Maps:
     if not report.vms and vm == 1:
         return Maps(name, {})  # the trace has no call up to that line
     if not 1 <= vm <= len(report.vms):
-        raise TraceError(name, f"it has {len(report.vms)} VMs, so there is no number {vm}")
+        raise TraceError(name, f"there is no VM {vm}; the trace has {len(report.vms)}")
     memslots = report.vms[vm - 1].memslots
     return Maps(name, {k: memslots.map(k) for k in range(memslots.address_spaces)})
 
@@ -112,7 +112,9 @@ def _map_in_words(
         if format == "trace":
             return None
         if until is not None:
-            raise TraceError(path, f"it is a map ({format}), which is of one moment")
+            raise TraceError(
+                path, f"line {until} was asked for, but it is a map ({format}), not a trace"
+            )
         maps = read(path, format, stream)
     try:
         return {one.as_id: one.memory_map() for one in reversed(maps)}
@@ -122,7 +124,7 @@ def _map_in_words(
 
 def _map_in_json(name: str, text: bytes, until: int | None) -> Maps:
     if until is not None:
-        raise TraceError(name, "it is a map in JSON, which is of one moment: it has no lines")
+        raise TraceError(name, f"line {until} was asked for, but it is a map in JSON, not a trace")
     try:
         document = json.loads(text)
         # The document of `memslots replay --json`: the first VM of its first file.
@@ -139,7 +141,7 @@ def _of_replay(document: dict[str, object]) -> dict[int, MemoryMap]:
         slots = document["files"][0]["vms"][0]["final_map"]  # type: ignore[index]
         spaces = sorted({slot["as_id"] for slot in slots})
     except (LookupError, TypeError):
-        raise ValueError("it is no map, and no document of `memslots replay --json`") from None
+        raise ValueError("it is neither a map nor a document of `memslots replay --json`") from None
     return {
         k: MemoryMap(map_of_document([slot for slot in slots if slot["as_id"] == k])[0], k)
         for k in spaces

@@ -97,7 +97,7 @@ def warnings(report: Report) -> Iterator[str]:
         verb = "was" if counts.lost_total == 1 else "were"
         doubt = (
             f"{counts.lost_unknown} of them may have changed the map, "
-            "which may be wrong from there on"
+            "so the map may be wrong from there on"
             if counts.lost_unknown
             else "all of them failed, so the map does not depend on them"
         )
@@ -156,8 +156,8 @@ def _show_vm(page: _Page, vm: VmReport, title: str) -> None:
     page.line(f"  operations  {_listed(vm.operations)}")
     refused = _listed(vm.refused)
     if vm.outside:
-        left_out = "not replayed" if vm.live is None else "not replayed, nor asked of this kernel"
-        refused += f" ({vm.outside} for reasons outside of the rules, {left_out})"
+        left_out = "not replayed" if vm.live is None else "not replayed and not made on this kernel"
+        refused += f" ({vm.outside} for reasons outside the rules, {left_out})"
     page.line(f"  refused     {refused}")
     page.line(f"  most slots  {vm.most_slots}")
     if vm.live is not None:
@@ -242,8 +242,8 @@ def _show_disagreements(page: _Page, vm: VmReport) -> None:
         page.line(f"      this kernel's slots: {each.live_followed}")
     if vm.born_line is None:
         page.line(
-            "    The trace does not show how this VM was created: slots made before it began are "
-            "not known here."
+            "    The trace does not show the creation of this VM: slots from before the trace "
+            "began are not known."
         )
 
 
@@ -420,7 +420,9 @@ def bench(report: BenchReport) -> str:
         ]
         if results:
             page.line()
-            page.line(f"{case.title}: the time of {case.of}, and over that of memslots", "bold")
+            page.line(
+                f"{case.title}: the time of {case.of}, and its ratio to that of memslots", "bold"
+            )
             page.table(_structures(results))
     if report.absent:
         page.line()

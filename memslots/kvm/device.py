@@ -57,5 +57,5 @@ def _check_version(device: Fd, path: str) -> None:
 def missing_capability(name: str, needed_for: str, since: str) -> KvmUnavailableError:
     """Returns the error for a capability that this kernel does not have."""
     return KvmUnavailableError(
-        errno.ENOTSUP, f"this kernel has no KVM_CAP_{name}, which {needed_for} takes; {since} has"
+        errno.ENOTSUP, f"{needed_for} needs KVM_CAP_{name}, which this kernel lacks; {since} has it"
     )

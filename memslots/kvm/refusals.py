@@ -123,10 +123,10 @@ def why_memfd(
         return None
     for number, other in bound.items():  # since Linux 7.2 this is EEXIST
         if wanted.overlaps(other):
-            return f"{wanted} is in part what {_name(number)} has already"
+            return f"{wanted} overlaps the range of {_name(number)}"
     if refused.errno == errno.EEXIST:
         return None
-    return f"descriptor {wanted.memfd} is no guest_memfd of this VM"
+    return f"descriptor {wanted.memfd} is not a guest_memfd of this VM"
 
 
 def why_log(refused: KvmError) -> str | None:

@@ -129,7 +129,7 @@ class KvmVcpu:
         index = field(index, "index", 32)
         msr = bytearray(ioctls.ONE_MSR.pack(1, index, 0))
         if self._fd.ioctl("KVM_GET_MSRS", ioctls.GET_MSRS, msr) != 1:
-            raise KvmError(errno.EINVAL, f"KVM_GET_MSRS: KVM gives no MSR {index:#x}")
+            raise KvmError(errno.EINVAL, f"KVM_GET_MSRS: KVM refuses to read MSR {index:#x}")
         _, _, value = ioctls.ONE_MSR.unpack(msr)
         return int(value)
 
@@ -138,7 +138,8 @@ class KvmVcpu:
         index, value = field(index, "index", 32), field(value, "value", 64)
         msr = ioctls.ONE_MSR.pack(1, index, value)
         if self._fd.ioctl("KVM_SET_MSRS", ioctls.SET_MSRS, msr) != 1:
-            raise KvmError(errno.EINVAL, f"KVM_SET_MSRS: KVM refuses {value:#x} for MSR {index:#x}")
+            text = f"KVM_SET_MSRS: KVM refuses to write {value:#x} to MSR {index:#x}"
+            raise KvmError(errno.EINVAL, text)
 
     # Running
 

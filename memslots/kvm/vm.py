@@ -156,7 +156,7 @@ class KvmVM:
         `_changing` and the `try` that follows: nothing is called there.)
         """
         if os.getpid() != self._process:
-            raise KvmError(errno.EIO, "a KvmVM is of no use in another process than its own")
+            raise KvmError(errno.EIO, "a KvmVM can be used only in the process that made it")
         return self._own_lock
 
     def fileno(self) -> int:
@@ -266,7 +266,7 @@ class KvmVM:
         elif before is not None:
             call = Call(*deletion_arguments(before))
         else:
-            raise ValueError("there is no slot before, and none after")
+            raise ValueError("a call needs a slot before or after it; both are None")
         name, request = "KVM_SET_USER_MEMORY_REGION", ioctls.SET_USER_MEMORY_REGION
         return self._set(call, name, request, ioctls.REGION.pack(*call), new=after)
 

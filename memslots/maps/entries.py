@@ -109,7 +109,7 @@ class Map:
         address = integer(gpa, "gpa", 64)
         entry = self.get(address)
         if entry is None or entry.offset is None:
-            raise NotMappedError(errno.EFAULT, f"gpa {address:#x} has no place in the file")
+            raise NotMappedError(errno.EFAULT, f"gpa {address:#x} is not in the file")
         return entry.offset + (address - entry.start)
 
     def gpa_of(self, offset: SupportsIndex) -> int:
@@ -159,12 +159,12 @@ def joined(entries: Iterable[Entry]) -> tuple[Entry, ...]:
     for entry in ordered:
         if entry.size <= 0 or entry.end - 1 > _LAST:
             raise InvalidRegionError(
-                errno.EINVAL, f"[{entry.start:#x}, {entry.end:#x}) is no range of addresses"
+                errno.EINVAL, f"[{entry.start:#x}, {entry.end:#x}) is not a range of addresses"
             )
         if entry.kind in MEMORY:
             if entry.start < end:
                 raise InvalidRegionError(
-                    errno.EINVAL, f"[{entry.start:#x}, {entry.end:#x}) overlaps what is before it"
+                    errno.EINVAL, f"[{entry.start:#x}, {entry.end:#x}) overlaps the entry before it"
                 )
             end = entry.end
     return tuple(ordered)

@@ -95,7 +95,7 @@ def read(
         There is no such format.
     """
     if format not in ("auto", *_NAMES):
-        raise ValueError(f"there is no format {format!r}; there are {', '.join(FORMATS)}")
+        raise ValueError(f"format must be auto or one of {', '.join(FORMATS)}, not {format!r}")
     name = os.fspath(path)
     if stream is None:
         with Source(path) as source:  # raises TraceError if the file cannot be opened
@@ -145,7 +145,7 @@ def _read(name: str, file: BinaryIO, format: str) -> list[Map]:
 def _some(maps: list[Map]) -> list[Map]:
     found = [one for one in maps if one.entries]
     if not found:
-        raise ValueError("it has no map: no entries are in it")
+        raise ValueError("it has no entries, so no map")
     return found
 
 
@@ -169,7 +169,7 @@ def _of_trace(name: str, file: BinaryIO) -> list[Map]:
     except TraceError as error:
         if error.reason.startswith("neither"):
             known = ", ".join(FORMATS[:-1])
-            reason = f"it is in no format that is known ({known}), and {error.reason}"
+            reason = f"it is in no known format ({known}), and {error.reason}"
             raise TraceError(name, reason, None, errno.EINVAL) from None
         raise
     maps = [

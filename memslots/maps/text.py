@@ -81,7 +81,7 @@ class Iomem:
             start, end, name = int(match[1], 16), int(match[2], 16) + 1, match[3].strip()
             entries.append(Entry(start, end - start, _iomem_kind(name), name))
         if not any(entry.start for entry in entries):
-            raise ValueError("its addresses are all 0: /proc/iomem has to be read by root")
+            raise ValueError("its addresses are all 0: only root can read those of /proc/iomem")
         return [Map(joined(entries), format="iomem")]
 
 

@@ -145,7 +145,7 @@ def write(maps: Sequence[Map] | Map, format: str) -> str:
         There is no such format, or `maps` is empty.
     """
     if format not in WRITERS:
-        raise ValueError(f"there is no format {format!r} to write; there are {', '.join(WRITERS)}")
+        raise ValueError(f"format must be one of {', '.join(WRITERS)}, not {format!r}")
     given = [maps] if isinstance(maps, Map) else list(maps)
     if not given:
         raise ValueError("there is no map to write")

@@ -38,9 +38,9 @@ def advise(
 def _bind(hva: int, size: int, node: int) -> None:
     number = _MBIND.get(platform.machine())
     if number is None:
-        raise OSError(38, f"no number of mbind is known for {platform.machine()}")
+        raise OSError(38, f"the number of mbind is not known for {platform.machine()}")
     if not 0 <= node < _MOST_NODES:
-        raise ValueError(f"numa_node {node} is not from 0 to {_MOST_NODES - 1}")
+        raise ValueError(f"numa_node must be 0 to {_MOST_NODES - 1}, not {node}")
     mask = (ctypes.c_ulong * (_MOST_NODES // 64))()
     mask[node // 64] = 1 << node % 64
     arguments = (ctypes.c_void_p(hva), ctypes.c_ulong(size), ctypes.c_int(_MPOL_BIND))

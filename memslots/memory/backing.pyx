@@ -30,7 +30,7 @@ cdef enum:
 cdef uint64_t whole_pages(object value, str name) except? 0:
     cdef uint64_t size = u64(value, name)
     if size == 0 or not page_aligned(size):
-        raise ValueError(f"{name} {size:#x} is not a multiple of the page size, 4096, above 0")
+        raise ValueError(f"{name} must be a multiple of 4096 above 0, not {size:#x}")
     return size
 
 
@@ -205,7 +205,7 @@ cdef class Backing:
             left = max(there - begin, 0)
             if left == 0 and size is None:
                 raise ValueError(
-                    f"{os.fspath(path)!r} has {there:#x} bytes, and none from offset {begin:#x} on"
+                    f"offset {begin:#x} is not below the {there:#x} bytes of {os.fspath(path)!r}"
                 )
             length = whole_pages(left if size is None else size, "size")
             if length > left:

@@ -61,7 +61,7 @@ class Checkpoint:
             self._by_log = _all_log(self._slots) if by_log is None else by_log
             if self._by_log and not _all_log(self._slots):
                 raise InvalidRegionError(
-                    errno.EINVAL, "a slot that can be written has no dirty log: by_log needs all"
+                    errno.EINVAL, "by_log needs a dirty log on every slot that can be written"
                 )
             if self._by_log:
                 take_logs(vm, logs)
@@ -143,7 +143,7 @@ class Checkpoint:
                 continue
             if list(space) != slots:
                 raise InvalidRegionError(
-                    errno.ESTALE, "the slots are not those that there were at the checkpoint"
+                    errno.ESTALE, "the slots are not the same as at the checkpoint"
                 )
             self._generations[as_id] = space.generation
         for there, slot in self._of_files:

@@ -44,7 +44,7 @@ def lime_ranges(file: BinaryIO) -> list[FileRange]:
             raise ValueError(f"it ends within the header at offset {at:#x}")
         magic, version, start, last = _LIME.unpack(head)
         if magic != _LIME_MAGIC or version != 1 or last < start:
-            raise ValueError(f"there is no header of LiME's at offset {at:#x}")
+            raise ValueError(f"there is no LiME header at offset {at:#x}")
         at += _LIME.size
         length = last - start + 1
         if at + length > size:
@@ -70,14 +70,14 @@ def elf_ranges(file: BinaryIO) -> list[FileRange]:
     head = layout.unpack_from(ident, 16)
     phoff, shoff, phentsize, phnum = head[4], head[5], head[8], head[9]
     if head[0] != _CORE:
-        raise ValueError("it is no core but another kind of ELF file")
+        raise ValueError("it is an ELF file, but not a core")
     if phnum == _PN_XNUM:
         # The first section has the count.
         file.seek(shoff + (44 if wide else 28))
         (phnum,) = struct.unpack(end + "I", file.read(4))
     program = struct.Struct(end + ("IIQQQQQQ" if wide else "IIIIIIII"))
     if (phnum and phentsize < program.size) or phnum > _MOST:
-        raise ValueError(f"{phnum} program headers of {phentsize} bytes")
+        raise ValueError(f"it cannot have {phnum} program headers of {phentsize} bytes")
     file.seek(phoff)
     table = file.read(phnum * phentsize)
     if len(table) < phnum * phentsize:
@@ -115,7 +115,7 @@ def crashdump_ranges(file: BinaryIO) -> list[FileRange]:
         raise ValueError("it ends within its header")
     (kind,) = struct.unpack_from("<I", head, 0xF98)
     if kind != 1:
-        raise ValueError(f"it is a crash dump of type {kind}: only full ones (1) say it so")
+        raise ValueError(f"it is a crash dump of type {kind}: only type 1, a full one, can be read")
     count, _ = struct.unpack_from("<I4xQ", head, 0x88)
     if count > (0x700 - 0x98) // 16:
         raise ValueError(f"{count} runs do not fit its header")

@@ -135,7 +135,7 @@ cdef class GuestMemory:
         self.known = backings_of(vm)
 
     def __reduce__(self):
-        raise TypeError("a GuestMemory cannot be pickled or copied: dump writes what it holds")
+        raise TypeError("a GuestMemory cannot be pickled or copied: use dump to save it")
 
     def __repr__(self):
         return (
@@ -480,7 +480,7 @@ cdef class GuestMemory:
             raise InvalidRegionError(
                 errno.EINVAL,
                 f"{size:#x} bytes from gpa {u64(gpa, 'gpa'):#x} are in {len(parts)} slots: a view"
-                " is of one",
+                " must be in one",
             )
         return parts[0] if parts else memoryview(b"")
 
@@ -884,7 +884,7 @@ cdef class GuestMemory:
             raise NotMappedError(
                 errno.EFAULT,
                 f"gpa {bad:#x} is in {self.reader.lookup(bad >> PAGE_SHIFT)}, whose host memory is"
-                " not there: it is of a file that is shorter, or full, or has no such page",
+                " not there: its file is too short or full, or lacks the page",
             )
         return 0
 

@@ -57,7 +57,7 @@ class Mmio:
     ) -> MmioHandle:
         """Adds a range. ValueError: it is empty, or is registered already. TypeError."""
         if start >= end:
-            raise ValueError(f"[{start:#x}, {end:#x}) is no range of addresses")
+            raise ValueError(f"[{start:#x}, {end:#x}) must have an end above its start")
         for call in (read, write):
             if call is not None and not callable(call):
                 raise TypeError(f"a callback must be callable, not {call!r}")
@@ -65,7 +65,7 @@ class Mmio:
         handle = MmioHandle(self, made)  # before the range is there: this may fail
         with self._changing:
             if any(one[:3] == made[:3] for one in self._ranges):
-                raise ValueError(f"[{start:#x}, {end:#x}) has its callbacks already")
+                raise ValueError(f"[{start:#x}, {end:#x}) has callbacks already")
             self._ranges = tuple(sorted((*self._ranges, made), key=lambda one: one.end - one.start))
         return handle
 
@@ -89,7 +89,8 @@ class Mmio:
         value = found.read(gpa, size)
         if not 0 <= value < 1 << (8 * size):
             raise InvalidRegionError(
-                errno.EINVAL, f"the device at gpa {gpa:#x} answers {value:#x}, not {size} bytes"
+                errno.EINVAL,
+                f"the device at gpa {gpa:#x} returned {value:#x}, which does not fit {size} bytes",
             )
         return value
 

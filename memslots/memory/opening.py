@@ -52,8 +52,8 @@ def open_memory(
                 continue
             if shared and part.in_file:
                 raise no_snapshot(
-                    f"{name}: [{part.gpa:#x}, {part.gpa + part.size:#x}) is not at a page of the"
-                    " file, so that it can only be copied, and shared=True asks for the file"
+                    f"{name}: [{part.gpa:#x}, {part.gpa + part.size:#x}) is not at a whole page of"
+                    " the file, so shared=True cannot map it"
                 )
             there.place(id, part.gpa, Backing.anonymous(part.size))
             if part.in_file:
@@ -84,7 +84,7 @@ def _parts(name: str, one: FileRange) -> list[FileRange]:
     First the part that can be mapped, then the part that must be copied or is zeros.
     """
     if one.gpa % PAGE_SIZE:
-        raise no_snapshot(f"{name}: memory begins at {one.gpa:#x}, which is no page's address")
+        raise no_snapshot(f"{name}: memory begins at {one.gpa:#x}, which is not a multiple of 4096")
     end = -(-one.size // PAGE_SIZE) * PAGE_SIZE
     mapped = 0 if one.offset % PAGE_SIZE else one.in_file // PAGE_SIZE * PAGE_SIZE
     parts = []
@@ -105,5 +105,5 @@ def _copy(name: str, file: BinaryIO, memory: GuestMemory, part: FileRange) -> No
     while len(left):
         count = file.readinto(left)  # type: ignore[attr-defined]
         if not count:
-            raise no_snapshot(f"{name}: cut off: it ends before [{part.gpa:#x}, ...) does")
+            raise no_snapshot(f"{name}: cut off: it ends within the memory at {part.gpa:#x}")
         left = left[count:]

@@ -290,7 +290,7 @@ cdef class Segments:
         cdef uint64_t left, size
         for as_id, start, end in runs:
             if not start <= end <= LAST_GFN:
-                raise ValueError(f"[{start:#x}, {end:#x}) is no run of guest pages")
+                raise ValueError(f"[{start:#x}, {end:#x}) is not a run of guest pages")
             gpa = start << PAGE_SHIFT
             left = (end - start) << PAGE_SHIFT
             while left:
@@ -462,7 +462,7 @@ cdef class Segments:
             found.size = words[5]
             if words[4] > found.size:
                 raise ValueError(
-                    f"gpa {found.gpa:#x}: {words[4]:#x} bytes for a size of {found.size:#x}"
+                    f"gpa {found.gpa:#x}: {words[4]:#x} bytes exceed the size {found.size:#x}"
                 )
             if words[4] and (found.offset > length or words[4] > length - found.offset):
                 raise ValueError(
@@ -476,7 +476,7 @@ cdef class Segments:
                 )
             if space_of(&found) >= spaces:
                 raise ValueError(
-                    f"gpa {found.gpa:#x} is of address space {space_of(&found)}; here are {spaces}"
+                    f"gpa {found.gpa:#x} is of address space {space_of(&found)}; there are {spaces}"
                 )
             self.size += found.size
             if words[4]:
@@ -551,7 +551,7 @@ cdef class Segments:
         cdef uint64_t done, size
         cdef size_t i
         if not 0 <= number < self.parts:
-            raise IndexError(f"there are {self.parts} parts, and no number {number}")
+            raise IndexError(f"there is no part {number}; there are {self.parts}")
         for _ in range(number):
             part = part.next
         if not self.window.restoring:

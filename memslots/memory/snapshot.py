@@ -158,7 +158,7 @@ def _read_segments(mem: GuestMemory, fd: int, name: str) -> Segments:
         header
     )
     if ident[:6] != _IDENT[:6] or kind != _CORE or phentsize != _PHDR_SIZE:
-        raise no_snapshot(f"{name}: not a snapshot: a 64-bit little-endian ELF core is one")
+        raise no_snapshot(f"{name}: not a snapshot, which is a 64-bit little-endian ELF core")
     if count == _MANY:
         if not shoff:
             raise no_snapshot(f"{name}: no section says how many segments it has")

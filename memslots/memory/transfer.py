@@ -151,7 +151,7 @@ def array(memory: GuestMemory, gpa: int, dtype: object, n: int) -> object:
 
     kind = np.dtype(dtype)  # type: ignore[call-overload]
     if kind.hasobject:
-        raise InvalidRegionError(errno.EINVAL, f"guest memory holds no Python objects: {kind}")
+        raise InvalidRegionError(errno.EINVAL, f"guest memory cannot hold Python objects: {kind}")
     if n == 0:
         return np.empty(0, kind)
     return np.frombuffer(memory.view(gpa, n * kind.itemsize), kind)

@@ -85,9 +85,9 @@ def limits_with(
         limits[name] = number = field(value, name, 64)
         most = offered.get(name, number)
         if name == "manual_dirty_log" and number != most:
-            raise ValueError(f"manual_dirty_log {number} is not the backend's, {most}")
+            raise ValueError(f"manual_dirty_log must be the backend's, {most}, not {number}")
         if number > most:
-            raise ValueError(f"{name} {number:#x} is above the backend's, {most:#x}")
+            raise ValueError(f"{name} must be at most the backend's, {most:#x}, not {number:#x}")
     if limits["max_slots"] > _MOST_IDS:
         raise ValueError(f"max_slots must be at most {_MOST_IDS} with a backend: ids have 16 bits")
     return limits
@@ -108,7 +108,7 @@ def _take(backend: object, vm: Memslots) -> None:
         return  # without weak references nobody can tell
     other = _mirrored.get(number)
     if other is not None and other[0]() is backend and other[1]() is not None:
-        raise ValueError("the backend is another Memslots' already: one cannot know of the other")
+        raise ValueError("the backend belongs to another Memslots already")
     _mirrored[number] = known, weakref.ref(vm)
 
 
@@ -117,10 +117,10 @@ class Mirror:
 
     def __init__(self, backend: Backend, vm: Memslots) -> None:
         if not callable(getattr(backend, "set_region", None)):
-            raise TypeError(f"a backend has set_region; {type(backend).__name__!r} has not")
+            raise TypeError(f"a backend must have set_region; {type(backend).__name__!r} has none")
         slots: Sized = getattr(backend, "slots", ())
         if len(slots):
-            raise ValueError(f"the backend has {len(slots)} slots already; a Memslots begins empty")
+            raise ValueError(f"the backend of a new Memslots must have no slots, not {len(slots)}")
         _take(backend, vm)
         self.backend = backend
         self._vm = weakref.ref(vm)  # a change holds a reference to it

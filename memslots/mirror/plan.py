@@ -166,16 +166,16 @@ class Plan:
         for number, step in enumerate(self.steps):
             for first, last, *_ in end.get(number, ()):
                 if reader.holes(first, last) != [(first, last)]:
-                    raise WrongAnswerError(f"{_pages(first, last)} are there before call {number}")
+                    raise WrongAnswerError(f"{_pages(first, last)} is present before call {number}")
             _set(vm, Call(step.before, step.after and own(step.after)))
             for windows, there in ((begin, False), (end, True)):
                 for first, last, *_ in windows.get(number, ()):
                     if reader.is_mapped(first, last) != there:
-                        what = "not there" if there else "there"
+                        what = "is absent" if there else "is present"
                         raise WrongAnswerError(f"{_pages(first, last)} {what} after call {number}")
         vm.check()
         if vm.map(self.wanted.as_id) != _with(own, self.wanted):
-            raise WrongAnswerError("the calls do not make the map that is wanted")
+            raise WrongAnswerError("the calls do not result in the wanted map")
 
     def __str__(self) -> str:
         kinds = Counter(_change(step).name for step in self.steps)
@@ -249,7 +249,7 @@ def plan_between(
 ) -> Plan:
     """Does what memslots.plan does. `memslots` is the class to try the plan on."""
     if not isinstance(current, memslots | MemoryMap):
-        raise TypeError(f"current is a Memslots or MemoryMap, not {type(current).__name__!r}")
+        raise TypeError(f"current must be a Memslots or MemoryMap, not {type(current).__name__!r}")
     if not isinstance(wanted, MemoryMap):
         wanted = MemoryMap(wanted, current.as_id)
     now = current if isinstance(current, MemoryMap) else current.map(wanted.as_id)
@@ -274,7 +274,7 @@ def plan_between(
                 raise NoWindowError(
                     errno.EBUSY,
                     f"{_pages(first, last)} cannot be kept: it is absent between call"
-                    f" {window.from_call}, which takes {steps[window.from_call].before} away, and"
+                    f" {window.from_call}, which removes {steps[window.from_call].before}, and"
                     f" call {window.to_call}",
                 )
     return Plan(now, wanted, slots, top, steps, windows, memslots)
@@ -291,7 +291,7 @@ def _ranges(keep: Iterable[tuple[SupportsIndex, SupportsIndex]]) -> list[tuple[i
     ranges = [(field(start, "start", 64), field(end, "end", 64)) for start, end in keep]
     for start, end in ranges:
         if start > end:
-            raise ValueError(f"a run of pages to keep begins at {start:#x}, above its end {end:#x}")
+            raise ValueError(f"keep has [{start:#x}, {end:#x}), which ends before it starts")
     return ranges
 
 
@@ -305,11 +305,11 @@ def _check(
     """Raises if the slots that come break a limit."""
     if wanted.as_id != now.as_id:
         raise InvalidRegionError(
-            errno.EINVAL, f"what is wanted is of address space {wanted.as_id}, not {now.as_id}"
+            errno.EINVAL, f"wanted is of address space {wanted.as_id}, current of {now.as_id}"
         )
     if len(wanted) > max_slots:
         raise NoRoomError(
-            errno.ENOSPC, f"{len(wanted)} slots are wanted; there may be {max_slots} at most"
+            errno.ENOSPC, f"{len(wanted)} slots are wanted, but max_slots is {max_slots}"
         )
     for slot, any_id in come:
         if slot.id >= max_slots and not any_id:
@@ -372,7 +372,7 @@ def _given_back(absent: list[tuple[int, int, int]], slot: Slot, number: int) -> 
 def apply(vm: Memslots, plan: object) -> None:
     """Does what Memslots.apply does."""
     if not isinstance(plan, Plan):
-        raise TypeError(f"a Plan is made by memslots.plan; this is {type(plan).__name__!r}")
+        raise TypeError(f"plan must be a Plan, from memslots.plan, not {type(plan).__name__!r}")
     with vm.transaction() as tx:
         _stage(tx, plan)
 
@@ -409,8 +409,8 @@ def _stage(tx: Transaction, plan: Plan) -> None:
         if there != before:
             raise InvalidRegionError(
                 errno.ESTALE,
-                f"the plan begins with {before or f'no slot {id}'},"
-                f" and there is {there or f'no slot {id}'}",
+                f"the plan was made for {before or f'no slot {id}'},"
+                f" but there is {there or f'no slot {id}'}",
             )
     changed = [
         (before, last[id])

@@ -85,7 +85,7 @@ def _slot(
     slot: object, name: str, as_id: int, files: dict[int, GuestMemfd]
 ) -> Slot | tuple[int, ...]:
     if not isinstance(slot, dict):
-        raise InvalidRegionError(errno.EINVAL, f"{name} is no JSON object: {slot!r}")
+        raise InvalidRegionError(errno.EINVAL, f"{name} is not a JSON object: {slot!r}")
     for key in _ADDRESSES:
         if key not in slot:
             raise InvalidRegionError(errno.EINVAL, f'{name} has no "{key}"')
@@ -93,7 +93,7 @@ def _slot(
     for number, key in ((gpa, "guest_phys_addr"), (size, "memory_size")):
         if number % PAGE_SIZE:
             raise InvalidRegionError(
-                errno.EINVAL, f"{name}: {key} {number:#x} is no multiple of {PAGE_SIZE}", 2
+                errno.EINVAL, f"{name}: {key} {number:#x} is not a multiple of {PAGE_SIZE}", 2
             )
     fields = (gpa >> PAGE_SHIFT, size >> PAGE_SHIFT, hva, _flags(slot.get("flags", 0), name))
     if fields[3] & Flags.GUEST_MEMFD and "guest_memfd_size" in slot:
@@ -125,7 +125,7 @@ def _number(given: object, name: str) -> int:
             pass
     elif isinstance(given, int) and not isinstance(given, bool):
         return given
-    raise InvalidRegionError(errno.EINVAL, f"{name} is no whole number: {given!r}")
+    raise InvalidRegionError(errno.EINVAL, f"{name} is not a whole number: {given!r}")
 
 
 def _flags(given: object, name: str) -> int:

@@ -625,7 +625,7 @@ cdef class MemoryMap:
                         (row.base_gfn << PAGE_SHIFT) + (address - index_userspace_addr(row)),
                     )
         if lowest == ~<gpa_t>0:
-            raise NotMappedError(errno.EFAULT, f"no slot is on host address {address:#x}")
+            raise NotMappedError(errno.EFAULT, f"no slot maps host address {address:#x}")
         return lowest
 
     def get(self, id, default=None):
@@ -653,8 +653,7 @@ cdef class MemoryMap:
     def __contains__(self, slot_):
         if not isinstance(slot_, Slot):
             raise TypeError(
-                f"`in` asks whether a Slot is one of the map's, not {type(slot_).__name__!r};"
-                " for an id, ask whether get(id) is None"
+                f"`in` takes a Slot, not {type(slot_).__name__!r}; for an id, test get(id)"
             )
         return self.lookup(slot_.base_gfn) == slot_
 
@@ -723,7 +722,7 @@ cdef class MemoryMap:
         O(n + m), and O(k log k) for k slots that differ.
         """
         if not isinstance(other, MemoryMap):
-            raise TypeError(f"a MemoryMap has a diff to another, not to {type(other).__name__!r}")
+            raise TypeError(f"diff takes a MemoryMap, not {type(other).__name__!r}")
         from memslots.read.diff import differences
 
         # Slots that are the same in both maps make no difference.
@@ -915,11 +914,11 @@ cdef object add_item(rows *r, object item, uint32_t as_id):
     if at.as_id != as_id:
         raise invalid(number, f"{item} is of address space {at.as_id}, not {as_id}", None)
     if not page_aligned(at.userspace_addr):
-        raise invalid(number, f"userspace_addr {at.userspace_addr:#x} is no multiple of 4096", 2)
+        raise invalid(number, f"userspace_addr {at.userspace_addr:#x} is not a multiple of 4096", 2)
     if at.id > LAST_ID:
         raise invalid(number, f"id {at.id} is above {LAST_ID}", 2)
     if at.npages > MOST_PAGES:
-        raise invalid(number, f"{at.npages} pages; a slot has at most {MOST_PAGES}", 4)
+        raise invalid(number, f"{at.npages} pages are more than {MOST_PAGES}", 4)
     index_row_of(&row, &at)
     if any_id:
         row.hva |= INDEX_ANY_ID
@@ -998,7 +997,7 @@ cdef object rows_error(rows *r, rows_fault why, const rows_pair *which, uint32_t
     if why == ROWS_NO_MEMORY:
         return MemoryError("no memory for a MemoryMap")
     if why == ROWS_TOO_MANY:
-        return NoRoomError(errno.ENOSPC, f"{r.count} slots: more than there are ids")
+        return NoRoomError(errno.ENOSPC, f"{r.count} slots are more than there are ids")
     first = &r.at[which.first]
     second = &r.at[which.second]
     if rows_number(first) > rows_number(second):
@@ -1029,7 +1028,7 @@ cdef MemoryMap combined(MemoryMap a, MemoryMap b, operation what):
     cdef rows r
     cdef uint32_t i
     if a.as_id != b.as_id:
-        raise ValueError(f"maps of address spaces {a.as_id} and {b.as_id} have nothing in common")
+        raise ValueError(f"maps of address spaces {a.as_id} and {b.as_id} cannot be combined")
     memset(&r, 0, sizeof(r))
     try:
         with nogil:
@@ -1167,7 +1166,7 @@ def map_of(Reader reader not None, uint32_t as_id):
 
 cdef int map_index(object map, const index **ix, uint32_t *as_id) except -1:
     if not isinstance(map, MemoryMap):
-        raise TypeError(f"not a MemoryMap: {type(map).__name__!r}")
+        raise TypeError(f"needs a MemoryMap, not {type(map).__name__!r}")
     ix[0] = (<MemoryMap>map).ix
     as_id[0] = (<MemoryMap>map).as_id
     return 0

@@ -450,7 +450,7 @@ cdef class Reader:
             s = slotset_next_hva(set, s, address, address)
         section_leave(&at)
         if lowest == ~<gpa_t>0:
-            raise NotMappedError(errno.EFAULT, f"no slot is on host address {address:#x}")
+            raise NotMappedError(errno.EFAULT, f"no slot maps host address {address:#x}")
         return lowest
 
     def get(self, id, default=None):
@@ -470,8 +470,7 @@ cdef class Reader:
     def __contains__(self, slot_):
         if not isinstance(slot_, Slot):
             raise TypeError(
-                f"`in` asks whether a Slot is the current one, not {type(slot_).__name__!r};"
-                " for an id, ask whether get(id) is None"
+                f"`in` takes a Slot, not {type(slot_).__name__!r}; for an id, test get(id)"
             )
         return slot_.as_id == self.sp.as_id and self.slot_of(slot_.id) == slot_
 

@@ -50,11 +50,11 @@ def _explanations(call: RegionCall, others: Succeeded) -> Iterator[str]:
         for size in reversed(_PAGE_SIZES):
             if bits & (size - 1) and not others.bits & (size - 1):
                 name = f"{size >> 10} KiB" if size < 1 << 20 else f"{size >> 20} MiB"
-                fitting = f"all {others.count} calls that succeeded fit those"
+                fitting = f"all {others.count} successful calls fit those"
                 yield f"its kernel had pages of {name}: {fitting}"
         for width in _ADDRESS_BITS:
             if others.end <= 1 << width < end:
                 yield (
-                    f"its guest addresses had {width} bits or a few more: all {others.count} calls"
-                    f" that succeeded end at or below {others.end:#x}"
+                    f"its guest addresses had {width} bits or a few more: all {others.count}"
+                    f" successful calls end at or below {others.end:#x}"
                 )

@@ -147,7 +147,7 @@ class Live:
             change = self._vm.set_region(*region_arguments(slot))
         except MemslotError as error:
             self._lacks.setdefault(number, line)
-            refused = f"{slot_name(number)} cannot be as in the map: {error.strerror}"
+            refused = f"{slot_name(number)} cannot be made as in the map: {error.strerror}"
             # If it is still in its old place, delete it: the VM then lacks it.
             return refused if old is None else f"{refused}, {self._delete(number)}"
         self._lacks.pop(number, None)
@@ -160,7 +160,7 @@ class Live:
                 yield f"{name} is {limit.text(here)} here, {limit.text(there)} in the replay"
         for number in self._concerned(call):
             if line := self._lacks.get(number):
-                yield f"{slot_name(number)} is not there since line {line}"
+                yield f"{slot_name(number)} is missing since line {line}"
 
     def _concerned(self, call: RegionCall) -> Iterator[int]:
         """Yields the slots on which the answer depends: the call's own, and those it overlaps."""

@@ -258,7 +258,7 @@ def _opener(name: str, make: Callable[[], LiveVM] | None, open_vms: ExitStack) -
             open_vms.callback(vm.close)
             return Live(vm, memslots)
         except OSError as error:
-            reason = f"no VM of this machine's kernel for it: {error.strerror or error}"
+            reason = f"this machine's kernel made no VM for it: {error.strerror or error}"
             raise TraceError(name, reason, line) from error
 
     return opened
@@ -294,9 +294,9 @@ class Replayer:
         if memfds := sum(vm.guest_memfds for vm in self.vms):
             text = f"{memfds} {'call names' if memfds == 1 else 'calls name'} a guest_memfd"
             if unknown := sum(vm.unknown_memfds for vm in self.vms):
-                text += f"; {unknown} of them not which part, so that they are replayed without it"
+                text += f"; replayed without the file, because the range is not known: {unknown}"
             if self._opener is not None:
-                text += "; this kernel gets slots without one"
+                text += "; this kernel's slots have none"
             notes.append(text)
         return notes
 

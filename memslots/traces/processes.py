@@ -148,8 +148,8 @@ class Machines(Generic[V]):
 
     def _note(self, call: RegionCall, what: str, why: str) -> None:
         self.notes.append(
-            f"thread {call.tid} (line {call.line}) was taken for {what}: {why}; "
-            "the trace has no clone call that tells"
+            f"thread {call.tid} (line {call.line}) is assumed to be {what}: {why}; "
+            "the trace has no clone call for it"
         )
 
 

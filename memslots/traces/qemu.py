@@ -103,7 +103,7 @@ class QemuReader:
                     reason = (
                         "cut off where the input ends"
                         if cut
-                        else "not in a form that QEMU's log back end has"
+                        else "not in a format of QEMU's log back end"
                     )
                     self.counts.lose(number, reason, text[start:])
                 elif call := self._call(number, found, _time_of(text[:start])):
@@ -113,7 +113,7 @@ class QemuReader:
             related += len(failed)
             self.counts.calls += len(failed)
             if failed:
-                self.notes.append("of the calls that failed the host addresses are not known")
+                self.notes.append("the host addresses of the failed calls are not known")
             yield from failed
         self.counts.lines = self._lines.total
         self.counts.unrelated = self.counts.lines - related

@@ -183,8 +183,8 @@ class StraceReader:
         counts.unrelated = counts.lines - self._ioctls.lines
         if self._qemu_lines:
             self.notes.append(
-                f"{self._qemu_lines} lines of QEMU's kvm_set_user_memory trace stand between those "
-                "of strace and were left out; --format qemu reads them instead"
+                f"{self._qemu_lines} lines of QEMU's kvm_set_user_memory trace between strace's "
+                "lines were ignored; --format qemu reads them instead"
             )
 
     def _line(self, first: int, number: int, text: str) -> Iterator[Event]:
@@ -263,7 +263,7 @@ class StraceReader:
         ends = [call.start for call in found[1:]] + [len(text)]
         for call, end in zip(found, ends, strict=False):
             if call.doubtful:
-                reason = "behind a quotation mark: a call, or what a program wrote"
+                reason = "after a quotation mark: a call, or text that a program wrote"
                 self._lose(first, reason, text[call.start : end])
             else:
                 head = self._head_of(text, call.start)

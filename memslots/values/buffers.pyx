@@ -71,7 +71,7 @@ cdef int refuse_overlap(const Py_buffer *given, str name, const Py_buffer *out) 
     if given.len == 0 or (numbers == results and given.itemsize == out.itemsize):
         return 0
     if numbers < results + <size_t>out.len and results < numbers + <size_t>given.len:
-        raise ValueError(f"out overlaps {name}, so that results would be written over {name}")
+        raise ValueError(f"out overlaps {name} in part, so results would overwrite {name}")
     return 0
 
 

@@ -80,8 +80,8 @@ class GuestMemfd:
         if length == 0 or length % _PAGE or length > _MOST_BYTES:
             raise InvalidRegionError(
                 errno.EINVAL,
-                f"rule G12: size {length:#x} of a guest_memfd is no multiple of 4096 from 4096 to"
-                " 2**63 - 4096",
+                f"rule G12: size {length:#x} of a guest_memfd is not a multiple of 4096 from 4096"
+                " to 2**63 - 4096",
                 "G12",
             )
         self._begin(_File(length), None)
@@ -115,7 +115,7 @@ class GuestMemfd:
             There is none, because the file is not a kernel's (EBADF).
         """
         if self._descriptor is None:
-            raise InvalidRegionError(errno.EBADF, f"{self!r} is no file of a kernel's", "G7")
+            raise InvalidRegionError(errno.EBADF, f"{self!r} is not a file of the kernel", "G7")
         return self._descriptor
 
     def dup(self) -> GuestMemfd:
@@ -127,7 +127,7 @@ class GuestMemfd:
             This one is closed, or it is a kernel's: use os.dup for those.
         """
         if self._closed or self._descriptor is not None:
-            raise ValueError(f"{self!r} cannot be copied")
+            raise ValueError(f"dup: {self!r} is closed, or a kernel's: use os.dup for those")
         other = GuestMemfd.__new__(GuestMemfd)
         other._begin(self._file, None)
         return other
@@ -339,8 +339,8 @@ class _NewBindings:
             as_id, id = self.bound[before].key
             raise _refusal(
                 errno.EINVAL,
-                f"{what}: bytes [{new.start:#x}, {new.end:#x}) of {new.memfd!r} meet those of slot"
-                f" {id} of address space {as_id}",
+                f"{what}: bytes [{new.start:#x}, {new.end:#x}) of {new.memfd!r} overlap those of"
+                f" slot {id} of address space {as_id}",
             )
         self.bound.insert(i, new)
 
@@ -359,12 +359,12 @@ class Bindings:
     def check(self, number: int, offset: int, end: int, what: str) -> GuestMemfd:
         """Returns the GuestMemfd of a number if rules G7a to G7c allow the range; else raises."""
         if number == NOT_OPEN:
-            raise _refusal(errno.EBADF, f"{what}: guest_memfd is no open descriptor")
+            raise _refusal(errno.EBADF, f"{what}: guest_memfd is not an open descriptor")
         if number == NO_GUEST_MEMFD:
             raise _refusal(errno.EINVAL, f"{what}: the descriptor is not a guest_memfd's")
         found = by_number(number)
         if found.closed:
-            raise _refusal(errno.EBADF, f"{what}: {found!r}")
+            raise _refusal(errno.EBADF, f"{what}: guest_memfd must be open, not {found!r}")
         if found._file.owner not in (None, self):
             raise _refusal(errno.EINVAL, f"{what}: {found!r} belongs to another Memslots")
         if end > found.size:

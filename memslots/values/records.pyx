@@ -151,22 +151,22 @@ guest_memfd_offset=0)\n--\n
             if not bits & SLOT_GUEST_MEMFD or bits & SLOT_CALLER_FLAGS or guest_memfd is None:
                 raise InvalidRegionError(
                     errno.EINVAL,
-                    f"flags {bits:#x}: GUEST_MEMFD (4) goes with a guest_memfd, and with no other",
+                    f"flags {bits:#x}: GUEST_MEMFD (4) needs a guest_memfd and no other flags",
                 )
             if not isinstance(guest_memfd, GuestMemfd):
                 raise TypeError(f"guest_memfd must be a GuestMemfd, not {guest_memfd!r}")
             if not page_aligned(offset) or offset + (pages << PAGE_SHIFT) < offset:
                 raise InvalidRegionError(
-                    errno.EINVAL, f"{pages} pages from byte {offset:#x} of a guest_memfd"
+                    errno.EINVAL, f"{pages} pages from byte {offset:#x} are not in any guest_memfd"
                 )
             memfd = (guest_memfd, number_of(guest_memfd)[0], offset)
         if pages == 0 or not gfn_range_fits(base, pages):
             raise InvalidRegionError(
-                errno.EINVAL, f"{pages} pages from gfn {base:#x}: not a run of guest pages"
+                errno.EINVAL, f"{pages} pages from gfn {base:#x} are not a run of guest pages"
             )
         if hva + (pages << PAGE_SHIFT) - 1 < hva:
             raise InvalidRegionError(
-                errno.EINVAL, f"{pages} pages from host address {hva:#x}: beyond the last address"
+                errno.EINVAL, f"{pages} pages from host address {hva:#x} go beyond the last address"
             )
         self.id = u32(id, "id")
         self.as_id = u32(as_id, "as_id")

@@ -76,7 +76,7 @@ cdef str reason(refusal why, const limits *lim, const region *r, const ruling *p
             f"{also if r.flags & SLOT_GUEST_MEMFD else ''}"
         )
     if why == FLAGS_EXCLUDE:
-        return f"flags {r.flags:#x}: GUEST_MEMFD (4) goes with no other"
+        return f"flags {r.flags:#x}: GUEST_MEMFD (4) excludes all other flags"
     if why == OFFSET_NOT_ALIGNED:
         return f"guest_memfd_offset {r.guest_memfd_offset:#x} is not a multiple of 4096"
     if why == OFFSET_WRAPS:
@@ -190,10 +190,10 @@ cdef object access_error(
 ):
     cdef str text = f"gpa {gpa:#x} (gfn {gpa_to_gfn(gpa):#x})"
     if inside and readable:
-        return ReadOnlyError(errno.EFAULT, f"{text} is in {next_record}: no write")
+        return ReadOnlyError(errno.EFAULT, f"{text} is in {next_record}, which cannot be written")
     if inside:
         return NotMappedError(
-            errno.EFAULT, f"{text} is in {next_record}, which is about to go or to move"
+            errno.EFAULT, f"{text} is in {next_record}, which is being deleted or moved"
         )
     text += " is in no slot"
     if last_record is not None:

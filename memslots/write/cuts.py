@@ -54,17 +54,18 @@ def protect(
     first, last = field(start, "start", 64), field(end, "end", 64)
     bits = field(flags, "flags", 32)
     if bits & ~_FLAGS:
-        raise InvalidRegionError(errno.EINVAL, f"unknown flags {bits:#x}", 1)
+        known = "LOG_DIRTY_PAGES (1) and READONLY (2)"
+        raise InvalidRegionError(errno.EINVAL, f"unknown flags {bits:#x}; known are {known}", 1)
     slots = tx.in_gfn_range(first, last, as_id=as_id)
     gfn = first
     for slot in slots:
         if slot.flags & Flags.GUEST_MEMFD:
-            raise InvalidRegionError(errno.EINVAL, f"{slot} can have no other flags", "G5")
+            raise InvalidRegionError(errno.EINVAL, f"the flags of {slot} cannot change", "G5")
         if slot.base_gfn > gfn:
             break
         gfn = max(gfn, slot.end_gfn)
     if gfn < last:
-        raise NotMappedError(errno.EFAULT, f"no slot holds gfn {gfn:#x}, so it has no flags")
+        raise NotMappedError(errno.EFAULT, f"gfn {gfn:#x} is in no slot, so it has no flags")
     cut = []
     for slot in slots:
         if slot.flags != bits:
@@ -87,7 +88,8 @@ def split(
     old = _slot(tx, slot, as_id)
     page = field(gfn, "gfn", 64)
     if not old.base_gfn < page < old.end_gfn:
-        raise InvalidRegionError(errno.EINVAL, f"{old} cannot be split at gfn {page:#x}")
+        why = "each part must have a page"
+        raise InvalidRegionError(errno.EINVAL, f"{old} cannot be split at gfn {page:#x}: {why}")
     parts = [_Part(old.base_gfn, page, old.flags), _Part(page, old.end_gfn, old.flags)]
     tx._check_cut(as_id, 1, id)
     with _AllOrNothing(tx) as steps:
@@ -103,16 +105,16 @@ def merge(
     one, two = sorted((named, other), key=lambda slot: slot.base_gfn)
     why = ""
     if one.end_gfn != two.base_gfn:
-        why = "they are not side by side in guest memory"
+        why = "they are not adjacent in guest memory"
     elif one.userspace_addr + one.memory_size != two.userspace_addr:
-        why = "host memory does not go on from one to the other"
+        why = "they are not adjacent in host memory"
     elif one.flags != two.flags:
         why = "their flags are different"
     elif one.guest_memfd is not two.guest_memfd or (
         one.guest_memfd is not None
         and one.guest_memfd_offset + one.memory_size != two.guest_memfd_offset
     ):
-        why = "the file does not go on from one to the other"
+        why = "they are not adjacent in one guest_memfd"
     elif one.npages + two.npages > _MOST_PAGES:
         why = f"a slot has at most {_MOST_PAGES} pages"
     if why:

@@ -75,7 +75,7 @@ cdef int check_generation(uint32_t as_id, uint32_t nspaces, uint64_t generation)
 
 cdef int check_spaces(uint32_t nspaces, object spaces) except -1:
     if len(spaces) != nspaces:
-        raise ValueError(f"{len(spaces)} address spaces where there are {nspaces}")
+        raise ValueError(f"there must be {nspaces} address spaces, not {len(spaces)}")
     return 0
 
 

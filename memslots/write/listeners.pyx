@@ -27,8 +27,8 @@ cdef class Subscription:
         self.commit = getattr(listener, "commit", None)
         if self.prepare is None and self.invalidate is None and self.commit is None:
             raise TypeError(
-                "a listener has at least one of prepare(change, old, new), invalidate(slot)"
-                f" and commit(change, old, new); {type(listener).__name__!r} has none"
+                "a listener must have prepare(change, old, new), invalidate(slot) or"
+                f" commit(change, old, new); {type(listener).__name__!r} has none"
             )
         self.owner = owner
 

@@ -189,7 +189,7 @@ cdef class Transaction(Target):
 
     def __enter__(self):
         if self.writer is None:
-            raise TypeError("a transaction is made by Memslots.transaction()")
+            raise TypeError("only Memslots.transaction() makes a transaction")
         self.writer.enter("a transaction")
         # Check `state` with the lock held: now no other thread can begin the transaction.
         if self.state != NEW:
@@ -209,7 +209,7 @@ cdef class Transaction(Target):
         else:
             self.commit()
         if spoiled and exc_type is None:
-            raise RuntimeError("a change was begun and not finished: nothing was changed")
+            raise RuntimeError("a step was left unfinished, so the transaction was undone")
         return False
 
     def set_region(self, slot, flags, guest_phys_addr, memory_size, userspace_addr):
@@ -393,7 +393,7 @@ cdef class Transaction(Target):
             new = u32(id, "id")
             check_id(self.lim, new, number)
             if self.find(new, number) is not NULL:
-                raise InvalidRegionError(errno.EINVAL, f"slot {new} is there already", 5)
+                raise InvalidRegionError(errno.EINVAL, f"slot {new} exists already", 5)
 
     def _set_calls(self, calls):
         """Makes the backend make these calls at the end, instead of those planned from the steps.
@@ -408,13 +408,15 @@ cdef class Transaction(Target):
 
     cdef int enter(self, str what) except -1:
         if self.is_spoiled and self.state == OPEN:
-            raise RuntimeError(f"{what}: a change was begun and not finished; it can only be left")
+            raise RuntimeError(f"{what}: a step was left unfinished; the body can only be left")
         if self.state == ENDING:
             raise busy(what)
         if self.state != OPEN:
-            raise RuntimeError(f"{what}: it is not open; use it in a with statement, once")
+            raise RuntimeError(
+                f"{what}: the transaction is not open; use it in a with statement, once"
+            )
         if not self.is_held() or not self.writer.is_mine():
-            raise RuntimeError(f"{what}: another thread has begun it")
+            raise RuntimeError(f"{what}: the transaction belongs to another thread")
         if self.in_step:
             raise busy(what)
         self.in_step = True

@@ -402,5 +402,5 @@ def _after_fork_in_child():
 
 
 if pthread_atfork(NULL, NULL, count_fork) != 0:
-    raise MemoryError("no memory for what a fork must do")
+    raise MemoryError("no memory to prepare for forks")
 os.register_at_fork(after_in_child=_after_fork_in_child)

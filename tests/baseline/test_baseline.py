@@ -1,4 +1,4 @@
-"""The array of Linux 5.16: it answers as the trees do; also tests what only the array has."""
+"""The array of Linux 5.16 answers as the trees do; also tests what only the array has."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HVA = 0x7000_0000_0000
 
 
 def outcome(vm: Memslots, call: str, *args: object) -> object:
-    """What a call comes to, to the last word."""
+    """Returns the result of a call, or its error with every word."""
     try:
         return getattr(vm, call)(*args)
     except MemslotError as error:
@@ -82,7 +82,7 @@ def test_it_answers_as_the_trees_do(
 
 
 def test_many_slots_in_any_order(drivers: Any) -> None:
-    """Numbers and id table stay right while slots come, move and go at random places."""
+    """Ids and the id table stay right while slots are created, moved and deleted at random."""
     driver = drivers("slotarray")
     shuffled = random.Random(7)
     vm = ArrayMemslots()
@@ -116,7 +116,7 @@ def test_many_slots_in_any_order(drivers: Any) -> None:
 
 
 def test_two_pieces_of_memory_take_turns(drivers: Any) -> None:
-    """A change gets memory only when the slots, or the ids, have outgrown what there is."""
+    """A change allocates only if the slots, or the ids, have outgrown the memory."""
     driver, alloc = drivers("slotarray"), drivers("alloc")
     vm = ArrayMemslots()
     for id in range(100):

@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture
 def foreign_warnings() -> Iterator[None]:
-    """What another library's import warns of is not ours to mend."""
+    """Ignores warnings of other libraries' imports, which we cannot fix."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

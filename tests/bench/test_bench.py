@@ -130,7 +130,7 @@ def test_guest_in_a_memslots(kind: type[AnyMemslots]) -> None:
 
 @pytest.mark.parametrize("slots", [2, 30, 509, 32764])
 def test_the_work_is_the_whole_test(slots: int) -> None:
-    """As many calls as the table says, each page and slot once."""
+    """Each test makes as many calls as the table says, and visits each page and slot once."""
     guest = Guest(slots)
     every = some_pairs(PAIRS)
     assert every == list(range(PAIRS))
@@ -162,7 +162,7 @@ def test_some_pairs_are_spread() -> None:
 
 
 class Counting:
-    """Counts the calls on what it wraps; a vCPU's too."""
+    """Counts the calls of the object it wraps, and those of its vCPUs."""
 
     def __init__(self, wrapped: Any, calls: dict[str, int]) -> None:
         self.wrapped = wrapped
@@ -189,7 +189,7 @@ class Counting:
     ],
 )
 def test_what_is_timed(test: str, calls: dict[str, int]) -> None:
-    """A sample makes the calls that it is the time of: those, and as many."""
+    """A sample times the calls that it claims, in the claimed number."""
     guest = Guest(30)
     made: dict[str, int] = {}
     vm: Any = Counting(guest.make(Memslots), made)
@@ -271,7 +271,7 @@ def test_setup_sees_a_slot_too_few() -> None:
 
 
 def test_the_reported_figures() -> None:
-    """What the series' table gives: above 100 times for the walks, none for RW."""
+    """The series' table has figures above 100 for the walks, and none for RW."""
     improvements = {
         (name, slots): before / after
         for name, test in TESTS.items()

@@ -1,4 +1,4 @@
-"""Compares every answer of the structures that memslots is measured beside."""
+"""Compares every answer of the structures that memslots is measured against."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ RIVALS = ["sortedcontainers", "BTrees", "superintervals", "numpy", "numba"]
 
 
 def run_without(modules: list[str], *arguments: str) -> subprocess.CompletedProcess[bytes]:
-    """A run in which none of the modules can be imported."""
+    """Runs the command in a process that can import none of the modules."""
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({modules}))\n"
         "from memslots.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -82,7 +82,7 @@ def test_bench_tables(capsys: pytest.CaptureFixture[str]) -> None:
         row = rf"  {test.title} +{test.of} +509 +{time} +{time} +\S+ x +{reported}"
         assert [line for line in lines if re.fullmatch(row, line)], outcome
     for case in bench.CASES:
-        head = f"{case.title}: the time of {case.of}, and over that of memslots"
+        head = f"{case.title}: the time of {case.of}, and its ratio to that of memslots"
         below = lines[lines.index(head) + 1 :]
         assert below[0].split() == ["structure", "509", "slots", "ratio"]
         assert re.fullmatch(rf"  memslots +{time} +1\.00", below[1])

@@ -100,7 +100,7 @@ def test_each_sample(name: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_samples_are_the_traces() -> None:
-    """Whole, and only compressed anew."""
+    """The samples are the whole traces, only compressed again."""
     pairs = {
         "qemu-pc-seabios": gzip.decompress(Path(SEABIOS).read_bytes()),
         "qemu-q35-ovmf": gzip.decompress(Path(OVMF).read_bytes()),
@@ -125,7 +125,10 @@ def long_trace(path: Path) -> bytes:
 
 
 def on_terminal(arguments: list[str], stdin: bytes | None = None) -> tuple[int, bytes, bytes]:
-    """Run with standard error on a terminal: status, standard output, what the terminal got."""
+    """Runs with standard error on a terminal.
+
+    Returns status, standard output and terminal output.
+    """
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"}
     environment.pop("NO_COLOR", None)
@@ -248,7 +251,7 @@ def test_interrupted() -> None:
 
 
 def test_bench_interrupted() -> None:
-    """In the middle of a test that has a second thread."""
+    """The interrupt comes during a test that has a second thread."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [*COMMAND, "bench", "--test", "move-active", "--slots", "10", "--slots", "30"],

@@ -30,4 +30,4 @@ def test_the_same_in_the_same_order(
 def test_with_one_kernel(capsys: pytest.CaptureFixture[str]) -> None:
     outcome = Outcome(capsys, "replay", "--jobs", "2", "--kvm", SEABIOS, SEABIOS)
     assert outcome.status == 2
-    assert "goes with no --jobs" in outcome.err
+    assert "--jobs must be 1, not" in outcome.err

@@ -58,13 +58,13 @@ def test_too_much_is_not_done() -> None:
     vm = AllowedVM(inner, Allowance(4 * COST, no))
     vm.set_region(0, 0, 0, GIB, HVA)
     for _ in range(2):
-        with pytest.raises(KernelMemoryError, match=r"some 2.0 MiB.* 8.0 MiB are.*--force"):
+        with pytest.raises(KernelMemoryError, match=r"about 2.0 MiB.* 8.0 MiB is.*--force"):
             vm.set_region(1, 0, GIB, 4096, HVA)
     assert asked == [(COST + 8, 4 * COST)] * 2
     assert len(inner.calls) == 1
 
 
-def test_whoever_says_yes_is_asked_once() -> None:
+def test_a_yes_is_asked_for_once() -> None:
     asked: list[int] = []
     allowance = Allowance(0, lambda wanted, free: not asked.append(wanted))  # type: ignore[func-returns-value]
     vm = AllowedVM(MadeUpVM(), allowance)
@@ -116,7 +116,7 @@ def test_this_machine_says_what_is_available() -> None:
 
 @pytest.fixture
 def traces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A trace of 64 GiB and one of a page, on a machine that has 4 MiB for them."""
+    """Returns a trace of 64 GiB and one of a page, on a machine with 4 MiB for them."""
     monkeypatch.setattr("memslots.kvm.KvmVM", MadeUpVM)
     monkeypatch.setattr(commands, "available", lambda: 4 << 20)
     files = []
@@ -132,8 +132,8 @@ def test_without_a_terminal_it_does_not_go_on(
 ) -> None:
     outcome = Outcome(capsys, "replay", "--kvm", *traces)
     assert outcome.status == 2
-    assert "large: its slots take some 128.0 MiB of this machine's kernel" in outcome.err
-    assert "4.0 MiB are available; --force goes on" in outcome.err
+    assert "large: its slots would take about 128.0 MiB of this kernel's memory" in outcome.err
+    assert "4.0 MiB is available; --force allows that" in outcome.err
     assert "small: qemu" in outcome.out
     outcome = Outcome(capsys, "replay", "--kvm", "--json", *traces)
     assert outcome.status == 2
@@ -172,4 +172,6 @@ def test_at_a_terminal_it_asks(
     outcome = Outcome(capsys, "replay", "--kvm", *traces)
     assert outcome.status == (0 if answer else 2)
     (question,) = questions
-    assert "some 128.0 MiB of the kernel's memory; 4.0 MiB are available. Go on?" in question
+    assert (
+        "about 128.0 MiB of this kernel's memory, of which 4.0 MiB is available. Go on?" in question
+    )

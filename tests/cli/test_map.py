@@ -1,4 +1,4 @@
-"""Tests `memslots map`, and the other commands on maps that are no traces."""
+"""Tests `memslots map`, and the other commands on maps that are not traces."""
 
 from __future__ import annotations
 
@@ -66,10 +66,10 @@ def test_what_cannot_be_read(capsys: pytest.CaptureFixture[str], tmp_path: Path)
     bad.write_text("hello\n")
     outcome = Outcome(capsys, "map", str(bad), LIME)
     assert outcome.status == 2
-    assert "it is in no format that is known" in outcome.err
+    assert "it is in no known format" in outcome.err
     assert f"{LIME}: lime\n" in outcome.out
     found = json.loads(Outcome(capsys, "map", str(bad), "--json").out)["files"]
-    assert "no format" in found[0]["error"]["reason"]
+    assert "no known format" in found[0]["error"]["reason"]
 
 
 def test_lookup(capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,4 +147,4 @@ def test_diff_and_plan(capsys: pytest.CaptureFixture[str]) -> None:
     assert (outcome.status, outcome.err) == (0, "")
     outcome = Outcome(capsys, "diff", f"{LIME}:3", MTREE)
     assert outcome.status == 2
-    assert "of one moment" in outcome.err
+    assert "is a map (lime), not a trace" in outcome.err

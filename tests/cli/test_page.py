@@ -34,7 +34,7 @@ TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}")
 
 
 def blocks(kind: str) -> list[tuple[int, str]]:
-    """Line and text of each fenced block of `kind`."""
+    """Returns line and text of each fenced block of `kind`."""
     text = PAGE.read_text(encoding="utf-8")
     found = re.finditer(rf"^```{kind}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     return [(text.count("\n", 0, block.start()) + 2, block[1]) for block in found]
@@ -47,7 +47,7 @@ def test_the_page_has_no_other_blocks() -> None:
 
 @pytest.fixture
 def workplace(tmp_path: Path) -> Path:
-    """A directory with the files that the page names, and the command on the path."""
+    """Returns a directory with the files that the page names, and puts the command on the path."""
     (tmp_path / "qemu.strace.gz").write_bytes(Path(SEABIOS).read_bytes())
     (tmp_path / "qemu.log").write_bytes(Path(OVMF_QEMU).read_bytes())
     shim = tmp_path / "bin" / "memslots"
@@ -58,7 +58,7 @@ def workplace(tmp_path: Path) -> Path:
 
 
 def check_examples(place: Path, wanted: Callable[[str], bool]) -> int:
-    """Run the console examples whose command is `wanted`; how many these are."""
+    """Runs the console examples whose command is `wanted`. Returns their number."""
     environment = {**os.environ, "PATH": f"{place / 'bin'}:{os.environ['PATH']}"}
     count = 0
     for line, text in blocks("console"):

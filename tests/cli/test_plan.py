@@ -17,7 +17,7 @@ PAGE = 4096
 
 @pytest.fixture
 def files(tmp_path: Path) -> tuple[str, str]:
-    """Two maps: of one slot, and of the two parts that are left of it."""
+    """Writes two maps: one slot, and the two parts of it that remain."""
     now = MemoryMap([(0, 256, 1 << 30)])
     paths = tmp_path / "now.json", tmp_path / "wanted.json"
     for path, m in zip(paths, (now, now - MemoryMap([(160, 32, 0)])), strict=True):
@@ -118,7 +118,7 @@ def test_pages_to_be_kept(files: tuple[str, str], capsys: pytest.CaptureFixture[
 def test_too_few_slots(files: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     outcome = Outcome(capsys, "plan", *files, "--max-slots", "1")
     assert (outcome.status, outcome.out) == (1, "")
-    assert "2 slots are wanted; there may be 1 at most" in outcome.err
+    assert "2 slots are wanted, but max_slots is 1" in outcome.err
 
 
 @pytest.mark.parametrize("command", ["plan", "diff"])
@@ -134,8 +134,8 @@ def test_what_cannot_be_read(
         (str(bad), "{", "Expecting"),
         (str(bad), "{}", 'a list "slots"'),
         (str(bad), '[{"guest_phys_addr": 1}]', 'has no "memory_size"'),
-        (str(bad), '{"files": []}', "no document of `memslots replay --json`"),
-        (f"{files[0]}:5", None, "it has no lines"),
+        (str(bad), '{"files": []}', "neither a map nor a document of `memslots replay --json`"),
+        (f"{files[0]}:5", None, "it is a map in JSON, not a trace"),
         (str(bad), "nothing of use\n", ""),
     ):
         if text is not None:
@@ -146,7 +146,7 @@ def test_what_cannot_be_read(
         assert "Traceback" not in outcome.err
     outcome = Outcome(capsys, command, files[1], SEABIOS, "--vm", "2")
     assert (outcome.status, outcome.out) == (2, "")
-    assert "it has 1 VMs, so there is no number 2" in outcome.err
+    assert "there is no VM 2; the trace has 1" in outcome.err
 
 
 def test_a_diff(files: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,7 +62,7 @@ def test_what_makes_no_calls(capsys: pytest.CaptureFixture[str], tmp_path: Path)
     assert "memslots: " in outcome.err
     outcome = Outcome(capsys, "record", "-o", str(tmp_path / "trace"), "--", "no-such-vmm")
     assert outcome.status == 2
-    assert "no-such-vmm: there is no such command" in outcome.err
+    assert "there is no command 'no-such-vmm'" in outcome.err
 
 
 def test_without_strace(
@@ -71,7 +71,7 @@ def test_without_strace(
     monkeypatch.setenv("PATH", str(tmp_path))
     outcome = Outcome(capsys, "record", "--", "true")
     assert outcome.status == 2
-    assert "install it" in outcome.err
+    assert "record needs strace, which is not installed" in outcome.err
 
 
 # --- calls as they come

@@ -55,7 +55,7 @@ def test_refused_outside_of_the_rules(tmp_path: Path, capsys: pytest.CaptureFixt
     path.write_text(qemu(0, 0, 0x10000) + qemu(1, 0, 0x10000, -17) + qemu(1, 0x10000, 4096, -12))
     outcome = Outcome(capsys, "replay", str(path))
     assert outcome.status == 0
-    expected = "1 EEXIST, 1 ENOMEM (1 for reasons outside of the rules, not replayed)"
+    expected = "1 EEXIST, 1 ENOMEM (1 for reasons outside the rules, not replayed)"
     assert f"  refused     {expected}\n" in outcome.out
 
 
@@ -117,7 +117,7 @@ def test_standard_input(pack: Any) -> None:
 
 
 def test_a_name_that_is_no_text(tmp_path: Path) -> None:
-    """Neither rich's markup nor bytes that are not UTF-8 in a file name do harm."""
+    """File names with rich's markup, or with bytes that are not UTF-8, do no harm."""
     path = os.fsencode(tmp_path) + b"/[bold]\xff.log"
     Path(os.fsdecode(path)).write_text(qemu(0, 0, 0x1000))
     done = run("replay", os.fsdecode(path), env={**os.environ, "PYTHONIOENCODING": "ascii"})

@@ -26,7 +26,7 @@ CHANGES = {"C": "CREATE", "D": "DELETE", "M": "MOVE", "F": "FLAGS_ONLY"}
 
 
 def written(capsys: pytest.CaptureFixture[str], path: Path, *arguments: str) -> dict[str, Any]:
-    """The data of the page."""
+    """Returns the data of the page."""
     outcome = Outcome(capsys, "report", *arguments, "-o", str(path))
     assert outcome.err == ""
     text = path.read_text()
@@ -237,7 +237,7 @@ def test_what_cannot_be_written_or_read(capsys: pytest.CaptureFixture[str], tmp_
 @needs_chromium
 @pytest.mark.parametrize("sample", SAMPLES)
 def test_in_a_browser(sample: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """Every bar is drawn, no script fails."""
+    """Every bar is drawn, and no script fails."""
     page = tmp_path / "r.html"
     document = written(capsys, page, "--sample", sample)
     text = dumped(page)

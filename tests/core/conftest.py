@@ -9,5 +9,5 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def no_garbage() -> None:
-    """What earlier tests left is given back now, not while a test counts."""
+    """Collects the garbage of earlier tests, so that it is not freed while a test counts."""
     gc.collect()

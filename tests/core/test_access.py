@@ -22,7 +22,7 @@ def driver(drivers: Any) -> Any:
 
 
 def row(count: int, flags: int = 0) -> Memslots:
-    """Slots of two pages side by side, id n at gfn 2n, in host memory the other way round."""
+    """Returns adjacent slots of two pages, id n at gfn 2n, in reverse order in host memory."""
     vm = Memslots(max_gfn=(1 << 52) - 1)
     for id in range(count):
         vm.create(id, 2 * id, 2, HVA - 2 * id * PAGE, flags)
@@ -213,7 +213,7 @@ def test_marks_find_the_slot_that_others_were_merged_into(driver: Any) -> None:
 
 
 def test_no_marks_in_other_memory(driver: Any) -> None:
-    """A slot of the same id and place that is something else by now; and one that is READONLY."""
+    """A slot with the same id and place may be another one by now, or READONLY."""
     vm = row(3, LOG)
     accesses = [driver.Access(vm, 2 * PAGE * id, 1, "restore") for id in range(3)]
     for id in range(3):

@@ -1,4 +1,4 @@
-"""Tests memslots.core.alloc: memory is zeroed and counted, and can be made to fail."""
+"""Tests memslots.core.alloc: memory is zeroed and counted; an allocation can be made to fail."""
 
 from __future__ import annotations
 

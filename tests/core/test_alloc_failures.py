@@ -65,9 +65,9 @@ def state(vm: Memslots) -> object:
 
 @pytest.fixture
 def vm() -> Memslots:
-    """Six slots: one more, of a greater id, makes the id tables grow.
+    """Returns a Memslots with six slots: one more, with a greater id, makes the id tables grow.
 
-    get_dirty_log leaves the logs as they are.
+    get_dirty_log leaves the logs unchanged.
     """
     vm = Memslots(manual_dirty_log=3)
     for id in range(6):
@@ -77,7 +77,7 @@ def vm() -> Memslots:
 
 @pytest.fixture
 def testcapi() -> Any:
-    """CPython's own way to make its allocations fail."""
+    """Returns CPython's own module that makes its allocations fail."""
     if sysconfig.get_config_var("Py_GIL_DISABLED"):
         # "a b".split() is enough: PyList_New then frees an array that belongs to another list.
         pytest.skip("free-threaded CPython 3.13 breaks its heap when it cannot make a list")
@@ -190,7 +190,7 @@ def test_no_memory_for_a_memslots(drivers: Any, spaces: int) -> None:
 def test_python_objects_without_memory(
     drivers: Any, testcapi: Any, vm: Memslots, name: str
 ) -> None:
-    """The same for what is allocated in Python: the Slot objects that go with the slots."""
+    """The same for Python's allocations: the Slot objects of the slots."""
     alloc = drivers("alloc")
     call = CALLS[name]
     before = state(vm)
@@ -240,7 +240,7 @@ def test_a_slot_without_a_record_releases_none(testcapi: Any, vm: Memslots) -> N
 
 @pytest.mark.parametrize("mode", [0, 1])
 def test_dirty_runs_without_memory(testcapi: Any, mode: int) -> None:
-    """Marks of slots whose log was taken already are there again."""
+    """Slots whose log was taken before the failure get their marks back."""
     vm = Memslots(address_spaces=2, manual_dirty_log=mode)
     for as_id in (0, 1):
         for id in range(3):
@@ -287,7 +287,7 @@ def test_everything_is_given_back(drivers: Any) -> None:
 
 
 def in_one_step(vm: Memslots) -> None:
-    """A transaction of every kind of step, in which the id tables grow."""
+    """Makes a transaction with every kind of step, in which the id tables grow."""
     with vm.transaction() as tx:
         tx.move(0, 0x100)
         tx.move(1, 0x000)
@@ -376,7 +376,7 @@ MANY = 40  # slots: an access through them needs memory of its own
 
 
 class Guest:
-    """A Memslots with memory: slots of a page side by side, in host memory the other way round."""
+    """A Memslots with memory: adjacent slots of a page, in reverse order in host memory."""
 
     def __init__(self) -> None:
         self.vm = Memslots(address_spaces=2)

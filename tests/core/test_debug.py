@@ -1,6 +1,6 @@
 """Tests memslots.core.debug.
 
-A build with MEMSLOTS_DEBUG=1 stops at a broken promise. No other build even looks.
+A build with MEMSLOTS_DEBUG=1 stops at a broken promise. Other builds do not check.
 """
 
 from __future__ import annotations

@@ -54,17 +54,18 @@ def test_every_set_of_small_ranges(hvatree: Any, size: int) -> None:
 
 @pytest.mark.parametrize("lengths", [[50, 3, 200, 1, 90, 20, 7], [5] * 7, [9, 8, 7, 6, 5, 4, 3]])
 def test_every_order_of_insertion_and_erasure(hvatree: Any, lengths: list[int]) -> None:
-    """Seven ranges, so that the greatest last byte comes from anywhere in a subtree.
+    """The greatest last byte of seven ranges comes from anywhere in a subtree.
 
-    Whatever led to a tree, it goes on in the same way: so each tree that any order of insertions
-    and erasures leads to is met once, and each of the steps that can be next is made from there.
+    A tree's next steps do not depend on how it was made. So each tree that insertions and erasures
+    can make is visited once, and every possible step is made from it.
     """
     spans = {number: (10 * number, 10 * number + length) for number, length in enumerate(lengths)}
     queries = [(first, first) for first in range(0, 300, 7)] + [(0, TOP), (15, 35)]
 
     def after(steps: tuple[int, ...]) -> tuple[Any, dict[int, Range]]:
-        """The tree after steps, and what is in it; a step erases a range that is in, else inserts
-        it.
+        """Returns the tree after `steps`, and its content.
+
+        A step erases a range that is in the tree, else it inserts the range.
         """
         ranges = hvatree.Ranges(len(spans))
         model: dict[int, Range] = {}
@@ -163,7 +164,7 @@ def test_large_trees_at_random(hvatree: Any) -> None:
 
 @pytest.mark.untraced
 def test_one_overlap_among_a_million_is_not_searched_for_linearly(hvatree: Any) -> None:
-    """A thousand times the ranges cost nowhere near a thousand times as much: O(log n + k)."""
+    """A thousand times the ranges cost far less than a thousand times as much: O(log n + k)."""
 
     def seconds(size: int) -> float:
         ranges = hvatree.Ranges(size)

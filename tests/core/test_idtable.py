@@ -35,12 +35,12 @@ def test_an_empty_table_costs_nothing(idtable: Any) -> None:
 
 
 def home(id: int, order: int) -> int:
-    """Where a table of 1 << order places looks for an id first, as idtable.pyx has it."""
+    """Returns the place where a table of 1 << order places looks for an id first (idtable.pyx)."""
     return (id * 0x9E3779B97F4A7C15 & (1 << 64) - 1) >> 64 - order
 
 
 def ids_of_homes(*homes: int) -> list[int]:
-    """Different ids whose homes are these in a table of 16 places, and half of that in one of 8."""
+    """Returns ids with these homes in a table of 16 places, and half of each in one of 8."""
     found: list[int] = []
     for wanted in homes:
         found.append(
@@ -63,13 +63,14 @@ def ids_of_homes(*homes: int) -> list[int]:
 def test_every_order_of_addition_and_removal(idtable: Any, ids: list[int], tables: int) -> None:
     """Seven ids, of which the seventh makes the table grow; all of them lie in `tables` ways.
 
-    Whatever led to a table, it goes on in the same way: so each that any order of additions and
-    removals leads to is met once, and each of the steps that can be next is made from there.
+    A table's next steps do not depend on how it was made. So each table that additions and removals
+    can make is visited once, and every possible step is made from it.
     """
 
     def after(steps: tuple[int, ...]) -> tuple[Any, dict[int, int]]:
-        """The table after steps, and what is in it; a step removes an item that is in, else adds
-        it.
+        """Returns the table after `steps`, and its content.
+
+        A step removes an item that is in the table, else it adds the item.
         """
         table = idtable.Table(len(ids))
         model: dict[int, int] = {}
@@ -98,7 +99,7 @@ def test_every_order_of_addition_and_removal(idtable: Any, ids: list[int], table
 
 
 def test_ids_that_share_a_home_are_all_found(idtable: Any) -> None:
-    """Runs that wrap around the table's end, with holes made in every place."""
+    """Runs of ids wrap around the table's end, with a hole at every place."""
     dice = random.Random(3)
     for _ in range(300):
         table = idtable.Table(6)
@@ -116,7 +117,7 @@ def test_ids_that_share_a_home_are_all_found(idtable: Any) -> None:
 @given(st.lists(st.tuples(st.integers(0, 23), st.integers(0, 2)), max_size=120))
 @settings(deadline=None)
 def test_any_sequence_against_a_dict(idtable: Any, steps: list[tuple[int, int]]) -> None:
-    """Items 24 to 47 are the doubles that replace puts in for items 0 to 23."""
+    """Items 24 to 47 are the copies that replace puts in place of items 0 to 23."""
     table = idtable.Table(48)
     model: dict[int, int] = {}
     for number, step in steps:

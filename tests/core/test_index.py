@@ -29,7 +29,7 @@ def make(slots: int, origin: int = 0, **limits: int) -> Memslots:
 
 
 def indexed(drivers: Any, vm: Memslots, gfns: array[int]) -> str:
-    """Has batches made until there is an index; what searches it."""
+    """Makes batches until there is an index. Returns what searches it."""
     for _ in range(1000):
         vm.lookup_many(gfns)
         kind = drivers("index").current(vm)
@@ -39,7 +39,7 @@ def indexed(drivers: Any, vm: Memslots, gfns: array[int]) -> str:
 
 
 def answer(vm: Memslots, gfn: int) -> int:
-    """By a walk, for which no cache and no index is asked."""
+    """Returns the answer of a walk, which uses no cache and no index."""
     found = vm.in_gfn_range(gfn, gfn + 1)
     return found[0].id if found else -1
 
@@ -60,7 +60,7 @@ def local(slots: int, count: int, seed: int = 1) -> array[int]:
 
 
 def expect(vm: Memslots, face: Any, gfns: array[int]) -> None:
-    """All that a batch can be asked, against one walk each."""
+    """Compares every question that a batch can answer with a walk for each element."""
     ids = [answer(vm, gfn) if gfn < 1 << 63 else -1 for gfn in gfns]
     assert list(face.lookup_many(gfns)) == ids
     gpas = array("Q", [(gfn << 12 | gfn & 0xFFF) & (1 << 64) - 1 for gfn in gfns])
@@ -173,7 +173,7 @@ def single(request: pytest.FixtureRequest) -> Callable[[Memslots], Callable[[int
 
 
 def pages(slots: int, seed: int = 1) -> Iterator[int]:
-    """Pages that slots hold, each of another slot than the one before."""
+    """Returns pages that slots hold, each in another slot than the page before."""
     dice = random.Random(seed)
     before = None
     while True:
@@ -331,7 +331,7 @@ def test_no_memory_for_single_look_ups(drivers: Any, single: Any) -> None:
 @pytest.mark.parametrize("slots", [1, 2, 15, 16, 17, 100])
 @pytest.mark.parametrize("origin", [0, 1000])
 def test_single_answers(kind: str, drivers: Any, slots: int, origin: int) -> None:
-    """With the index and without, of every face, in slots and in holes."""
+    """Tests every reader with and without the index, in slots and in holes."""
     vm = make(slots, origin)
     gfns = [*range(max(origin, 3) - 3, origin + slots * STEP + 3), 1 << 40, (1 << 64) - 1]
     random.Random(slots).shuffle(gfns)
@@ -466,7 +466,7 @@ def test_a_change_elsewhere_leaves_it(drivers: Any) -> None:
 
 
 def test_listeners_batches_see_invalid(drivers: Any) -> None:
-    """The index of the moment in which a slot is about to go says so."""
+    """While a slot is about to go, the index of that moment marks it INVALID."""
     vm = make(40)
     seen = []
 

@@ -29,7 +29,7 @@ def test_a_block_given_back_is_the_next(drivers: Any) -> None:
 
 
 def test_at_random(drivers: Any) -> None:
-    """Each block is as it was left, whatever the others do; all memory is given back."""
+    """Each block keeps its content whatever happens to the others; all memory is freed."""
     dice = random.Random(0)
     live = drivers("alloc").live()
     pool = drivers("pool").Pool(128)
@@ -61,7 +61,7 @@ def test_comes_and_goes_without_an_allocation(drivers: Any) -> None:
 
 
 def test_no_memory(drivers: Any) -> None:
-    """Whether a chunk is to be had or a block of one."""
+    """Tests a failed allocation of a chunk, and of a block."""
     alloc = drivers("alloc")
     pool = drivers("pool").Pool()
     for _ in range(70):

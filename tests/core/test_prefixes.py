@@ -50,7 +50,7 @@ def test_every_function_has_its_files_prefix() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_all_functions_are_seen(path: Path) -> None:
-    """As many as there are `noexcept nogil`, but for the types of function pointers."""
+    """There are as many as `noexcept nogil`, except for the types of function pointers."""
     text = re.sub(r'^""".*?"""', "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
     text = re.sub(r"\(\*\w+\)\([^)]*\) noexcept nogil", "", text)
     text = re.sub(r"bint \(\*refresh\)\([^)]*\)(?: noexcept nogil)?", "", text)

@@ -23,7 +23,7 @@ def rbtree(drivers: Any) -> Any:
 
 
 def check(tree: Any, expected: list[int]) -> None:
-    """The properties, and that both walks give just the expected numbers."""
+    """Checks the properties, and that both walks give exactly the expected numbers."""
     count, depth = tree.check()
     assert count == len(expected)
     assert depth <= 2 * math.log2(count + 1)
@@ -118,8 +118,9 @@ def test_keys_at_both_ends_of_the_numbers(rbtree: Any) -> None:
 @given(st.lists(st.tuples(st.integers(0, 15), st.integers(0, 7)), max_size=60))
 @settings(deadline=None)
 def test_any_sequence_against_a_list(rbtree: Any, steps: list[tuple[int, int]]) -> None:
-    """A step takes its node out if it is in, else puts it in with the key; the model is a list
-    kept in order.
+    """A step removes its node if it is in the tree, else inserts it with the key.
+
+    The model is a sorted list.
     """
     tree = rbtree.Tree(16)
     model: list[tuple[int, int]] = []  # (key, number)

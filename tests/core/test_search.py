@@ -91,7 +91,7 @@ def test_random_keys(drivers: Any, data: st.DataObject) -> None:
 
 
 def test_the_greatest_narrow_key(drivers: Any) -> None:
-    """What fills the nodes is a number of 32 bits itself: no key may be as great."""
+    """The filler of the nodes is a 32-bit number itself, so no key may be that great."""
     top = (1 << 32) - 1
     for last, narrow in ((top - 1, True), (top, False)):
         laid = drivers("search").Keys([0, 1, last])

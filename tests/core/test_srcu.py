@@ -1,4 +1,4 @@
-"""Tests memslots.core.srcu: which readers a writer waits for, and which not."""
+"""Tests memslots.core.srcu: which readers a writer waits for, and which it does not."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import pytest
 
 
 class Wait:
-    """A wait in a thread of its own."""
+    """A wait in a separate thread."""
 
     def __init__(self, domain: Any) -> None:
         self.thread = threading.Thread(target=domain.wait)
         self.thread.start()
 
     def goes_on(self) -> bool:
-        """Whether it has not ended in a while."""
+        """Returns whether the wait has not ended after a while."""
         self.thread.join(0.05)
         return self.thread.is_alive()
 
@@ -30,7 +30,7 @@ def domain(drivers: Any) -> Any:
     return drivers("srcu").Domain()
 
 
-def test_nobody_is_waited_for(domain: Any) -> None:
+def test_no_reader_no_wait(domain: Any) -> None:
     reader = domain.reader()
     for _ in range(5):
         assert domain.idle()
@@ -54,8 +54,8 @@ def test_who_is_in_is_waited_for(domain: Any, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["reader", "shared"])
 @pytest.mark.parametrize("turns", [0, 1])
-def test_after_a_fork_nobody_is_in(domain: Any, kind: str, turns: int) -> None:
-    """Whichever counter they used."""
+def test_after_a_fork_no_reader_is_in(domain: Any, kind: str, turns: int) -> None:
+    """After a fork no reader is in a section, whichever counter it used."""
     reader = getattr(domain, kind)()
     other = domain.reader()
     for _ in range(turns):
@@ -165,7 +165,7 @@ def test_a_reader_without_memory(drivers: Any, domain: Any) -> None:
 
 
 def test_shared_readers(drivers: Any, domain: Any) -> None:
-    """Threads started one after another share none, as long as there are enough."""
+    """Threads that start one after another share no reader, as long as there are enough."""
     found: list[int] = []
     count = drivers("srcu").shared_readers
     for _ in range(count):
@@ -177,7 +177,7 @@ def test_shared_readers(drivers: Any, domain: Any) -> None:
 
 
 def test_forgetting(domain: Any) -> None:
-    """As the child of a fork does, whose other threads are gone."""
+    """Forgets readers as the child of a fork does, which has no other threads."""
     # In a thread that ends, because a thread in a section may only read.
     thread = threading.Thread(
         target=lambda: [r.enter() for r in (domain.reader(), domain.reader(), domain.shared())]

@@ -15,7 +15,7 @@ Holds = tuple[str, int, bool] | None  # base_gfn, flags, INVALID
 
 @pytest.fixture
 def space(drivers: Any) -> Any:
-    """Slot 3 at gfn 0x10, and two neighbours."""
+    """Returns a space with slot 3 at gfn 0x10 and two neighbours."""
     space = drivers("update").Space(as_id=1, nspaces=2)
     for id, base in ((2, 0x00), (3, 0x10), (4, 0x30)):
         assert space.change(id, base, 8, 0x1000 * id) == "CREATE"
@@ -107,8 +107,9 @@ def test_nothing_to_change(space: Any) -> None:
 
 
 def test_last_used_never_points_out_of_its_set(space: Any) -> None:
-    """S3: also where a reader who came before the swap left the old slot in the set that is
-    inactive by now.
+    """S3 holds even if a reader puts the old slot into the set that is inactive by now.
+
+    That reader came before the swap.
     """
     for which in ("active", "inactive"):
         assert space.find_in(which, 0x12) == 3

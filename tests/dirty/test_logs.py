@@ -22,7 +22,7 @@ def words(*pages: int, npages: int = NPAGES) -> bytearray:
 
 
 def machine(cls: type[Memslots], manual_dirty_log: int = 0, npages: int = NPAGES) -> Memslots:
-    """Slot 1 of npages pages at 0x100, logging, and slot 2, which is not."""
+    """Returns a machine with slot 1, logging, of npages pages at 0x100, and slot 2, not logging."""
     vm = cls(64, address_spaces=2, max_gfn=0xFFFF, manual_dirty_log=manual_dirty_log)
     vm.create(1, BASE, npages, HVA, LOG)
     vm.create(2, 0x1000, 4, HVA)
@@ -125,7 +125,7 @@ def test_whether_get_clears(mode: int, left: tuple[int]) -> None:
 
 @pytest.mark.parametrize(("mode", "at_first"), [(0, 0), (1, 0), (3, NPAGES)])
 def test_a_new_log(mode: int, at_first: int) -> None:
-    """Of a created slot, and of one whose logging is turned on; bits past npages stay clear."""
+    """Tests the log of a new slot, and of one that begins to log; bits past npages are 0."""
     vm = machine(Memslots, mode)
     assert vm.get_dirty_log(1) == words(*range(at_first))
     vm.set_flags(1, 0)

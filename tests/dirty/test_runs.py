@@ -55,7 +55,7 @@ def test_ends_of_a_slot(npages: int, mode: int) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_word_borders(mode: int) -> None:
-    """Every run of a slot of 130 pages, alone."""
+    """Tests every single run of a slot of 130 pages."""
     vm = fresh(mode, 130)
     for start in range(130):
         for end in range(start + 1, 131):
@@ -100,7 +100,7 @@ def test_what_does_not_log_is_a_hole() -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_address_spaces(mode: int) -> None:
-    """The last of one and the first of the next do not join, wherever they are."""
+    """The last run of a space and the first of the next one do not join, wherever they are."""
     vm = machine(mode)
     vm.create(0, 0, 10, HVA, LOG)
     vm.create(0, 10, 10, HVA, LOG, as_id=1)
@@ -125,7 +125,7 @@ def test_aliases_have_marks_of_their_own() -> None:
 
 
 def test_readonly_slots_that_begin_marked() -> None:
-    """By mode 3; no write marks them."""
+    """Mode 3 marks them at the start; no write marks them."""
     vm = machine(3)
     vm.create(0, 0, 70, HVA, LOG | READONLY)
     vm.mark_dirty_range(0, 70)
@@ -135,7 +135,7 @@ def test_readonly_slots_that_begin_marked() -> None:
 
 
 def test_the_end_of_guest_memory() -> None:
-    """The last page that rule 2 allows, of a slot that has many."""
+    """Tests the last page that rule 2 allows, in a slot with many pages."""
     vm = Memslots(max_gfn=(1 << 52) - 1)
     end = (1 << 52) - 1
     base = end - (1 << 24)

@@ -1,4 +1,4 @@
-"""Takes runs beside threads, in changes and from a backend; returns marks."""
+"""Takes runs while threads, changes and a backend are at work; returns marks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from memslots.memory.marks import return_marks, take_runs
 
 @pytest.mark.parametrize("mode", MODES)
 def test_each_mark_is_taken_once(mode: int) -> None:
-    """However it is made, while the marks are taken."""
+    """Every mark is taken once, however it is made while runs are taken."""
     sizes = 5000, 3001, 1999
     vm = fresh(mode, *sizes)
     total = sum(sizes)
@@ -86,7 +86,7 @@ def test_another_thread_waits_for_a_transaction() -> None:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("method", ["prepare", "invalidate", "commit"])
 def test_from_inside_a_listener(method: str, mode: int) -> None:
-    """A slot that is about to move is where it was; its marks are taken, and go nowhere else."""
+    """A slot that is about to move is at its old place. Its marks are taken and go nowhere else."""
     vm = fresh(mode, 70, 10)
     heard: list[list[DirtyRun]] = []
 
@@ -104,7 +104,7 @@ def test_from_inside_a_listener(method: str, mode: int) -> None:
 
 
 def test_from_inside_a_transaction() -> None:
-    """Of the slots as they are: what the transaction does is not done yet."""
+    """The runs are of the slots as they are: the transaction has changed nothing yet."""
     vm = fresh(0, 70)
     vm.mark_dirty(69)
     with vm.transaction() as tx:
@@ -118,9 +118,9 @@ def test_from_inside_a_transaction() -> None:
 
 
 class Kernel:
-    """A backend by the dull model, that keeps dirty logs.
+    """A backend as the dull model, which keeps dirty logs.
 
-    `fails` is asked before and after each call of a dirty log, and may raise.
+    `fails` is called before and after each dirty log call, and may raise.
     """
 
     def __init__(self, mode: int) -> None:
@@ -148,7 +148,10 @@ class Kernel:
 
 
 def mirrored(mode: int) -> tuple[Memslots, Kernel]:
-    """Five slots: some marked here, some there, some in both; two join; the last is READONLY."""
+    """Returns five slots, marked here, in the backend, or in both.
+
+    Two of them join, and the last is READONLY.
+    """
     kernel = Kernel(mode)
     vm = Memslots(backend=kernel)
     vm.create(0, 0, 70, HVA, LOG)
@@ -179,7 +182,7 @@ def test_marks_of_a_backend(mode: int) -> None:
 @pytest.mark.parametrize("call", ["get", "clear"])
 @pytest.mark.parametrize("slot", [0, 1, 3, 4])
 def test_a_backend_that_refuses(slot: int, call: str, mode: int) -> None:
-    """The log of some slot: then those that were taken before it are there again."""
+    """If the backend refuses the log of a slot, the marks of the slots before it come back."""
     vm, kernel = mirrored(mode)
     refused: list[int] = []
 
@@ -208,7 +211,7 @@ def test_a_backend_that_refuses(slot: int, call: str, mode: int) -> None:
 def test_a_signal_within_a_backend(
     call: str, done: bool, error: type[BaseException], mode: int
 ) -> None:
-    """In mode 0 it may have given up its marks, and nobody has them: all pages are marked."""
+    """In mode 0 the backend may have cleared marks that nobody got: all pages are marked."""
     vm, kernel = mirrored(mode)
     calls: list[str] = []
 

@@ -65,7 +65,7 @@ def delete(on: Target, named: bool, *values: Any) -> None:
 
 @operation(Byte(), Choice(("gfn", "flags", "npages", "hva", "nothing")), U64)
 def set_region_again(on: Target, number: int, differs: str, value: Any) -> None:
-    """A call that fits a slot in use but for one of its values."""
+    """Makes a call that fits a slot in use except for one of its values."""
     used = on.both.used()
     if not used or type(value) is not int:
         return
@@ -91,7 +91,7 @@ MEMFDS = ("closed", "another's", "none")
 def region2_of(
     on: Target, owner: Memslots | Transaction, named: bool, memfd: str
 ) -> Callable[..., Any]:
-    """set_region2 with a file that cannot be bound, and the call of set_region that it comes to."""
+    """Makes a set_region2 with a file that cannot be bound, and the equivalent set_region."""
     call = on.call_of(owner, "set_region2", named)
     return lambda *values: call(*values, on.memfds[memfd], 0)
 
@@ -170,7 +170,7 @@ def transaction(on: Target, end: str, named: bool, steps: list[Call]) -> None:
 
 
 def dropped(on: Target, named: bool, steps: list[Call]) -> None:
-    """Left open and let go: nothing has happened."""
+    """Leaves a transaction open and drops it: nothing has happened."""
     before = state_of(on.vm)
     marks = [call for call in steps if call[0] == "mark_dirty"]
     tx = on.vm.transaction().__enter__()
@@ -233,7 +233,7 @@ def look_at(on: Target, tx: Transaction, trial: Model, name: str, *values: Any) 
 
 
 def busy(on: Target, what: str) -> None:
-    """What is refused in the body of a transaction."""
+    """Makes the calls that are refused in the body of a transaction."""
     calls: dict[str, Callable[[], object]] = {
         "create": lambda: on.vm.create(0, 0, 1, 0),
         "check": on.vm.check,
@@ -248,14 +248,14 @@ def busy(on: Target, what: str) -> None:
 
 @operation(Choice(range(4)), Choice((Listener, FullListener, Flusher)))
 def subscribe(on: Target, number: int, kind: type[Witness]) -> None:
-    """Another listener, or the end of one that there is."""
+    """Subscribes another listener, or closes one."""
     on.of(on.vm, "subscribe")
     on.both.subscribe_or_close(number, kind)
 
 
 @operation(Byte(), Choice(("prepare", "invalidate", "commit")))
 def raise_next(on: Target, number: int, method: str) -> None:
-    """The next call of that method of that listener raises."""
+    """Makes the next call of that method of that listener raise."""
     if on.both.listeners:
         numbers = sorted(on.both.listeners)
         on.both.trouble = numbers[number % len(numbers)], method
@@ -263,7 +263,7 @@ def raise_next(on: Target, number: int, method: str) -> None:
 
 @operation()
 def subscription(on: Target) -> None:
-    """One that is closed again: what it gives, and that nobody hears of anything."""
+    """Closes a subscription again: checks its attributes, and that no listener is called."""
     caught(TypeError, on.vm.subscribe, object())
     listener = Listener(on.both, 9)
     with on.vm.subscribe(listener) as given:

@@ -23,7 +23,7 @@ WIDTHS = {TWO_BYTES: 2, FOUR_BYTES: 4, EIGHT_BYTES: 8}
 
 
 class Index:
-    """An integer that is not an int; or not one, where it raises."""
+    """An integer that is not an int; if it raises, it is no integer."""
 
     def __init__(self, value: int | None) -> None:
         self.value = value
@@ -59,7 +59,7 @@ ADDRESS_EDGES = (
 
 
 class Choices:
-    """An input, from front to end."""
+    """An input, read from front to end."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -83,7 +83,7 @@ class Field(Protocol[T]):
 
 
 class Number:
-    """What is given for an integer of so many bits: mostly one that fits."""
+    """An argument for an integer of so many bits; most values fit."""
 
     edges: tuple[int, ...] = NUMBER_EDGES
     shift = 0
@@ -118,14 +118,14 @@ class Number:
 
 
 class Address(Number):
-    """The same in bytes; short ones are of whole pages."""
+    """The same in bytes; short ones are whole pages."""
 
     edges = ADDRESS_EDGES
     shift = PAGE_SHIFT
 
 
 class Choice(Generic[T]):
-    """One of a few."""
+    """One of a few values."""
 
     def __init__(self, among: Sequence[T]) -> None:
         self.among = among
@@ -138,7 +138,7 @@ class Choice(Generic[T]):
 
 
 class Byte:
-    """One of several, of which there are as many as there are when the input runs."""
+    """One of several values, whose number is known only when the input runs."""
 
     def decode(self, choices: Choices) -> int:
         return choices.byte()

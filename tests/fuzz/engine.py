@@ -16,7 +16,7 @@ from typing import NoReturn
 
 
 def main(target: str) -> NoReturn:
-    """Fuzz the `one_input` of a module with the command line's arguments, which are libFuzzer's."""
+    """Fuzzes the `one_input` of a module. The command line's arguments are libFuzzer's."""
     import atheris
 
     libfuzzer = load_libfuzzer()
@@ -31,9 +31,9 @@ def main(target: str) -> NoReturn:
 
 
 def load_libfuzzer() -> ctypes.CDLL:
-    """Load atheris's libFuzzer, for all to find what gcc's -fsanitize-coverage calls.
+    """Loads atheris's libFuzzer, so that the calls of gcc's -fsanitize-coverage find it.
 
-    An instrumented memslots cannot be imported without.
+    An instrumented memslots cannot be imported without it.
     """
     flags = sys.getdlopenflags()
     sys.setdlopenflags(flags | os.RTLD_GLOBAL)
@@ -45,9 +45,9 @@ def load_libfuzzer() -> ctypes.CDLL:
 
 
 def start_counters(libfuzzer: ctypes.CDLL) -> int:
-    """Have the modules counted that gcc instrumented: counters.c, if it was preloaded.
+    """Registers the counters of modules that gcc instrumented, if counters.c was preloaded.
 
-    Gives how many counters there are, 0 where there are none.
+    Returns the number of counters, 0 if there are none.
     """
     import memslots
 

@@ -48,7 +48,7 @@ from memslots import (
 
 
 def decode(data: bytes) -> tuple[tuple[int, int, int], list[Call]]:
-    """The machine and the calls that an input stands for."""
+    """Returns the machine and the calls of an input."""
     choices = Choices(data)
     sort, spaces, manual = (field.decode(choices) for field in MACHINE)
     calls: list[Call] = []
@@ -59,7 +59,7 @@ def decode(data: bytes) -> tuple[tuple[int, int, int], list[Call]]:
 
 
 def encode(machine: tuple[int, int, int], calls: list[Call]) -> bytes:
-    """The input that stands for a machine and calls."""
+    """Returns the input for a machine and calls."""
     parts = [field.encode(value) for field, value in zip(MACHINE, machine, strict=True)]
     numbers = {one.name: number for number, one in enumerate(TABLE)}
     for name, values in calls:
@@ -70,7 +70,7 @@ def encode(machine: tuple[int, int, int], calls: list[Call]) -> bytes:
 
 
 def one_input(data: bytes) -> None:
-    """Make the calls of one input; AssertionError where the two disagree."""
+    """Makes the calls of one input. Raises AssertionError if the two disagree."""
     (sort, spaces, manual), calls = decode(data)
     run = {one.name: one.run for one in TABLE}
     with unraisable() as reported:
@@ -85,7 +85,7 @@ def one_input(data: bytes) -> None:
 
 @contextmanager
 def unraisable() -> Iterator[list[BaseException | None]]:
-    """Takes down the errors that come from where nobody can catch them."""
+    """Records the errors that no caller can catch."""
     reported: list[BaseException | None] = []
     before = sys.unraisablehook
     sys.unraisablehook = lambda told: reported.append(told.exc_value)
@@ -112,7 +112,7 @@ def take_dirty_runs(on: Target) -> None:
 
 @operation()
 def go_on_with_a_backend(on: Target) -> None:
-    """The same slots and marks, in a Memslots whose changes are made elsewhere too."""
+    """Goes on with the same slots and marks in a Memslots that is mirrored in a backend."""
     model = on.model
     limits = {
         name: getattr(on.vm, name)
@@ -142,7 +142,7 @@ def go_on_with_a_backend(on: Target) -> None:
 
 @operation(Byte(), Numbers(), Byte(), Byte())
 def take_map(on: Target, space: int, gfns: list[int], first: int, pages: int) -> None:
-    """What an address space holds, looked at now and at the end of the input."""
+    """Takes the map of an address space; it is checked now and at the end of the input."""
     as_id = space % on.model.address_spaces
     m = on.of(on.vm, "map")(as_id=as_id)
     on.both.look(m, [gfn % (1 << 52) for gfn in gfns], 5)
@@ -154,7 +154,7 @@ def take_map(on: Target, space: int, gfns: list[int], first: int, pages: int) ->
 
 @operation(Byte(), U64, Byte(), Byte(), Byte(), U64)
 def room(on: Target, number: int, gfn: Any, pages: int, npages: int, align: int, hva: Any) -> None:
-    """Neighbours and holes, as far as a page; then the errors."""
+    """Compares neighbours and holes around a page, then the errors."""
     face = on.face(number)
     for name in ("floor", "ceil", "hva_to_gpa"):
         call = on.of(face, name)
@@ -175,7 +175,7 @@ def room(on: Target, number: int, gfn: Any, pages: int, npages: int, align: int,
 
 @operation(U32)
 def free_id(on: Target, as_id: Any) -> None:
-    """Of a Memslots, and in a transaction."""
+    """Compares free_id of a Memslots, and in a transaction."""
     call = on.of(on.vm, "free_id")
     numbers = on.ints(call, (as_id,), (U32,))
     if numbers is None:
@@ -212,7 +212,7 @@ def private(on: Target, start: int, length: int, inside: bool) -> None:
 
 @operation(Byte(), Byte(), Choice((None, 0, 1, 2, 3, 4)), Byte())
 def cut(on: Target, start: int, length: int, flags: int | None, space: int) -> None:
-    """Unmap and protect, where slots are few and small."""
+    """Does an unmap or a protect, if slots are few and small."""
     as_id = space % on.model.address_spaces
     bits = flags if flags is None or flags > 3 or on.sort.logs else flags & ~1
     for name in ("unmap", "protect"):
@@ -232,7 +232,7 @@ def cut(on: Target, start: int, length: int, flags: int | None, space: int) -> N
 
 @operation(Byte(), Byte())
 def split_and_merge(on: Target, number: int, part: int) -> None:
-    """One slot is split and made whole again, in one transaction."""
+    """Splits a slot and merges it again, in one transaction."""
     for name in ("split", "merge"):
         on.of(on.vm, name)
     used = on.both.used()
@@ -262,14 +262,14 @@ def split_and_merge(on: Target, number: int, part: int) -> None:
 
 
 def fields_of(slot: Slot) -> tuple[int, ...]:
-    """As create takes them."""
+    """Returns the arguments for create."""
     place = (slot.id, slot.base_gfn, slot.npages, slot.userspace_addr)
     return *place, int(slot.flags), slot.as_id
 
 
 @operation(Byte(), Numbers())
 def create_many(on: Target, space: int, gfns: list[int]) -> None:
-    """Slots of a page, all of them or none."""
+    """Creates slots of a page, all of them or none."""
     as_id = space % on.model.address_spaces
     on.of(on.vm, "create_many")
     slots = [(gfn, 1, 0) for gfn in dict.fromkeys(gfn % 64 for gfn in gfns)]
@@ -283,7 +283,7 @@ def create_many(on: Target, space: int, gfns: list[int]) -> None:
 
 @operation(Byte(), Byte(), Numbers())
 def become(on: Target, space: int, kept: int, gfns: list[int]) -> None:
-    """What was once, or something else; without listeners."""
+    """Becomes an earlier map, or another one, without listeners."""
     as_id = space % on.model.address_spaces
     for name in ("become", "apply"):
         on.of(on.vm, name)
@@ -304,7 +304,7 @@ def become(on: Target, space: int, kept: int, gfns: list[int]) -> None:
 
 @operation(Byte(), Numbers())
 def combine_maps(on: Target, space: int, gfns: list[int]) -> None:
-    """Everything that makes something else of a map."""
+    """Makes other maps of a map, in every way."""
     as_id = space % on.model.address_spaces
     m = on.vm.map(as_id)
     other = MemoryMap(

@@ -1,6 +1,6 @@
-"""Gives any bytes to the trace readers and replay(): only TraceError may come out of them.
+"""Gives any bytes to the trace readers and replay(): they may raise only TraceError.
 
-The first byte says how the rest is handed over: its format, its compression, its pieces.
+The first byte chooses how the rest is passed: its format, its compression, its pieces.
 
 `one_input` runs without atheris, too. As a script this fuzzes: docs/fuzzing.md says how.
 """
@@ -52,7 +52,7 @@ Outcome = TraceError | tuple[list[Event], Report]
 
 
 class Pieces(io.BytesIO):
-    """A stream that gives little at a time, as a pipe does."""
+    """A stream that returns little at a time, as a pipe does."""
 
     def __init__(self, data: bytes, most: int, fails: bool) -> None:
         super().__init__(data)
@@ -67,7 +67,7 @@ class Pieces(io.BytesIO):
 
 
 def one_input(data: bytes) -> None:
-    """Hand one input over in two ways; AssertionError where something does not hold."""
+    """Passes one input in two ways. Raises AssertionError if something does not hold."""
     how, content = data[0] if data else 0, data[1:]
     format = how % 3
     packing = PACKINGS[how // 3 % 3]
@@ -90,7 +90,7 @@ def one_input(data: bytes) -> None:
 
 
 def outcome(stream: Pieces, format: int) -> Outcome:
-    """Read and replay, and look at all that must hold for any input."""
+    """Reads and replays, and checks everything that must hold for any input."""
     data = stream.getvalue()
     try:
         with open_trace("input", FORMATS[format], stream) as trace:
@@ -111,7 +111,7 @@ def outcome(stream: Pieces, format: int) -> Outcome:
 
 
 def same(one: Outcome, other: Outcome) -> None:
-    """The same text read in two ways: the same events, or the same fault at the same line."""
+    """Checks that a text read in two ways has the same events, or fails at the same line."""
     if isinstance(one, TraceError) or isinstance(other, TraceError):
         assert str(one) == str(other)
         return
@@ -122,7 +122,7 @@ def same(one: Outcome, other: Outcome) -> None:
 
 
 def check_counts(counts: Counts, events: list[Event]) -> None:
-    """Every line and every call is in one count and no more."""
+    """Checks that every line and every call is in exactly one count."""
     calls = [event for event in events if isinstance(event, RegionCall)]
     assert counts.calls == len(calls)
     assert 0 <= counts.unrelated <= counts.lines
@@ -144,7 +144,7 @@ def check_counts(counts: Counts, events: list[Event]) -> None:
 
 
 def check_report(report: Report) -> None:
-    """The books of a replay agree, and its maps are whole."""
+    """Checks that the numbers of a replay agree, and that its maps are whole."""
     assert report.counts.calls == sum(vm.calls for vm in report.vms)
     assert all(note for note in report.notes)
     for vm in report.vms:

@@ -1,7 +1,7 @@
-"""Runs inputs of one target once more, without a fuzzer, from files and folders.
+"""Runs inputs of one target again without a fuzzer, from files and folders.
 
 `python tests/fuzz/inputs.py calls|traces PATH...` prints the number of inputs. With `--show` in
-front of the paths it also prints what each input stands for. It ends at the first that fails.
+front of the paths it also prints each input as text. It ends at the first input that fails.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def files(paths: list[Path]) -> Iterator[Path]:
 
 
 def show(target: str, data: bytes) -> str:
-    """An input in words."""
+    """Returns an input as text."""
     if target == "traces":
         return f"  handed over in way {data[0] if data else 0}: {data[1:]!r}"
     machine, calls = fuzz_calls.decode(data)

@@ -97,7 +97,7 @@ def clear_dirty_log(
 
 @operation(Byte(), Byte(), Bytes())
 def clear_to_the_end(on: Target, number: int, words: int, bits: bytes) -> None:
-    """A call that fits a slot in use: from some word on to its last page."""
+    """Makes a call that fits a slot in use: from some word to its last page."""
     used = on.both.used()
     if used:
         as_id, id = used[number % len(used)]
@@ -155,7 +155,7 @@ def gpa_to_hva(on: Target, face: int, gpa: Any, offset: Any, write: bool) -> Non
 
 @contextmanager
 def counted(on: Target, face: Face, lookups: int) -> Iterator[list[int]]:
-    """A Vcpu counts so many look-ups, hits and misses together; unless the list is emptied."""
+    """Checks that hits and misses of a Vcpu add up to its look-ups, unless the list is emptied."""
     expected = [lookups]
     before = sum(on.of(face, "stats")) if isinstance(face, Vcpu) else 0
     yield expected
@@ -204,7 +204,7 @@ def translate(
 def batch(
     call: Callable[..., Any], numbers: list[int], want: list[int], code: str, how: int, where: int
 ) -> None:
-    """A batch with one of the ways to hand numbers over, and one to take the results."""
+    """Makes a batch, with one way to pass numbers and one way to take results."""
     given = IN[how % len(IN)](numbers)
     where %= len(OUT) + 2
     if where == len(OUT):
@@ -229,7 +229,7 @@ def batch(
 def wrong_buffers(
     on: Target, face: int, name: str, numbers: list[int], how: int, where: int
 ) -> None:
-    """One of the two buffers is none that can be, or both are."""
+    """Makes a batch in which one or both buffers are refused."""
     which = on.face(face)
     given, error = WRONG_IN[how % len(WRONG_IN)]
     if name == "mark_dirty_many":
@@ -275,7 +275,7 @@ def by_id(on: Target, face: int, id: Any) -> None:
 
 @operation(Byte())
 def walk(on: Target, face: int) -> None:
-    """What a face tells of all its slots, and of itself."""
+    """Compares what a reader says of all its slots, and of itself."""
     which = on.face(face)
     as_id = on.of(which, "as_id")
     slots = list(on.of(which, "__iter__")())
@@ -298,7 +298,7 @@ def walk(on: Target, face: int) -> None:
 
 @operation(BOOL, U32, BOOL)
 def new_face(on: Target, vcpu: bool, as_id: Any, by_class: bool) -> None:
-    """Another AddressSpace or Vcpu in place of the one there was."""
+    """Replaces an AddressSpace or a Vcpu by another one."""
     call: Callable[[Any], AddressSpace | Vcpu]
     if by_class:
         cls = Vcpu if vcpu else AddressSpace
@@ -371,7 +371,7 @@ def go_on_with_a_copy(on: Target, how: Callable[[Memslots], Memslots]) -> None:
 
 @operation(U32, U32, U64, U64, ADDRESS, U32)
 def slot(on: Target, *values: Any) -> None:
-    """A Slot of one's own: what it may be, and that it is that."""
+    """Makes a Slot, and compares whether it is allowed and what it is."""
     on.used.add(("Slot", "__init__"))
     fields = (U32, U32, U64, U64, U64, U32)
     if any(not isinstance(taken(v, f), int) for v, f in zip(values, fields, strict=True)):
@@ -416,7 +416,7 @@ ATTRIBUTES = ("id", "as_id", "base_gfn", "npages", "userspace_addr", "flags")
 
 @operation(Byte(), U64)
 def page_of_slot(on: Target, number: int, gfn: Any) -> None:
-    """A page of a slot that is kept, whatever has become of it."""
+    """Asks for a page of a Slot that was kept, whatever happened to its slot."""
     if not on.kept:
         return
     which, was, _ = on.kept[number % len(on.kept)]

@@ -45,7 +45,7 @@ EACH = 6
 
 
 def calls() -> Iterator[bytes]:
-    """Inputs of fuzz_calls.py."""
+    """Returns inputs of fuzz_calls.py."""
     yield from every_operation()
     for path in KERNEL:
         name = path.name
@@ -59,13 +59,13 @@ def calls() -> Iterator[bytes]:
 
 
 def recorded_in(file: Iterable[str]) -> list[Call]:
-    """The calls of a file, but for those that make and close files of guest memory."""
+    """Returns the calls of a file, except those that make and close guest memory files."""
     calls = map(json.loads, file)
     return [recorded(call) for call in calls if call[0] not in ("gmem", "close")]
 
 
 def recorded(call: list[int | str]) -> Call:
-    """A line of the kernel's answers, without the answer."""
+    """Returns a line of the kernel's answers without the answer."""
     match call:
         case ["set", slot, flags, gpa, size, hva, _]:
             return "set_region", (False, slot, flags, gpa, size, hva)
@@ -87,7 +87,7 @@ def region(call: RegionCall) -> Call:
 
 
 def pieces(machine: tuple[int, int, int], recording: list[Call]) -> Iterator[bytes]:
-    """Stretches of a recording, each with the slots before it that are there when it begins."""
+    """Yields stretches of a recording, each with the slots that exist when it begins."""
     sort, spaces, _ = machine
     model = Model(SORTS[sort].max_slots, address_spaces=spaces)
     stride = max(len(recording) // PIECES, LENGTH)
@@ -106,7 +106,7 @@ def pieces(machine: tuple[int, int, int], recording: list[Call]) -> Iterator[byt
 
 
 def looked_at(piece: list[Call]) -> list[Call]:
-    """The calls, with a look around after every few of them."""
+    """Returns the calls with a look around after every few of them."""
     found: list[Call] = []
     for number, (name, values) in enumerate(piece):
         found.append((name, values))
@@ -120,7 +120,7 @@ def looked_at(piece: list[Call]) -> list[Call]:
 
 
 def together(piece: list[Call]) -> list[Call]:
-    """The changes among the calls, as transactions."""
+    """Returns the changes among the calls, as transactions."""
     steps = [(name, values[1:]) for name, values in piece if name.startswith("set_region")]
     return [
         ("transaction", ("ends", False, steps[at : at + Steps.MOST // 2]))
@@ -129,7 +129,7 @@ def together(piece: list[Call]) -> list[Call]:
 
 
 def every_operation() -> Iterator[bytes]:
-    """Each operation and each step on some slots, with arguments that nobody has chosen."""
+    """Returns each operation and each step on some slots, with arbitrary arguments."""
     steps = [
         bytes([TRANSACTION, end, named, 3, 2, 0, 10, 0, step])  # the first of three steps is a move
         for step in range(len(STEPS))
@@ -158,7 +158,7 @@ def slots_to_begin_with(turn: int) -> list[Call]:
 
 
 def traces() -> Iterator[bytes]:
-    """Inputs of fuzz_traces.py."""
+    """Returns inputs of fuzz_traces.py."""
     for path in TRACES:
         raw = path.read_bytes()
         text = gzip.decompress(raw) if path.suffix == ".gz" else raw
@@ -174,7 +174,7 @@ def traces() -> Iterator[bytes]:
 
 
 def words() -> list[bytes]:
-    """What the readers look for, for libFuzzer to put in anywhere."""
+    """Returns the words that the readers look for, for libFuzzer to insert anywhere."""
     found = {*qemu.WORDS, *WORDS.split(b"|")}
     found |= {word.text for word in strace.WORDS if isinstance(word.text, bytes)}
     found |= {

@@ -32,7 +32,7 @@ MOST_KEPT = 32
 
 @dataclass(frozen=True)
 class Sort:
-    """A sort of machine. Where slots may be huge they do not log: the model's logs are sets."""
+    """A kind of machine. If its slots may be huge they do not log: the model's logs are sets."""
 
     max_slots: int
     max_gfn: int
@@ -82,7 +82,7 @@ NAMES: dict[str, tuple[str, ...]] = {
 
 
 def taken(value: object, field: Number) -> int | type[Exception]:
-    """What is made of an argument: an integer, or the error that it is."""
+    """Returns the integer of an argument, or the error that it raises."""
     try:
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
@@ -93,7 +93,7 @@ def taken(value: object, field: Number) -> int | type[Exception]:
 
 
 class Target:
-    """The machine of one input, and what its operations share."""
+    """The machine of one input, and the state that its operations share."""
 
     #: (class, name) of each method and attribute that was used.
     used: set[tuple[str, str]] = set()  # noqa: RUF012 (of all inputs together)
@@ -126,7 +126,7 @@ class Target:
         return self.both.model
 
     def of(self, owner: object, name: str) -> Any:
-        """A method or an attribute, by name: all are taken here, so that none is forgotten."""
+        """Returns a method or an attribute by name. All are taken here, so none is forgotten."""
         self.used.add((type(owner).__name__, name))
         return getattr(owner, name)
 
@@ -137,7 +137,10 @@ class Target:
     def ints(
         self, call: Callable[..., object], values: tuple[Any, ...], fields: tuple[Number, ...]
     ) -> list[int] | None:
-        """The arguments as integers; None where one is none, after the call that refuses it."""
+        """Returns the arguments as integers.
+
+        If one is none, makes the call that refuses it: None.
+        """
         numbers: list[int] = []
         errors: list[type[Exception]] = []
         for value, field in zip(values, fields, strict=True):
@@ -152,14 +155,14 @@ class Target:
         return numbers
 
     def flags(self, value: Any) -> Any:
-        """Flags, without the log where there is none."""
+        """Returns flags, without the log on a machine that has none."""
         number = taken(value, U32)
         if self.sort.logs or not isinstance(number, int) or number & ~3:
             return value
         return value if not number & 1 else number & ~1
 
     def call_of(self, owner: Memslots | Transaction, verb: str, named: bool) -> Callable[..., Any]:
-        """A change as a call, which hands all arguments but the first on by name if told to."""
+        """Returns a change as a call, which may pass all arguments but the first by name."""
         method: Callable[..., Any] = self.of(owner, verb)
         if not named:
             return method
@@ -188,7 +191,7 @@ class Target:
             assert (plain(slot), hash(slot)) == (was, number)
 
     def mark_dirty(self, *values: Any) -> None:
-        """A page, as a caller gives it."""
+        """Marks a page, with the argument as a caller gives it."""
         call = self.of(self.vm, "mark_dirty")
         numbers = self.ints(call, values, (U64, U32))
         if numbers is None:
@@ -203,7 +206,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Operation:
-    """What can be called: `run` is given the target and the values of its fields."""
+    """An operation: `run` gets the target and the values of its fields."""
 
     name: str
     fields: tuple[Field[Any], ...]
@@ -215,7 +218,7 @@ Call = tuple[str, tuple[Any, ...]]
 
 
 def operation(*fields: Field[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Put a function in TABLE, under its own name."""
+    """Puts a function into TABLE, under its own name."""
 
     def put(run: Callable[..., None]) -> Callable[..., None]:
         TABLE.append(Operation(run.__name__, fields, run))

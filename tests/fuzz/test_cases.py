@@ -50,7 +50,7 @@ def test_seeds(target: str) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_bytes_nobody_has_chosen(target: str) -> None:
+def test_random_bytes(target: str) -> None:
     choose = random.Random(target)
     for _ in range(300):
         most = choose.choice((8, 32, 256))
@@ -99,7 +99,7 @@ def test_an_input_without_end_is_over_soon() -> None:
 
 
 def public(cls: type) -> set[str]:
-    """The names that a class has more than object has."""
+    """Returns the names that a class has and object does not."""
     names = {name for base in cls.__mro__[:-1] for name in vars(base)}
     private = {name for name in names if name.startswith("_") and not name.endswith("__")}
     return names - private - NOT_CALLED
@@ -129,11 +129,11 @@ def test_every_operation_and_step_is_in_a_seed() -> None:
 
 
 def forgets_marks(model: Model, gfn: int, as_id: int = 0) -> None:
-    """In place of Model.mark_dirty."""
+    """Replaces Model.mark_dirty."""
 
 
 def keeps_logs(model: Model, as_id: int, id: int, new: ModelSlot | None) -> None:
-    """In place of Model._commit: a log outlives its slot's flag."""
+    """Replaces Model._commit: a log outlives its slot's flag."""
     if new is None:
         del model.slots[as_id][id]
     else:
@@ -142,7 +142,7 @@ def keeps_logs(model: Model, as_id: int, id: int, new: ModelSlot | None) -> None
 
 
 def one_page_off(model: Model, as_id: int, gfn: int) -> ModelSlot | None:
-    """In place of Model.lookup."""
+    """Replaces Model.lookup."""
     for slot in model.slots[as_id].values():
         if slot.base_gfn < gfn <= slot.end_gfn:
             return slot
@@ -150,7 +150,7 @@ def one_page_off(model: Model, as_id: int, gfn: int) -> ModelSlot | None:
 
 
 def takes_anything(model: Model, *call: int) -> Answer:
-    """In place of Model.plan: rule 7 is never broken."""
+    """Replaces Model.plan: rule 7 is never broken."""
     answer = PLAN(model, *call)
     return replace(answer, errno=0, rule=None) if answer.rule == 7 else answer
 
@@ -173,7 +173,7 @@ PLAN = Model.plan
 def test_a_fault_is_found(
     cls: type, name: str, fault: Callable[..., object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One in the model, as good as one in the package."""
+    """A fault in the model is found, as one in the package would be."""
     monkeypatch.setattr(cls, name, fault)
     with pytest.raises((AssertionError, MemslotError)):
         for seed in SEEDS["calls"]():

@@ -1,4 +1,4 @@
-"""A kernel that answers as a test wants, for answers that no real kernel can be made to give."""
+"""A kernel that gives the answers a test wants, for answers that no real kernel gives on demand."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeKernel:
 
 
 def descriptors() -> set[int]:
-    """Of this process, those that are open."""
+    """Returns the open descriptors of this process."""
     return {int(name) for name in os.listdir("/proc/self/fd") if _is_open(int(name))}  # noqa: PTH208
 
 

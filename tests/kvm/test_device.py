@@ -1,4 +1,4 @@
-"""Opens /dev/kvm: tests every way that it is unusable, and the advice of the error."""
+"""Opens /dev/kvm: tests every way in which it is unusable, and the advice of the error."""
 
 from __future__ import annotations
 

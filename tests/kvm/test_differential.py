@@ -35,7 +35,7 @@ Step = tuple[Any, ...]
 
 
 class Draw:
-    """Steps that collide often: values are few, but for one in sixteen, which is an extreme."""
+    """Draws steps that collide often: values are few, but one in sixteen is an extreme."""
 
     def __init__(self, random: Random, limits: dict[str, int], host: int) -> None:
         self.random = random
@@ -62,7 +62,7 @@ class Draw:
         return self.mostly(self.random.randrange(GFNS - 16), *extremes)
 
     def npages(self) -> int:
-        """What is large is refused: a slot costs the kernel memory for each page."""
+        """Draws a number of pages. Large ones are refused: a slot takes memory for each page."""
         extremes = 0, 63, 64, 65, 100, 130, 1 << 31, (1 << 35) - 2, (1 << 52) - 1
         return self.mostly(self.random.randrange(1, 20), *extremes)
 
@@ -113,7 +113,7 @@ class Draw:
 
 
 class Pair:
-    """A VM of the kernel and a Memslots with the kernel's limits, or with some that are wrong."""
+    """A VM of the kernel and a Memslots with the kernel's limits, or with some wrong ones."""
 
     def __init__(self, manual_dirty_log: int, wrong: dict[str, int] | None = None) -> None:
         self.memory = HostMemory(HOST_PAGES)
@@ -131,7 +131,7 @@ class Pair:
         return self.answers.total()
 
     def compare(self, steps: list[Step]) -> None:
-        """From no slots on; what an example that failed has left is deleted first."""
+        """Starts from no slots; deletes what a failed example has left."""
         for slot in self.kvm.slots:
             self.kvm.set_region(slot.as_id << 16 | slot.id, 0, 0, 0, 0)
         self.vm = Memslots(**self.limits)
@@ -149,12 +149,12 @@ class Pair:
         self.both("set_region2", "set_region2", *args)
 
     def used(self, id: int) -> int:
-        """An id in use in place of a usual one, if there is any."""
+        """Returns an id in use instead of a usual one, if there is any."""
         ids = [slot.id for slot in self.vm]
         return ids[id % len(ids)] if ids and id < IDS else id
 
     def again(self, id: int, gfn: int | None, flags: int, askew: int) -> None:
-        """A slot's own region, with another place or other flags, or neither."""
+        """Returns a slot's own region, with another place, with other flags, or unchanged."""
         id = self.used(id)
         slot = self.vm.get(id)
         if slot is None:
@@ -175,7 +175,7 @@ class Pair:
     def clear_dirty_log(
         self, id: int, as_id: int, first: int, pages: int | None, bitmap: bytes
     ) -> None:
-        """Without a number of pages: those up to the slot's end."""
+        """Clears a log. Without a number of pages, clears up to the slot's end."""
         id = self.used(id)
         slot = self.vm.get(id)
         if pages is None:
@@ -184,10 +184,10 @@ class Pair:
         self.both(verb, verb, id, first, pages, bitmap, as_id)
 
     def write(self, gfn: int, offset: int) -> None:
-        """The kernel writes 12 bytes, so that from 0xff5 on they end in the next page.
+        """Makes the kernel write 12 bytes, which end in the next page from 0xff5 on.
 
-        It gives up at the first page that cannot be written. Not made where it would write to
-        memory of this process that is not ours to give.
+        The kernel stops at the first page that cannot be written. The write is not made if it would
+        reach memory of this process that is not ours.
         """
         held = list(self.vm)
         if held and gfn % 4:
@@ -237,7 +237,7 @@ class Pair:
         return bytes(answer) if isinstance(answer, bytearray) else answer
 
     def same_state(self) -> None:
-        """Every slot that the Memslots has, the kernel has, as far as calls can tell."""
+        """Asserts that the kernel has every slot of the Memslots, as far as calls can tell."""
         slots = [slot for k in range(self.vm.address_spaces) for slot in self.vm.address_space(k)]
         assert sorted(slots, key=lambda slot: (slot.as_id, slot.id)) == self.kvm.slots
         for as_id in range(self.vm.address_spaces):
@@ -264,7 +264,7 @@ class Pair:
         assert self.region(number, *same) is Change.NONE
 
     def probe(self, gfn: int, as_id: int) -> None:
-        """Whether a page is free, by a slot there."""
+        """Returns whether a page is free, by creating a slot there."""
         if self.region(as_id << 16 | PROBE, 0, gfn * PAGE, PAGE, 0) is Change.CREATE:
             self.region(as_id << 16 | PROBE, 0, 0, 0, 0)
 
@@ -283,7 +283,7 @@ def words(answer: object) -> str:
 
 
 def run(pair: Pair, number: int, calls: int, phases: tuple[Phase, ...]) -> None:
-    """At least so many calls, of the seed `number`."""
+    """Makes at least so many calls, with the seed `number`."""
 
     @seed(number)
     @settings(

@@ -75,7 +75,7 @@ def test_error(null: int) -> None:
 
 
 def test_closed_while_it_is_used(fake: Any, null: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The number is not another's until the call has ended."""
+    """No other file gets the number until the call has ended."""
     fd = Fd(null, "KvmVM")
 
     def by_value(number: int, request: int, argument: int) -> int:
@@ -102,7 +102,7 @@ def test_again_after_a_signal(fake: Any, null: int) -> None:
 
 
 def test_a_handler_that_raises(fake: Any, null: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is not made again."""
+    """The call is not made again."""
     fd = Fd(null, "KvmVM")
 
     def interrupted(number: int, request: int, argument: object) -> int:
@@ -117,7 +117,7 @@ def test_a_handler_that_raises(fake: Any, null: int, monkeypatch: pytest.MonkeyP
 def test_a_handler_that_raises_an_oserror(
     fake: Any, null: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The kernel has answered: it is not what the kernel refused."""
+    """The kernel has answered: the handler's error is not a refusal by the kernel."""
     fd, answer = Fd(null, "KvmVM"), Answer()
 
     class Late(list[int]):
@@ -136,7 +136,7 @@ def test_a_handler_that_raises_an_oserror(
 def test_a_descriptor_is_closed_if_a_handler_raises(
     fake: Any, null: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the kernel opened when the handler ran has nobody who would close it."""
+    """Nobody would close what the kernel opened when the handler ran."""
     fd = Fd(null, "/dev/kvm")
     once = Fd.ioctl_once
 
@@ -151,7 +151,7 @@ def test_a_descriptor_is_closed_if_a_handler_raises(
 
 
 def test_structs(fake: Any, null: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bytearray is filled by the kernel, bytes stay what they are."""
+    """The kernel fills a bytearray; bytes stay unchanged."""
 
     def fills(number: int, request: int, argument: Any) -> int:
         argument[:] = bytes([7]) * 4

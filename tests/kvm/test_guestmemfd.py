@@ -1,4 +1,4 @@
-"""Tests set_region2 beside the live kernel, and mirrored in it."""
+"""Tests set_region2 against the live kernel, and mirrored in it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def kernel() -> Iterator[KvmVM]:
 
 
 def test_the_kernel_and_the_rules(kernel: KvmVM) -> None:
-    """Random calls, most of them wrong: one errno of both, and the same slots at the end."""
+    """Random calls, most of them wrong: both give the same errno, and the same slots at the end."""
     seed = random.randrange(1 << 32)
     choose = random.Random(seed)
     host = HostMemory(64)
@@ -78,7 +78,7 @@ def shape(slot: Slot) -> tuple[int, ...]:
 
 
 def test_mirrored(kernel: KvmVM) -> None:
-    """Transactions, cuts and plans of slots that KVM lets only be deleted."""
+    """Transactions, cuts and plans of slots that KVM allows only to be deleted."""
     vm = Memslots(backend=kernel)
     memfd = kernel.create_guest_memfd(64 * PAGE)
     try:
@@ -107,7 +107,10 @@ def test_mirrored(kernel: KvmVM) -> None:
 
 
 def test_what_another_vm_has(kernel: KvmVM) -> None:
-    """A file of another VM: the map does not know, the kernel refuses, nothing has changed."""
+    """A file of another VM: the map does not know it.
+
+    The kernel refuses, and nothing has changed.
+    """
     with KvmVM() as other:
         memfd = other.create_guest_memfd(PAGE)
         try:
@@ -122,7 +125,7 @@ def test_what_another_vm_has(kernel: KvmVM) -> None:
 
 
 def test_what_was_asked_for(kernel: KvmVM) -> None:
-    """An overlap's error tells of one slot, whichever of the two refused it."""
+    """An overlap's error names one slot, whether the map or the kernel refused it."""
     host = HostMemory(4)
     found = []
     for vm in (kernel, Memslots(**kernel.limits)):

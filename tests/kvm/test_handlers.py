@@ -47,7 +47,10 @@ def tell_where_it_hangs() -> Iterator[None]:
 
 
 def at_line(number: int, call: Callable[[], object], handler: Callable[[], object]) -> bool:
-    """Makes a call, and at the `number`th line of vm.py the other; whether there is such a line."""
+    """Makes a call, and the other call at the `number`th line of vm.py.
+
+    Returns whether there is such a line.
+    """
     seen = 0
 
     def local(frame: FrameType, event: str, argument: object) -> Any:
@@ -103,7 +106,7 @@ def test_a_handler_between_any_two_lines(name: str, handler: str, fake: Any) -> 
 
 
 def test_changes_are_refused_in_the_middle_of_one(fake: Any) -> None:
-    """Not made with what the other has half done."""
+    """No change is made from a state that another change has left half done."""
     found: set[type[MemslotError]] = set()
     for line in range(1, 1000):
         with KvmVM(device=fake.device) as vm:

@@ -69,7 +69,7 @@ def until_it_raises(mem: GuestMemory, choose: random.Random, armed: list[bool]) 
 
 
 def step(mem: GuestMemory, choose: random.Random) -> None:
-    """A change of a few slots, which may be refused."""
+    """Makes a change of a few slots, which may be refused."""
     vm, id = mem.vm, choose.randrange(3)
     with suppress(MemslotError):
         match choose.randrange(4):

@@ -23,7 +23,7 @@ LOG = 1
 
 
 def used(vm: KvmVM) -> None:
-    """Two slots, a vCPU, a log, and a refused call of each kind."""
+    """Uses two slots, a vCPU and a log, and makes a refused call of each kind."""
     vm.set_region(0, LOG, 0, 16 * PAGE, 0)
     vm.set_region(1, 0, 32 * PAGE, PAGE, 0)
     vm.create_vcpu().get_regs()
@@ -48,7 +48,7 @@ def closed(n: int) -> None:
 
 
 def dropped(n: int) -> None:
-    """With its vCPU before or after it, or in a cycle with it."""
+    """Drops a VM, with its vCPU before or after it, or in a cycle with it."""
     vm = KvmVM()
     used(vm)
     if n % 3 == 0:
@@ -70,7 +70,7 @@ def vcpu_closed_first(n: int) -> None:
 
 
 def not_made(n: int) -> None:
-    """A VM of a type that there is not; a vCPU of an id that there cannot be."""
+    """Asks for a VM of an unknown type, and for a vCPU with an impossible id."""
     try:
         KvmVM(0xFFFF)
     except KvmError:
@@ -86,7 +86,7 @@ def not_made(n: int) -> None:
 
 
 def mirrored(n: int) -> None:
-    """Memory, a map and a VM, which keep each other; closed, or dropped while slots are there."""
+    """Makes memory, a map and a VM that keep each other; closes them, or drops them with slots."""
     kvm = KvmVM()
     vm = Memslots(backend=kvm)
     memory = GuestMemory(vm)
@@ -125,7 +125,7 @@ def resident() -> int:
 
 
 def measure(case: Callable[[int], None]) -> dict[str, int]:
-    """What grew over all rounds: descriptors, mappings, bytes resident, Python's blocks."""
+    """Returns what grew over all rounds: descriptors, mappings, bytes resident, Python's blocks."""
 
     def state() -> dict[str, int]:
         gc.collect()
@@ -150,7 +150,7 @@ def measure(case: Callable[[int], None]) -> dict[str, int]:
 
 
 def leaking(n: int) -> None:
-    """The self-test's: keeps the descriptors of one VM in a hundred."""
+    """Leaks for the self-test: keeps the descriptors of one VM in a hundred."""
     vm = KvmVM()
     used(vm)
     if n % 100:

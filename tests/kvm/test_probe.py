@@ -43,7 +43,7 @@ def test_of_two_address_spaces(fake: Any) -> None:
 
 @pytest.mark.usefixtures("no_descriptor_left")
 def test_no_answer_is_not_kept(fake: Any) -> None:
-    """ENOMEM says nothing of the limits: it is raised, and they are asked for again."""
+    """ENOMEM says nothing about the limits: it is raised, and the next call asks again."""
     with KvmVM(device=fake.device) as vm:
         fake.fail(ioctls.SET_USER_MEMORY_REGION, errno.ENOMEM)
         with pytest.raises(KvmError) as caught:

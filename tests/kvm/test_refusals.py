@@ -1,4 +1,4 @@
-"""Calls that the kernel refuses and no rule does: the error says why, if that can be known."""
+"""Calls that the kernel refuses and no rule does: the error says why, if that is known."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ SET2 = ioctls.SET_USER_MEMORY_REGION2
 
 
 def test_the_flag_without_a_guest_memfd(fake: Any) -> None:
-    """It is not taken for descriptor 0."""
+    """The missing guest_memfd does not become descriptor 0."""
     with KvmVM(device=fake.device) as vm:
         fake.caps[Cap.GUEST_MEMFD] = 1
         fake.fail(SET2, errno.EBADF)
-        with pytest.raises(InvalidRegionError, match="no open descriptor") as caught:
+        with pytest.raises(InvalidRegionError, match="not an open descriptor") as caught:
             vm.set_region2(0, 4, 0, PAGE, 0)
         assert caught.value.errno == errno.EBADF
 
 
 @contextmanager
 def vm_with_memfds() -> Iterator[tuple[KvmVM, int, int]]:
-    """A VM of this kernel and two files of four pages."""
+    """Returns a VM of this kernel and two files of four pages."""
     with KvmVM() as vm:
         if not vm.check_extension(Cap.GUEST_MEMFD):
             pytest.skip("this kernel has no KVM_CAP_GUEST_MEMFD for this type of VM")
@@ -88,7 +88,7 @@ def test_guest_memfd() -> None:
 @needs_kvm
 def test_a_guest_memfd_of_another_vm_or_none(tmp_path: Path) -> None:
     with vm_with_memfds() as (vm, _, _), vm_with_memfds() as (_, foreign, _):
-        with pytest.raises(KvmError, match=f"descriptor {foreign} is no guest_memfd of this VM"):
+        with pytest.raises(KvmError, match=f"descriptor {foreign} is not a guest_memfd of this VM"):
             vm.set_region2(0, 4, 0, PAGE, 0, foreign)
         plain = tmp_path / "plain"
         plain.write_bytes(bytes(PAGE))
@@ -107,14 +107,16 @@ def test_wrong_sizes_of_a_guest_memfd() -> None:
 
 
 def test_a_part_that_another_slot_has_by_a_kernel_of_7_2(fake: Any, tmp_path: Path) -> None:
-    """It answers EEXIST: that is no overlap in guest memory."""
+    """Linux 7.2 answers EEXIST, which does not mean an overlap in guest memory."""
     fake.caps[Cap.GUEST_MEMFD] = 1
     path = tmp_path / "memory"
     path.write_bytes(bytes(4 * PAGE))
     with KvmVM(device=fake.device) as vm, path.open() as file, path.open() as again:
         vm.set_region2(3, 4, 0, 2 * PAGE, 0, file.fileno())
         fake.fail(SET2, errno.EEXIST)
-        with pytest.raises(KvmError, match="in part what slot 3 of address space 0") as caught:
+        with pytest.raises(
+            KvmError, match="overlaps the range of slot 3 of address space 0"
+        ) as caught:
             vm.set_region2(4, 4, 8 * PAGE, 2 * PAGE, 0, again.fileno(), PAGE)
         assert caught.value.errno == errno.EEXIST
         assert not isinstance(caught.value, OverlapError)
@@ -140,7 +142,7 @@ def test_a_log_of_a_vm_with_a_dirty_ring(fake: Any, code: int) -> None:
         assert caught.value.errno == code
 
 
-def test_what_is_not_known_is_not_made_up() -> None:
+def test_no_reason_is_made_up() -> None:
     wanted = Binding(9, (1, 2), 4 * PAGE, 0, PAGE)
     held = {0: wanted, 2: Binding(9, (1, 2), 4 * PAGE, PAGE, PAGE)}
     for number in (errno.ENOMEM, errno.EIO):
@@ -150,8 +152,8 @@ def test_what_is_not_known_is_not_made_up() -> None:
         assert why_memfd(refused, None, held) is None
         why = why_memfd(refused, wanted, held)
         part = "[0x0, 0x1000) of guest_memfd 9"
-        assert why == f"{part} is in part what slot 0 of address space 0 has already"
+        assert why == f"{part} overlaps the range of slot 0 of address space 0"
     beside = wanted._replace(offset=2 * PAGE)
     assert why_memfd(KvmError(errno.EEXIST, "x"), beside, held) is None
     why = why_memfd(KvmError(errno.EINVAL, "x"), beside, held)
-    assert why == "descriptor 9 is no guest_memfd of this VM"
+    assert why == "descriptor 9 is not a guest_memfd of this VM"

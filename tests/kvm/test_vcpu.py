@@ -97,7 +97,7 @@ def test_in_of_a_string() -> None:
 
 
 def test_a_read_that_is_not_answered() -> None:
-    """It reads ones, also where an answer to an earlier one is still in the same place."""
+    """The guest reads ones, even if the answer to an earlier read is still in the same place."""
     code = b"\xe5\x10\xe5\x10" + HLT  # in ax, 0x10, twice
     with guest(code) as (_, vcpu, _):
         vcpu.run_once()
@@ -163,7 +163,7 @@ def test_the_guests_writes_are_logged() -> None:
 
 
 def test_memory_that_the_host_does_not_have() -> None:
-    """What KVM makes of it depends on how it runs real mode: it tells, or emulates a hole."""
+    """The result depends on how KVM runs real mode: it reports an error, or emulates a hole."""
     code = b"\xa2\x00\x90" + HLT  # mov [0x9000], al
     with guest(code, rax=0x41) as (vm, vcpu, _):
         vm.set_region(1, 0, HOLE, PAGE, 0)
@@ -180,7 +180,7 @@ def test_memory_that_the_host_does_not_have() -> None:
 
 
 def test_a_memory_fault_is_an_exit(fake_run: Any) -> None:
-    """KVM_RUN fails with EFAULT then, and says where; without that it is an error."""
+    """KVM_RUN then fails with EFAULT and names the address; without the address it is an error."""
     with fake_run(errno.EFAULT, 39, ioctls.EXIT_MEMORY_FAULT.pack(8, 0x9000, 0x1000)) as vcpu:
         assert vcpu.run_once() == MemoryFaultExit(gpa=0x9000, size=0x1000, flags=8)
     with fake_run(errno.EFAULT, 0, b"") as vcpu, pytest.raises(KvmError, match="KVM_RUN") as caught:
@@ -293,10 +293,12 @@ def test_msrs() -> None:
         assert vcpu.get_msr(efer) == vcpu.get_sregs()["efer"]
         vcpu.set_msr(MSR_KVM_WALL_CLOCK, 0x3000)
         assert vcpu.get_msr(MSR_KVM_WALL_CLOCK) == 0x3000
-        with pytest.raises(KvmError, match="KVM gives no MSR 0x12345678") as caught:
+        with pytest.raises(KvmError, match="KVM refuses to read MSR 0x12345678") as caught:
             vcpu.get_msr(nothing)
         assert caught.value.errno == errno.EINVAL
-        with pytest.raises(KvmError, match="KVM refuses 0x10000000000 for MSR 0xc0") as caught:
+        with pytest.raises(
+            KvmError, match="KVM refuses to write 0x10000000000 to MSR 0xc0"
+        ) as caught:
             vcpu.set_msr(efer, 1 << 40)
         assert caught.value.errno == errno.EINVAL
         with pytest.raises(OverflowError, match="index does not fit its 32 bits"):

@@ -1,4 +1,4 @@
-"""Interrupts a vCPU, and tests what is kept while it runs."""
+"""Interrupts a vCPU, and tests what it keeps alive while it runs."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Kept:
 
 
 def test_a_guest_that_runs_keeps_its_memory() -> None:
-    """The VM is closed by another thread: what keeps the memory is there until the guest exits."""
+    """Another thread closes the VM: the memory stays until the guest exits."""
     before = signal.signal(signal.SIGUSR1, lambda *_: None)
     try:
         with guest(FOREVER) as (vm, vcpu, _):
@@ -115,7 +115,7 @@ def test_a_guest_that_runs_keeps_its_memory() -> None:
 
 
 def test_a_vcpu_keeps_its_vm_and_a_vm_its_memslots() -> None:
-    """Whoever has a vCPU alone can run it: nothing of what it needs has gone."""
+    """A vCPU alone can be run: everything it needs is still there."""
 
     def machine() -> tuple[KvmVcpu, weakref.ref[Memslots], weakref.ref[KvmVM]]:
         kvm = KvmVM()
@@ -204,7 +204,7 @@ def switch_often() -> Iterator[None]:
 
 @pytest.mark.usefixtures("switch_often")
 def test_closed_while_another_thread_asks_for_an_exit() -> None:
-    """Then it is a KvmClosedError, wherever the thread is."""
+    """The thread gets a KvmClosedError, wherever it is."""
     for _ in range(200):
         with KvmVM() as kvm:
             vcpu = kvm.create_vcpu()

@@ -1,4 +1,4 @@
-"""Tests a VM of the kernel: made, closed, dropped; and how it refuses a slot."""
+"""Tests a VM of the kernel: making, closing, dropping it; and how it refuses a slot."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_closing(fake: Any) -> None:
 
 
 def test_the_memslots_of_a_closed_vm(fake: Any) -> None:
-    """It can be read; a change is refused, and nothing is owed for it."""
+    """It can be read. A change is refused, and nothing is left to undo."""
     with KvmVM(device=fake.device) as kvm:
         vm = Memslots(backend=kvm)
         vm.create(0, 0, 1, 0)
@@ -75,7 +75,7 @@ def test_the_memslots_of_a_closed_vm(fake: Any) -> None:
 
 
 def test_what_is_kept_while_a_vcpu_runs(fake: Any) -> None:
-    """What comes to be kept after it began to run is kept for it, too."""
+    """Objects that the VM keeps only after the vCPU began to run are kept for the vCPU, too."""
     with KvmVM(device=fake.device) as kvm:
         held = kvm.kept()
         kvm.keep("memory")
@@ -136,7 +136,7 @@ def test_arguments(fake: Any) -> None:
 @pytest.mark.parametrize("wanted", [1, 3])
 def test_no_manual_dirty_log(fake: Any, wanted: int) -> None:
     fake.caps[Cap.MANUAL_DIRTY_LOG_PROTECT2] = 3 - wanted if wanted == 3 else 0
-    text = f"no KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, which manual_dirty_log={wanted} takes; Linux 5.7"
+    text = f"manual_dirty_log={wanted} needs KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, .*; Linux 5.7"
     with pytest.raises(KvmUnavailableError, match=text) as caught:
         KvmVM(device=fake.device, manual_dirty_log=wanted)
     assert caught.value.errno == errno.ENOTSUP
@@ -150,7 +150,7 @@ def test_missing_capabilities(fake: Any) -> None:
             ("GUEST_MEMFD", lambda: vm.create_guest_memfd(PAGE)),
             ("MANUAL_DIRTY_LOG_PROTECT2", lambda: vm.clear_dirty_log(0, 0, 64, bytes(8))),
         ):
-            with pytest.raises(KvmUnavailableError, match=f"no KVM_CAP_{name}, .* or later"):
+            with pytest.raises(KvmUnavailableError, match=f"needs KVM_CAP_{name}, .* or later"):
                 call()
         fake.caps[Cap.USER_MEMORY2] = 1
         with pytest.raises(KvmUnavailableError, match="KVM_CAP_GUEST_MEMFD"):
@@ -159,7 +159,7 @@ def test_missing_capabilities(fake: Any) -> None:
 
 @needs_kvm
 def test_another_process() -> None:
-    """A child has no use of it, and says so: even if a thread had the lock at the fork."""
+    """A child cannot use the VM and says so, even if a thread held the lock at the fork."""
     with KvmVM() as vm:
         vm.set_region(0, LOG, 0, PAGE, 0)
         with vm._own_lock:
@@ -223,7 +223,7 @@ CALLS: list[tuple[int, int, int, int, int]] = [
 
 @needs_kvm
 def test_answers_are_those_of_memslots() -> None:
-    """The same changes, and errors alike to the last word."""
+    """The same changes give the same answers, and errors with the same words."""
 
     def answer(vm: Any, args: tuple[int, ...]) -> object:
         try:
@@ -277,7 +277,7 @@ def test_again_after_a_signal(fake: Any) -> None:
 
 
 def test_an_interrupt_when_the_kernel_is_done(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the kernel did is known; what it did not do, has not happened."""
+    """A change that the kernel made is known; one that it did not make has not happened."""
     with KvmVM(device=fake.device) as vm:
         once = vm._fd.ioctl_once
 
@@ -314,7 +314,7 @@ def test_refused_for_no_rule(fake: Any, code: int) -> None:
 
 
 def test_refused_where_the_limits_are_not_to_be_had(fake: Any) -> None:
-    """The error is that of the call, not that of asking for them."""
+    """The error is that of the call, not that of asking for the limits."""
     with KvmVM(device=fake.device) as vm:
         fake.fail(SET, errno.EINVAL)
         fake.fail(ioctls.CREATE_VM, errno.EMFILE)
@@ -422,7 +422,7 @@ def test_a_mirrored_map_hands_its_slots_on(fake: Any) -> None:
         assert kvm.slots == []
         assert kvm.set_slot(None, made) is Change.CREATE
         assert kvm.set_slot(made, made) is Change.NONE
-        with pytest.raises(ValueError, match="no slot before, and none after"):
+        with pytest.raises(ValueError, match="a call needs a slot before or after it"):
             kvm.set_slot(None, None)
         fake.fail(SET, errno.ENOMEM)
         with pytest.raises(KvmError) as caught:

@@ -29,7 +29,10 @@ SET = ioctls.SET_USER_MEMORY_REGION
 
 
 def live(mode: int) -> tuple[KvmVM, Any]:
-    """Slot 1 of 130 pages from gfn 16 on, logging; a function that has the kernel write to one."""
+    """Returns slot 1 and a function that makes the kernel write.
+
+    The slot logs and has 130 pages from gfn 16 on.
+    """
     memory = HostMemory(130)
     vm = KvmVM(manual_dirty_log=mode)
     vm.set_region(1, LOG, 16 * PAGE, 130 * PAGE, memory.address)
@@ -111,7 +114,7 @@ def test_dirty_log_refused_for_no_rule(fake: Any) -> None:
 
 
 def test_room_for_the_log(fake: Any) -> None:
-    """What the kernel is given to fill is as long as the slot's log, whatever was refused."""
+    """The buffer for the kernel is as long as the slot's log, whatever was refused before."""
     with KvmVM(device=fake.device) as vm:
         vm.set_region(1, LOG, 0, 65 * PAGE, 0)
         fake.fail(SET, errno.EINVAL)

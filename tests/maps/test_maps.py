@@ -1,4 +1,4 @@
-"""Reads and writes maps of guest memory in each form, and looks addresses up in them."""
+"""Reads and writes maps of guest memory in each format, and looks up addresses in them."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ memory-region: pci
 
 
 def test_a_tree_is_drawn_as_qemu_draws_it(tmp_path: Path) -> None:
-    """Aliases, priorities, what is disabled: what lies on top is seen."""
+    """Aliases, priorities, disabled regions: the map shows the topmost region."""
     path = tmp_path / "tree"
     path.write_text(TREE)
     (found,) = read(path)
@@ -221,7 +221,7 @@ def test_offsets_around_the_pci_hole() -> None:
 
 
 def elf(bits: int, order: str, segments: list[tuple[int, int, int]], type: int = 4) -> bytes:
-    """A core whose segments are (physical address, size, offset)."""
+    """Returns a core whose segments are (physical address, size, offset)."""
     wide = bits == 64
     size = 64 if wide else 52
     step = 56 if wide else 32
@@ -298,31 +298,31 @@ def test_a_minidump_is_no_guest_memory(size: int, tmp_path: Path) -> None:
 
 WRONG = {
     "nothing": (b"", "it is empty"),
-    "prose": (b"dear all,\nmy machine has memory\n", "it is in no format that is known"),
-    "zeros": (bytes(5000), "it is in no format that is known"),
+    "prose": (b"dear all,\nmy machine has memory\n", "it is in no known format"),
+    "zeros": (bytes(5000), "it is in no known format"),
     "a cut LiME file": (lime((0, 4096))[:-1], "ends within the range"),
     "a cut header of LiME's": (lime((0, 4096)) + b"EMiL", "ends within the header"),
-    "no header of LiME's": (lime((0, 4096)) + bytes(32), "no header of LiME's at offset 0x1020"),
-    "LiME ranges that overlap": (lime((0, 8192), (4096, 4096)), "overlaps what is before it"),
-    "a program": (elf(64, "<", [(0, 1, 0)], type=2), "another kind of ELF file"),
+    "no header of LiME's": (lime((0, 4096)) + bytes(32), "no LiME header at offset 0x1020"),
+    "LiME ranges that overlap": (lime((0, 8192), (4096, 4096)), "overlaps the entry before it"),
+    "a program": (elf(64, "<", [(0, 1, 0)], type=2), "an ELF file, but not a core"),
     "a cut core": (elf(64, "<", [(0, 1, 0)])[:80], "ends within its program headers"),
-    "a core of nothing": (elf(64, "<", []), "it has no map"),
+    "a core of nothing": (elf(64, "<", []), "it has no entries, so no map"),
     "a small crash dump": (crash_dump(5, [(1, 1)]), "of type 5"),
     "many runs": (crash_dump(1, [(n, 1) for n in range(200)]), "200 runs"),
     "JSON of something else": (b'{"a": 1}', "a map is a JSON object"),
     "broken JSON": (b'{"slots": [', "Expecting"),
-    "iomem of a plain user": (b"00000000-00000000 : System RAM\n", "read by root"),
+    "iomem of a plain user": (b"00000000-00000000 : System RAM\n", "only root can read"),
     "overlapping entries": (
         b"start,size,kind\n0,0x2000,ram\n0x1000,0x1000,ram\n",
-        "overlaps what is before it",
+        "overlaps the entry before it",
     ),
-    "no size": (b"start,size,kind\n0,0,ram\n", "no range of addresses"),
+    "no size": (b"start,size,kind\n0,0,ram\n", "not a range of addresses"),
     "no number": (b"start,size,kind\n0,many,ram\n", "invalid literal"),
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_is_no_map(name: str) -> None:
+def test_not_a_map(name: str) -> None:
     content, text = WRONG[name]
     with pytest.raises(TraceError) as caught:
         read("it", stream=io.BytesIO(content))
@@ -331,9 +331,9 @@ def test_what_is_no_map(name: str) -> None:
 
 
 def test_formats_that_are_not() -> None:
-    with pytest.raises(ValueError, match="there is no format 'bin'"):
+    with pytest.raises(ValueError, match=r"format must be auto or one of .*, not 'bin'"):
         read("it", "bin")
-    with pytest.raises(ValueError, match="there is no format 'lime' to write"):
+    with pytest.raises(ValueError, match=r"format must be one of .*, not 'lime'"):
         write([], "lime")
     with pytest.raises(ValueError, match="no map to write"):
         write([], "csv")
@@ -342,7 +342,7 @@ def test_formats_that_are_not() -> None:
 
 
 def test_every_byte_cut_off_or_changed_is_told() -> None:
-    """Never another error than TraceError, for any beginning of each file and for other bytes."""
+    """Any beginning of each file, and other bytes in it, raise nothing but TraceError."""
     contents = [(DATA / name).read_bytes() for name in WANTED]
     contents += [elf(64, "<", [(0, 1, 0), (5, 5, 5)]), crash_dump(1, [(1, 2)]), TREE.encode()]
     for content in contents:

@@ -32,7 +32,7 @@ MACHINES = {
 
 
 def asked(arguments: list[str], folder: Path) -> dict[str, Path]:
-    """What a machine that has not begun to run says of its memory, and its trace."""
+    """Returns what a machine that has not begun to run says of its memory, and its trace."""
     assert QEMU is not None
     found = {"trace": folder / "trace"}
     log = ["-trace", "kvm_set_user_memory", "-D", str(found["trace"])]
@@ -59,7 +59,7 @@ def asked(arguments: list[str], folder: Path) -> dict[str, Path]:
 
 
 def ranges(found: Map) -> list[tuple[int, int, bool]]:
-    """What KVM has: guest addresses, and whether the guest may write them."""
+    """Returns what KVM has: guest addresses, and whether the guest may write them."""
     return [(e.start, e.end, e.kind == "ram") for e in found.of_kind(*MEMORY)]
 
 

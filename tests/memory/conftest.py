@@ -25,7 +25,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """For tests of many examples."""
+    """Returns a scratch directory for tests with many examples."""
     return tmp_path_factory.mktemp("snapshots") / "snapshot"
 
 

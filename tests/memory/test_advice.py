@@ -1,4 +1,4 @@
-"""Tests the advice to the host about memory, by /proc/self/smaps and by a child."""
+"""Tests the advice to the host about memory, through /proc/self/smaps and a child process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SMAPS = Path("/proc/self/smaps")
 
 
 def flags_of(backing: Backing) -> set[str]:
-    """The kernel's flags of the mapping that begins where the memory does."""
+    """Returns the kernel's flags of the mapping that begins at the memory."""
     found = False
     for line in SMAPS.read_text().splitlines():
         head = line.split("-", 1)[0]

@@ -27,7 +27,7 @@ TRANSPARENT = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """Four pages, each filled with its number, from 1 on."""
+    """Returns a file of four pages, each filled with its number, from 1 on."""
     path = tmp_path / "file"
     path.write_bytes(b"".join(bytes([n]) * PAGE_SIZE for n in range(1, 5)))
     return path
@@ -80,7 +80,7 @@ def mapped(hva: int) -> bool:
 @pytest.mark.parametrize("kind", ["anonymous", "memfd"])
 @pytest.mark.parametrize("size", [0, 1, PAGE_SIZE - 1, PAGE_SIZE + 1])
 def test_sizes_that_are_not_whole_pages(kind: str, size: int) -> None:
-    with pytest.raises(ValueError, match=f"size {size:#x} is not a multiple of the page size"):
+    with pytest.raises(ValueError, match=f"size must be a multiple of 4096 above 0, not {size:#x}"):
         MAKERS[kind](size)
 
 
@@ -112,7 +112,7 @@ def test_nothing_of_it_can_be_set() -> None:
 
 
 def wrong_arguments() -> None:
-    """What never got as far as having a descriptor closes none: 0, say."""
+    """A Backing that never got a descriptor closes none, such as 0."""
     there = os.fstat(0)
     for arguments in ((), (b"", b""), (8,), ("0" * PAGE_SIZE,), (None,)):
         for call in (Backing, lambda *arguments: Backing.__new__(Backing, *arguments)):
@@ -150,13 +150,13 @@ def test_without_the_pool_huge_pages_are_transparent() -> None:
 
 
 def not_one_is_free() -> bool:
-    """Whether memory is too fragmented for a huge page, as far as /proc tells."""
+    """Returns whether memory is too fragmented for a huge page, as far as /proc says."""
     orders = [line.split()[4:] for line in Path("/proc/buddyinfo").read_text().splitlines()]
     return sum(int(count) for order in orders for count in order[9:]) < 8
 
 
 def smaps(hva: int) -> dict[str, str]:
-    """What /proc tells of the mapping that holds an address."""
+    """Returns the entry of /proc for the mapping that holds an address."""
     found: dict[str, str] = {}
     inside = False
     for line in Path("/proc/self/smaps").read_text().splitlines():
@@ -301,13 +301,13 @@ def test_a_part_of_a_file(file: Path, offset: int, size: int | None, pages: int)
     ("offset", "size", "what"),
     [
         (1, None, "offset 0x1 is not a multiple"),
-        (0, 100, "size 0x64 is not a multiple"),
-        (0, 0, "size 0x0 is not a multiple"),
+        (0, 100, "size must be .*, not 0x64"),
+        (0, 0, "size must be .*, not 0x0"),
         (0, 5 * PAGE_SIZE, r"\[0x0, 0x5000\) is not all in '.*/file', which has 0x4000 bytes"),
         (3 * PAGE_SIZE, 2 * PAGE_SIZE, r"\[0x3000, 0x5000\) is not all in"),
-        (4 * PAGE_SIZE, None, "0x4000 bytes.* none from offset 0x4000 on"),
+        (4 * PAGE_SIZE, None, "offset 0x4000 is not below the 0x4000 bytes"),
         (4 * PAGE_SIZE, PAGE_SIZE, r"\[0x4000, 0x5000\) is not all in"),
-        ((1 << 64) - PAGE_SIZE, None, "none from offset 0xfffffffffffff000 on"),
+        ((1 << 64) - PAGE_SIZE, None, "offset 0xfffffffffffff000 is not below"),
         ((1 << 64) - PAGE_SIZE, 2 * PAGE_SIZE, r"\[0xfffffffffffff000, 0x10000000000001000\)"),
     ],
 )
@@ -320,15 +320,15 @@ def test_a_part_that_a_file_has_not(file: Path, offset: int, size: int | None, w
 
 def test_a_file_of_no_whole_pages(file: Path) -> None:
     os.truncate(file, PAGE_SIZE + 1)
-    with pytest.raises(ValueError, match="size 0x1001 is not a multiple"):
+    with pytest.raises(ValueError, match="size must be a multiple of 4096 above 0, not 0x1001"):
         Backing.file(file)
     assert Backing.file(file, 0, PAGE_SIZE).size == PAGE_SIZE
     os.truncate(file, 0)
-    with pytest.raises(ValueError, match="none from offset 0x0 on"):
+    with pytest.raises(ValueError, match="offset 0x0 is not below"):
         Backing.file(file)
 
 
-def test_what_is_no_file(tmp_path: Path) -> None:
+def test_not_a_file(tmp_path: Path) -> None:
     before = descriptors()
     with pytest.raises(FileNotFoundError):
         Backing.file(tmp_path / "nowhere")

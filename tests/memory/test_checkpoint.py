@@ -17,7 +17,10 @@ LOG = Flags.LOG_DIRTY_PAGES
 
 
 def machine(flags: int) -> GuestMemory:
-    """Two slots, of which a third has a part too, and one in another space; some bytes in each."""
+    """Returns a machine with some bytes in each slot.
+
+    It has two slots, a third one on part of their memory, and one in another space.
+    """
     memory = GuestMemory(Memslots(8, address_spaces=2))
     shared = Backing.memfd(32 * PAGE)
     memory.place(0, 0, shared, 0, 24 * PAGE, flags=flags)
@@ -122,7 +125,7 @@ def test_by_logs_all_slots_must_have_one() -> None:
 
 @pytest.mark.parametrize("by_log", [True, False])
 def test_other_slots(by_log: bool) -> None:
-    """Moved there and back they are the same; else nothing is put back, and no mark is lost."""
+    """Slots moved away and back count as the same. With others, nothing is restored or unmarked."""
     memory = machine(LOG)
     checkpoint = memory.checkpoint(by_log=by_log)
     memory.write(0x201000, b"x")

@@ -1,4 +1,4 @@
-"""Memory that goes away during an access, and memory that is mapped twice: no process dies."""
+"""Memory that goes away during an access, and memory that is mapped twice: the process survives."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_which_address_is_in_the_way(tmp_path: Path) -> None:
 
 
 def test_large_fills_and_probes(tmp_path: Path) -> None:
-    """More than one call of the kernel takes: 64 pages."""
+    """More than the 64 pages of one call of the kernel."""
     path = tmp_path / "large"
     with path.open("wb") as file:
         file.truncate(300 * PAGE)
@@ -107,7 +107,7 @@ def test_large_fills_and_probes(tmp_path: Path) -> None:
 
 
 def shortened_meanwhile(kind: str) -> None:
-    """In a process of its own, since it would die: every access, while a file grows and shrinks."""
+    """Makes every access while a file grows and shrinks, in a separate process, which could die."""
     size = 4 << 20
     end = time.monotonic() + 2
     refused: list[str] = []
@@ -162,7 +162,7 @@ PATTERN = bytes(i * 7 % 251 for i in range(SIZE - PAGE))
 
 
 def twice(vm: Memslots, path: Path | None) -> tuple[GuestMemory, Backing]:
-    """Slots at 0 and at 1 GiB, on two mappings of one memfd or file."""
+    """Returns slots at 0 and at 1 GiB, on two mappings of one memfd or file."""
     mem = GuestMemory(vm)
     one = Backing.memfd(SIZE) if path is None else Backing.file(path, shared=True)
     two = Backing(mmap.mmap(one.fileno(), SIZE))
@@ -194,7 +194,7 @@ def test_read_into_itself() -> None:
 
 
 def test_a_source_of_other_pages_is_not_copied_first() -> None:
-    """By what it takes: nothing more than the copy itself."""
+    """The memory in use shows it: nothing but the copy itself is allocated."""
     mem, _ = twice(Memslots(), None)
     half = mem.view(0, SIZE // 2)
     sources: list[Buffer] = [
@@ -216,7 +216,7 @@ def test_a_source_of_other_pages_is_not_copied_first() -> None:
 
 
 def test_what_is_behind_a_buffer() -> None:
-    """Anonymous memory, of one process or of several, does not go away: no system call is due."""
+    """Anonymous memory, private or shared, does not go away: no system call is needed."""
     for memory in (
         mmap.mmap(-1, SIZE),
         mmap.mmap(-1, SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANON),

@@ -57,13 +57,13 @@ def test_marks_of_another_address_space(vm: Memslots, mem: GuestMemory) -> None:
 
 
 def test_marks_from_inside_a_listener(vm: Memslots, mem: GuestMemory) -> None:
-    """The slot is INVALID while it moves: it cannot be accessed, before and after it can."""
+    """The slot is INVALID while it moves: it can be accessed before and after, but not then."""
     mem.place(0, 0, filled(3), flags=LOG)
     seen: list[object] = []
 
     class Listener:
         def prepare(self, *args: object) -> None:
-            with pytest.raises(NotMappedError, match="about to go or to move"):
+            with pytest.raises(NotMappedError, match="being deleted or moved"):
                 mem.write(PAGE, b"x")
             mem.mark_dirty(2 * PAGE, 1)
             seen.append(None)
@@ -79,7 +79,7 @@ def test_marks_from_inside_a_listener(vm: Memslots, mem: GuestMemory) -> None:
 
 
 def test_marks_while_the_slot_moves(vm: Memslots, mem: GuestMemory) -> None:
-    """What was written is in the log, wherever the slot is by then."""
+    """The write is in the log, wherever the slot is by then."""
     pages = LONG // PAGE + 2
     mem.place(0, 0, Backing.anonymous(pages * PAGE), flags=LOG)
     start, end = threading.Barrier(2), threading.Event()

@@ -30,7 +30,7 @@ from memslots.memory.backing import address_of
 
 
 def row(mem: GuestMemory, count: int, flags: int = 0) -> Backing:
-    """Slots of one page side by side from gpa 0 on; in host memory the other way round."""
+    """Returns adjacent slots of one page from gpa 0 on, in reverse order in host memory."""
     backing = filled(count)
     for id in range(count):
         mem.place(id, id * PAGE, backing, (count - 1 - id) * PAGE, PAGE, flags)
@@ -238,7 +238,7 @@ def test_the_first_that_is_in_the_way_is_named(vm: Memslots, mem: GuestMemory, b
 
 
 def unknown_memory() -> None:
-    """Touching what a slot merely names would be the end of the process."""
+    """Touching memory that a slot only names would kill the process."""
     vm = Memslots()
     mem = GuestMemory(vm)
     mem.place(0, 0, Backing.anonymous(PAGE))
@@ -301,7 +301,7 @@ def test_the_end_of_guest_memory(vm: Memslots, mem: GuestMemory) -> None:
 def test_guest_memory_copied_onto_itself(
     mem: GuestMemory, pages: list[int] | None, source: int, target: int
 ) -> None:
-    """By way of one slot or of several, which overwrite what is yet to be copied."""
+    """Through one slot or several, whose copies overwrite bytes that are yet to be copied."""
     n = 3 * PAGE
     backing = filled(5)
     if pages is None:
@@ -381,7 +381,7 @@ def test_views_outlive_all() -> None:
 
 
 def memory_stays_for_the_guest() -> None:
-    """What was placed stays for as long as the slot is there, with or without a GuestMemory."""
+    """Memory that was placed stays as long as the slot, with or without a GuestMemory."""
     vm = Memslots()
     GuestMemory(vm).place(0, 0, Backing.anonymous(PAGE))
     gc.collect()
@@ -405,7 +405,7 @@ def test_memory_stays_for_the_guest() -> None:
 
 
 def shortened() -> None:
-    """A file that somebody makes shorter: a NotMappedError, not the end of the process."""
+    """A file that is made shorter raises a NotMappedError and does not kill the process."""
     import tempfile
 
     vm = Memslots()
@@ -455,7 +455,7 @@ def test_load(vm: Memslots, mem: GuestMemory, tmp_path: Path) -> None:
 def test_no_more_is_read_of_a_file_than_has_a_place(
     vm: Memslots, mem: GuestMemory, tmp_path: Path, how: str
 ) -> None:
-    """A file of more bytes than there is memory; one that never ends."""
+    """A file with more bytes than there is memory, and one that never ends."""
     mem.place(0, 0, filled(3), flags=Flags.READONLY if how == "readonly" else 0)
     before = mem.read(0, 3 * PAGE)
     path = tmp_path / "large"

@@ -55,12 +55,12 @@ seeds = st.integers(0, 255)
 
 
 def pattern(size: int, seed: int) -> bytes:
-    """Bytes in which each page, and each shift of a page, differs."""
+    """Returns bytes in which each page, and each shift of a page, differs."""
     return bytes((seed + 7 * n + n // PAGE_SIZE) % 251 for n in range(size))
 
 
 class Refusal(Exception):
-    """What the model says of an access that cannot be done: the error, and the guest address."""
+    """The model's refusal of an access: the error, and the guest address."""
 
     def __init__(self, error: type[MemslotError], gpa: int) -> None:
         self.error = error
@@ -90,7 +90,7 @@ class Machine(RuleBasedStateMachine):
     # The model's memory
 
     def where(self, hva: int) -> tuple[int, int] | None:
-        """The number of the known backing that has a host address, and the offset in it."""
+        """Returns the number of the known backing with a host address, and the offset in it."""
         for number in self.known:
             offset = hva - self.backings[number].hva
             if 0 <= offset < PAGES * PAGE_SIZE:
@@ -98,7 +98,7 @@ class Machine(RuleBasedStateMachine):
         return None
 
     def access(self, as_id: int, gpa: int, size: int, kind: str) -> list[tuple[int, int, int]]:
-        """(number, offset, size) of each page's part; or a Refusal."""
+        """Returns (number, offset, size) of each page's part, or a Refusal."""
         parts = []
         while size:
             slot = self.model.lookup(as_id, gpa // PAGE_SIZE)
@@ -119,7 +119,7 @@ class Machine(RuleBasedStateMachine):
         return b"".join(self.bytes[number][at : at + n] for number, at, n in parts)
 
     def poke(self, as_id: int, gpa: int, data: bytes) -> int:
-        """Writes it, marks it, and gives how many bytes it was."""
+        """Writes and marks the bytes. Returns their number."""
         parts = self.access(as_id, gpa, len(data), WRITE)
         for number, at, n in parts:
             self.bytes[number][at : at + n], data = data[:n], data[n:]
@@ -133,7 +133,7 @@ class Machine(RuleBasedStateMachine):
                 self.model.mark_dirty(gfn, as_id)
 
     def forget(self, before: set[int]) -> None:
-        """Memory goes with the last slot on it."""
+        """Forgets memory whose last slot is gone."""
         self.known -= before - self.used()
 
     def used(self) -> set[int]:
@@ -228,7 +228,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(as_id=as_ids, data=st.data())
     def transaction(self, as_id: int, data: st.DataObject) -> None:
-        """A split, two that trade places, or two that are merged; flags and memory stay."""
+        """Splits a slot, swaps two or merges two, with the same flags and memory."""
         used = self.used()
         slots = self.model.in_order(as_id)
         if not slots:
@@ -310,7 +310,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(as_id=as_ids, gpa=gpas, size=sizes, number=numbers, at=st.integers(0, 8 * PAGE_SIZE))
     def copy(self, as_id: int, gpa: int, size: int, number: int, at: int) -> None:
-        """From host memory that may well be what is written to."""
+        """Copies from host memory that may be the destination itself."""
         source = memoryview(self.backings[number])[at : at + size]
         there = bytes(self.bytes[number][at : at + size])
         self.same(

@@ -1,8 +1,8 @@
-"""Reads and writes guest memory beside threads that re-arrange its slots.
+"""Reads and writes guest memory while threads re-arrange its slots.
 
 Every word of host memory names its guest page, so a reader sees whether its bytes come from the
 right place. Slots are split, merged, moved, put on other memory with the same contents, and deleted
-with their memory. MEMSLOTS_STRESS_SECONDS says for how long; the default is short.
+with their memory. MEMSLOTS_STRESS_SECONDS is the length of the run; the default is short.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ WORDS = PAGE // 8
 
 
 def memory_of(gfns: range) -> Backing:
-    """Host memory in which every word's upper half is the page's number."""
+    """Returns host memory in which the upper half of every word is the page's number."""
     backing = Backing.anonymous(len(gfns) * PAGE)
     words = array("Q")
     for gfn in gfns:
@@ -124,7 +124,7 @@ class Scene:
         vm, mem, dice = self.vm, self.mem, random.Random(2)
 
         def tiles() -> None:
-            """Splits, merges, or puts on the other memory, which reads the same."""
+            """Splits slots, merges them, or puts them on the other memory, which reads the same."""
             slots = vm.in_gfn_range(0, TOP)
             a = dice.choice(slots)
             hva = dice.choice(self.both).hva
@@ -144,14 +144,14 @@ class Scene:
                     tx.create(a.id, a.base_gfn, a.npages, hva + a.base_gfn * PAGE, 1)
 
         def logs() -> None:
-            """Logs begin and end, and are taken."""
+            """Turns logs on and off, and takes them."""
             with suppress(KeyError):  # another thread may have been quicker
                 id = dice.choice(vm.in_gfn_range(0, TOP)).id
                 vm.set_flags(id, dice.choice([Flags(0), Flags.LOG_DIRTY_PAGES]))
             vm.take_dirty_runs()
 
         def guests() -> None:
-            """Slots that come and go, each with memory of its own."""
+            """Creates and deletes slots, each with memory of its own."""
             for n in range(GUESTS):
                 gfn = ELSEWHERE + 100 * n
                 if vm.get(100 + n) is None:

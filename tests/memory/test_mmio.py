@@ -21,7 +21,7 @@ PAGE = 4096
 
 
 class Registers:
-    """A device that remembers what it was asked."""
+    """A device that records its reads and writes."""
 
     def __init__(self, value: int = 0x41) -> None:
         self.value = value
@@ -128,7 +128,7 @@ def test_ranges_that_cannot_be(memory: GuestMemory) -> None:
 
 @needs_kvm
 def test_a_guest() -> None:
-    """It reads a byte of a device, adds one and writes it back: mov, inc, mov."""
+    """The guest reads a byte of a device, adds one and writes it back: mov, inc, mov."""
     code = bytes.fromhex("8a07 fec0 8807 f4")
     with guest(code, rbx=0x9000) as (_, vcpu, _):
         devices = GuestMemory(Memslots())

@@ -1,4 +1,4 @@
-"""Files that are no snapshot, and files that may be one."""
+"""Files that are not snapshots, and files that may be."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ WRONG: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     ),
     "more in the file": (
         lambda data: patched(data, FIRST + 40, "Q", PAGE),
-        "0x46000 bytes for a size of 0x1000",
+        "0x46000 bytes exceed the size 0x1000",
     ),
     "memory beyond the end": (
         lambda data: patched(data, FIRST + 8, "Q", len(data) - PAGE),
@@ -76,13 +76,13 @@ WRONG: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     ),
     "another address space": (
         lambda data: patched(data, FIRST + 4, "I", 7 | 2 << 20),
-        "of address space 2; here are 2",
+        "of address space 2; there are 2",
     ),
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_is_no_snapshot(usual: GuestMemory, path: Path, name: str) -> None:
+def test_not_a_snapshot(usual: GuestMemory, path: Path, name: str) -> None:
     usual.dump(path)
     make, message = WRONG[name]
     path.write_bytes(make(path.read_bytes()))
@@ -139,7 +139,7 @@ def test_a_restore_that_fails_half_way_marks_what_it_wrote(
 
 
 def test_a_core_as_qemu_makes_it(path: Path) -> None:
-    """A note comes first, flags and alignment are 0, and memory begins at no page."""
+    """A note comes first, flags and alignment are 0, and memory begins at no page of the file."""
     note = b"CORE" + bytes(353)
     low, high = random.Random(0).randbytes(4 * PAGE), random.Random(1).randbytes(2 * PAGE)
     at = EHDR.size + 4 * PHDR.size
@@ -176,7 +176,7 @@ def test_a_core_whose_memory_is_not_whole_pages(path: Path) -> None:
 
 
 def process_core(where: list[int], size: int = PAGE) -> bytes:
-    """A core with a segment at each guest address, of other bytes each; all are at other vaddrs."""
+    """Returns a core with a segment at each guest address, each with other bytes and vaddr."""
     first = EHDR.size + PHDR.size * len(where)
     segments = [
         Segment(1, 7, first + i * size, 0x400000 + i * size, gpa, size, size, PAGE)
@@ -203,7 +203,7 @@ def test_a_processs_own_core_is_refused(path: Path, where: list[int], size: int)
 
 
 def test_segments_that_share_their_bytes_may_overlap(path: Path) -> None:
-    """As where a dump has a page once for each of its virtual addresses."""
+    """A dump may have a page once for each of its virtual addresses."""
     data = random.Random(0).randbytes(4 * PAGE)
     at = EHDR.size + 4 * PHDR.size
     path.write_bytes(
@@ -242,7 +242,7 @@ spans = st.lists(st.tuples(st.integers(0, 12), st.integers(1, 6), st.integers(0,
 
 @given(spans=spans)
 def test_overlaps_against_one_byte_at_a_time(spans: list[tuple[int, int, int]]) -> None:
-    """Of any segments, in any order, on a few bytes."""
+    """Any segments, in any order, on a few bytes."""
     taken: dict[int, int] = {}
     differ = False
     table = b""
@@ -265,7 +265,7 @@ SMALL = Layout([3], [Place(0, 0, 2, 0, 0), Place(0, 4, 1, 0, 2), Place(1, 0, 1, 
 
 
 def try_to_restore(data: bytes, path: Path) -> None:
-    """It succeeds, or fails as it says and has done nothing."""
+    """Restores, or fails with the right error and has changed nothing."""
     path.write_bytes(data)
     mem = SMALL.make()
     scribble(mem, 1)

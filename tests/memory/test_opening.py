@@ -13,7 +13,7 @@ PAGE = 4096
 
 
 def dumped(path: Path, *, sparse: bool = False) -> GuestMemory:
-    """Three slots in two address spaces, with something in each, in a file."""
+    """Returns a file with three slots of two address spaces, each with some bytes."""
     memory = GuestMemory(Memslots(8, address_spaces=2))
     memory.place(0, 0, Backing.anonymous(16 * PAGE))
     memory.place(3, 0x100000, Backing.anonymous(2 * PAGE), flags=Flags.READONLY)
@@ -54,12 +54,12 @@ def test_raw_memory(tmp_path: Path) -> None:
     memory = GuestMemory.open(path)
     assert memory.read(3 * PAGE, 8) == b"tail\0\0\0\0"
     assert [(slot.base_gfn, slot.npages) for slot in memory.vm] == [(0, 3), (3, 1)]
-    with pytest.raises(SnapshotError, match="can only be copied"):
+    with pytest.raises(SnapshotError, match="so shared=True cannot map it"):
         GuestMemory.open(path, shared=True)
 
 
 def test_a_lime_file(tmp_path: Path) -> None:
-    """Its memory is at no page of the file: it is copied."""
+    """Its memory is at no page of the file, so it is copied."""
     path = tmp_path / "lime"
     parts = ((PAGE, b"a" * PAGE), (0x100000, b"b" * 100))
     path.write_bytes(
@@ -82,7 +82,7 @@ def test_a_lime_file(tmp_path: Path) -> None:
         (b"", "it is empty"),
         (b"EMiL", "ends within the header"),
         (b"\x7fELF" + bytes(60), "of no class"),
-        (struct.pack("<IIQQ8x", 0x4C694D45, 1, 1, 1) + b"x", "no page's address"),
+        (struct.pack("<IIQQ8x", 0x4C694D45, 1, 1, 1) + b"x", "which is not a multiple of 4096"),
     ],
 )
 def test_what_holds_no_memory(tmp_path: Path, content: bytes, text: str) -> None:

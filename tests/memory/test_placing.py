@@ -127,7 +127,7 @@ def test_memory_that_cannot_be_written_is_for_readonly_slots(
 
 
 def test_all_of_a_memslots_know_the_same_memory(vm: Memslots, mem: GuestMemory) -> None:
-    """And none is left behind by those that are gone."""
+    """A GuestMemory that is gone leaves no memory behind."""
     backing = filled(2)
     mem.place(0, 0, backing)
     for _ in range(3):
@@ -245,7 +245,7 @@ def test_a_slot_that_begins_before_the_memory_counts(vm: Memslots, mem: GuestMem
 
 
 class Meddling(Memslots):
-    """Something else happens, as from another thread, in the middle of what is asked of it."""
+    """Does something else in the middle of a call, as another thread could."""
 
     __slots__ = ("at",)
     at: dict[str, list[Callable[[], object]]]
@@ -277,7 +277,7 @@ def test_a_slot_that_is_deleted_while_it_is_placed() -> None:
 
 
 def test_memory_is_let_go_beside_threads_that_place_slots_on_it() -> None:
-    """Whoever has placed a slot can read it, whatever others let go of meanwhile."""
+    """A thread that has placed a slot can read it, whatever other threads let go of."""
     backing = filled(3)
     vm = Memslots()
     mem = GuestMemory(vm)
@@ -320,7 +320,7 @@ def test_memory_is_let_go_beside_threads_that_place_slots_on_it() -> None:
 
 
 def test_an_alias_in_another_address_space(vm: Memslots, mem: GuestMemory) -> None:
-    """SMRAM: two slots of two address spaces over one memory; 0 has something else there."""
+    """SMRAM: two slots of two address spaces on one memory; space 0 has another slot there."""
     ram, vga, smm = filled(4), filled(1, seed=2), mem.address_space(1)
     assert (smm.as_id, smm.vm) == (1, vm)
     mem.place(0, 0, ram, flags=LOG)
@@ -339,7 +339,7 @@ def test_an_alias_in_another_address_space(vm: Memslots, mem: GuestMemory) -> No
 
 
 def test_what_an_mmu_notifier_asks(vm: Memslots, mem: GuestMemory) -> None:
-    """The guest pages of a run of host memory, in all address spaces."""
+    """It asks for the guest pages of a run of host memory, in all address spaces."""
     ram, other, smm = Backing.anonymous(8 * PAGE), Backing.anonymous(PAGE), mem.address_space(1)
     low = mem.place(0, 0x100000, ram, 0, 4 * PAGE)
     high = mem.place(1, 0x800000, ram, 2 * PAGE, 6 * PAGE)

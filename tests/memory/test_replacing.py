@@ -22,7 +22,7 @@ OLD = b"old"
 
 
 def without_unnamed_files(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """As on a file system that has none."""
+    """Acts as a file system without unnamed files."""
     real: Callable[..., int] = os.open
 
     def fake(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
@@ -122,7 +122,7 @@ def test_other_errors_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 
 def test_a_folder_of_which_the_name_cannot_be_made(tmp_path: Path) -> None:
-    """The name is made at the end; where it cannot be, nothing is there."""
+    """The name is made at the end; if that is impossible, nothing is left."""
     folder = tmp_path / "folder"
     folder.mkdir()
     before = open_files()

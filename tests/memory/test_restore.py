@@ -98,7 +98,7 @@ def test_a_place_on_memory_that_is_not_known(usual: GuestMemory, path: Path) -> 
 
 
 def test_memory_part_of_which_cannot_be_written(tmp_path: Path, path: Path) -> None:
-    """It has its bytes already, and what is beside it gets them."""
+    """That part has its bytes already, and the memory beside it gets them."""
     vm = Memslots()
     mem = GuestMemory(vm)
     mem.place(0, 0, Backing.anonymous(2 * PAGE))
@@ -120,7 +120,7 @@ def test_memory_part_of_which_cannot_be_written(tmp_path: Path, path: Path) -> N
 
 
 def test_a_rom_between_what_can_be_written(tmp_path: Path, path: Path) -> None:
-    """In one segment, which is read by two calls."""
+    """The ROM is in one segment, which is read by two calls."""
     source = Layout([9], [Place(0, 0, 9, 0, 0)]).make()
     scribble(source)
     source.dump(path)
@@ -134,7 +134,7 @@ def test_a_rom_between_what_can_be_written(tmp_path: Path, path: Path) -> None:
 
 
 def test_a_rom_whose_file_cannot_be_written(tmp_path: Path, path: Path) -> None:
-    """It has nothing to be restored, as long as the file is the same."""
+    """The ROM need not be restored, as long as the file is the same."""
     rom = tmp_path / "rom"
     npages = 300  # more than restore compares at a time
     rom.write_bytes(random.Random(0).randbytes(npages * PAGE))
@@ -163,7 +163,7 @@ def test_a_rom_whose_file_cannot_be_written(tmp_path: Path, path: Path) -> None:
 
 
 def single_pages(count: int, path: Path) -> tuple[GuestMemory, list[int]]:
-    """A machine every second page of which is dirty, and a diff of it."""
+    """Returns a machine with every second page dirty, and a diff of it."""
     mem = Layout([2 * count], [Place(0, 0, count, 0, 0), Place(0, count, count, 0, count)]).make()
     scribble(mem)
     gfns = list(range(1, 2 * count, 2))
@@ -173,7 +173,7 @@ def single_pages(count: int, path: Path) -> tuple[GuestMemory, list[int]]:
 
 
 def test_thousands_of_segments(path: Path) -> None:
-    """More than a call can read, and two of them side by side are no run."""
+    """There are more than a call can read, and no two adjacent segments make a run."""
     mem, gfns = single_pages(3000, path)
     assert loads_of(path) == [(0, gfn * PAGE, PAGE) for gfn in gfns]
     target = Layout([7000], [Place(0, n * 500, 500, 0, n * 500) for n in range(14)]).make()
@@ -186,7 +186,7 @@ def test_thousands_of_segments(path: Path) -> None:
 
 
 def test_a_diff_is_laid_out_a_part_at_a_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Signals are seen in between, and other threads run."""
+    """In between, signals are handled and other threads run."""
     parts: list[int] = []
 
     class Counted:
@@ -211,7 +211,7 @@ def test_a_diff_is_laid_out_a_part_at_a_time(path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.untraced
 def test_signals_are_seen_while_roms_are_compared(tmp_path: Path, path: Path) -> None:
-    """A thousand segments that all name the same one: some seconds' work."""
+    """A thousand segments that all name the same ROM: some seconds of work."""
     size = 4 << 20
     (tmp_path / "rom").write_bytes(bytes(size))
     mem = GuestMemory(Memslots())
@@ -256,7 +256,7 @@ def test_what_no_call_was_made_for_is_not_marked(
 
 
 def test_a_slot_part_of_whose_memory_is_known(path: Path) -> None:
-    """That part of it can be dumped and restored, and no other."""
+    """That part can be dumped and restored, and no other."""
     mem = GuestMemory(Memslots())
     backing = Backing.anonymous(3 * PAGE)
     mem.add(backing)

@@ -1,4 +1,4 @@
-"""Tests segments alone; test_snapshot.py has them in files."""
+"""Tests segments alone; test_snapshot.py tests them in files."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def mem() -> GuestMemory:
 
 
 def headers(*runs: tuple[int, int, int], spaces: int = 0) -> bytes:
-    """Program headers of (gfn, pages, first page in the file)."""
+    """Returns program headers of (gfn, pages, first page in the file)."""
     return b"".join(
         PHDR.pack(
             1, 7 | spaces << 20, at * PAGE, gfn * PAGE, gfn * PAGE, size * PAGE, size * PAGE, PAGE
@@ -80,7 +80,7 @@ def test_memory_of_another_space_is_there_once(mem: GuestMemory) -> None:
 
 
 def test_slots_whose_memory_goes_down() -> None:
-    """As Linux gives mmaps out: a later one is below the one before."""
+    """As Linux places mmaps: a later one is below an earlier one."""
     host = Backing.anonymous(100 * PAGE)
     mem = GuestMemory(Memslots())
     for id in range(50):
@@ -116,7 +116,7 @@ def batches(mem: GuestMemory, table: bytes) -> list[tuple[int, list[int]]]:
 
 
 def test_a_batch_is_side_by_side_in_the_file(mem: GuestMemory) -> None:
-    """Whatever it is in the guest's memory."""
+    """Its place in guest memory does not matter."""
     assert batches(mem, headers((8, 1, 5), (1, 4, 6), (0, 1, 10))) == [(5, [1, 2, 2, 1])]
     assert batches(mem, headers((8, 1, 5), (1, 4, 7), (0, 1, 11))) == [(5, [1]), (7, [2, 2, 1])]
     assert batches(mem, headers((8, 1, 5), (1, 4, 5))) == [(5, [1]), (5, [2, 2])]
@@ -124,7 +124,7 @@ def test_a_batch_is_side_by_side_in_the_file(mem: GuestMemory) -> None:
 
 @pytest.mark.parametrize("count", [1, 1023, 1024, 1025, 2048, 2500])
 def test_a_part_is_of_1024_segments(mem: GuestMemory, count: int) -> None:
-    """More in a batch than one call can read would be marked for nothing, should it fail."""
+    """If a larger batch failed, all of it would be marked, although one call reads less."""
     found = batches(mem, headers(*((n % 7, 2, 2 * n) for n in range(count))))
     assert [at for at, _ in found] == list(range(0, 2 * count, 2048))
     views = [sizes for _, sizes in found]
@@ -148,7 +148,7 @@ def test_marks_are_of_a_batch(mem: GuestMemory) -> None:
 
 @pytest.mark.untraced
 def test_marks_need_no_memory(mem: GuestMemory) -> None:
-    """So that none is lost."""
+    """They allocate nothing, so a failure loses none."""
     if sysconfig.get_config_var("Py_GIL_DISABLED"):
         pytest.skip("free-threaded CPython 3.13 breaks its heap when it cannot make a list")
     testcapi = pytest.importorskip("_testcapi", reason="this CPython has no _testcapi")
@@ -201,7 +201,7 @@ def test_wrong_arguments(mem: GuestMemory) -> None:
             take(segments)
 
 
-def test_what_is_no_segment(mem: GuestMemory) -> None:
+def test_not_a_segment(mem: GuestMemory) -> None:
     """A note, a segment of nothing, and less than a header at the end."""
     note = PHDR.pack(4, 0, 0, 0, 0, PAGE, PAGE, 0)
     segments = Segments(mem)
@@ -228,7 +228,7 @@ def test_a_rom_is_compared(mem: GuestMemory, tmp_path: Path) -> None:
 def test_a_slot_that_can_be_written_when_it_is_asked_again(
     mem: GuestMemory, tmp_path: Path
 ) -> None:
-    """As if another thread had changed it: what is no place and has other bytes is never passed."""
+    """As if another thread had changed it: a place that is gone or differs is not skipped."""
     refusals = [ReadOnlyError(14, "cannot be written")]
 
     class Changed:

@@ -43,7 +43,7 @@ MODES = [0, 1, 3]
 
 @st.composite
 def layouts(draw: st.DrawFn, flags: st.SearchStrategy[int]) -> Layout:
-    """Slots side by side and apart, of parts of backings that may overlap."""
+    """Draws slots, adjacent and apart, of parts of backings that may overlap."""
     backings = draw(st.lists(st.integers(1, 140), min_size=1, max_size=3))
     places = []
     ends = [0] * SPACES
@@ -103,7 +103,7 @@ def test_round_trip(layout: Layout, mode: int, scratch: Path) -> None:
 def test_a_chain_of_diffs(
     layout: Layout, mode: int, rounds: list[list[tuple[int, int, int]]], scratch: Path
 ) -> None:
-    """A base and what was dirty since, time after time: the memory as it is at the end."""
+    """A base and the dirty pages since, time after time, restore the memory of the end."""
     source, target = layout.make(mode), layout.make(mode)
     scribble(source)
     source.vm.take_dirty_runs()
@@ -164,7 +164,7 @@ def test_a_machine_without_slots(path: Path) -> None:
 
 
 def test_by_way_of_any_address_space(usual: GuestMemory, path: Path) -> None:
-    """All of them are dumped and restored."""
+    """All address spaces are dumped and restored."""
     usual.address_space(1).dump(path)
     target = USUAL.make()
     target.address_space(1).restore(path)
@@ -173,7 +173,7 @@ def test_by_way_of_any_address_space(usual: GuestMemory, path: Path) -> None:
 
 @pytest.mark.parametrize("name", DUMPS)
 def test_what_is_read_while_it_is_written_to(usual: GuestMemory, path: Path, name: str) -> None:
-    """What is written after the marks were taken is marked anew."""
+    """A write after the marks were taken is marked again."""
     usual.write(0, b"x")
     usual.vm.take_dirty_runs()
     usual.write(PAGE, b"y")
@@ -186,7 +186,7 @@ def test_what_is_read_while_it_is_written_to(usual: GuestMemory, path: Path, nam
 
 
 def test_memory_of_several_slots_is_there_once(path: Path) -> None:
-    """All of a slot, part of one, and not what is only partly there."""
+    """Tests all of a slot, part of one, and memory that is only partly there."""
     layout = Layout(
         [100],
         [

@@ -88,7 +88,7 @@ def test_the_longest_names(usual: GuestMemory, tmp_path: Path, name: str) -> Non
 
 @pytest.mark.parametrize("name", DUMPS)
 def test_a_pipe(usual: GuestMemory, tmp_path: Path, name: str) -> None:
-    """And it stays one: nothing takes its place."""
+    """The pipe stays a pipe: no file takes its place."""
     file, pipe = tmp_path / "file", tmp_path / "pipe"
     os.mkfifo(pipe)
     got: list[bytes] = []
@@ -105,7 +105,7 @@ def test_a_pipe(usual: GuestMemory, tmp_path: Path, name: str) -> None:
 
 
 def test_over_the_file_that_a_slot_is_on(path: Path) -> None:
-    """The memory stays that of the file that was replaced."""
+    """The slot keeps the memory of the file that was replaced."""
     path.write_bytes(random.Random(0).randbytes(3 * PAGE))
     mem = GuestMemory(Memslots(address_spaces=SPACES))
     mem.place(0, 0, Backing.file(path, shared=True))
@@ -122,7 +122,7 @@ def test_over_the_file_that_a_slot_is_on(path: Path) -> None:
 
 @contextmanager
 def failing(mem: GuestMemory, name: str) -> Iterator[Callable[[Any], object]]:
-    """A dump that fails; then the marks are there again."""
+    """Checks that a dump fails, and that the marks are back."""
     mem.vm.take_dirty_runs()
     mem.vm.mark_dirty_range(60, 75)
     mem.vm.mark_dirty_range(6, 7, 1)
@@ -193,7 +193,7 @@ def test_interrupted_while_it_writes(
     error: Any,
     there: bool,
 ) -> None:
-    """After some of it is written."""
+    """The interrupt comes after some of it is written."""
     if there:
         path.write_bytes(b"old")
     writev = os.writev
@@ -218,7 +218,7 @@ def test_interrupted_while_it_writes(
 def test_written_a_little_at_a_time(
     usual: GuestMemory, path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """As pipes and full disks take it."""
+    """Pipes and full disks take a little at a time."""
     writev, preadv = os.writev, os.preadv
     dice = random.Random(0)
 
@@ -256,7 +256,7 @@ def test_a_signal_as_soon_as_the_marks_are_taken(
 
 
 def test_marks_of_readonly_slots_after_a_failure() -> None:
-    """Those they begin with in mode 3: no write can make them again."""
+    """Mode 3 marks them at the start: no write can mark them again."""
     mem = Layout([70], [Place(0, 0, 70, 0, 0, LOG | READONLY)]).make(3)
     for _ in range(2):
         with pytest.raises(OSError, match="No space left"):

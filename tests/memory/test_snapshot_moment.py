@@ -1,4 +1,4 @@
-"""A snapshot is of one moment of the map; also tests the marks that end with it."""
+"""A snapshot shows one moment of the map; also tests the marks that end with it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def logging(pages: int = 8) -> GuestMemory:
 
 @pytest.mark.parametrize("dirty", [False, True])
 def test_beside_a_writer(path: Path, dirty: bool) -> None:
-    """Slots that come and go meanwhile are in it or not; nothing is missing that was listed."""
+    """It may or may not have slots that come and go meanwhile, and misses none that was listed."""
     vm = Memslots()
     mem = GuestMemory(vm)
     ram = Backing.anonymous(600 * PAGE)
@@ -52,7 +52,7 @@ def test_beside_a_writer(path: Path, dirty: bool) -> None:
 
 
 def test_in_the_body_of_a_transaction(path: Path) -> None:
-    """Of what readers find."""
+    """It shows what readers find."""
     mem = logging()
     with mem.vm.transaction() as tx:
         tx.delete(0)

@@ -41,7 +41,7 @@ KINDS: dict[str, Callable[[Path], Backing]] = {
 
 
 def segments(path: Path) -> list[tuple[int, int, int, int]]:
-    """(gpa, offset, bytes in the file, bytes) of each, as the ELF format has them."""
+    """Returns (gpa, offset, bytes in the file, bytes) of each segment, by the ELF format."""
     data = path.read_bytes()
     count = struct.unpack_from("<H", data, 56)[0]
     found = []
@@ -134,7 +134,7 @@ def test_memory_that_goes_away(tmp_path: Path) -> None:
 
 
 def core(*parts: tuple[int, bytes, int]) -> bytes:
-    """An ELF core of (gpa, bytes, bytes in memory)."""
+    """Returns an ELF core of (gpa, bytes, bytes in memory)."""
     headers, body = b"", b""
     start = 64 + 56 * len(parts)
     for gpa, data, memsz in parts:
@@ -163,14 +163,12 @@ def test_cores_of_others(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("parts", "text"),
     [
-        ([(0, b"abcd", 2)], "0x4 bytes for a size of 0x2"),
+        ([(0, b"abcd", 2)], "0x4 bytes exceed the size 0x2"),
         ([(0, b"abcd", 8), (4, b"abcd", 4)], "overlap and have different bytes"),
         ([(0, b"", 8), (4, b"abcd", 4)], "overlap and have different bytes"),
     ],
 )
-def test_what_is_no_snapshot(
-    parts: list[tuple[int, bytes, int]], text: str, tmp_path: Path
-) -> None:
+def test_not_a_snapshot(parts: list[tuple[int, bytes, int]], text: str, tmp_path: Path) -> None:
     mem = GuestMemory(Memslots())
     mem.place(0, 0, Backing.anonymous(SIZE))
     mem.fill(0, SIZE, 0xEE)

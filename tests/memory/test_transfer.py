@@ -23,7 +23,7 @@ PAGE = 4096
 
 @pytest.fixture
 def memory() -> GuestMemory:
-    """Two slots side by side, on a memfd and on anonymous memory; one that cannot be written."""
+    """Returns two adjacent slots, on a memfd and on anonymous memory, and one for reading only."""
     memory = GuestMemory(Memslots())
     memory.place(0, 0, Backing.memfd(4 * PAGE), flags=1)
     memory.place(1, 4 * PAGE, Backing.anonymous(4 * PAGE), flags=1)
@@ -212,7 +212,7 @@ def test_arrays(memory: GuestMemory) -> None:
     assert len(memory.array(0x900000, "u1", 0)) == 0
     with pytest.raises(InvalidRegionError, match="are in 2 slots"):
         memory.array(3 * PAGE, "u1", 2 * PAGE)
-    with pytest.raises(InvalidRegionError, match="no Python objects"):
+    with pytest.raises(InvalidRegionError, match="cannot hold Python objects"):
         memory.array(0, object, 1)
     with pytest.raises(NotMappedError):
         memory.array(0x900000, "u1", 1)

@@ -1,4 +1,4 @@
-"""Tests backends, and single changes in one."""
+"""Tests backends, and single changes mirrored in one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_no_backend() -> None:
 
 
 def test_a_backend_without_set_region() -> None:
-    with pytest.raises(TypeError, match="a backend has set_region; 'object' has not"):
+    with pytest.raises(TypeError, match="a backend must have set_region; 'object' has none"):
         Memslots(backend=object())  # type: ignore[call-overload]
 
 
@@ -40,17 +40,17 @@ def test_a_backend_that_has_slots() -> None:
     vm, backend = mirrored()
     assert vm.backend is backend
     vm.create(0, 0, 1, 0)
-    with pytest.raises(ValueError, match="the backend has 1 slots already"):
+    with pytest.raises(ValueError, match="must have no slots, not 1"):
         Memslots(backend=backend)
 
 
 class Alarm(TimeoutError):
-    """What a signal's handler raises: an OSError that no backend said."""
+    """The error of a signal's handler: an OSError that no backend raised."""
 
 
 @pytest.mark.parametrize("name", ["create", "move", "set_flags", "delete"])
 def test_a_handlers_error_is_no_refusal(pair: tuple[Memslots, Backend], name: str) -> None:
-    """It comes when the backend has done what it was asked for."""
+    """The error comes when the backend has made the call."""
     vm, backend = pair
     vm.create(0, 0, 4, 0, LOG)
     set_region = backend.set_region
@@ -68,7 +68,7 @@ def test_a_handlers_error_is_no_refusal(pair: tuple[Memslots, Backend], name: st
 
 
 def test_interrupts_of_what_undoes(pair: tuple[Memslots, Backend]) -> None:
-    """Whatever they leave undone is done before the next change."""
+    """Any step that they leave undone is undone before the next change."""
     vm, backend = pair
     vm.create(0, 0, 4, 0, LOG)
     vm.create(1, 8, 4, 0)
@@ -84,7 +84,7 @@ def test_interrupts_of_what_undoes(pair: tuple[Memslots, Backend]) -> None:
 
 @pytest.mark.parametrize("code", [errno.ENOENT, errno.EINVAL, errno.ETIMEDOUT])
 def test_a_handlers_error_is_no_refusal_to_undo(pair: tuple[Memslots, Backend], code: int) -> None:
-    """Whatever errno it has: a backend says ENOENT or EINVAL for what was never made."""
+    """The errno does not matter: a backend says ENOENT or EINVAL for a slot that was never made."""
     vm, backend = pair
     backend.refused, backend.how = {1}, "late"
     set_region = backend.set_region
@@ -124,7 +124,7 @@ def test_marks_that_a_backend_gave_up(
 
 def test_one_backend_is_of_one_memslots() -> None:
     vm, backend = mirrored()
-    with pytest.raises(ValueError, match="another Memslots' already"):
+    with pytest.raises(ValueError, match="belongs to another Memslots already"):
         Memslots(MAX_SLOTS, backend=backend, **LIMITS)
     del vm
     gc.collect()
@@ -153,7 +153,7 @@ def test_backends_that_are_equal_are_two() -> None:
     first, second = Memslots(backend=one), Memslots(backend=other)
     assert first.backend is one
     assert second.backend is other
-    with pytest.raises(ValueError, match="another Memslots' already"):
+    with pytest.raises(ValueError, match="belongs to another Memslots already"):
         Memslots(backend=one)
     del first
     assert Memslots(backend=one).backend is one
@@ -180,16 +180,16 @@ def test_limits_are_the_backends() -> None:
 
 @pytest.mark.parametrize("name", ["max_slots", "address_spaces", "max_gfn", "max_hva"])
 def test_limits_above_the_backends(name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name} .* is above the backend's"):
+    with pytest.raises(ValueError, match=f"{name} must be at most the backend's"):
         Memslots(backend=Limited(), **{name: Limited.limits[name] + 1})
     with pytest.raises(TypeError, match=name):
         Memslots(backend=Limited(), **{name: None})  # type: ignore[call-overload]
 
 
 def test_the_backends_kind_of_dirty_log() -> None:
-    with pytest.raises(ValueError, match="manual_dirty_log 0 is not the backend's, 1"):
+    with pytest.raises(ValueError, match="manual_dirty_log must be the backend's, 1, not 0"):
         Memslots(manual_dirty_log=0, backend=Limited())
-    with pytest.raises(ValueError, match="manual_dirty_log 3 is not the backend's, 1"):
+    with pytest.raises(ValueError, match="manual_dirty_log must be the backend's, 1, not 3"):
         Memslots(manual_dirty_log=3, backend=Limited())
 
 
@@ -242,7 +242,7 @@ def test_the_backend_is_not_asked_what_a_rule_refuses(pair: tuple[Memslots, Back
 
 
 def test_the_backend_comes_last(pair: tuple[Memslots, Backend]) -> None:
-    """After the listeners: one that refuses leaves the backend, and its dirty log, alone."""
+    """A listener that refuses leaves the backend, and its dirty log, untouched."""
     vm, backend = pair
     heard: list[int] = []
 
@@ -307,7 +307,7 @@ def test_a_change_from_inside_the_backend(pair: tuple[Memslots, Backend]) -> Non
 
 
 def test_a_backend_that_does_not_undo() -> None:
-    """It is asked again before the next change, and until then no change is made."""
+    """It is asked again before the next change; until it succeeds, no change is made."""
     vm, backend = mirrored()
     vm.create(0, 0, 4, 0)
     vm.create(1, 4, 4, 0)

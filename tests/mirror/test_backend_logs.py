@@ -73,7 +73,7 @@ def test_a_backend_that_keeps_no_log() -> None:
 
 @pytest.mark.parametrize("log", [b"", bytes(16), b"\x10" + bytes(7)])
 def test_a_log_that_cannot_be(pair: tuple[Memslots, Backend], log: bytes) -> None:
-    """Of another length, or with a page that the slot does not have."""
+    """The log has another length, or marks a page that the slot does not have."""
     vm, backend = pair
     vm.create(0, 0, 4, 0, LOG)
     vm.mark_dirty(1)
@@ -86,7 +86,7 @@ def test_a_log_that_cannot_be(pair: tuple[Memslots, Backend], log: bytes) -> Non
 
 
 def test_a_log_read_in_the_middle_of_a_change(pair: tuple[Memslots, Backend]) -> None:
-    """A slot that is about to go: this is the last moment to ask what was written."""
+    """The slot is about to go: this is the last moment to ask what was written."""
     vm, backend = pair
     vm.create(0, 0, 4, 0, LOG)
     backend.write(1)

@@ -29,7 +29,7 @@ LOG = Flags.LOG_DIRTY_PAGES
 
 
 def calls_of(vm: Memslots, backend: Backend, body: Callable[..., object]) -> list[tuple[int, ...]]:
-    """(id, base gfn, pages) of each call of a transaction."""
+    """Returns (id, base gfn, pages) of each call of a transaction."""
     begun = len(backend.calls)
     with vm.transaction() as tx:
         body(tx)
@@ -103,7 +103,7 @@ def test_two_slots_trade_places_where_there_is_no_room(pair: tuple[Memslots, Bac
 
 
 def test_a_chain_of_moves_takes_one_call_each() -> None:
-    """However the steps are ordered; and time in proportion to them."""
+    """The order of the steps does not matter, and the time is proportional to their number."""
     count = 2000
     backend = Backend(count)
     vm = Memslots(count, backend=backend)
@@ -133,7 +133,7 @@ def test_no_log_is_lost_that_the_backend_does_not_keep() -> None:
 
 
 def test_deleted_and_created_as_it_was(pair: tuple[Memslots, Backend]) -> None:
-    """The guest's memory need not go for that, nor the marks (T1)."""
+    """The guest's memory stays present, and so do the marks (T1)."""
     vm, backend = pair
     vm.create(0, 0, 10, 0, LOG)
     vm.mark_dirty(1)
@@ -148,7 +148,7 @@ def test_deleted_and_created_as_it_was(pair: tuple[Memslots, Backend]) -> None:
 
 
 def test_deleted_and_created_elsewhere(pair: tuple[Memslots, Backend]) -> None:
-    """A new log; the guest's memory need not go for that, either."""
+    """A new log begins; the guest's memory stays present here, too."""
     vm, backend = pair
     vm.create(0, 0, 10, 0, LOG)
     vm.mark_dirty(1)
@@ -163,7 +163,7 @@ def test_deleted_and_created_elsewhere(pair: tuple[Memslots, Backend]) -> None:
 
 
 def test_marks_of_a_split_are_not_lost(pair: tuple[Memslots, Backend]) -> None:
-    """The backend loses its log with the slot: it is read before."""
+    """The backend loses its log with the slot, so the log is read before."""
     vm, backend = pair
     vm.create(0, 0, 10, 0, LOG)
     backend.write(3)
@@ -181,7 +181,7 @@ def test_marks_of_a_split_are_not_lost(pair: tuple[Memslots, Backend]) -> None:
 def test_marks_of_a_guest_that_runs_are_not_lost(
     pair: tuple[Memslots, Backend], runs: list[int | None]
 ) -> None:
-    """What it writes after its log was read is not known, so all is."""
+    """A write after its log was read is unknown, so all pages are marked."""
     vm, backend = pair
     vm.create(0, 0, 10, 0, LOG)
     backend.write(3)
@@ -196,7 +196,7 @@ def test_marks_of_a_guest_that_runs_are_not_lost(
 
 
 def test_marks_under_an_alias_are_not_lost(pair: tuple[Memslots, Backend]) -> None:
-    """The backend's log goes with the slot that moves; another comes to its place."""
+    """The backend's log goes with the slot that moves; another slot takes its place."""
     vm, backend = pair
     vm.create(0, 0, 4, 0, LOG)
     backend.write(2)
@@ -224,9 +224,9 @@ Steps = list[tuple[str, *tuple[int, ...]]]
 
 @st.composite
 def rearranged(draw: st.DrawFn) -> tuple[Steps, Steps]:
-    """Slots side by side, and the steps that put them side by side in another order.
+    """Returns adjacent slots, and the steps that put them next to each other in another order.
 
-    Some of them go meanwhile, or become other memory.
+    Some of them are deleted meanwhile, or get other memory.
     """
     sizes = draw(st.lists(st.integers(1, 9), min_size=2, max_size=MAX_SLOTS - 1))
     made: Steps = []
@@ -266,8 +266,9 @@ def test_the_backend_refuses_at_each_call(
     writes: list[int],
     how: str,
 ) -> None:
-    """The k-th call of a transaction is refused, for every k: then nothing has changed; and at
-    last it goes through. `full`: there is no room to put slots out of the way.
+    """The backend refuses the k-th call of a transaction, for every k. Then nothing has changed.
+
+    Without a refusal the transaction succeeds. `full`: there is no room to move slots aside.
     """
     before, body = before_and_body
     vm, backend = mirrored(manual)

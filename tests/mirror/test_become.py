@@ -58,7 +58,7 @@ def test_the_backend_is_asked_for_the_plans_calls(
 
 @given(maps(), maps())
 def test_readers_miss_no_page_and_windows_are_as_told(now: MemoryMap, wanted: MemoryMap) -> None:
-    """Seen from the backend, between its calls."""
+    """The test watches the backend between its calls."""
     both = pages(now).keys() & pages(wanted).keys()
 
     class Watching(Logless):
@@ -117,7 +117,7 @@ def test_what_the_backend_is_to_keep() -> None:
 
 
 def test_readers_beside_become() -> None:
-    """None misses a page that is in both maps, however it is asked for."""
+    """No reader misses a page that is in both maps, in any way of asking."""
     here = MemoryMap([(10 * i, 8, i << 30, i % 2) for i in range(40)])
     # Slots are cut, moved up, on other memory, with other flags; pages 2 to 5 of each stay.
     there = MemoryMap([(10 * i + (i % 3), 6, (i + 100 * (i % 4)) << 30, i % 4) for i in range(40)])

@@ -1,4 +1,4 @@
-"""The cost of planning the calls of a transaction: in lines run, not in seconds."""
+"""The cost of planning the calls of a transaction, in lines run and not in seconds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Steps = Callable[[Memslots, int], None]
 
 
 def lines_of(work: Callable[[], object]) -> int:
-    """How many lines of planner.py are run."""
+    """Returns how many lines of planner.py run."""
     count = 0
 
     def local(frame: FrameType, event: str, argument: object) -> Any:

@@ -1,4 +1,4 @@
-"""Which slots step aside: compared with all choices."""
+"""Tests which slots step aside, against all choices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests plans: compared with all sequences of calls, replayed, refused."""
+"""Tests plans: against all sequences of calls, replayed, and refused."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SHARES = 10
 
 
 def small_map(random: random.Random) -> MemoryMap:
-    """Up to three slots of up to three pages, on two host ranges, with ids or without."""
+    """Draws up to three slots of up to three pages, on two host ranges, with ids or without."""
     shapes: list[Shape] = []
     ids = random.sample(range(IDS), IDS)
     for shape in random.choices(SHAPES, k=random.randrange(7)):
@@ -93,7 +93,7 @@ def test_made_it_is_what_was_wanted(now: MemoryMap, wanted: MemoryMap, way: int)
 
 @given(maps(), maps())
 def test_windows_are_what_is_absent(now: MemoryMap, wanted: MemoryMap) -> None:
-    """Page by page, after each call."""
+    """Compares page by page, after each call."""
     made = plan(now, wanted, max_gfn=60)
     vm = Memslots(max_gfn=60)
     for slot in now:
@@ -130,7 +130,7 @@ def test_it_prints_as_a_table() -> None:
 
 
 def test_pages_to_be_kept() -> None:
-    """Two slots trade places: one of them steps aside, whichever is not to be missed stays."""
+    """Two slots trade places: one steps aside, and the one with the kept pages stays."""
     now = MemoryMap([(0, 4, 0), (4, 4, 1 << 30)])
     wanted = MemoryMap([(1, 4, 0), (5, 3, 1 << 30)])
     with pytest.raises(NoWindowError, match=r"gpa \[0x5000, 0x8000\), 12 KiB cannot be kept"):
@@ -197,10 +197,10 @@ WANTED = MemoryMap([(0, 1, 0), (5, 1, 0)])
         (
             lambda: plan(MemoryMap(), MemoryMap([(0, 1, 0)], as_id=1)),
             InvalidRegionError,
-            "of address space 1, not 0",
+            "wanted is of address space 1, current of 0",
         ),
         (lambda: plan(MemoryMap(), [(0, 2, 0), (1, 1, 0)]), OverlapError, "slots 0 and 1"),
-        (lambda: plan(5, WANTED), TypeError, "current is a Memslots or MemoryMap"),  # type: ignore[arg-type]
+        (lambda: plan(5, WANTED), TypeError, "current must be a Memslots or MemoryMap"),  # type: ignore[arg-type]
         (lambda: plan(MemoryMap(), 5), TypeError, "not iterable"),  # type: ignore[arg-type]
         (lambda: plan(MemoryMap(), WANTED, max_slots=-1), OverflowError, "max_slots"),
         (lambda: Memslots(1).become(WANTED), NoRoomError, "2 slots are wanted"),
@@ -211,7 +211,7 @@ WANTED = MemoryMap([(0, 1, 0), (5, 1, 0)])
             "address space",
         ),
         (lambda: Memslots().become(WANTED, as_id=1), ValueError, "of address space 0, not 1"),
-        (lambda: Memslots().apply(5), TypeError, "made by memslots.plan"),  # type: ignore[arg-type]
+        (lambda: Memslots().apply(5), TypeError, "plan must be a Plan"),  # type: ignore[arg-type]
     ],
 )
 def test_what_cannot_be(call: Callable[[], Any], error: type[Exception], text: str) -> None:
@@ -234,7 +234,7 @@ def test_a_plan_for_what_is_there_no_more() -> None:
         kept = vm.map()
         change()
         there, generation = vm.map(), vm.generation
-        with pytest.raises(InvalidRegionError, match="the plan begins with"):
+        with pytest.raises(InvalidRegionError, match="the plan was made for"):
             vm.apply(made)
         assert (vm.map(), vm.generation) == (there, generation)
         vm.become(kept)
@@ -293,16 +293,16 @@ def test_what_stays_is_not_touched() -> None:
 
 
 def test_a_plan_that_is_not_right() -> None:
-    """`check` finds it: by hand, since none that is made is so."""
+    """`check` finds the fault; the plan is made by hand, because no planner makes one."""
     now = MemoryMap([(0, 256, HOSTS[1] << 12)])
     made = plan(now, now | MemoryMap([(160, 32, 1 << 40)]))
     made.check()
     window = made.windows[1]
     wrong: list[tuple[dict[str, Any], str]] = [
-        ({"steps": made.steps[:-1], "windows": ()}, "do not make the map that is wanted"),
-        ({"windows": (Window(0, 160, 0, 2),)}, "are there before call 2"),
-        ({"windows": (Window(0, 160, 1, 1),)}, "there after call 1"),
-        ({"windows": (window._replace(end_gfn=window.end_gfn + 64),)}, "not there after call"),
+        ({"steps": made.steps[:-1], "windows": ()}, "do not result in the wanted map"),
+        ({"windows": (Window(0, 160, 0, 2),)}, "is present before call 2"),
+        ({"windows": (Window(0, 160, 1, 1),)}, "is present after call 1"),
+        ({"windows": (window._replace(end_gfn=window.end_gfn + 64),)}, "is absent after call"),
     ]
     for changed, text in wrong:
         with pytest.raises(WrongAnswerError, match=text):

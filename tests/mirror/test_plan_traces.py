@@ -1,6 +1,6 @@
 """Plans over real traces: from the VMM's map after each tenth call to its last map.
 
-`python tests/mirror/test_plan_traces.py` writes the table of docs/plans.md anew.
+`python tests/mirror/test_plan_traces.py` writes the table of docs/plans.md again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MOST_PAGES = (1 << 30) >> 12
 
 
 class Way(NamedTuple):
-    """From a moment of a trace to its end."""
+    """The way from one moment of a trace to its end."""
 
     moment: MemoryMap
     final: MemoryMap
@@ -41,7 +41,7 @@ class Way(NamedTuple):
 
 
 def ways(path: Path) -> list[Way]:
-    """In each address space of the trace's VM; the calls of all count for each."""
+    """Yields the ways in each address space of the trace's VM; all calls count in each."""
     with open_trace(path) as trace:
         events = births_first(trace)
     replayer = Replayer(events)
@@ -67,7 +67,7 @@ def maps_of(vm: Memslots) -> list[MemoryMap]:
 
 
 def row(path: Path) -> str:
-    """What all the plans of a trace come to."""
+    """Returns the sums over all plans of a trace."""
     plans = [(way, way.plan()) for way in ways(path)]
     made = sum(way.calls_made for way, _ in plans)
     least = sum(len(each) for _, each in plans)

@@ -1,4 +1,4 @@
-"""Tests the planner's calls: compared with all sequences of calls."""
+"""Tests the planner's calls, against all sequences of calls."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def calls_for(olds: list[Slot], goals: list[Goal], keep: list[tuple[int, int]]) 
 
 
 def replay(olds: list[Slot], calls: list[Call]) -> State:
-    """What the calls make of it, each allowed by the rules."""
+    """Returns the result of the calls, each allowed by the rules."""
     vm = Memslots(IDS, max_gfn=PAGES - 1)
     for old in olds:
         vm.set_region(*region_arguments(old))
@@ -55,7 +55,7 @@ def test_no_sequence_of_calls_is_shorter(
 
 
 def absent(olds: list[Slot], calls: list[Call]) -> set[int]:
-    """The pages that are not there after some call."""
+    """Returns the pages that are absent after some call."""
     now = {old.id: old for old in olds}
     pages = set(range(PAGES))
     missing: set[int] = set()
@@ -70,14 +70,14 @@ def absent(olds: list[Slot], calls: list[Call]) -> set[int]:
 
 
 def test_which_slot_steps_aside_decides_what_is_absent() -> None:
-    """Two slots, one of which keeps a page: the other steps aside."""
+    """Two slots, one of which has a page to keep: the other steps aside."""
     olds = [Slot(0, 0, 0, 3, 0), Slot(1, 0, 3, 1, HOSTS[1])]
     goals = [Goal(Slot(0, 0, 1, 3, 0)), Goal(Slot(1, 0, 0, 1, HOSTS[1]))]
     assert absent(olds, calls_for(olds, goals, [])).isdisjoint({1, 2})
 
 
 def test_pages_to_be_kept_go_before_calls() -> None:
-    """The slot that has both circles would be the cheapest to step aside."""
+    """The slot that is in both circles would be the cheapest to step aside."""
     olds = [Slot(0, 0, 1, 3, 0), Slot(1, 0, 0, 1, HOSTS[1]), Slot(2, 0, 4, 1, 2 * HOSTS[1])]
     goals = [
         Goal(Slot(0, 0, 2, 3, 0)),
@@ -92,7 +92,7 @@ def test_pages_to_be_kept_go_before_calls() -> None:
 
 @pytest.mark.parametrize("free", [1, 3])
 def test_ids_that_are_all_in_use(free: int) -> None:
-    """One is given back first, by what goes anyway."""
+    """A slot that goes anyway frees its id first."""
     olds = [Slot(id, 0, id, 1, 0x1000 * id) for id in range(IDS)]
     goal = Goal(Slot(9, 0, 4, 1, HOSTS[1]), any_id=True)
     taken = {old.id for old in olds}
@@ -103,7 +103,7 @@ def test_ids_that_are_all_in_use(free: int) -> None:
 
 @given(st.integers(1, 9), st.data())
 def test_many_slots_on_the_same_memory(slots: int, data: st.DataObject) -> None:
-    """More of them than all ways can be compared: they keep their order, and none is in the way."""
+    """There are too many to compare all orders: they keep their order, and none is in the way."""
     bases = st.lists(st.integers(0, 60), min_size=slots, max_size=slots, unique=True)
     now, then = (sorted(3 * base for base in data.draw(bases)) for _ in range(2))
     olds = [Slot(id, 0, base, 2, 0) for id, base in enumerate(now)]

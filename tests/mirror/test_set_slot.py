@@ -15,7 +15,7 @@ HVA = 0x7F00_0000_0000
 
 
 class Slots(Backend):
-    """Notes the Slots, and does what is asked by the call in numbers."""
+    """Records the Slots, and makes the call in numbers."""
 
     def __init__(self) -> None:
         super().__init__(max_slots=64, address_spaces=2)
@@ -83,7 +83,7 @@ def test_the_arguments_of_a_slot() -> None:
 
 @pytest.mark.parametrize("kind", [Backend, Slots])
 def test_a_backend_goes_with_its_memslots(kind: type[Backend]) -> None:
-    """At once: nothing is in a cycle with it."""
+    """It goes at once: nothing is in a cycle with it."""
     vm = Memslots(backend=kind())
     vm.create(0, 0, 1, HVA)
     backend = weakref.ref(vm.backend)

@@ -39,10 +39,10 @@ FAULTS = [
 
 
 def check(folder: Path, model: str, without: str, claim: bool) -> tuple[int, str]:
-    """Every state of a model: how many there are, and what is wrong in one, or nothing.
+    """Visits every state of a model. Returns their number, and what is wrong in one, or nothing.
 
-    Without `claim` it is assertions, and states that nothing leads out of; with it, that there is
-    an end of every run in which each process goes on.
+    Without `claim` it looks for failed assertions and for states without a next state. With it, it
+    checks that every run in which each process goes on ends.
     """
     macros = [f"-D{name}" for name in without.split()]
     generate = ["spin", *macros, "-a", str(HERE / model)]

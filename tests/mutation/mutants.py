@@ -20,11 +20,11 @@ class Mutant:
 
     @property
     def key(self) -> str:
-        """What names it, wherever in the file it stands."""
+        """Returns the name of the mutant, wherever in the file it is."""
         return f"{self.path}: {self.before.strip()} -> {self.after.strip()}"
 
     def apply(self, text: str) -> str:
-        """The file's text with the change made."""
+        """Returns the file's text with the change made."""
         lines = text.splitlines(keepends=True)
         assert lines[self.line - 1].rstrip("\n") == self.before
         lines[self.line - 1] = self.after + "\n"
@@ -73,7 +73,7 @@ _BRANCH = re.compile(r"(\s*(?:el)?if )(.*):$")
 
 
 def mutants_of(path: Path, root: Path) -> Iterator[Mutant]:
-    """All mutants of a file that the changes above make."""
+    """Returns all mutants that the changes above make of a file."""
     name = path.relative_to(root).as_posix()
     text = path.read_text(encoding="utf-8")
     in_text = in_declaration = False

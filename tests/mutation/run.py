@@ -91,7 +91,7 @@ _SUFFIX = str(sysconfig.get_config_var("EXT_SUFFIX"))
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a mutant: "killed", "not built" or "survived", and by what."""
+    """The result of a mutant: "killed", "not built" or "survived", and by which test."""
 
     mutant: Mutant
     what: str
@@ -114,7 +114,7 @@ class Place:
         )
 
     def try_out(self, mutant: Mutant) -> Outcome:
-        """Makes it, runs the tests until one fails, and takes it back."""
+        """Makes the mutant, runs the tests until one fails, and restores the file."""
         source = self.folder / mutant.path
         module = source.with_name(source.stem + _SUFFIX)
         text, built = source.read_text(encoding="utf-8"), module.read_bytes()
@@ -152,7 +152,7 @@ class Place:
         return True
 
     def run(self, tests: list[str]) -> str:
-        """What the tests found: the name of the first that failed, or nothing."""
+        """Runs tests. Returns the name of the first that failed, or nothing."""
         command = [sys.executable, "-P", "-m", "pytest", "-x", "-q"]
         command += ["-p", "no:cacheprovider", "-p", "no:xdist"]
         process = subprocess.Popen(
@@ -179,7 +179,7 @@ class Place:
 
 
 def suites_of(path: str) -> list[list[str]]:
-    """The sets of tests to try, one after the other."""
+    """Returns the sets of tests to try, one after the other."""
     stem = Path(path).stem
     own = [f"tests/core/test_{stem}.py", f"tests/write/test_{stem}.py", *OWN.get(stem, [])]
     found = [name for name in dict.fromkeys(own) if (ROOT / name).exists()]
@@ -187,7 +187,7 @@ def suites_of(path: str) -> list[list[str]]:
 
 
 def build_drivers(folder: Path) -> None:
-    """The tests' drivers, once for all: they call the core by pointers, whatever it does."""
+    """Builds the tests' drivers, once for all mutants: they call the core through pointers."""
     for file in (ROOT / "tests" / "core" / "drivers").iterdir():
         if file.is_file():
             shutil.copy(file, folder)
@@ -197,7 +197,7 @@ def build_drivers(folder: Path) -> None:
 
 
 def equivalents() -> dict[str, str]:
-    """Mutants that do the same as the original, and why."""
+    """Returns the mutants that do the same as the original, and why."""
     known: dict[str, str] = {}
     reason = ""
     for line in (HERE / "equivalent.txt").read_text(encoding="utf-8").splitlines():
@@ -209,7 +209,7 @@ def equivalents() -> dict[str, str]:
 
 
 def main() -> int:
-    """Tries them, and tells."""
+    """Tries the mutants, and prints the result."""
     parser = argparse.ArgumentParser(description="How strong are the tests?")
     parser.add_argument("--count", type=int, default=300, help="how many mutants are tried")
     parser.add_argument("--seed", type=int, default=0, help="which of all that there are")
@@ -248,7 +248,7 @@ def main() -> int:
 
 
 def try_all(chosen: list[Mutant], workers: int) -> list[Outcome]:
-    """All of them, each in a copy of its worker's own."""
+    """Tries all mutants, each in its worker's own copy."""
     waiting: queue.SimpleQueue[Mutant] = queue.SimpleQueue()
     for mutant in chosen:
         waiting.put(mutant)

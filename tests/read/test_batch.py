@@ -211,7 +211,7 @@ def test_wrong_hvas_out(face: Face, wrong: Any, error: type[Exception]) -> None:
 
 
 def askew(size: int, format: Literal["i", "Q"]) -> Any:
-    """`size` bytes as elements that begin at an odd address."""
+    """Returns `size` bytes as elements that begin at an odd address."""
     return memoryview(bytearray(size + 1))[1:].cast(format)
 
 
@@ -308,7 +308,7 @@ def test_numpy_askew(face: Face) -> None:
 @pytest.mark.untraced
 @pytest.mark.parametrize("call", ["lookup_many", "translate", "mark_dirty_many"])
 def test_others_run_meanwhile(used: Memslots, call: str) -> None:
-    """While one thread is inside a batch of millions, another one counts."""
+    """While one thread is in a batch of millions, another one counts."""
     gfns = quads([0, 32, 99, 15] * 1_000_000)
     counted = 0
     stop = False
@@ -341,7 +341,7 @@ def test_others_run_meanwhile(used: Memslots, call: str) -> None:
 
 
 def test_batches_beside_changes() -> None:
-    """Slot 1 moves to and fro between two places, slot 2 comes and goes, slot 0 stays."""
+    """Slot 1 moves back and forth between two places, slot 2 comes and goes, slot 0 stays."""
     vm = Memslots(4)
     vm.create(0, 0, 16, HVA)
     vm.create(1, 16, 16, HVA + 0x100000)

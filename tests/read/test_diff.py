@@ -83,5 +83,5 @@ def test_it_prints_like_a_diff() -> None:
 
 
 def test_only_with_a_map() -> None:
-    with pytest.raises(TypeError, match="not to 'list'"):
+    with pytest.raises(TypeError, match="takes a MemoryMap, not 'list'"):
         MemoryMap().diff([])  # type: ignore[arg-type]

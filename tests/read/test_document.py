@@ -54,21 +54,29 @@ def test_what_people_write(slot: dict[str, Any]) -> None:
         ("{", ValueError, "Expecting"),
         ("5", InvalidRegionError, 'a list "slots"'),
         ("{}", InvalidRegionError, 'a list "slots"'),
-        ([5], InvalidRegionError, "slot 0 of the map is no JSON object"),
+        ([5], InvalidRegionError, "slot 0 of the map is not a JSON object"),
         ([GOOD, {}], InvalidRegionError, 'slot 1 of the map has no "guest_phys_addr"'),
-        ([{**GOOD, "memory_size": "2 GiB"}], InvalidRegionError, "memory_size is no whole number"),
-        ([{**GOOD, "memory_size": 1.5}], InvalidRegionError, "memory_size is no whole number"),
-        ([{**GOOD, "memory_size": True}], InvalidRegionError, "memory_size is no whole number"),
-        ([{**GOOD, "memory_size": 5000}], InvalidRegionError, "memory_size 0x1388 is no multiple"),
+        (
+            [{**GOOD, "memory_size": "2 GiB"}],
+            InvalidRegionError,
+            "memory_size is not a whole number",
+        ),
+        ([{**GOOD, "memory_size": 1.5}], InvalidRegionError, "memory_size is not a whole number"),
+        ([{**GOOD, "memory_size": True}], InvalidRegionError, "memory_size is not a whole number"),
+        (
+            [{**GOOD, "memory_size": 5000}],
+            InvalidRegionError,
+            "memory_size 0x1388 is not a multiple",
+        ),
         ([{**GOOD, "guest_phys_addr": 1}], InvalidRegionError, "guest_phys_addr 0x1 is no"),
         ([{**GOOD, "flags": "LOUD"}], InvalidRegionError, "unknown flag 'LOUD'"),
-        ([{**GOOD, "flags": "4"}], InvalidRegionError, "goes with a guest_memfd"),
+        ([{**GOOD, "flags": "4"}], InvalidRegionError, "needs a guest_memfd"),
         ([{**GOOD, "id": -1}], OverflowError, "slot 0 of the map: id"),
         ([GOOD, GOOD], OverlapError, "slots 0 and 1 of the map"),
-        ({"slots": [], "as_id": []}, InvalidRegionError, "as_id is no whole number"),
+        ({"slots": [], "as_id": []}, InvalidRegionError, "as_id is not a whole number"),
     ],
 )
-def test_what_is_no_map(document: object, error: type[Exception], text: str) -> None:
+def test_not_a_map(document: object, error: type[Exception], text: str) -> None:
     given_ = document if isinstance(document, str) else json.dumps(document)
     with pytest.raises(error, match=text):
         MemoryMap.from_json(given_)

@@ -18,7 +18,7 @@ from memslots import Flags, InvalidRegionError, MemoryMap, OverlapError, Slot
 
 
 def whole(m: MemoryMap) -> None:
-    """What has to hold of any map."""
+    """Checks what must hold for any map."""
     slots = list(m)
     assert len({slot.id for slot in slots}) == len(slots)
     assert all(a.end_gfn <= b.base_gfn for a, b in pairwise(slots))
@@ -45,7 +45,7 @@ def test_each_operation_page_by_page(a: MemoryMap, b: MemoryMap) -> None:
 
 
 def b_is_free(b: MemoryMap, slot: Slot) -> bool:
-    """Whether the slot may have another id elsewhere: a map says so by its pickle."""
+    """Returns whether the slot may have another id elsewhere: a map's pickle says so."""
     return not isinstance(b.__reduce__()[1][0][list(b).index(slot)], Slot)  # type: ignore[index]
 
 
@@ -161,7 +161,7 @@ def test_what_is_wrong_with_arrays() -> None:
         ({"npages": array("q", [1, 0, 1])}, InvalidRegionError, "slot 1 of the map: 0 pages"),
         ({"npages": array("q", [1, 1, -1])}, OverflowError, "slot 2 of the map: npages"),
         ({"npages": array("q", [1, 11, 1])}, OverlapError, "slots 1 and 2 of the map"),
-        ({"npages": array("Q", [1 << 31] * 3)}, InvalidRegionError, "at most 2147483647"),
+        ({"npages": array("Q", [1 << 31] * 3)}, InvalidRegionError, "more than 2147483647"),
         ({"base_gfns": array("Q", [0, 1 << 52, 9])}, InvalidRegionError, "slot 1 .*not a run"),
         ({"base_gfns": array("Q", [20, 0, 20])}, OverlapError, "slots 0 and 2 of the map"),
         ({"userspace_addrs": array("Q", [0, 0, 5])}, InvalidRegionError, "slot 2 .*4096"),

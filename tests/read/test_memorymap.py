@@ -41,7 +41,7 @@ def make(slots: int) -> Memslots:
 
 
 def expect(m: MemoryMap, vm: Memslots, end: int) -> None:
-    """Everything that both can be asked."""
+    """Compares everything that both can be asked."""
     assert list(m) == list(vm) and len(m) == len(vm) and m.nr_pages == vm.nr_pages
     assert list(reversed(m)) == list(reversed(vm))
     gfns = array("Q", [*range(end), 1 << 40, (1 << 64) - 1])
@@ -199,7 +199,7 @@ def test_in_a_listener_it_has_the_slot_that_is_about_to_go() -> None:
         vm.delete(1)
     (m,) = seen
     assert m[1].flags == Flags.INVALID | Flags.READONLY
-    with pytest.raises(NotMappedError, match="about to go"):
+    with pytest.raises(NotMappedError, match="being deleted or moved"):
         m.gpa_to_hva(STEP << 12)
     assert pickle.loads(pickle.dumps(m)) == m
 
@@ -244,8 +244,12 @@ def test_made_of_slots() -> None:
         ),
         ([Slot(1, 0, 0, 1, 0), Slot(1, 1, 5, 1, 0)], InvalidRegionError, "address space 1, not 0"),
         ([(0, 0, 0)], InvalidRegionError, "0 pages"),
-        ([(0, 1, 5)], InvalidRegionError, "slot 0 of the map: userspace_addr 0x5 is no multiple"),
-        ([(0, 1 << 31, 0)], InvalidRegionError, "at most 2147483647"),
+        (
+            [(0, 1, 5)],
+            InvalidRegionError,
+            "slot 0 of the map: userspace_addr 0x5 is not a multiple",
+        ),
+        ([(0, 1 << 31, 0)], InvalidRegionError, "more than 2147483647"),
         ([(0, 1, 0, 0, 1 << 31)], InvalidRegionError, "id 2147483648 is above"),
         ([(0, 1, 0, 64)], InvalidRegionError, "unknown flags"),
         ([(0, 1)], TypeError, "a slot is a Slot or"),
@@ -255,7 +259,7 @@ def test_made_of_slots() -> None:
         ([(-1, 1, 0)], OverflowError, "base_gfn"),
     ],
 )
-def test_what_is_no_map(slots: list[Any], error: type[Exception], text: str) -> None:
+def test_not_a_map(slots: list[Any], error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
         MemoryMap(slots)
 

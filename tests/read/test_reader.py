@@ -11,7 +11,10 @@ HVA = 0x7000_0000_0000
 
 @pytest.fixture
 def used(vm: Memslots) -> Memslots:
-    """Made out of gfn order; the host ranges of 7, 1 and 4 overlap, those of 1 and 4 are equal."""
+    """Slots are made out of gfn order.
+
+    Host ranges of 7, 1 and 4 overlap; those of 1 and 4 are equal.
+    """
     vm.create(1, 0x100, 0x10, HVA + 0x4000)
     vm.create(9, 0x300, 1, HVA + 0x80000, Flags.READONLY)
     vm.create(7, 0x110, 8, HVA)

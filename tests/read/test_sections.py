@@ -1,6 +1,6 @@
-"""Readers that end in odd ways delay no writer.
+"""Readers that end in unusual ways delay no writer.
 
-Readers that share what they should not do no harm.
+Readers that wrongly share a Vcpu do no harm.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def machine(flags: int = 0) -> Memslots:
 
 
 def change(vm: Memslots) -> None:
-    """A change of every kind: each waits for readers."""
+    """Makes a change of every kind: each waits for readers."""
     vm.create(100, 0x1000, 1, HVA)
     vm.move(100, 0x2000)
     vm.set_flags(100, LOG)
@@ -97,7 +97,7 @@ def readers_that_are_interrupted() -> None:
 
 
 def readers_that_outlive_the_interpreter() -> None:
-    """Daemon threads in a batch while Python ends, which changes slots for the last time."""
+    """Runs daemon threads in a batch while Python ends and changes slots for the last time."""
     vm = machine()
     gfns = array("Q", range(128)) * 20_000
 
@@ -130,7 +130,7 @@ def test_daemon_threads_hold_no_writer_up() -> None:
 
 
 def one_vcpu_in_several_threads() -> None:
-    """It is for one thread at a time; the answers are right all the same."""
+    """A Vcpu is for one thread at a time, but the answers are right all the same."""
     vm = machine()
     vcpu = vm.vcpu()
     gfns = array("Q", range(128))
@@ -176,7 +176,7 @@ def test_one_vcpu_in_several_threads() -> None:
 
 
 def test_a_transaction_is_begun_once_by_two_threads() -> None:
-    """The second waits for the lock, and finds it ended."""
+    """The second thread waits for the lock, and finds the transaction ended."""
     vm = machine()
     tx = vm.transaction()
     errors: list[BaseException] = []
@@ -204,7 +204,7 @@ def test_a_transaction_is_begun_once_by_two_threads() -> None:
 
 
 def marks_beside_get() -> None:
-    """Each mark is handed to exactly one of those who take the log, and none is lost."""
+    """Each mark goes to exactly one of the threads that take the log, and none is lost."""
     pages, rounds = 640, 300
     vm = Memslots()
     vm.create(0, 0, pages, HVA, LOG)
@@ -267,7 +267,7 @@ def test_marks_beside_get_dirty_log() -> None:
 
 
 def one_mark_at_a_time() -> None:
-    """A page marked once, while several take the log: exactly one of them gets it."""
+    """Marks a page once while several threads take the log: exactly one of them gets it."""
     vm = Memslots()
     vm.create(0, 0, 64, HVA, LOG)
     got = [0, 0]

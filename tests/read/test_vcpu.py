@@ -103,7 +103,7 @@ def do(call: Callable[[Memslots], object], vm: Memslots) -> None:
 def test_a_change_makes_the_next_lookup_miss(
     used: Memslots, call: Callable[[Memslots], object]
 ) -> None:
-    """A last-used slot is of one generation only, whichever slot the change was about."""
+    """A last-used slot is valid for one generation only, whichever slot was changed."""
     vcpu = used.vcpu()
     assert [vcpu.lookup(gfn) for gfn in (32, 33)] == [used[1], used[1]]
     do(call, used)
@@ -216,7 +216,7 @@ def test_a_lookup_that_hits_allocates_nothing(used: Memslots, face: str) -> None
 
 
 def test_the_same_object_each_time(used: Memslots) -> None:
-    """One Slot object for a slot, made once, wherever it is come across."""
+    """A slot has one Slot object, made once, whichever way it is found."""
     slot = used[2]
     faces = (used, used.address_space(0), used.vcpu())
     for face in faces:

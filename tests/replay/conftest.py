@@ -15,7 +15,7 @@ from memslots.cli import main
 def shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., tuple[int, str, str]]:
-    """Runs `replay --kvm` on a text: status, standard output and error."""
+    """Runs `replay --kvm` on a text. Returns status, standard output and standard error."""
 
     def run(text: str, live: Callable[[], Any], *options: str) -> tuple[int, str, str]:
         path = tmp_path / "a.log"

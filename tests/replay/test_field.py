@@ -72,7 +72,10 @@ def test_what_is_in_it(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("64k-pages.strace", "EINVAL of slot 1: its kernel had pages of 64 KiB: all 2 calls"),
+        (
+            "64k-pages.strace",
+            "EINVAL of slot 1: its kernel had pages of 64 KiB: all 2 successful calls",
+        ),
         (
             "apic-page.strace",
             "EEXIST of slot 1: KVM has a slot of its own there, for the APIC page",
@@ -86,7 +89,7 @@ def test_a_refusal_that_is_explained(name: str, text: str) -> None:
 
 
 def test_lines_keep_their_numbers() -> None:
-    """What was wrapped is joined; an editor's numbers hold."""
+    """Wrapped lines are joined; line numbers are those of an editor."""
     report = report_of("mail-wrapped.txt")
     with open_trace(DATA / "mail-wrapped.txt") as trace:
         lines = [event.line for event in trace]
@@ -99,7 +102,7 @@ def test_lines_keep_their_numbers() -> None:
 def test_nothing_but_a_message() -> None:
     report = report_of("stderr-only.log")
     assert report.counts.calls == 1
-    assert "the host addresses are not known" in report.notes[0]
+    assert "the host addresses of the failed calls are not known" in report.notes[0]
 
 
 def test_a_file_for_each_thread(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -154,8 +157,8 @@ def test_the_binary_file_of_qemus_trace() -> None:
         assert cut == 24 + len(NAME) or b"cut off" in lines(whole[:cut])[-1]
 
 
-def test_what_is_no_reason() -> None:
-    """One other call, or one that has the same, explains nothing."""
+def test_not_a_reason() -> None:
+    """One other call, or one with the same size, explains nothing."""
     one = "kvm_set_user_memory Slot#0 flags=0x0 gpa=0x0 size=0x10000 ua=0x7f0000000000 ret=0\n"
     small = "kvm_set_user_memory Slot#1 flags=0x0 gpa=0x20000 size=0x1000 ua=0x7f0000000000 ret="
     assert not replay_text(one + small + "-22\n").agree

@@ -1,4 +1,4 @@
-"""Tests a replay beside a kernel: every way in which three answers can differ."""
+"""Tests a replay with a kernel: every way in which three answers can differ."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from memslots.traces import open_trace
 
 
 def pretend(memslots: Memslots, call: Call) -> Change:
-    """Success, and nothing is done."""
+    """Succeeds without doing anything."""
     return Change.NONE
 
 
 def force(memslots: Memslots, call: Call) -> Change:
-    """Success, whatever is in the way or has the id."""
+    """Succeeds, whatever is in the way or has the id."""
     slot, _, gpa, size, _ = call
     for other in list(memslots.in_gfn_range(gpa >> 12, gpa + size >> 12)):
         memslots.set_region(other.id, 0, 0, 0, 0)
@@ -51,7 +51,7 @@ def force(memslots: Memslots, call: Call) -> Change:
 
 @dataclass(frozen=True)
 class Case:
-    """A trace whose last line is the call, how the kernel goes wrong, and what must be told."""
+    """A trace whose last line is the call, how the kernel goes wrong, and the expected report."""
 
     text: str
     wrong: Mapping[int, Wrong] = field(default_factory=dict)
@@ -244,7 +244,7 @@ def test_what_differs_in_json(case: Case, shown: Shown) -> None:
 
 
 def test_an_answer_that_differs_does_not_bring_on_others() -> None:
-    """What the kernel was not made to have, or to lose, would be in the way of the later calls."""
+    """A slot that the kernel wrongly has, or lacks, would affect the later calls."""
     text = (
         CREATE
         + qemu(1, 0x10000, 0x1000)
@@ -269,7 +269,7 @@ def test_an_answer_that_differs_does_not_bring_on_others() -> None:
 
 
 def test_a_kernel_that_only_pretends(shown: Shown) -> None:
-    """All answers agree; what is there does not."""
+    """All answers agree, but the slots do not."""
     text = CREATE + qemu(1, 0x10000, 0x1000, flags=2) + qemu(0, 0, 0)
     wrong = {2: pretend, 3: pretend}
     vm = beside(text, MadeUpVM(wrong))
@@ -313,7 +313,7 @@ def test_a_refusal_outside_of_the_rules_is_not_asked(shown: Shown) -> None:
     assert kernel.calls == [(0, 0, 0, 0x10000, HVA)]
     status, out, _ = shown(text, MadeUpVM)
     assert status == 0
-    asked = "1 for reasons outside of the rules, not replayed, nor asked of this kernel"
+    asked = "1 for reasons outside the rules, not replayed and not made on this kernel"
     assert f"  refused     1 ENOMEM ({asked})\n" in out
 
 
@@ -326,7 +326,7 @@ def test_guest_memfd_is_asked_without_its_flag() -> None:
     assert report.agree
     assert kernel.calls == [(0, 0, 0, 0x10000, HVA)]
     (note,) = report.notes
-    assert note == "1 call names a guest_memfd; this kernel gets slots without one"
+    assert note == "1 call names a guest_memfd; this kernel's slots have none"
 
 
 def test_without_a_kernel_nothing_is_said_of_it() -> None:

@@ -1,4 +1,4 @@
-"""Tests a replay beside this machine's kernel."""
+"""Tests a replay with this machine's kernel."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_standard_input_on_the_real_kernel() -> None:
 
 
 def test_every_rule_on_the_real_kernel() -> None:
-    """The answers of another kernel to what the rules refuse and allow."""
+    """Compares another kernel's answers to calls that the rules refuse and allow."""
     need_kvm()
     text = (
         CREATE
@@ -110,7 +110,7 @@ def test_every_rule_on_the_real_kernel() -> None:
 
 
 def test_a_trace_that_the_real_kernel_did_not_give() -> None:
-    """It is asked again, undone, and made the map: what comes later agrees."""
+    """The kernel is asked again, undone and made equal to the map: later calls agree."""
     need_kvm()
     text = (
         CREATE

@@ -34,7 +34,7 @@ def test_a_smaller_limit_is_named(limits: dict[str, int], call: str, told: str) 
     (found,) = vm.disagreements
     assert (found.recorded, found.ours, found.live) == (0, 0, EINVAL)
     assert found.live_why.endswith(f"; {told}")
-    assert "cannot be as in the map: slot" in found.live_followed
+    assert "cannot be made as in the map: slot" in found.live_followed
     assert live_of(vm).missing == vm.final_map
     assert len(vm.final_map) == 1
     assert live_of(vm).others == []
@@ -73,8 +73,8 @@ def test_a_slot_that_cannot_be_there_is_told_of_later() -> None:
     assert lines == [2, 3, 5, 6, 7]
     moved, overlaps, flags, gone, last = vm.disagreements
     beyond = "slot 0 of address space 0, rule 7: the last gfn 0x10f is above max_gfn 0x108"
-    assert moved.live_followed == f"slot 0 cannot be as in the map: {beyond}, slot 0 deleted"
-    since = "slot 0 is not there since line 2"
+    assert moved.live_followed == f"slot 0 cannot be made as in the map: {beyond}, slot 0 deleted"
+    since = "slot 0 is missing since line 2"
     assert (overlaps.live, overlaps.live_followed) == (0, "slot 1 deleted")
     assert overlaps.live_why == f"no rule refuses it here: CREATE; {since}"
     assert flags.live_why.endswith(f"max_gfn is 0x108 here, 0xffffffffff in the replay; {since}")
@@ -87,18 +87,18 @@ def test_a_slot_that_cannot_be_there_is_told_of_later() -> None:
 
 @pytest.mark.parametrize("taken", [True, False])
 def test_a_slot_that_is_there_again_is_told_of_no_more(taken: bool) -> None:
-    """It is there by a call that the map takes as a change of flags, or by what follows that."""
+    """The slot is back by a call that the map takes as a change of flags, or by what follows it."""
     wrong = {1: refuse(ENOMEM), 2: refuse(ENOMEM)}
     wrong |= {4: refuse(EINVAL)} if taken else {3: refuse(ENOMEM), 5: refuse(EINVAL)}
     text = CREATE + qemu(0, 0, 0x10000, flags=1) + qemu(0, 0, 0x10000)
     vm = beside(text, MadeUpVM(wrong))
     first, *others, last = vm.disagreements
     assert (first.call.line, first.live) == (1, ENOMEM)
-    assert first.live_followed == "slot 0 cannot be as in the map: made up: no memory"
+    assert first.live_followed == "slot 0 cannot be made as in the map: made up: no memory"
     assert [(found.live_why, found.live_followed) for found in others] == (
         []
         if taken
-        else [("made up: no memory; slot 0 is not there since line 1", "CREATE of slot 0")]
+        else [("made up: no memory; slot 0 is missing since line 1", "CREATE of slot 0")]
     )
     assert (last.call.line, last.live_why) == (3, "made up: a value is wrong")
     assert live_of(vm).same

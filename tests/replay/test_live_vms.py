@@ -1,4 +1,4 @@
-"""The VMs of a replay beside a kernel are made when needed, and always closed."""
+"""The VMs of a replay with a kernel are made when needed, and always closed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from memslots.traces import TraceError, open_trace
 
 
 def take(memslots: Memslots, call: Call) -> Change:
-    """Success; nothing is done that the rules refuse. No kernel goes beyond its own limits."""
+    """Succeeds, but makes no change that the rules refuse. No kernel exceeds its own limits."""
     slot, _, gpa, size, _ = call
     try:
         return memslots.set_region(*call)
@@ -83,7 +83,7 @@ def test_one_vm_for_each_that_has_calls() -> None:
 def test_no_vm_for_the_second(shown: Shown) -> None:
     full = KvmError(errno.EMFILE, "KVM_CREATE_VM: Too many open files")
     kernel = Kernel(MadeUpVM(), full)
-    reason = "no VM of this machine's kernel for it: KVM_CREATE_VM: Too many open files"
+    reason = "this machine's kernel made no VM for it: KVM_CREATE_VM: Too many open files"
     with pytest.raises(TraceError, match=f"^trace: line 5: {reason}$"):
         replay_text(THREE, kernel)
     assert [vm.closed for vm in kernel.made] == [1]
@@ -99,7 +99,7 @@ def test_no_vm_for_the_second(shown: Shown) -> None:
 
 
 class NoLimits(MadeUpVM):
-    """Its limits cannot be found out."""
+    """A VM whose limits cannot be read."""
 
     @property
     def limits(self) -> dict[str, int]:
@@ -147,7 +147,7 @@ def test_closed_when_the_watcher_has_had_enough() -> None:
 
 
 def test_without_kvm(shown: Shown, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nothing is read before that is known."""
+    """The command says so before it reads anything."""
     device = str(tmp_path / "kvm")
     without = functools.partial(KvmVM, device=device)
     with pytest.raises(KvmUnavailableError) as caught:
@@ -164,7 +164,7 @@ def test_without_kvm(shown: Shown, tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_wrong_arguments_come_first(shown: Shown, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["replay", "--kvm"]) == 2
-    assert "name FILEs or one --sample" in capsys.readouterr().err
+    assert "name either FILEs or one --sample" in capsys.readouterr().err
 
 
 def test_kvm_is_not_imported_until_it_is_asked_for() -> None:
@@ -184,7 +184,7 @@ def test_kvm_is_not_imported_until_it_is_asked_for() -> None:
 
 @dataclass(frozen=True)
 class Made:
-    """A call, with the result that was recorded and the kernel's own way with it."""
+    """A call, with its recorded result and the way in which the kernel makes it."""
 
     call: tuple[int, int, int, int]  # slot, gpa, size, recorded errno
     wrong: Wrong | None
@@ -202,7 +202,7 @@ def made_calls(spaces: Sequence[int]) -> st.SearchStrategy[list[Made]]:
 
 
 def steps(made: Sequence[Made], kernel: MadeUpVM) -> Iterator[VmReport]:
-    """Replay the calls one by one."""
+    """Replays the calls one by one."""
     text = "".join(qemu(*each.call) for each in made)
     with open_trace("trace", "qemu", io.BytesIO(text.encode())) as trace:
         events = list(trace)
@@ -217,7 +217,7 @@ def steps(made: Sequence[Made], kernel: MadeUpVM) -> Iterator[VmReport]:
 
 @given(made_calls([0, 1]), st.sampled_from([1, 3, 64]), st.sampled_from([1, 2]))
 def test_the_kernel_has_what_the_map_has(made: list[Made], max_slots: int, spaces: int) -> None:
-    """All of it that its limits allow, and nothing else."""
+    """The kernel has every slot that its limits allow, and no other."""
     kernel = MadeUpVM(max_slots=max_slots, address_spaces=spaces, max_gfn=6)
     for vm in steps(made, kernel):
         assert set(kernel.slots) == {

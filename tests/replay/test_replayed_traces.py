@@ -1,4 +1,4 @@
-"""Replays the real traces: compared with a dull computation and with numbers read by hand."""
+"""Replays the real traces: against a dull computation and numbers read by hand."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def report_of(name: str) -> Report:
 
 
 class Dull(NamedTuple):
-    """What a dictionary and one pass over the text give; every call of these traces succeeded."""
+    """The result of a dictionary and one pass over the text; every call in them succeeded."""
 
     operations: Counter[str]
     most_slots: int
@@ -145,7 +145,7 @@ def test_seabios_by_hand() -> None:
     assert (vm.most_slots, vm.refused, vm.outside) == (9, {}, 0)
     # A vCPU's thread makes most of the calls, on the fd of the process that made the VM.
     assert len(report.notes) == 1
-    assert "thread 8381 (line 365) was taken for a thread of process 8379" in report.notes[0]
+    assert "thread 8381 (line 365) is assumed to be a thread of process 8379" in report.notes[0]
     assert rows(vm) == [
         (0, 0, 0x0, 655360, 0x7F703BE00000, 0),
         (0, 2, 0xC0000, 45056, 0x7F703BEC0000, 0),
@@ -175,7 +175,7 @@ OVMF_MAP = [
 
 @pytest.mark.parametrize(("name", "lines"), [(OVMF, 3175), (OVMF_QEMU, 78)])
 def test_ovmf_by_hand(name: str, lines: int) -> None:
-    """The same run, as strace and as QEMU saw it."""
+    """strace and QEMU recorded the same run."""
     report = report_of(name)
     (vm,) = report.vms
     assert (report.counts.lines, report.counts.calls) == (lines, 21)

@@ -158,7 +158,7 @@ def private(slot: int, gpa: int, size: int, file: int, offset: int, ret: int = 0
 
 
 def test_guest_memfd() -> None:
-    """G5 and G7; a number that names another file meanwhile; the errno of a kernel since 7.2."""
+    """G5 and G7; a number that names another file later; the errno of a kernel since 7.2."""
     report = replay_text(
         private(0, 0, 0x10000, 9, 0)
         + private(0, 0x100000, 0x10000, 9, 0, ret=-22)
@@ -175,7 +175,7 @@ def test_guest_memfd() -> None:
 
 
 def test_what_no_kernel_with_guest_memfd_does() -> None:
-    """It is followed, with the file where that can be."""
+    """It is followed, with the file if that is possible."""
     report = replay_text(
         private(0, 0, 0x10000, 9, 0).replace("flags=0x4", "flags=0x5")
         + private(1, 0x10000, 0x10000, 9, 1)
@@ -196,12 +196,12 @@ def test_a_guest_memfd_of_which_no_part_is_named() -> None:
     assert report.agree
     assert rows(report.vms[0]) == [(0, 0, 0, 0x10000, 0x7F0000000000, 0)]
     assert report.notes == [
-        "1 call names a guest_memfd; 1 of them not which part, so that they are replayed without it"
+        "1 call names a guest_memfd; replayed without the file, because the range is not known: 1"
     ]
 
 
 def test_host_addresses_of_other_machines() -> None:
-    """48 bits of user space, as arm64 has; and what is beyond it is refused still."""
+    """arm64 has 48 bits of user space; addresses beyond them are still refused."""
     vm = one_vm(
         qemu(0, 0, 0, 0x1000, ua=0xFFFF_8000_0000) + qemu(1, 0, 0x1000, 0x1000, 1 << 60, -22)
     )
@@ -259,7 +259,7 @@ def test_two_vms_by_process_and_fd() -> None:
 
 
 def test_two_machines_in_one_grepped_trace() -> None:
-    """Neither clone nor KVM_CREATE_VM: what a thread belongs to is told by its first call."""
+    """There is no clone and no KVM_CREATE_VM: a thread's first call shows its process."""
     text = (
         strace(100, 8, 0, 0, 4096, 0x7000_0000)
         + strace(200, 8, 0, 0, 8192, 0x7100_0000)
@@ -276,7 +276,7 @@ def test_two_machines_in_one_grepped_trace() -> None:
 
 
 def test_two_threads_of_qemu_are_one_machine() -> None:
-    """The number in front of QEMU's lines is a thread's."""
+    """The number in front of QEMU's lines is that of a thread."""
     text = (
         qemu(0, 0, 0, 0x10000, pre="100@1.000000:")
         + qemu(0, 0, 0, 0, pre="102@2.000000:")

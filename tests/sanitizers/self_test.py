@@ -46,7 +46,7 @@ def build(where: Path) -> None:
 
 
 def problem(where: Path, case: str) -> str:
-    """Runs one program. Returns what is wrong with how it ended, or nothing."""
+    """Runs one program. Returns what is wrong with its end, or nothing."""
     options = {
         name: re.sub(r"log_path=[^:]*", "log_path=stderr", os.environ[name])
         for name in ("ASAN_OPTIONS", "UBSAN_OPTIONS")

@@ -46,7 +46,7 @@ def test_two_holes_refilled_at_once() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 12)), max_size=40))
 def test_against_one_gfn_at_a_time(ranges: list[tuple[int, int]]) -> None:
-    """Each range is toggled as a whole: taken if none of it is, else what is taken is given up."""
+    """Each range is toggled: added if none of it is there, else its present part is removed."""
     gaps = Gaps(0)
     taken: set[int] = set()
     lost: dict[int, int] = {}
@@ -72,7 +72,7 @@ def test_against_one_gfn_at_a_time(ranges: list[tuple[int, int]]) -> None:
 
 
 def test_many() -> None:
-    """Linear in the number of ranges, near enough: this takes no time."""
+    """The cost is about linear in the number of ranges, so this is quick."""
     gaps = Gaps(0)
     for n in range(20_000):
         gaps.removed(2 * n, 2 * n + 1, n, None)

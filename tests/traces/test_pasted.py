@@ -1,4 +1,4 @@
-"""Traces as people paste them: whatever surrounds the calls, none is lost in silence."""
+"""Traces as people paste them: whatever surrounds the calls, none is lost silently."""
 
 from __future__ import annotations
 

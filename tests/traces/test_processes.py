@@ -40,7 +40,7 @@ def call(line: int, tid: int | None, fd: int | None = 8, slot: int = 0) -> Regio
 
 
 def sort(*events: Event) -> tuple[list[tuple[int | None, int | None, list[int]]], list[str]]:
-    """Process, fd and lines of each VM."""
+    """Returns process, fd and lines of each VM."""
     vms: list[Vm] = []
 
     def make_and_keep(process: int | None, fd: int | None, line: int | None) -> Vm:
@@ -110,24 +110,24 @@ def test_after_the_end_of_a_process(end: TaskEnded) -> None:
 
 
 def test_inferred_from_the_only_vm_at_that_fd() -> None:
-    """As in a trace of ioctls only: no clone is in it."""
+    """A trace of ioctls only has no clone."""
     vms, notes = sort(VmCreated(1, 100, 8), call(2, 100), call(3, 101, slot=9), call(4, 101))
     assert vms == [(100, 8, [2, 3, 4])]
     (note,) = notes
-    assert "thread 101 (line 3) was taken for a thread of process 100" in note
+    assert "thread 101 (line 3) is assumed to be a thread of process 100" in note
 
 
 def test_inferred_from_what_fits() -> None:
-    """Two processes, grepped: neither clone nor KVM_CREATE_VM is in the trace."""
+    """Two processes, grepped: the trace has neither clone nor KVM_CREATE_VM."""
     vms, notes = sort(call(1, 100, slot=1), call(2, 200, slot=2), call(3, 201, slot=2))
     assert vms == [(100, 8, [1]), (200, 8, [2, 3])]
     assert len(notes) == 2
-    assert "200 (line 2) was taken for a process of its own" in notes[0]
-    assert "201 (line 3) was taken for a thread of process 200" in notes[1]
+    assert "200 (line 2) is assumed to be a process of its own" in notes[0]
+    assert "201 (line 3) is assumed to be a thread of process 200" in notes[1]
 
 
 def test_several_fit() -> None:
-    """The process with the tid nearest below is taken."""
+    """The process with the nearest lower tid is chosen."""
     events: list[Event] = [VmCreated(1, 100, 8), VmCreated(2, 200, 8), call(3, 100), call(4, 200)]
     assert sort(*events, call(5, 201))[0] == [(100, 8, [3]), (200, 8, [4, 5])]
     assert sort(*events, call(5, 101))[0] == [(100, 8, [3, 5]), (200, 8, [4])]
@@ -139,7 +139,7 @@ def test_without_pids() -> None:
 
 
 def test_a_pid_that_turns_up_later() -> None:
-    """strace on a terminal: the first process has no pid until there is a second."""
+    """strace on a terminal: the first process has no pid until there is a second one."""
     vms, notes = sort(
         VmCreated(1, None, 8), call(2, None), TaskStarted(3, None, 100, True), call(4, 100)
     )
@@ -164,7 +164,7 @@ def test_births_first_keeps_everything_else_in_order() -> None:
 
 
 def test_a_vm_at_two_descriptors() -> None:
-    """As long as one of them is there, whichever was closed."""
+    """The VM stays as long as one of them is open, whichever was closed."""
     vms, notes = sort(
         VmCreated(1, 100, 8),
         FdDuplicated(2, 100, 8, 9),

@@ -95,7 +95,7 @@ def test_among_other_lines() -> None:
     ],
 )
 def test_lost(text: str) -> None:
-    assert lost(text) == {"not in a form that QEMU's log back end has": 1}
+    assert lost(text) == {"not in a format of QEMU's log back end": 1}
 
 
 @pytest.mark.parametrize(

@@ -277,7 +277,7 @@ def test_not_recognised(data: bytes, reason: str) -> None:
 
 @given(st.binary(max_size=2000))
 def test_any_bytes(data: bytes) -> None:
-    """Whatever it is, it is a trace or a TraceError."""
+    """Any bytes are a trace or raise a TraceError."""
     for format in FORMATS:
         with open_trace("x", format, io.BytesIO(data)) as trace:
             try:

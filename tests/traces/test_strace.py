@@ -207,7 +207,7 @@ def test_facts() -> None:
 
 
 def test_facts_that_cannot_be_read() -> None:
-    """They are left out: only calls are lost."""
+    """They are ignored: only calls are lost."""
     text = (
         f"{CALL}\n"
         "100  clone3(0x7ffd1234, 88) = 101\n"
@@ -223,7 +223,7 @@ def test_facts_that_cannot_be_read() -> None:
 
 
 def test_who_had_no_pid_before_the_second_thread() -> None:
-    """On a terminal strace prints pids only once there are two threads."""
+    """On a terminal, strace prints pids only from the second thread on."""
     text = (
         "ioctl(3, KVM_CREATE_VM, 0) = 8\n"
         "strace: Process 201 attached\n"

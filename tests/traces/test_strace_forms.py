@@ -72,7 +72,7 @@ def flags_text(flags: int, style: int) -> str:
 
 @st.composite
 def printed(draw: st.DrawFn, call: RegionCall) -> str:
-    """The lines that a strace prints for `call` under options drawn at random."""
+    """Returns the lines that a strace prints for `call` under options drawn at random."""
     prefix = ""
     if call.tid is not None:
         prefix = draw(st.sampled_from(["{0} ", "{0:<5} ", "[pid {0:5}] ", "{0}<a b> "]))

@@ -16,7 +16,7 @@ RAW = "ioctl(8, KVM_SET_USER_MEMORY_REGION, 0x7ffd12345678) = 0"
 
 
 def counted(text: str) -> tuple[int, int]:
-    """How many calls were read, and how many were lost."""
+    """Returns how many calls were read, and how many were lost."""
     _, trace = read(text)
     return trace.counts.calls, trace.counts.lost_total
 
@@ -103,7 +103,7 @@ def test_what_may_be_text_is_told() -> None:
     assert (trace.counts.calls, trace.counts.lost_total) == (1, 1)
     assert (
         trace.counts.first_lost[0].reason
-        == "behind a quotation mark: a call, or what a program wrote"
+        == "after a quotation mark: a call, or text that a program wrote"
     )
 
 

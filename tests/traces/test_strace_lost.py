@@ -14,7 +14,7 @@ from memslots.traces import (
 
 
 def lost(text: str) -> dict[str, int]:
-    """The reasons of lost calls; a good call is added, so that the trace is usable."""
+    """Returns the reasons of lost calls; adds a good call, so that the trace is usable."""
     events, trace = read(f"{CALL}\n{text}")
     assert sum(isinstance(event, RegionCall) for event in events) == 1
     return dict(trace.counts.lost)
@@ -42,7 +42,7 @@ def test_unfinished_and_resumed_per_thread() -> None:
 
 
 def test_resumed_by_another_call_of_the_thread() -> None:
-    """A KVM_RUN that was cut does not take part in a memslot call of another thread."""
+    """A KVM_RUN that was cut in two plays no part in a memslot call of another thread."""
     text = (
         "101  ioctl(9, KVM_RUN <unfinished ...>\n"
         f"102  ioctl(8, KVM_SET_USER_MEMORY_REGION, {STRUCT} <unfinished ...>\n"
@@ -113,7 +113,7 @@ def test_lost(text: str, reason: str) -> None:
 
 @pytest.mark.parametrize("length", range(len("ioctl(8, KVM_SET_U"), len(CALL) - 3))
 def test_cut_off_at_the_end(length: int) -> None:
-    """However little is left of the last line, if it is plainly a memslot call it is counted."""
+    """A memslot call in the last line is counted, however little of it is left."""
     assert lost("9 " + CALL[:length]) == {"cut off where the input ends": 1}
 
 

@@ -33,7 +33,7 @@ LOG = Flags.LOG_DIRTY_PAGES
 
 
 class PageModel:
-    """What each page is on, and which pages are marked."""
+    """The memory of each page, and which pages are marked."""
 
     def __init__(self, m: MemoryMap) -> None:
         self.pages: Pages = pages(m)
@@ -58,7 +58,7 @@ class PageModel:
         self.pages.update(new)
 
     def forget(self, before: Pages) -> None:
-        """T1: what logs at the end of a change as at its beginning keeps its mark."""
+        """Forgets marks by T1: a page that logs before and after a change keeps its mark."""
         self.marks = {
             gfn
             for gfn in self.marks
@@ -182,7 +182,7 @@ def test_flags_alone_are_changed_in_place() -> None:
 
 
 def small() -> Memslots:
-    """All ids are in use."""
+    """Returns a Memslots with all ids in use."""
     vm = Memslots(max_slots=2)
     vm.create(0, 0, 100, 0, LOG)
     vm.create(1, 100, 100, 100 << 12, LOG)
@@ -204,7 +204,7 @@ WRONG: list[tuple[Callable[[Any], object], type[Exception], str]] = [
     (lambda to: to.split(0, 100), InvalidRegionError, "cannot be split at gfn 0x64"),
     (lambda to: to.split(7, 100), NoSuchSlotError, "no slot 7"),
     (lambda to: to.merge(0, 7), NoSuchSlotError, "no slot 7"),
-    (lambda to: to.merge(0, 0), InvalidRegionError, "not side by side"),
+    (lambda to: to.merge(0, 0), InvalidRegionError, "not adjacent in guest memory"),
 ]
 
 
@@ -246,8 +246,8 @@ def test_what_cannot_be_merged() -> None:
     vm.create(5, (1 << 32) + most, 1, most << 12)
     for first, second, why in (
         (0, 1, "flags are different"),
-        (2, 1, "host memory does not go on"),
-        (2, 3, "not side by side"),
+        (2, 1, "not adjacent in host memory"),
+        (2, 3, "not adjacent in guest memory"),
         (5, 4, "at most 2147483647 pages"),
     ):
         with pytest.raises(InvalidRegionError, match=why):
@@ -314,12 +314,12 @@ def test_what_cannot_be_undone_can_only_be_left(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(cuts._AllOrNothing, "_step", failing)
     before = state_of(vm)
     with (
-        pytest.raises(RuntimeError, match="not finished: nothing was changed"),
+        pytest.raises(RuntimeError, match="a step was left unfinished"),
         vm.transaction() as tx,
     ):
         with pytest.raises(MemoryError):
             tx.unmap(10, 20)
-        with pytest.raises(RuntimeError, match="it can only be left"):
+        with pytest.raises(RuntimeError, match="the body can only be left"):
             tx.get(0)
     assert state_of(vm) == before
     made.clear()

@@ -134,7 +134,7 @@ def test_many_slots() -> None:
 
 
 def test_what_belongs_to_a_machine_cannot_be_taken_away(used: Memslots) -> None:
-    """A Vcpu pickled without its machine would be of no use, and would fail late."""
+    """A Vcpu pickled without its machine could not be used, and would fail late."""
     for part in (used.address_space(1), used.vcpu(), used.subscribe(Listener())):
         with pytest.raises((TypeError, pickle.PicklingError)):
             pickle.dumps(part)
@@ -148,7 +148,7 @@ def test_a_spoilt_pickle(used: Memslots) -> None:
 
 
 class Named(Memslots):
-    """A subclass with attributes, arguments and changes of its own, which a copy runs none of."""
+    """A subclass with its own attributes, arguments and changes, none of which a copy runs."""
 
     __slots__ = ("__dict__", "serial")
     name: str

@@ -1,4 +1,4 @@
-"""The child of a fork has a working Memslots, whatever the parent's other threads were doing."""
+"""A Memslots works in the child of a fork, whatever the parent's other threads were doing."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PROGRAMS = Path(__file__).parent.parent / "programs"
 
 
 def in_child(work: Callable[[], None]) -> None:
-    """Forks; does the work in the child, within a minute."""
+    """Forks, and does the work in the child, within a minute."""
     with warnings.catch_warnings():
         # From 3.12 on Python warns that a fork beside threads may deadlock. This test shows it does
         # not.
@@ -74,7 +74,7 @@ def use(vm: Memslots) -> None:
 
 
 def fork_beside(work: Callable[[Memslots], object], times: int) -> None:
-    """Forks again and again while a thread works on a Memslots."""
+    """Forks many times while a thread works on a Memslots."""
     vm = Memslots(1000)
     for id in range(20):
         vm.create(id, 16 * id, 8, HVA)
@@ -131,8 +131,8 @@ def test_a_fork_beside_a_thread(work: Callable[[], None]) -> None:
 
 
 class Stopped:
-    """A thread that stands still in the middle of a change: inside one of its listener's calls, or
-    in the body of a transaction.
+    """A thread that stops in the middle of a change: in a call of its listener, or in the body of a
+    transaction.
     """
 
     def __init__(self, vm: Memslots, change: Callable[[Memslots], object]) -> None:
@@ -154,7 +154,7 @@ class Stopped:
 
 
 class Listener:
-    """Stops at a method's call."""
+    """Stops when a method is called."""
 
     def __init__(self, method: str) -> None:
         self.method = method
@@ -297,7 +297,7 @@ def test_a_fork_in_the_middle_of_a_transaction() -> None:
 
     def work() -> None:
         assert list(vm) == before
-        with pytest.raises(RuntimeError, match="another thread has begun it"):
+        with pytest.raises(RuntimeError, match="the transaction belongs to another thread"):
             kept[0].delete(2)
         assert vm.free_id() == 3
         # The transaction's slots go, and other slots get their memory.
@@ -325,7 +325,7 @@ def test_a_fork_in_the_middle_of_a_transaction() -> None:
 
 
 def a_transaction_is_dropped_in_a_child() -> None:
-    """In a process of its own, since what may go wrong is the heap."""
+    """Drops a transaction in a child, in a separate process, because the heap may break."""
     vm = three()
     kept = [vm.transaction()]
 
@@ -360,7 +360,7 @@ def test_a_transaction_is_dropped_in_a_child() -> None:
 
 
 def told_of_a_fork_before_memslots() -> None:
-    """Whoever registers first is told first, and may make a change there and then."""
+    """A function that registers first is called first, and may make a change at once."""
     vms = [three(), three()]
     changed = False
 
@@ -397,7 +397,7 @@ def test_told_of_a_fork_before_memslots() -> None:
 
 
 def test_the_thread_that_makes_a_change_forks() -> None:
-    """It goes on with its change in both processes."""
+    """The thread goes on with its change in both processes."""
     vm = three()
     parent = os.getpid()
 

@@ -124,7 +124,7 @@ def test_who_may_not_ask() -> None:
 
 
 def test_it_does_not_walk_over_all_each_time() -> None:
-    """What a cursor alone is bad at: an id goes and comes, and then the end is asked for."""
+    """The worst case of a cursor alone: an id goes and comes, and then the end is asked for."""
     vm = Memslots(20_001)
     with vm.transaction() as tx:
         for id in range(20_000):

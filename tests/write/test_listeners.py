@@ -1,4 +1,4 @@
-"""Tests what listeners are told of a change, and how they refuse it."""
+"""Tests which calls listeners get for a change, and how they refuse it."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_an_error_in_commit_is_reported_as_it_is(
 def test_a_commit_that_takes_a_subscription_apart(
     used: Memslots, whose: int, log: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its own or the next one's: the change is done, and all the rest are told."""
+    """It closes its own or the next one: the change is done, and all other listeners are called."""
 
     def take_apart(*args: object) -> None:
         subscriptions[whose].close()
@@ -286,7 +286,7 @@ def test_changes_from_inside_are_refused(
 
 
 def test_changes_of_another_thread_wait(used: Memslots, log: list[Any]) -> None:
-    """They are not from inside the listener, whatever thread started them."""
+    """They do not come from the listener, whichever thread started them."""
     threads: list[threading.Thread] = []
 
     def change() -> None:
@@ -309,7 +309,7 @@ def test_changes_of_another_thread_wait(used: Memslots, log: list[Any]) -> None:
 
 
 def test_another_machine_may_be_changed_from_inside(used: Memslots, log: list[Any]) -> None:
-    """A listener that mirrors every change."""
+    """The listener mirrors every change."""
     mirror = type(used)(64)
 
     def follow(change: Change, old: Slot | None, new: Slot | None) -> None:

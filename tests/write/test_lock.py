@@ -26,7 +26,7 @@ def vm() -> Iterator[Memslots]:
 
 @contextmanager
 def greedy(vm: Memslots, pause: float) -> Iterator[list[int]]:
-    """A thread that holds the lock nearly all the time, and takes it again as soon as it let go."""
+    """A thread that holds the lock nearly all the time, and takes it again at once."""
     rounds: list[int] = []
     done = threading.Event()
 
@@ -48,7 +48,7 @@ def greedy(vm: Memslots, pause: float) -> Iterator[list[int]]:
         thread.join()
 
 
-def test_nobody_waits_for_ever(vm: Memslots) -> None:
+def test_no_thread_waits_for_ever(vm: Memslots) -> None:
     made = []
 
     def change() -> None:

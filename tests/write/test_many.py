@@ -30,13 +30,13 @@ from memslots import (
 
 
 def map_of(n: int, turned: bool = False) -> MemoryMap:
-    """n slots; in host memory in the other order if `turned`."""
+    """Returns a map of n slots, in reverse order in host memory if `turned`."""
     return MemoryMap([(3 * i, 2, ((n - i) if turned else i) << 20, i % 4) for i in range(n)])
 
 
 @pytest.mark.parametrize("turned", [False, True])
 def test_of_any_number_of_slots(turned: bool) -> None:
-    """The checker walks the trees, which are built from the bottom."""
+    """The checker walks the trees, which are built from the bottom up."""
     for n in [*range(70), 127, 128, 129, 1000]:
         m = map_of(n, turned)
         vm = Memslots(m)
@@ -108,17 +108,17 @@ def test_by_position_or_by_name() -> None:
     m = map_of(3)
     for vm in (Memslots(m, max_slots=5), Memslots(5, map=m), Memslots(max_slots=5, map=m)):
         assert vm.map() == m and vm.max_slots == 5
-    with pytest.raises(TypeError, match="two maps"):
+    with pytest.raises(TypeError, match="the map was given twice"):
         Memslots(m, map=m)  # type: ignore[call-overload]
-    with pytest.raises(TypeError, match="max_slots is there twice"):
+    with pytest.raises(TypeError, match="max_slots was given twice"):
         Memslots(5, max_slots=5)  # type: ignore[call-overload]
 
 
-def test_what_is_no_map() -> None:
+def test_not_a_map() -> None:
     for wrong in ("abc", [(0, 1, 0)], 5.0):
         with pytest.raises(TypeError):
             Memslots(wrong)  # type: ignore[call-overload]
-        with pytest.raises(TypeError, match="not a MemoryMap"):
+        with pytest.raises(TypeError, match="needs a MemoryMap"):
             Memslots(map=wrong)  # type: ignore[call-overload]
 
 
@@ -180,7 +180,7 @@ def test_all_or_nothing(call: Callable[[Any], object], error: type[Exception], t
 
 
 def test_into_an_empty_address_space() -> None:
-    """In one pass, with one swap; readers and generations as after a transaction."""
+    """It takes one pass and one swap; readers and generations are as after a transaction."""
     for turned in (False, True):
         vm = Memslots(address_spaces=2)
         vcpu = vm.vcpu()
@@ -275,7 +275,7 @@ def test_readers_see_them_at_the_end() -> None:
 
 
 def test_it_takes_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is not create_many of filling.pyx that makes them, slot by slot."""
+    """The create_many of filling.pyx does not make them slot by slot."""
     filling = importlib.import_module("memslots.write.filling")
 
     def never(*_: object) -> None:
@@ -342,7 +342,7 @@ CHANGES: dict[str, Callable[[Any], object]] = {
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_what_is_changed_after(change: Callable[[Any], object]) -> None:
-    """As if all had been created one by one."""
+    """Later changes work as if all slots had been created one by one."""
     at_once, one_by_one = of_both()
     with at_once.transaction() as tx:
         tx.create_many(ROWS)

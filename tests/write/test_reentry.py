@@ -82,7 +82,7 @@ class Cycle:
 
 
 def test_a_finalizer_may_change_the_machine(vm: Memslots) -> None:
-    """Wherever the collector runs it. In the middle of a change it is refused; it never hangs."""
+    """The collector may run it anywhere. In a change it is refused, and it never hangs."""
     log: list[str] = []
     calls: list[Callable[[], object]] = [
         lambda: vm.create(1, 0x10, 4, HVA, 1),
@@ -123,7 +123,7 @@ NO_SLOT_2 = "there is no slot 2 in address space 0"
 HOLE = f"gpa 0x50000 (gfn 0x50) is in no slot; before it is {SLOT_1}"
 GONE = f"gpa 0x100000 (gfn 0x100) is in no slot; before it is {SLOT_1}"
 READ_ONLY = "gpa 0x100000 (gfn 0x100) is in "
-LEAVING = "which is about to go or to move"
+LEAVING = "which is being deleted or moved"
 RANGE = "clear_dirty_log, slot 2 of address space 0: pages [64, 65) are not all in "
 
 # Slot 1 stays. Each row has a call, the flags of slot 2, and the messages: while slot 2 is there,
@@ -142,7 +142,7 @@ FAILURES: list[tuple[Callable[[Memslots], object], Flags, set[tuple[type[Excepti
         lambda vm: vm.gpa_to_hva(0x100000, write=True),
         Flags.READONLY,
         {
-            (ReadOnlyError, f"{READ_ONLY}{SLOT_2.format(' READONLY')}: no write"),
+            (ReadOnlyError, f"{READ_ONLY}{SLOT_2.format(' READONLY')}, which cannot be written"),
             (NotMappedError, f"{READ_ONLY}{SLOT_2.format(' READONLY INVALID')}, {LEAVING}"),
             (NotMappedError, GONE),
         },
@@ -169,7 +169,7 @@ FAILURES: list[tuple[Callable[[Memslots], object], Flags, set[tuple[type[Excepti
 
 
 def errors_beside_changes() -> None:
-    """Each of the calls for a quarter of a second while a thread creates and deletes slot 2."""
+    """Makes each call for a quarter of a second while a thread creates and deletes slot 2."""
     vm = Memslots()
     vm.create(1, 0x10, 16, HVA, Flags.LOG_DIRTY_PAGES)
     flags_now = Flags(0)
@@ -217,7 +217,7 @@ class CycleThatDeletes:
 
 
 def errors_beside_a_finalizer() -> None:
-    """Each of the calls, with a finalizer that deletes slot 2 somewhere in the middle of it."""
+    """Makes each call with a finalizer that deletes slot 2 in the middle of it."""
     thresholds = gc.get_threshold()
     vm = Memslots()
     vm.create(1, 0x10, 16, HVA, Flags.LOG_DIRTY_PAGES)

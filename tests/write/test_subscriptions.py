@@ -50,7 +50,7 @@ def test_the_same_listener_twice(used: Memslots, log: list[Any]) -> None:
 
 @pytest.mark.parametrize("method", ["prepare", "invalidate", "commit"])
 def test_close_and_subscribe_from_inside(used: Memslots, method: str, log: list[Any]) -> None:
-    """A closed listener is not called by the next change, a new one not before it."""
+    """The next change does not call a closed listener; a new one is called from that change on."""
 
     def act(*args: object) -> None:
         subscription.close()
@@ -109,7 +109,7 @@ def test_a_finalizer_closes_another_meanwhile(
 
 
 def test_a_subscription_holds_no_machine_for_ever() -> None:
-    """vm -> listener -> vm is a cycle that the collector takes apart."""
+    """vm -> listener -> vm is a cycle that the collector breaks."""
 
     class Owner:
         def __init__(self, vm: Memslots) -> None:
@@ -131,7 +131,7 @@ def test_a_subscription_holds_no_machine_for_ever() -> None:
 
 
 def hold_up(vm: Memslots) -> tuple[threading.Thread, threading.Event]:
-    """A thread that creates slot 1, and stays in a listener until the event."""
+    """Starts a thread that creates slot 1, and stays in a listener until the event."""
     inside, leave = threading.Event(), threading.Event()
 
     def prepare(*args: object) -> None:
@@ -146,7 +146,7 @@ def hold_up(vm: Memslots) -> tuple[threading.Thread, threading.Event]:
 
 
 def interrupted_while_waiting() -> None:
-    """SIGALRM stands for SIGINT: Ctrl-C after a set time."""
+    """Interrupts a waiting call. SIGALRM stands for SIGINT: Ctrl-C after a set time."""
     signal.signal(signal.SIGALRM, signal.default_int_handler)
     vm = Memslots()
     thread, leave = hold_up(vm)
@@ -175,7 +175,7 @@ def interrupted_while_waiting() -> None:
 
 
 def signalled_while_waiting() -> None:
-    """A handler that raises nothing: it runs at once, and the change waits on."""
+    """A handler that raises nothing runs at once, and the change waits on."""
     vm = Memslots()
     thread, leave = hold_up(vm)
     signal.signal(signal.SIGALRM, lambda *args: leave.set())

@@ -110,7 +110,7 @@ def test_both_address_spaces(vm: Memslots) -> None:
 
 
 def test_one_id_in_both_address_spaces_many_times() -> None:
-    """More changes than a transaction keeps without memory of its own."""
+    """There are more changes than a transaction holds without allocating."""
     vm = Memslots(max_slots=32, address_spaces=2)
     with vm.transaction() as tx:
         for id in range(10):

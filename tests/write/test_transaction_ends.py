@@ -98,7 +98,7 @@ def test_it_keeps_its_memslots_alive() -> None:
 
 @pytest.mark.parametrize("slots", [3, 60])
 def test_many_ids(slots: int) -> None:
-    """Id tables that grow and shrink, in the set that is changed first and in the other."""
+    """Id tables grow and shrink, in the set that is changed first and in the other."""
     vm = Memslots()
     for _ in range(3):
         with vm.transaction() as tx:
@@ -124,7 +124,7 @@ def test_many_ids(slots: int) -> None:
 
 
 class Meddler:
-    """Garbage whose finalizer deletes slot 3, in a transaction and outside of it."""
+    """Garbage whose finalizer deletes slot 3, in a transaction and outside it."""
 
     def __init__(self, vm: Memslots, tx: Transaction, log: list[object]) -> None:
         self.me = self
@@ -153,7 +153,7 @@ MEDDLED: list[Callable[[Transaction], object]] = [
 
 
 class Collects:
-    """A listener that runs the collector, for those Pythons that do not while C code is running."""
+    """A listener that runs the collector, for Pythons that do not run it during C code."""
 
     def prepare(self, *args: object) -> None:
         gc.collect()
@@ -162,7 +162,7 @@ class Collects:
 @pytest.mark.untraced
 @pytest.mark.parametrize("at_end", [False, True])
 def test_a_finalizer_in_the_middle_of_a_step_or_of_the_end(at_end: bool) -> None:
-    """Wherever the collector runs it: what it is refused it does not harm, and it never hangs."""
+    """The collector may run it anywhere: refused calls do no harm, and it never hangs."""
     thresholds = gc.get_threshold()
     logs: list[list[object]] = []
     gc.collect()
@@ -203,7 +203,7 @@ HOST = 0x7F00_0000_0000
 
 
 def test_slots_at_one_host_address_after_a_rollback() -> None:
-    """The sets may have them in another order; what comes later finds its place in both."""
+    """The sets may have them in another order; later slots find their place in both."""
     vm = Memslots()
     vm.create(0, 0x000, 16, HOST)
     vm.create(1, 0x100, 16, HOST)

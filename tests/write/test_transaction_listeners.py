@@ -1,4 +1,4 @@
-"""Tests what listeners are told of a transaction."""
+"""Tests which calls listeners get for a transaction."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def vm() -> Memslots:
 
 
 class Witness:
-    """Writes down what it is told, with what readers find at gfn 0 at that moment; may refuse."""
+    """Records its calls, with what readers find at gfn 0 at that moment; may refuse."""
 
     def __init__(self, vm: Memslots, refuse: tuple[str, int] | None = None) -> None:
         self.vm = vm
@@ -112,7 +112,7 @@ def test_the_transaction_itself_takes_nothing_while_listeners_are_told(
 
 
 def test_invalidate_is_told_of_each_slot_that_readers_find(vm: Memslots) -> None:
-    """Once, as they find it, however many steps it takes until it goes; new ones they do not."""
+    """Each gets one call, however many steps it takes; a slot that no reader found gets none."""
     witness = Witness(vm)
     s0, s1, s2 = vm[0], vm[1], vm[2]
     with vm.subscribe(witness), vm.transaction() as tx:
@@ -147,7 +147,7 @@ def test_a_refusal_changes_nothing(vm: Memslots, refuse: tuple[str, int]) -> Non
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_an_error_in_commit_stops_nobody(vm: Memslots) -> None:
+def test_an_error_in_commit_stops_no_listener(vm: Memslots) -> None:
     first, second = Witness(vm, ("commit", 1)), Witness(vm)
     with vm.subscribe(first), vm.subscribe(second), vm.transaction() as tx:
         tx.delete(0)
@@ -175,7 +175,7 @@ def test_an_interrupt_in_commit_comes_out_when_all_is_done(vm: Memslots) -> None
 
 
 def test_who_comes_or_goes_in_the_body(vm: Memslots) -> None:
-    """The first hears of nothing any more, the last of the next change."""
+    """A closed listener is called no more; a new one is called from the next change on."""
     heard: list[str] = []
 
     class Hears:

@@ -31,7 +31,7 @@ class Part(NamedTuple):
 
 @st.composite
 def layouts(draw: st.DrawFn) -> list[Part]:
-    """Pages [0, PAGES) in slots side by side, with holes, most on one run of host memory."""
+    """Draws pages [0, PAGES) in adjacent slots, with holes, most on one run of host memory."""
     ends = sorted(draw(st.sets(st.integers(1, PAGES), min_size=1, max_size=6)))
     parts = []
     for base, end in zip([0, *ends], ends, strict=False):
@@ -94,7 +94,7 @@ def test_any_layout_becomes_any_other(
 
 @pytest.mark.parametrize("mode", [0, 1])
 def test_marks_made_by_other_threads_meanwhile(mode: int) -> None:
-    """Each of them is found in the end, while a slot is split and merged over and over."""
+    """Each mark is found in the end, while a slot is split and merged over and over."""
     vm = Memslots(manual_dirty_log=mode)
     pages = 192
     vm.create(0, 0, pages, HVA, LOG)
