@@ -119,7 +119,7 @@ def test_by_logs_all_slots_must_have_one() -> None:
     memory = machine(LOG)
     memory.vm.set_flags(2, 0)
     assert not memory.checkpoint().by_log
-    with pytest.raises(InvalidRegionError, match="has no dirty log"):
+    with pytest.raises(InvalidRegionError, match="by_log needs a dirty log on every slot"):
         memory.checkpoint(by_log=True)
 
 
