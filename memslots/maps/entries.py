@@ -38,7 +38,7 @@ class Entry(NamedTuple):
     """The slot's id, if the entry is a slot."""
     flags: int = 0
     backing: str = ""
-    """What is mapped at the host address, if known: a file, a memfd, or anonymous memory."""
+    """The memory at the host address, if known: a file, a memfd, or anonymous memory."""
 
     @property
     def end(self) -> int:

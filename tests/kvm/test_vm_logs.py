@@ -114,7 +114,7 @@ def test_dirty_log_refused_for_no_rule(fake: Any) -> None:
 
 
 def test_room_for_the_log(fake: Any) -> None:
-    """The buffer for the kernel is as long as the slot's log, whatever was refused before."""
+    """The buffer for the kernel is as long as the slot's log, also after a refused call."""
     with KvmVM(device=fake.device) as vm:
         vm.set_region(1, LOG, 0, 65 * PAGE, 0)
         fake.fail(SET, errno.EINVAL)

@@ -37,7 +37,7 @@ def pretend(memslots: Memslots, call: Call) -> Change:
 
 
 def force(memslots: Memslots, call: Call) -> Change:
-    """Succeeds, whatever is in the way or has the id."""
+    """Makes the change. First deletes the slots in the way, and the one with the id."""
     slot, _, gpa, size, _ = call
     for other in list(memslots.in_gfn_range(gpa >> 12, gpa + size >> 12)):
         memslots.set_region(other.id, 0, 0, 0, 0)

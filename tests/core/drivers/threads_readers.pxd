@@ -1,5 +1,5 @@
 # cython: language_level=3, cdivision=True
-"""What the readers of threads_driver.pyx do, and those who mark and take dirty logs."""
+"""The work of the readers of threads_driver.pyx, and of the threads that use dirty logs."""
 
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libc.string cimport memset
