@@ -68,7 +68,7 @@ def check_examples(place: Path, wanted: Callable[[str], bool]) -> int:
 
 
 def test_console_examples(workplace: Path) -> None:
-    assert check_examples(workplace, lambda command: "--kvm" not in command) == 12
+    assert check_examples(workplace, lambda command: "--kvm" not in command) == 14
 
 
 def test_console_examples_of_this_kernel(workplace: Path) -> None:
