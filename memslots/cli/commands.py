@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
 import sys
@@ -16,12 +15,9 @@ import click
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    DownloadColumn,
     MofNCompleteColumn,
     Progress,
-    TaskID,
     TextColumn,
-    TimeRemainingColumn,
 )
 
 import memslots.maps as formats
@@ -40,19 +36,17 @@ from memslots.cli.map_arguments import Maps, read_maps
 from memslots.cli.plots import draw
 from memslots.cli.qmp import QmpError
 from memslots.cli.record import record
+from memslots.cli.replaying import replay_input, replayed_by_others, replayed_here
 from memslots.cli.report import html
+from memslots.cli.tables import TableError, Tables
 from memslots.cli.watch import watch
 from memslots.errors import KvmError, KvmUnavailableError
 from memslots.maps.reading import recognised
-from memslots.replay import Report, replay
+from memslots.replay import Report
 from memslots.replay.live import LiveVM
-from memslots.traces import FORMATS, LostCall, RegionCall, Trace, TraceError, open_trace
+from memslots.traces import FORMATS, Format, LostCall, RegionCall, TraceError
 from memslots.traces.samples import SAMPLES
-from memslots.traces.source import Source
-from memslots.traces.threads import grouped, merged
-
-#: An input of at least this many stored bytes gets a progress bar.
-LONG_INPUT = 4 << 20
+from memslots.traces.threads import grouped
 
 _FORMAT_HELP = "The format of FILE; auto recognises it by content."
 _JSON_HELP = "Print one JSON document instead of tables."
@@ -60,75 +54,6 @@ _JSON_HELP = "Print one JSON document instead of tables."
 
 class OutputClosedError(Exception):
     """The reader of standard output closed it. Click would handle a BrokenPipeError itself."""
-
-
-class Meter:
-    """A progress bar for long inputs, shown if standard error is a terminal."""
-
-    def __init__(self) -> None:
-        self._console = Console(stderr=True)
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
-
-    def reading(self, source: Source) -> None:
-        """Shows how far `source` was read."""
-        if not self._console.is_terminal or (source.size or source.position) < LONG_INPUT:
-            return
-        if self._progress is None or self._task is None:
-            self._progress = Progress(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
-                DownloadColumn(binary_units=True),
-                TimeRemainingColumn(),
-                console=self._console,
-                transient=True,
-            )
-            self._progress.start()
-            self._task = self._progress.add_task(f"reading {source.name}", total=source.size)
-        self._progress.update(self._task, completed=source.position)
-
-    def replaying(self, done: int, calls: int) -> None:
-        """Shows that `done` of `calls` were replayed."""
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, description=f"replaying call {done} of {calls}")
-
-    def stop(self) -> None:
-        """Removes the bar."""
-        if self._progress is not None:
-            self._progress.stop()
-        self._progress = self._task = None
-
-
-@contextmanager
-def _metered(trace: Trace) -> Iterator[Meter]:
-    meter = Meter()
-    trace.source.watch = meter.reading
-    try:
-        yield meter
-    finally:
-        meter.stop()
-
-
-def _replay_input(
-    path: str | list[str],
-    format: str,
-    sample: bool = False,
-    live: Callable[[], LiveVM] | None = None,
-    history: bool = False,
-) -> Report:
-    """Replays a file, several files of one trace, or a sample."""
-    if sample:
-        assert isinstance(path, str)
-        stored = SAMPLES[path]
-        with stored.open() as stream, open_trace(path, "auto", stream) as trace:
-            return replay(trace, live=live, history=history)
-    chosen = next(known for known in FORMATS if known == format)
-    together = None if isinstance(path, str) else merged(path)
-    with open_trace(_name_of(path), chosen, together) as trace, _metered(trace) as meter:
-        try:
-            return replay(trace, meter.replaying, live, history=history)
-        except KernelMemoryError as error:
-            raise TraceError(trace.name, str(error), errno=errno.ENOMEM) from None
 
 
 def _kvm(force: bool) -> Callable[[], LiveVM]:
@@ -244,15 +169,23 @@ def demo_command() -> int:
     metavar="N",
     help="Replay N FILEs at a time, each in its own process; the order of the reports stays.",
 )
+@click.option(
+    "--csv",
+    metavar="PLACE",
+    help="Write two tables too, a row a VM and a row a gap: PLACE is a directory or a prefix.",
+)
+@click.option("--parquet", metavar="PLACE", help="The same tables as Parquet; needs pyarrow.")
 @click.option("--json", "as_json", is_flag=True, help=_JSON_HELP)
 def replay_command(
     files: tuple[str, ...],
     sample: str | None,
     list_samples: bool,
-    format: str,
+    format: Format,
     kvm: bool,
     force: bool,
     jobs: int,
+    csv: str | None,
+    parquet: str | None,
     as_json: bool,
 ) -> int:
     """Make every memslot call of FILE again and compare the results with the recorded ones.
@@ -283,67 +216,30 @@ def replay_command(
             return 2
     paths = [group[0] if len(group) == 1 else group for group in grouped(files)]
     if jobs > 1 and len(paths) > 1:
-        replayed = _replayed_by_others(paths, format, jobs)
+        replayed = replayed_by_others(paths, format, jobs)
     else:
-        replayed = _replayed_here(paths or [sample or ""], format, sample is not None, live)
+        replayed = replayed_here(paths or [sample or ""], format, sample is not None, live)
+    places = {"csv": csv, "parquet": parquet}
     reports: list[Report | TraceError] = []
-    for report in replayed:
-        if isinstance(report, TraceError):
-            _complain(report)
-            status = 2
-        else:
-            status = max(status, 0 if report.agree else 1)
-            if not as_json:
-                _print(text_output.replay(report))
-        if as_json:
-            reports.append(report)
+    try:
+        with Tables({name: place for name, place in places.items() if place is not None}) as tables:
+            for report in replayed:
+                if isinstance(report, TraceError):
+                    _complain(report)
+                    status = 2
+                else:
+                    status = max(status, 0 if report.agree else 1)
+                    tables.add(report)
+                    if not as_json:
+                        _print(text_output.replay(report))
+                if as_json:
+                    reports.append(report)
+    except TableError as error:
+        click.echo(f"memslots: {error}", err=True)
+        return 2
     if as_json:
         _print(json_output.replay(reports))
     return status
-
-
-_Paths = Sequence[str | list[str]]
-
-
-def _replayed_here(
-    paths: _Paths, format: str, sample: bool, live: Callable[[], LiveVM] | None
-) -> Iterator[Report | TraceError]:
-    for path in paths:
-        try:
-            yield _replay_input(path, format, sample, live)
-        except TraceError as error:
-            yield error
-
-
-def _replayed_by_others(paths: _Paths, format: str, jobs: int) -> Iterator[Report | TraceError]:
-    """Replays in `jobs` processes, in the same order. At most `jobs` inputs wait for a process."""
-    from collections import deque
-    from concurrent.futures import Future, ProcessPoolExecutor
-    from multiprocessing import get_context
-
-    with ProcessPoolExecutor(jobs, get_context("spawn")) as others:
-        begun: deque[Future[Report | TraceError]] = deque()
-        for path in paths:
-            begun.append(others.submit(_replayed_quietly, path, format))
-            if len(begun) > 2 * jobs:
-                yield begun.popleft().result()
-        while begun:
-            yield begun.popleft().result()
-
-
-def _replayed_quietly(path: str | list[str], format: str) -> Report | TraceError:
-    """Replays in a separate process, which shows no progress."""
-    chosen = next(known for known in FORMATS if known == format)
-    together = None if isinstance(path, str) else merged(path)
-    try:
-        with open_trace(_name_of(path), chosen, together) as trace:
-            return replay(trace)
-    except TraceError as error:
-        return error
-
-
-def _name_of(path: str | list[str]) -> str:
-    return path if isinstance(path, str) else f"{path[0]} and {len(path) - 1} more"
 
 
 @contextmanager
@@ -660,7 +556,7 @@ def record_command(words: tuple[str, ...], output: str, live: bool | None) -> in
     if status:
         click.echo(f"memslots: {words[0]} ended with status {status}", err=True)
     try:
-        report = _replay_input(output, "strace")
+        report = replay_input(output, "strace")
     except TraceError as error:
         _complain(error)
         return 2
@@ -680,7 +576,7 @@ def record_command(words: tuple[str, ...], output: str, live: bool | None) -> in
     type=click.Path(dir_okay=False, writable=True),
     help="The file to write; an existing file is replaced.",
 )
-def report_command(files: tuple[str, ...], sample: str | None, format: str, output: str) -> int:
+def report_command(files: tuple[str, ...], sample: str | None, format: Format, output: str) -> int:
     """Draw the replays of all FILEs as one HTML page, which needs no network and no other file.
 
     Guest addresses over the calls of the trace: a bar for each slot, gaps marked, with the lines.
@@ -695,7 +591,7 @@ def report_command(files: tuple[str, ...], sample: str | None, format: str, outp
     for group in grouped(files) if files else [[sample or ""]]:
         try:
             path = group[0] if len(group) == 1 else group
-            reports.append(_replay_input(path, format, sample is not None, history=True))
+            reports.append(replay_input(path, format, sample is not None, history=True))
         except TraceError as error:
             _complain(error)
             return 2
@@ -832,7 +728,7 @@ def watch_command(path: str, interval: float, once: bool, kinds: str, as_json: b
 def lookup_command(
     arguments: tuple[str, ...],
     sample: str | None,
-    format: str,
+    format: Format,
     hosts: tuple[str, ...],
     raw: str | None,
     layout: str,
@@ -862,7 +758,7 @@ def lookup_command(
                 else text_output.lookup_in_maps(path, maps, addresses)
             )
             return 0
-        report = _replay_input(path, format, sample is not None)
+        report = replay_input(path, format, sample is not None)
     except TraceError as error:
         _complain(error)
         return 2

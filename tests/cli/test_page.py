@@ -88,7 +88,7 @@ def test_console_examples(workplace: Path) -> None:
     def wanted(command: str) -> bool:
         return "--kvm" not in command and not of_qemu(command) and not of_record(command)
 
-    assert check_examples(workplace, wanted) == 12
+    assert check_examples(workplace, wanted) == 14
 
 
 def of_record(command: str) -> bool:

@@ -271,7 +271,7 @@ REFUSED = {"error": {"class": "CommandNotFound", "desc": "it is disabled"}}
         (b"[]\n", "its reply to human-monitor-command is no QMP: '[]'"),
         ({"return": 3}, "has no flat view: '3'"),
         ({"return": "unknown command: 'info'\r\n"}, 'has no flat view: "unknown command'),
-        ({"return": view(RAM, RAM)}, "is no map: [0x0, 0xa0000) overlaps what is before it"),
+        ({"return": view(RAM, RAM)}, "is no map: [0x0, 0xa0000) overlaps the entry before it"),
         ({}, "no reply to human-monitor-command in 0.3 s"),
     ],
 )
