@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from memslots.memory.guestmemory import GuestMemory
 
 _EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
-_PHDR_SIZE = 56  # of a program header; segments.pyx writes and reads these
+_PHDR = struct.Struct("<IIQQQQQQ")  # a program header; segments.pyx writes and reads these
 _SHDR = struct.Struct("<IIQQQQIIQQ")
 _IDENT = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")  # 64-bit, little-endian, version 1
 _CORE = 4
@@ -98,12 +98,12 @@ def _headers(segments: Segments) -> bytes:
     """Returns the bytes before the memory, padded so that the memory begins at a page."""
     count = len(segments)
     many = count >= _MANY
-    after = _EHDR.size + _PHDR_SIZE * count
+    after = _EHDR.size + _PHDR.size * count
     begin = -(-(after + _SHDR.size * many) // PAGE_SIZE) * PAGE_SIZE
     header = _EHDR.pack(
         _IDENT, _CORE, _MACHINES.get(platform.machine(), 0), 1, 0,
         _EHDR.size if count else 0, after if many else 0, 0,
-        _EHDR.size, _PHDR_SIZE, min(count, _MANY), _SHDR.size, int(many), 0,
+        _EHDR.size, _PHDR.size, min(count, _MANY), _SHDR.size, int(many), 0,
     )  # fmt: skip
     section = _SHDR.pack(0, 0, 0, 0, 0, 0, 0, count, 0, 0) if many else b""
     return b"".join([header, segments.table(begin), section]).ljust(begin, b"\0")
@@ -153,26 +153,42 @@ def _read_segments(mem: GuestMemory, fd: int, name: str) -> Segments:
             raise no_snapshot(f"{name}: it was made shorter while it was read")
         return got
 
-    header = part(0, _EHDR.size, "its header")
-    ident, kind, _, _, _, phoff, shoff, _, _, phentsize, count, shentsize, _, _ = _EHDR.unpack(
-        header
+    ident = part(0, len(_IDENT), "its header")
+    if ident[:4] != _IDENT[:4] or ident[4] not in (1, 2) or ident[5] not in (1, 2):
+        raise no_snapshot(f"{name}: not a snapshot, which is an ELF core")
+    wide, order = ident[4] == 2, "<>"[ident[5] - 1]
+    layout = struct.Struct(order + ("HHIQQQIHHHHHH" if wide else "HHIIIIIHHHHHH"))
+    program = struct.Struct(order + ("IIQQQQQQ" if wide else "IIIIIIII"))
+    section = struct.Struct(order + ("IIQQQQIIQQ" if wide else "IIIIIIIIII"))
+    kind, _, _, _, phoff, shoff, _, _, phentsize, count, shentsize, _, _ = layout.unpack(
+        part(len(_IDENT), layout.size, "its header")
     )
-    if ident[:6] != _IDENT[:6] or kind != _CORE or phentsize != _PHDR_SIZE:
-        raise no_snapshot(f"{name}: not a snapshot, which is a 64-bit little-endian ELF core")
+    if kind != _CORE or phentsize != program.size:
+        raise no_snapshot(f"{name}: not a snapshot, which is an ELF core")
     if count == _MANY:
         if not shoff:
             raise no_snapshot(f"{name}: no section says how many segments it has")
-        if shentsize != _SHDR.size:
-            raise no_snapshot(f"{name}: sections of {shentsize} bytes, not {_SHDR.size}")
-        count = _SHDR.unpack(part(shoff, _SHDR.size, "its first section"))[7]
+        if shentsize != section.size:
+            raise no_snapshot(f"{name}: sections of {shentsize} bytes, not {section.size}")
+        count = section.unpack(part(shoff, section.size, "its first section"))[7]
     segments = Segments(mem)
-    table = part(phoff, count * _PHDR_SIZE, "its list of segments")
+    table = part(phoff, count * program.size, "its list of segments")
+    if program.format != _PHDR.format:
+        table = b"".join(_as_ours(fields, wide) for fields in program.iter_unpack(table))
     try:
         segments.take(table, length)
         segments.refuse_overlaps()
     except ValueError as wrong:
         raise no_snapshot(f"{name}: {wrong}") from None
     return segments
+
+
+def _as_ours(fields: Sequence[int], wide: bool) -> bytes:
+    """Returns a program header in the form that segments.pyx reads."""
+    if wide:
+        return _PHDR.pack(*fields)
+    kind, offset, vaddr, paddr, filesz, memsz, flags, align = fields
+    return _PHDR.pack(kind, flags, offset, vaddr, paddr, filesz, memsz, align)
 
 
 def _read_all(fd: int, views: list[memoryview], offset: int, name: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import struct
 from array import array
 from pathlib import Path
 
@@ -34,6 +35,49 @@ from memslots.memory import snapshot
 from memslots.memory.backing import Backing
 from memslots.memory.guestmemory import GuestMemory
 from memslots.memory.segments import Segments
+
+# Cores of other machines
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["count", "count in a section"])
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("wide", [False, True], ids=["32-bit", "64-bit"])
+def test_cores_of_either_width_and_order(
+    wide: bool, order: str, many: bool, tmp_path: Path
+) -> None:
+    header = struct.Struct(order + ("HHIQQQIHHHHHH" if wide else "HHIIIIIHHHHHH"))
+    program = struct.Struct(order + ("IIQQQQQQ" if wide else "IIIIIIII"))
+    section = struct.Struct(order + ("IIQQQQIIQQ" if wide else "IIIIIIIIII"))
+    ident = b"\x7fELF" + bytes([1 + wide, 1 + (order == ">"), 1]) + bytes(9)
+    after = 16 + header.size
+    pages = after + 2 * program.size + section.size
+
+    def segment(offset: int, gpa: int, filesz: int, memsz: int) -> bytes:
+        fields = (offset, 0, gpa, filesz, memsz)
+        return program.pack(*((1, 7, *fields, 0) if wide else (1, *fields, 7, 0)))
+
+    count = 0xFFFF if many else 2
+    head = header.pack(
+        4, 0, 1, 0, after, pages - section.size, 0, after, program.size, count, section.size, 1, 0
+    )
+    file = tmp_path / "core"
+    file.write_bytes(
+        ident
+        + head
+        + segment(pages, 0x1000, 5, 0x1000)
+        + segment(pages + 5, 0x3000, 5, 5)
+        + section.pack(0, 0, 0, 0, 0, 0, 0, 2, 0, 0)
+        + b"firstother"
+    )
+    memory = GuestMemory(Memslots())
+    memory.place(0, 0, Backing.anonymous(0x4000))
+    memory.fill(0, 0x4000, 0xAA)
+    assert memory.restore(file) == 0x1005
+    assert memory.read(0x1000, 7) == b"first\0\0"
+    assert memory.read(0x1FFF, 2) == b"\0\xaa"
+    assert memory.read(0x3000, 6) == b"other\xaa"
+    assert GuestMemory.open(file).read(0x3000, 5) == b"other"
+
 
 # Restoring into other layouts
 
