@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from memslots import MemoryMap, MemslotError
-from memslots.maps import read
+from memslots.maps import Map, read
 from memslots.maps.reading import recognised
 from memslots.read.document import map_of_document
 from memslots.replay import replay
@@ -117,9 +117,14 @@ def _map_in_words(
             )
         maps = read(path, format, stream)
     try:
-        return {one.as_id: one.memory_map() for one in reversed(maps)}
+        return _first_maps(maps)
     except MemslotError as error:
         raise TraceError(path, error.strerror or str(error)) from None
+
+
+def _first_maps(maps: list[Map]) -> dict[int, MemoryMap]:
+    """Returns the first map of each address space, as a MemoryMap."""
+    return {one.as_id: one.memory_map() for one in reversed(maps)}
 
 
 def _map_in_json(name: str, text: bytes, until: int | None) -> Maps:
@@ -127,21 +132,24 @@ def _map_in_json(name: str, text: bytes, until: int | None) -> Maps:
         raise TraceError(name, f"line {until} was asked for, but it is a map in JSON, not a trace")
     try:
         document = json.loads(text)
-        # The document of `memslots replay --json`: the first VM of its first file.
+        # A document of `memslots replay --json` or `map --json`: the first VM of its first file.
         if isinstance(document, dict) and "files" in document:
-            return Maps(name, _of_replay(document))
+            return Maps(name, _of_document(name, document, text))
         m = MemoryMap(*map_of_document(document))
     except (MemslotError, OverflowError, ValueError) as error:
         raise TraceError(name, getattr(error, "strerror", None) or str(error)) from None
     return Maps(name, {m.as_id: m})
 
 
-def _of_replay(document: dict[str, object]) -> dict[int, MemoryMap]:
+def _of_document(name: str, document: dict[str, object], text: bytes) -> dict[int, MemoryMap]:
     try:
         slots = document["files"][0]["vms"][0]["final_map"]  # type: ignore[index]
         spaces = sorted({slot["as_id"] for slot in slots})
-    except (LookupError, TypeError):
+    except (AttributeError, LookupError, TypeError):
         raise ValueError("it is neither a map nor a document of `memslots replay --json`") from None
+    if any(slot.get("userspace_addr") is None for slot in slots):
+        # Its map tells no host addresses, as QEMU's info mtree does not.
+        return _first_maps(read(name, "json", io.BytesIO(text)))
     return {
         k: MemoryMap(map_of_document([slot for slot in slots if slot["as_id"] == k])[0], k)
         for k in spaces

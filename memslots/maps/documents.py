@@ -41,6 +41,8 @@ class Json:
             memory_map = MemoryMap(*map_of_document(document))
         except MemslotError as error:
             raise ValueError(error.strerror) from None
+        except KeyError as missing:
+            raise ValueError(f"an entry has no {missing}") from None
         return [map_of(memory_map, "json")]
 
 

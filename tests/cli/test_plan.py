@@ -161,6 +161,27 @@ def test_a_diff(files: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> N
     assert [each["change"] for each in space["slots"]] == ["DELETE", "CREATE", "CREATE"]
 
 
+def test_a_map_without_host_addresses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The JSON of `map`, of what QEMU's info mtree tells."""
+    tree = tmp_path / "tree"
+    tree.write_text(
+        'FlatView #0\n AS "memory", root: system\n Root memory region: system\n'
+        "  0000000000000000-0000000000000fff (prio 0, ram): pc.ram\n"
+        "  0000000000002000-0000000000003fff (prio 0, ram): pc.ram @0000000000002000\n"
+    )
+    document = tmp_path / "json"
+    document.write_text(Outcome(capsys, "map", "--json", str(tree)).out)
+    same = Outcome(capsys, "diff", str(tree), str(document))
+    assert (same.status, same.err) == (0, "")
+    assert Outcome(capsys, "plan", str(tree), str(document)).status == 0
+    bad = json.loads(document.read_text())
+    del bad["files"][0]["vms"][0]["final_map"][1]["guest_phys_addr"]
+    document.write_text(json.dumps(bad))
+    refused = Outcome(capsys, "diff", str(tree), str(document))
+    assert refused.status == 2
+    assert "an entry has no 'guest_phys_addr'" in refused.err
+
+
 def test_several_address_spaces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "smm.json"
     path.write_text(MemoryMap([(0, 1, 0)], as_id=1).to_json())
