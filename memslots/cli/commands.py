@@ -25,6 +25,7 @@ import memslots.maps as formats
 from memslots import PAGE_SHIFT, MemslotError, Plan, __version__, bench, plan
 from memslots.cli import json_output, text_output
 from memslots.cli.demo import tour
+from memslots.cli.fleet import ClusterError, connected, replayed_on
 from memslots.cli.kernel_memory import (
     Allowance,
     AllowedVM,
@@ -143,6 +144,11 @@ def demo_command() -> int:
     help="Replay so many FILEs at a time, in processes of their own; the order stays.",
 )
 @click.option(
+    "--dask",
+    metavar="ADDRESS",
+    help="Replay on the workers of the dask scheduler there, a task a FILE; the order stays.",
+)
+@click.option(
     "--csv",
     metavar="PLACE",
     help="Write two tables too, a row a VM and a row a gap: PLACE is a directory or a prefix.",
@@ -157,6 +163,7 @@ def replay_command(
     kvm: bool,
     force: bool,
     jobs: int,
+    dask: str | None,
     csv: str | None,
     parquet: str | None,
     as_json: bool,
@@ -180,6 +187,8 @@ def replay_command(
         raise click.UsageError("name FILEs or one --sample (see --list-samples).")
     if kvm and jobs > 1:
         raise click.UsageError("--kvm asks one kernel: it goes with no --jobs.")
+    if dask is not None and (kvm or jobs > 1 or sample is not None or "-" in files):
+        raise click.UsageError("--dask takes FILEs, and goes with no --kvm, --jobs and --sample.")
     status = 0
     live = None
     if kvm:
@@ -189,7 +198,13 @@ def replay_command(
             click.echo(f"memslots: {error.strerror}", err=True)
             return 2
     paths = [group[0] if len(group) == 1 else group for group in grouped(files)]
-    if jobs > 1 and len(paths) > 1:
+    if dask is not None:
+        try:
+            replayed = replayed_on(connected(dask), paths, format)
+        except ClusterError as error:
+            click.echo(f"memslots: {error}", err=True)
+            return 2
+    elif jobs > 1 and len(paths) > 1:
         replayed = replayed_by_others(paths, format, jobs)
     else:
         replayed = replayed_here(paths or [sample or ""], format, sample is not None, live)
