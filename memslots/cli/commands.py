@@ -25,6 +25,7 @@ from memslots import PAGE_SHIFT, MemslotError, Plan, __version__, bench, plan
 from memslots.cli import json_output, text_output
 from memslots.cli.beside import Beside
 from memslots.cli.demo import tour
+from memslots.cli.fleet import ClusterError, connected, replayed_on
 from memslots.cli.kernel_memory import (
     Allowance,
     AllowedVM,
@@ -170,6 +171,11 @@ def demo_command() -> int:
     help="Replay N FILEs at a time, each in its own process; the order of the reports stays.",
 )
 @click.option(
+    "--dask",
+    metavar="ADDRESS",
+    help="Replay on the workers of the dask scheduler there, a task a FILE; the order stays.",
+)
+@click.option(
     "--csv",
     metavar="PLACE",
     help="Write two tables too, a row a VM and a row a gap: PLACE is a directory or a prefix.",
@@ -184,6 +190,7 @@ def replay_command(
     kvm: bool,
     force: bool,
     jobs: int,
+    dask: str | None,
     csv: str | None,
     parquet: str | None,
     as_json: bool,
@@ -206,6 +213,8 @@ def replay_command(
         raise click.UsageError("name either FILEs or one --sample (see --list-samples)")
     if kvm and jobs > 1:
         raise click.UsageError(f"--kvm replays one FILE at a time: --jobs must be 1, not {jobs}")
+    if dask is not None and (kvm or jobs > 1 or sample is not None or "-" in files):
+        raise click.UsageError("--dask takes FILEs, without --kvm, --jobs, --sample and -")
     status = 0
     live = None
     if kvm:
@@ -215,7 +224,13 @@ def replay_command(
             click.echo(f"memslots: {error.strerror}", err=True)
             return 2
     paths = [group[0] if len(group) == 1 else group for group in grouped(files)]
-    if jobs > 1 and len(paths) > 1:
+    if dask is not None:
+        try:
+            replayed = replayed_on(connected(dask), paths, format)
+        except ClusterError as error:
+            click.echo(f"memslots: {error}", err=True)
+            return 2
+    elif jobs > 1 and len(paths) > 1:
         replayed = replayed_by_others(paths, format, jobs)
     else:
         replayed = replayed_here(paths or [sample or ""], format, sample is not None, live)
