@@ -25,13 +25,12 @@ class Word(NamedTuple):
     """A word, or a pattern that stays within a line, and when to search for it.
 
     If `beside` is not empty, the word is searched only in a piece that contains `beside`. That is a
-    byte of the word which is rare in traces. If `without` is not empty, the word is not searched in
-    a piece that contains `without`. The first block of an input is searched for every word.
+    byte of the word which is rare in traces. The first block of an input is searched for every
+    word.
     """
 
     text: bytes | re.Pattern[bytes]
     beside: bytes = b""
-    without: bytes = b""
 
 
 class LineTooLongError(Exception):
@@ -148,10 +147,9 @@ class Lines:
         for word in words:
             if isinstance(word, Word):
                 if not self._first_block:
-                    for part in (word.beside, word.without):
-                        if part not in present:
-                            present[part] = find(part, start, stop) >= 0
-                    if not present[word.beside] or (word.without and present[word.without]):
+                    if word.beside not in present:
+                        present[word.beside] = find(word.beside, start, stop) >= 0
+                    if not present[word.beside]:
                         continue
                 if isinstance(word.text, re.Pattern):
                     places += [found.start() for found in word.text.finditer(text, start, stop)]

@@ -90,17 +90,12 @@ class Wrapping:
     def __init__(self) -> None:
         self._prefixes: list[re.Pattern[bytes]] | None = None
         self._is_page = False
-        self._is_mail = False
 
     def taken_off(self, text: bytes) -> bytes:
         """Returns whole lines without their wrapping; their number does not change."""
         if b"\x1b" in text:
             text = _TERMINAL.sub(b"", text)
-        # In later lines than the first, quoted-printable text follows a mail's header.
-        self._is_mail = self._is_mail or b"quoted-printable" in text
-        may_be_mail = self._is_mail or self._prefixes is None
-        if may_be_mail and b"=3D" in text and _SOFT_BREAK.search(text):
-            self._is_mail = True
+        if b"=3D" in text and _SOFT_BREAK.search(text):
             text = _unquoted(text)
         if b"\xc2" in text and _NO_BREAK_SPACE in text:
             text = text.replace(_NO_BREAK_SPACE, b" ")

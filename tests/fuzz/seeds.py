@@ -176,7 +176,8 @@ def traces() -> Iterator[bytes]:
 def words() -> list[bytes]:
     """Returns the words that the readers look for, for libFuzzer to insert anywhere."""
     found = {*qemu.WORDS, *WORDS.split(b"|")}
-    found |= {word.text for word in strace.WORDS if isinstance(word.text, bytes)}
+    texts = (word if isinstance(word, bytes) else word.text for word in strace.WORDS)
+    found |= {text for text in texts if isinstance(text, bytes)}
     found |= {
         name.encode() for name in (*strace_ioctls.FLAG_NAMES, *strace_ioctls.CAPABILITIES.values())
     }

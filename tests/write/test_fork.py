@@ -230,7 +230,19 @@ def test_a_fork_in_the_middle_of_a_change(change: str, method: str) -> None:
 
 def test_a_fork_while_a_change_waits_for_a_reader(drivers: Any) -> None:
     vm = three()
-    section = drivers("srcu").Section(vm)
+    driver = drivers("srcu")
+    entered, over = threading.Event(), threading.Event()
+
+    def read() -> None:
+        section = driver.Section(vm)
+        entered.set()
+        over.wait()
+        section.leave()
+
+    # In a thread of its own: the one that forks makes changes, and so must be in no section.
+    reader = threading.Thread(target=read)
+    reader.start()
+    entered.wait()
     thread = threading.Thread(target=vm.set_flags, args=(1, 0))
     thread.start()
     while vm.generation < 1 << 63:
@@ -246,7 +258,8 @@ def test_a_fork_while_a_change_waits_for_a_reader(drivers: Any) -> None:
     try:
         in_child(work)
     finally:
-        section.leave()
+        over.set()
+        reader.join()
         thread.join()
     vm.check()
     assert vm[1].flags == 0

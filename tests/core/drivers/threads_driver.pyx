@@ -1,6 +1,6 @@
 # cython: language_level=3, cdivision=True
-"""Threads that use one machine of the core, without Python. Readers look up, other threads mark pages
-and take dirty logs, and a writer re-arranges everything.
+"""Threads that use one machine of the core, without Python. Readers look up, other threads mark
+pages and take dirty logs, and a writer re-arranges everything.
 
 The slots of each space always tile one range of gfns, whatever the writer does; others come, move
 and go elsewhere. No Python runs between the start of the first thread and the end of the last, so
