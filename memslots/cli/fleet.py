@@ -12,15 +12,17 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, TypeAlias
 
 from memslots.cli.replaying import Input, name_of, replayed_quietly
 from memslots.replay import Report
 from memslots.traces import Format, TraceError
 
-if TYPE_CHECKING:
-    from distributed import Client, Future
+# distributed.Client and distributed.Future. Without the extra `fleet` there are no types of them.
+Client: TypeAlias = Any
+Future: TypeAlias = Any
 
 DASK_MISSING = "--dask needs dask: pip install 'memslots[fleet]'"
 #: Seconds until the scheduler must have answered.
@@ -40,16 +42,17 @@ class ClusterError(Exception):
 def connected(address: str) -> Client:
     """Returns a client of the scheduler at `address`, or raises ClusterError."""
     try:
-        import distributed
+        distributed = import_module("distributed")
     except ModuleNotFoundError as missing:
         if (missing.name or "").partition(".")[0] not in ("dask", "distributed"):
             raise
         raise ClusterError(DASK_MISSING) from None
     try:
-        return distributed.Client(address, timeout=CONNECTING, set_as_default=False)
+        client: Client = distributed.Client(address, timeout=CONNECTING, set_as_default=False)
     except (OSError, ValueError) as error:  # a TimeoutError is an OSError
         reason = str(error) or type(error).__name__
         raise ClusterError(f"no dask scheduler at {address}: {reason}") from None
+    return client
 
 
 def replayed_on(
@@ -59,8 +62,7 @@ def replayed_on(
 
     Yields in the order of `paths`. A result is yielded as soon as all before it are there.
     """
-    from distributed import as_completed
-
+    as_completed = import_module("distributed").as_completed
     with client:
         directory = str(Path.cwd())
         submitted: list[Future] = [

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
@@ -100,8 +101,8 @@ class ParquetWriter:
 
     def __init__(self, path: Path, columns: Sequence[Column]) -> None:
         try:
-            import pyarrow
-            import pyarrow.parquet
+            pyarrow = import_module("pyarrow")
+            parquet = import_module("pyarrow.parquet")
         except ModuleNotFoundError as missing:
             if (missing.name or "").partition(".")[0] != "pyarrow":
                 raise
@@ -112,7 +113,7 @@ class ParquetWriter:
         self._rows: list[Sequence[Cell]] = []
         # pyarrow's own message for a file that cannot be made has no errno.
         self._file = path.open("wb")
-        self._writer = pyarrow.parquet.ParquetWriter(self._file, self._schema)
+        self._writer = parquet.ParquetWriter(self._file, self._schema)
 
     def write(self, rows: Sequence[Sequence[Cell]]) -> None:
         """Appends rows."""
