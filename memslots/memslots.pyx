@@ -815,9 +815,12 @@ max_hva=140737488351232, manual_dirty_log=0, backend=None, map=None)\n--\n
         cdef object known = late("memslots.values.pageruns", "PageRuns")
         self.writer.enter("a change of memory attributes")
         try:
-            changed = (self.private_pages[0] or known()).changed(e.first, e.last + 1, inside)
+            before = self.private_pages[0] or known()
+            changed = before.changed(e.first, e.last + 1, inside)
             if self.writer.mirror is not None:
-                self.writer.mirror.set_private(e.first, e.last + 1, inside)
+                self.writer.mirror.set_private(
+                    e.first, e.last + 1, inside, before.runs(e.first, e.last + 1)
+                )
             self.private_pages[0] = changed
         finally:
             self.writer.leave()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from memslots.errors import InvalidRegionError, TraceError
-from memslots.maps.binary import CrashDump, Elf, Lime, Minidump
+from memslots.maps.binary import maps_of
 from memslots.maps.documents import Json, map_of
 from memslots.maps.entries import Map
 from memslots.maps.mtree import FlatViews, Tree
@@ -23,6 +23,7 @@ from memslots.maps.procmaps import ProcMaps
 from memslots.maps.ramblock import RamBlocks
 from memslots.maps.text import E820, Csv, Iomem, Memmap
 from memslots.maps.vmmlogs import CloudHypervisor, Dosemu, Libkrun, Syzkaller, Unidbg
+from memslots.memory.dumpfiles import READERS
 from memslots.replay import replay
 from memslots.traces import open_trace
 from memslots.traces.source import Source
@@ -44,7 +45,6 @@ class _Text(Protocol):
     def read(self, text: str) -> list[Map]: ...
 
 
-_BINARY = (Lime, Elf, CrashDump, Minidump)
 _TEXTS: tuple[_Text, ...] = (
     Json(),
     FlatViews(),
@@ -63,7 +63,7 @@ _TEXTS: tuple[_Text, ...] = (
 )
 #: Inputs that are recognised to be refused with a reason: they have no guest addresses.
 _REFUSED = ("minidump", "ramblock", "proc-maps")
-_NAMES = (*(one.name for one in _BINARY), *(one.name for one in _TEXTS), "trace")
+_NAMES = (*(one.name for one in READERS), *(one.name for one in _TEXTS), "trace")
 #: The names of all formats of maps, in the order in which they are tried.
 FORMATS = tuple(name for name in _NAMES if name not in _REFUSED)
 
@@ -113,9 +113,9 @@ def recognised(name: str, file: BinaryIO) -> str:
     """Returns the format of a file that is open at its beginning, and seeks back to there."""
     head = file.read(_HEAD)
     file.seek(0)
-    for binary in _BINARY:
-        if binary.recognises(head):
-            return binary.name
+    for reader in READERS:
+        if head.startswith(reader.magic):
+            return reader.name
     text = text_of(name, file, _LOOKED_AT)
     file.seek(0)
     if not _TRACE.search(text):
@@ -129,9 +129,9 @@ def _read(name: str, file: BinaryIO, format: str) -> list[Map]:
     if format == "auto":
         format = recognised(name, file)
     try:
-        for binary in _BINARY:
-            if format == binary.name:
-                return _some(binary.read(file))
+        for reader in READERS:
+            if format == reader.name:
+                return _some(maps_of(reader, file))
         for one in _TEXTS:
             if format == one.name:
                 return _some(one.read(text_of(name, file)))

@@ -6,7 +6,7 @@ A minidump has none, and is refused.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO, NamedTuple
 
 _LIME = struct.Struct("<IIQQ8x")
@@ -136,10 +136,19 @@ def minidump_ranges(file: BinaryIO) -> list[FileRange]:
     )
 
 
-#: (first bytes of a file, the function that reads its ranges).
+class Reader(NamedTuple):
+    """A format of dump files."""
+
+    name: str
+    magic: bytes
+    """The first bytes of each file."""
+    ranges: Callable[[BinaryIO], list[FileRange]]
+    """Returns the ranges of a file, or raises ValueError."""
+
+
 READERS = (
-    (b"EMiL", lime_ranges),
-    (b"\x7fELF", elf_ranges),
-    (b"PAGEDU64", crashdump_ranges),
-    (b"MDMP", minidump_ranges),
+    Reader("lime", b"EMiL", lime_ranges),
+    Reader("elf", b"\x7fELF", elf_ranges),
+    Reader("crashdump", b"PAGEDU64", crashdump_ranges),
+    Reader("minidump", b"MDMP", minidump_ranges),
 )

@@ -63,10 +63,10 @@ def open_memory(
 
 def _ranges(name: str, file: BinaryIO) -> list[FileRange]:
     head = file.read(8)
-    for magic, reader in READERS:
-        if head.startswith(magic):
+    for reader in READERS:
+        if head.startswith(reader.magic):
             try:
-                found = reader(file)
+                found = reader.ranges(file)
             except (ValueError, OverflowError, struct.error) as error:
                 raise no_snapshot(f"{name}: {error}") from None
             if not found:

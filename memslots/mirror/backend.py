@@ -138,12 +138,30 @@ class Mirror:
         assert vm is not None
         return vm
 
-    def set_private(self, start: int, end: int, private: bool) -> None:
-        """Makes the pages [start, end) private or shared in the backend, if it keeps attributes."""
+    def set_private(
+        self, start: int, end: int, private: bool, before: list[tuple[int, int]]
+    ) -> None:
+        """Makes the pages [start, end) private or shared in the backend, if it keeps attributes.
+
+        `before` has the private runs there. If the outcome is unknown, they are set again.
+        """
         change = getattr(self.backend, "set_memory_attributes", None)
-        if change is not None:
+        if change is None:
+            return
+
+        def make(start: int, end: int, private: bool) -> None:
             address, size = start << PAGE_SHIFT, (end - start) << PAGE_SHIFT
             change(address, size, PRIVATE_ATTRIBUTE if private else 0)
+
+        try:
+            make(start, end, private)
+        except MemslotError:
+            raise  # the backend has changed nothing
+        except BaseException:
+            make(start, end, False)
+            for first, last in before:
+                make(first, last, True)
+            raise
 
     def get_dirty_log(self, id: int, as_id: int) -> bytes | None:
         """Returns the backend's own dirty log of a slot, or None if it keeps none."""

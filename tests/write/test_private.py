@@ -133,6 +133,30 @@ def test_a_backend_is_told_first() -> None:
     assert vm.private_runs() == [(1, 2)]
 
 
+def test_an_unknown_outcome_is_undone() -> None:
+    """A signal's handler may raise after the kernel has made the change."""
+
+    class Interrupted(Backend):
+        def set_memory_attributes(self, address: int, size: int, attributes: int) -> None:
+            super().set_memory_attributes(address, size, attributes)
+            if len(self.calls) == 3:
+                raise KeyboardInterrupt
+
+    backend = Interrupted()
+    vm = Memslots(backend=backend)
+    vm.set_private(1, 3)
+    vm.set_private(6, 9)
+    with pytest.raises(KeyboardInterrupt):
+        vm.set_private(2, 8)
+    assert vm.private_runs() == [(1, 3), (6, 9)]
+    assert backend.calls[2:] == [
+        (0x2000, 0x6000, PRIVATE_ATTRIBUTE),
+        (0x2000, 0x6000, 0),
+        (0x2000, 0x1000, PRIVATE_ATTRIBUTE),
+        (0x6000, 0x2000, PRIVATE_ATTRIBUTE),
+    ]
+
+
 def test_a_backend_without_attributes_is_not_told() -> None:
     class Plain:
         def set_region(self, *region: int) -> None:
