@@ -10,13 +10,16 @@ import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from fresh import run_fresh
-from typing_extensions import Buffer
 
 from memslots import Backing, GuestMemory, Memslots, NotMappedError
 from memslots.memory.mappings import UNKNOWN, mapping_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 PAGE = 4096
 SIZE = 64 * PAGE
