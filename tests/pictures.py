@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from drawing import WIDTH, Drawing, legend
 
@@ -128,6 +129,24 @@ def change(title: str, steps: Sequence[Step]) -> str:
             drawing.path(there.format(y + _ROW / 2), "reader", "head")
         drawing.text(14, y + _ROW / 2, step.name, "ink small" if " " in step.name else "ink")
         drawing.lines(356, y + _ROW / 2, step.note, 58)
+    _slots(drawing, steps, active, top)
+    _readers(drawing, steps, active, top)
+    end = top + _ROW * len(steps)
+    legend(
+        drawing,
+        end + 20,
+        [
+            ("box", "active", "active set"),
+            ("line", "reader", "a reader in its section"),
+            ("box", "wire accent", "what the step changes"),
+            ("box", "grace", "grace period"),
+        ],
+    )
+    return drawing.svg(end + 38)
+
+
+def _slots(drawing: Drawing, steps: Sequence[Step], active: Sequence[int], top: int) -> None:
+    """Draws the slots that each set has after each step."""
     before = (steps[0].active, steps[0].inactive)
     for n, step in enumerate(steps):
         y = top + _ROW * n + _ROW / 2
@@ -142,19 +161,6 @@ def change(title: str, steps: Sequence[Step]) -> str:
                 else:
                     drawing.slot(x, y, name, _KINDS[name], was != names and name not in was)
         before = sides
-    _readers(drawing, steps, active, top)
-    end = top + _ROW * len(steps)
-    legend(
-        drawing,
-        end + 20,
-        [
-            ("box", "active", "active set"),
-            ("line", "reader", "a reader in its section"),
-            ("box", "wire accent", "what the step changes"),
-            ("box", "grace", "grace period"),
-        ],
-    )
-    return drawing.svg(end + 38)
 
 
 def _readers(drawing: Drawing, steps: Sequence[Step], active: Sequence[int], top: int) -> None:
@@ -320,8 +326,7 @@ def index() -> str:
     )
     fields = (("base_gfn", 8), ("npages", 4), ("id", 4), ("hva, flags", 8), ("Slot", 8))
     for n, row in enumerate(range(place - 1, place + 2)):
-        x = left + 64.0
-        y = rows + 26 * n
+        x, y = left + 64, rows + 26 * n
         drawing.text(left, y + 12, f"row {row}", "soft small")
         for name, size in fields:
             width = size * 13
@@ -369,10 +374,10 @@ def marks() -> str:
         ("log", "dirty logs"),
     ):
         drawing.text(14, rows[name], text)
-    start, end = left + gpa / 4096 * cell, left + (gpa + size) / 4096 * cell
-    drawing.box(start, rows["write"] - 11, end - start, 22, "new line")
+    write_x, write_end = left + gpa / 4096 * cell, left + (gpa + size) / 4096 * cell
+    drawing.box(write_x, rows["write"] - 11, write_end - write_x, 22, "new line")
     text = f"write({gpa:#x}, {size:#x} bytes)"
-    drawing.text((start + end) / 2, rows["write"], text, "ink code", "middle")
+    drawing.text((write_x + write_end) / 2, rows["write"], text, "ink code", "middle")
     for gfn in range(16):
         drawing.box(page[gfn], rows["gfn"] - 11, cell, 22, "quiet line", 0)
         drawing.text(page[gfn] + cell / 2, rows["gfn"], f"{gfn:x}", "ink code", "middle")
@@ -393,10 +398,10 @@ def marks() -> str:
             drawing.text(at, rows["log"], str(bit), "ink code", "middle")
     drawing.text(14, rows["runs"], "runs")
     for run in runs:
-        x, y, end = page[run.start_gfn], rows["runs"], page[run.end_gfn]
-        drawing.path(f"M{x + 2} {y - 5}v10M{x + 2} {y}H{end - 2}M{end - 2} {y - 5}v10", "accent")
+        x, y, to = page[run.start_gfn], rows["runs"], page[run.end_gfn]
+        drawing.path(f"M{x + 2} {y - 5}v10M{x + 2} {y}H{to - 2}M{to - 2} {y - 5}v10", "accent")
         text = f"[{run.start_gfn:#x}, {run.end_gfn:#x})"
-        drawing.text((x + end) / 2, y + 16, text, "soft code", "middle")
+        drawing.text((x + to) / 2, y + 16, text, "soft code", "middle")
     return drawing.svg(204)
 
 
@@ -490,8 +495,5 @@ PICTURES: dict[str, Callable[[], str]] = {
     "marks": marks,
     "plan": absent,
     "trade": trade,
-    **{
-        f"change-{name}": lambda title=title, steps=steps: change(title, steps)
-        for name, (title, steps) in CHANGES.items()
-    },
+    **{f"change-{name}": partial(change, *of) for name, of in CHANGES.items()},
 }
