@@ -193,8 +193,8 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def static(session: nox.Session) -> None:
-    """Layers, names, stubs against the package: what is the same on every Python."""
-    install(session, "test")
+    """Layers, names, docstrings, stubs against the package: what is the same on every Python."""
+    install(session, "test,docs")  # numpydoc looks at the docstrings
     session.run("pytest", "-q", "-m", "static")
 
 

@@ -156,6 +156,10 @@ class KvmVcpu:
             Its `on_mmio` functions answer accesses: a MmioExit that one of them takes is not
             yielded. An exception of a function is raised here.
 
+        Yields
+        ------
+        Exit
+
         Raises
         ------
         KvmError

@@ -178,11 +178,16 @@ class KvmVM:
     # Capabilities and limits
 
     def check_extension(self, cap: SupportsIndex) -> int:
-        """Returns the answer of this VM to KVM_CHECK_EXTENSION: 0 if it lacks the capability.
+        """Returns the answer of this VM to KVM_CHECK_EXTENSION.
 
         Parameters
         ----------
         cap : int or Cap
+
+        Returns
+        -------
+        int
+            0 if the VM lacks the capability.
         """
         number = field(cap, "cap", 32)
         return self._fd.ioctl("KVM_CHECK_EXTENSION", ioctls.CHECK_EXTENSION, number)
@@ -293,6 +298,10 @@ class KvmVM:
             slot can be deleted, but not moved or changed.
         guest_memfd_offset : int
             The offset of the slot's first page in the file, in bytes.
+
+        Returns
+        -------
+        Change
 
         Raises
         ------

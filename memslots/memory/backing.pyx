@@ -50,19 +50,19 @@ cdef class Backing:
     ----------
     buffer : C-contiguous buffer
 
-    Raises
-    ------
-    ValueError
-        The buffer is empty, or its address or length is not a multiple of 4096.
-    TypeError
-        The argument is not a buffer.
-
     Attributes
     ----------
     kind : str
         "anonymous", "memfd", "file" or "buffer".
     huge_pages : str or None
         "hugetlb": it consists of huge pages. "transparent": the kernel was asked for them.
+
+    Raises
+    ------
+    ValueError
+        The buffer is empty, or its address or length is not a multiple of 4096.
+    TypeError
+        The argument is not a buffer.
     """
 
     def __cinit__(self, buffer):
@@ -103,6 +103,10 @@ cdef class Backing:
             Whether to use huge pages. They come from the pool (hugetlb) if it has enough and `size`
             is a multiple of their size. Otherwise the kernel is asked for transparent ones. The
             attribute `huge_pages` says which it was.
+
+        Returns
+        -------
+        Backing
 
         Raises
         ------
@@ -149,6 +153,10 @@ cdef class Backing:
         huge_pages : bool
             As in `anonymous`; never transparent.
 
+        Returns
+        -------
+        Backing
+
         Raises
         ------
         ValueError, OSError
@@ -174,6 +182,10 @@ cdef class Backing:
             Whether writes go to the file. Otherwise only this process sees them.
         readonly : bool
             Whether the memory cannot be written. Its slots must be READONLY then.
+
+        Returns
+        -------
+        Backing
 
         Raises
         ------

@@ -155,7 +155,7 @@ cdef class GuestMemory:
 
     @property
     def backings(self):
-        """The known host memory: a tuple of Backings in order of host address."""
+        """The known host memory, as a tuple of Backings in order of host address."""
         return self.known.get()
 
     def address_space(self, as_id):
@@ -561,8 +561,7 @@ cdef class GuestMemory:
     def dump(self, path, *, restart_log=False, sparse=False):
         """Writes all memory, of every address space, to a snapshot file.
 
-        Returns the number of bytes of memory in the file. See `memslots.memory.snapshot` and
-        `restore`.
+        `restore` writes it back. See `memslots.memory.snapshot`.
 
         Parameters
         ----------
@@ -571,9 +570,13 @@ cdef class GuestMemory:
             Whether to take all marks before the bytes are read. Then the next `dump_dirty` has the
             writes from now on; otherwise it has the earlier marks, too. After an error the marks
             are restored.
-
         sparse : bool
             Whether to leave out pages of zeros. Pages that were never touched are not read.
+
+        Returns
+        -------
+        int
+            The number of bytes of memory in the file.
 
         Raises
         ------

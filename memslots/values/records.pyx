@@ -55,8 +55,7 @@ class Change(enum.Enum):
 
 
 VcpuStats = namedtuple("VcpuStats", ["hits", "misses"], module=PUBLIC)
-VcpuStats.__doc__ = """How many look-ups a Vcpu's last-used slot answered, and how many had to
-search."""
+VcpuStats.__doc__ = """How many look-ups a Vcpu's last-used slot answered; how many searched."""
 
 # Made in advance: making an IntFlag takes a microsecond, and there are few of them.
 cdef dict FLAGS = {
