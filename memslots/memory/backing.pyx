@@ -363,3 +363,8 @@ def address_of(view):
     cdef hva_t address = <hva_t>memory.buf
     PyBuffer_Release(&memory)
     return address
+
+
+def may_go_away(Backing backing not None):
+    """Returns whether pages of the memory may go away, or may never come."""
+    return backing.may_fault

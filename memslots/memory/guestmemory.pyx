@@ -59,6 +59,7 @@ from memslots.errors import (
     InvalidRegionError,
     NotMappedError,
     ReadOnlyError,
+    gone,
 )
 from memslots.memslots import Memslots
 
@@ -881,11 +882,7 @@ cdef class GuestMemory:
     cdef int came(self, gpa_t bad) except -1:
         """Raises NotMappedError unless `bad`, from access_read or its like, is ACCESS_ALL."""
         if bad != ACCESS_ALL:
-            raise NotMappedError(
-                errno.EFAULT,
-                f"gpa {bad:#x} is in {self.reader.lookup(bad >> PAGE_SHIFT)}, whose host memory is"
-                " not there: its file is too short or full, or lacks the page",
-            )
+            raise gone(bad, self.reader.lookup(bad >> PAGE_SHIFT))
         return 0
 
     cdef object no_memory(self, const span *at, tuple held, access_kind kind):

@@ -9,6 +9,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import index
 from typing import TYPE_CHECKING
 
 from memslots.errors import InvalidRegionError
@@ -86,32 +87,26 @@ def discard(memory: GuestMemory, gpa: int, n: int) -> None:
     """Implements GuestMemory.discard."""
     views = memory.views(gpa, n, write=True)
     try:
+        at = index(gpa)
         for view in views:
-            _discard(memory, view)
+            _discard(memory, at, view)
+            at += len(view)
     finally:
         memory.mark_dirty(gpa, n)
 
 
-def _discard(memory: GuestMemory, view: memoryview) -> None:
+def _discard(memory: GuestMemory, gpa: int, view: memoryview) -> None:
     """Gives whole pages back to the host if the memory allows it, and zeroes the rest."""
-    begin = address_of(view)
+    begin, size = address_of(view), len(view)
     backing = _backing_of(memory, begin)
     first = -begin % PAGE_SIZE
-    last = max(first, len(view) - (begin + len(view)) % PAGE_SIZE)
+    last = max(first, size - (begin + size) % PAGE_SIZE)
     advice = {"anonymous": mmap.MADV_DONTNEED, "memfd": _MADV_REMOVE}.get(backing.kind)
-    given_back = False
-    if advice is not None and last > first:
-        given_back = _madvise(begin + first, last - first, advice) == 0
-    zeros = bytes(min(1 << 20, len(view)))
-    at = 0
-    while at < len(view):
-        if given_back and first <= at < last:
-            at = last
-            continue
-        stop = first if at < first else len(view)
-        size = min(len(zeros), stop - at)
-        view[at : at + size] = zeros[:size]
-        at += size
+    if advice is None or last == first or _madvise(begin + first, last - first, advice):
+        memory.fill(gpa, size)
+    else:
+        memory.fill(gpa, first)
+        memory.fill(gpa + last, size - last)
 
 
 def prefault(memory: GuestMemory, gpa: int, n: int, write: bool) -> None:
