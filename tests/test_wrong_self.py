@@ -99,10 +99,13 @@ def test_every_class_has_some() -> None:
 
 def made_by_new() -> None:
     """Makes each by __new__ without its owner: that fails, or the result does no harm."""
-    for cls in (Backing, Backings, GuestMemory, Segments):
+    for cls in (Backing, Backings, GuestMemory, Segments, Transaction):
         for arguments in ((), (None,), (8,), (object(), 8)):
             with suppress(TypeError, AttributeError):
                 print(cls.__name__, cls.__new__(cls, *arguments))
+    for vm in (Memslots(), Memslots().transaction()):
+        with suppress(TypeError):
+            print(vm._create_slot(0))  # type: ignore[arg-type]
     mem = GuestMemory.__new__(GuestMemory, Memslots())
     print(mem.backings, mem.as_id, end="")
 

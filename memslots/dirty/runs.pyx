@@ -7,6 +7,7 @@ from cpython.bytearray cimport PyByteArray_AS_STRING
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
+from memslots.core.dirtylog cimport dirty_words
 from memslots.core.endian cimport endian_le64
 from memslots.core.guarded cimport guarded_probe, guarded_write
 from memslots.core.units cimport PAGE_SHIFT, PAGE_SIZE, gfn_t, hva_t
@@ -132,6 +133,10 @@ def take_logs(vm, list logs not None):
             taken.slot = slot
             logs.append(taken)
             taken.log = vm.get_dirty_log(slot.id, as_id)
+            # A subclass of Memslots may have a get_dirty_log of its own.
+            if <uint64_t>len(taken.log) != 8 * dirty_words(slot.npages):
+                wrong, taken.log = taken.log, None
+                raise ValueError(f"get_dirty_log returned {len(wrong)} bytes for {slot}")
             if manual:
                 vm.clear_dirty_log(slot.id, 0, slot.npages, taken.log, as_id)
 

@@ -548,7 +548,7 @@ cdef class GuestMemory:
         """
         cdef gpa_t address = u64(gpa, "gpa")
         data = bytearray()
-        with open(path, "rb") as file:
+        with open(os.fspath(path), "rb") as file:  # not a number: that would be a descriptor
             # Check the room before reading: a file may state its size, or may have no end.
             fits = os.fstat(file.fileno()).st_size
             self.parts(address, fits, ACCESS_WRITE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from operator import index
 from threading import Lock
 from types import TracebackType
 from typing import NamedTuple
@@ -86,7 +87,14 @@ class Mmio:
         found = self.find(gpa, size, as_id)
         if found is None or found.read is None:
             return None
-        value = found.read(gpa, size)
+        answer = found.read(gpa, size)
+        try:
+            value = index(answer)
+        except TypeError:
+            kind = type(answer).__name__
+            raise TypeError(
+                f"the device at gpa {gpa:#x} must return an integer, not {kind!r}"
+            ) from None
         if not 0 <= value < 1 << (8 * size):
             raise InvalidRegionError(
                 errno.EINVAL,

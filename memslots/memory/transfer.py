@@ -10,11 +10,11 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
 from operator import index
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, SupportsIndex
 
 from memslots.errors import InvalidRegionError
 from memslots.memory.backing import Backing, address_of
-from memslots.values.integers import PAGE_SIZE
+from memslots.values.integers import PAGE_SIZE, field
 
 if TYPE_CHECKING:
     from memslots.memory.guestmemory import GuestMemory
@@ -27,14 +27,15 @@ _MADV_POPULATE_WRITE = 23
 _MADV_POPULATE_READ = 22
 
 
-def write_from(memory: GuestMemory, fd: int, gpa: int, n: int, offset: int | None) -> int:
+def write_from(memory: GuestMemory, fd: int, gpa: int, n: int, offset: SupportsIndex | None) -> int:
     """Implements GuestMemory.write_from."""
+    at = _checked(offset)
     views = memory.views(gpa, n, write=True)
     done = 0
     try:
         while views:
             some = views[:_MOST_VIEWS]
-            count = os.readv(fd, some) if offset is None else os.preadv(fd, some, offset + done)
+            count = os.readv(fd, some) if at is None else os.preadv(fd, some, at + done)
             if count == 0:
                 break
             done += count
@@ -47,16 +48,21 @@ def write_from(memory: GuestMemory, fd: int, gpa: int, n: int, offset: int | Non
     return done
 
 
-def read_into(memory: GuestMemory, fd: int, gpa: int, n: int, offset: int | None) -> int:
+def read_into(memory: GuestMemory, fd: int, gpa: int, n: int, offset: SupportsIndex | None) -> int:
     """Implements GuestMemory.read_into."""
+    at = _checked(offset)
     views = memory.views(gpa, n)
     done = 0
     while views:
         some = views[:_MOST_VIEWS]
-        count = os.writev(fd, some) if offset is None else os.pwritev(fd, some, offset + done)
+        count = os.writev(fd, some) if at is None else os.pwritev(fd, some, at + done)
         done += count
         views = _rest(views, count)
     return done
+
+
+def _checked(offset: SupportsIndex | None) -> int | None:
+    return None if offset is None else field(offset, "offset", 63)
 
 
 def _rest(views: list[memoryview], count: int) -> list[memoryview]:
@@ -131,8 +137,7 @@ def prefault(memory: GuestMemory, gpa: int, n: int, write: bool) -> None:
 @contextmanager
 def writing(memory: GuestMemory, gpa: int, n: int) -> Iterator[memoryview]:
     """Implements GuestMemory.writing."""
-    if n:
-        memory.views(gpa, n, write=True)  # raises
+    memory.views(gpa, n, write=True)  # raises
     view = memory.view(gpa, n)
     try:
         yield view
@@ -147,6 +152,7 @@ def array(memory: GuestMemory, gpa: int, dtype: object, n: int) -> object:
     kind = np.dtype(dtype)  # type: ignore[call-overload]
     if kind.hasobject:
         raise InvalidRegionError(errno.EINVAL, f"guest memory cannot hold Python objects: {kind}")
-    if n == 0:
+    count = field(n, "n", 64)
+    if count == 0:
         return np.empty(0, kind)
-    return np.frombuffer(memory.view(gpa, n * kind.itemsize), kind)
+    return np.frombuffer(memory.view(gpa, count * kind.itemsize), kind)

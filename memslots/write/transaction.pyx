@@ -175,7 +175,12 @@ cdef class Transaction(Target):
     cdef uint32_t additions[MAX_SPACES]  # by as_id: how many changed ids the active set lacks
     cdef idtable_spare spare[MAX_SPACES]  # memory for these ids in the set that is active now
 
-    def __cinit__(self):
+    # Only transaction_of makes one: Python code has no Writer.
+    def __cinit__(self, owner, Writer writer not None):
+        self.owner = owner
+        self.writer = writer
+        self.m = writer.m
+        self.lim = writer.lim
         self.state = NEW
         self.changes = self.first
         self.room = FEW
@@ -188,8 +193,6 @@ cdef class Transaction(Target):
         raise TypeError("a Transaction cannot be pickled or copied: it belongs to its Memslots")
 
     def __enter__(self):
-        if self.writer is None:
-            raise TypeError("only Memslots.transaction() makes a transaction")
         self.writer.enter("a transaction")
         # Check `state` with the lock held: now no other thread can begin the transaction.
         if self.state != NEW:
@@ -798,9 +801,4 @@ cdef class Transaction(Target):
 
 def transaction_of(owner, Writer writer not None):
     """Returns a Transaction, not begun, on the machine of a Writer, which `owner` keeps alive."""
-    cdef Transaction tx = Transaction.__new__(Transaction)
-    tx.owner = owner
-    tx.writer = writer
-    tx.m = writer.m
-    tx.lim = writer.lim
-    return tx
+    return Transaction(owner, writer)

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import count
 from typing import Any
 
+import numpy as np
 import pytest
 from atline import AtLine
 from livekernel import HostMemory
@@ -149,6 +150,11 @@ def test_a_plan_is_checked_by_the_kernel(kernel: KvmVM) -> None:
     now = MemoryMap([Slot(0, 0, 0, 4, 0, Flags.GUEST_MEMFD, file, 0), (8, 4, 0)])
     wanted = MemoryMap([Slot(5, 0, 8, 4, 0, Flags.GUEST_MEMFD, file, 2 * PAGE), (0, 4, 0)])
     plan(now, wanted).check(backend=kernel)
+
+
+def test_a_descriptor_is_an_integer(kernel: KvmVM) -> None:
+    with pytest.raises(TypeError, match="guest_memfd must be an integer, not 'ndarray'"):
+        kernel.set_region2(0, 4, 0, PAGE, 0, np.arange(3))
 
 
 def test_a_descriptor_that_two_threads_use_first(kernel: KvmVM) -> None:
