@@ -99,13 +99,18 @@ def test_every_class_has_some() -> None:
 
 def made_by_new() -> None:
     """Makes each by __new__ without its owner: that fails, or the result does no harm."""
-    for cls in (Backing, Backings, GuestMemory, Segments, Transaction):
+    for cls in (Backing, Backings, GuestMemory, Segments):
         for arguments in ((), (None,), (8,), (object(), 8)):
             with suppress(TypeError, AttributeError):
                 print(cls.__name__, cls.__new__(cls, *arguments))
     for vm in (Memslots(), Memslots().transaction()):
         with suppress(TypeError):
             print(vm._create_slot(0))  # type: ignore[arg-type]
+    for method in methods(Transaction).values():
+        for argument in (0, vm, MemoryMap([(0, 1, 0)])):
+            for count in range(6):
+                with suppress(Exception):
+                    method(Transaction.__new__(Transaction), *[argument] * count)
     mem = GuestMemory.__new__(GuestMemory, Memslots())
     print(mem.backings, mem.as_id, end="")
 

@@ -175,12 +175,7 @@ cdef class Transaction(Target):
     cdef uint32_t additions[MAX_SPACES]  # by as_id: how many changed ids the active set lacks
     cdef idtable_spare spare[MAX_SPACES]  # memory for these ids in the set that is active now
 
-    # Only transaction_of makes one: Python code has no Writer.
-    def __cinit__(self, owner, Writer writer not None):
-        self.owner = owner
-        self.writer = writer
-        self.m = writer.m
-        self.lim = writer.lim
+    def __cinit__(self):
         self.state = NEW
         self.changes = self.first
         self.room = FEW
@@ -193,6 +188,8 @@ cdef class Transaction(Target):
         raise TypeError("a Transaction cannot be pickled or copied: it belongs to its Memslots")
 
     def __enter__(self):
+        if self.writer is None:
+            raise TypeError("only Memslots.transaction() makes a transaction")
         self.writer.enter("a transaction")
         # Check `state` with the lock held: now no other thread can begin the transaction.
         if self.state != NEW:
@@ -268,6 +265,8 @@ cdef class Transaction(Target):
         """As Memslots.create_many, in this transaction."""
         from memslots.write.filling import create_many
 
+        self.enter("many slots")
+        self.leave()
         made = self.stage_all(slots, as_id)
         return create_many(self, slots, as_id) if made is None else made
 
@@ -374,9 +373,9 @@ cdef class Transaction(Target):
         """Returns the lowest id that no slot will have. See Memslots.free_id."""
         cdef uint32_t number = u32(as_id, "as_id")
         cdef uint32_t id
-        check_as_id(&self.m.lim, number)
         self.enter("a free id")
         try:
+            check_as_id(&self.m.lim, number)
             id = self.lowest_id(number)
         finally:
             self.leave()
@@ -389,6 +388,8 @@ cdef class Transaction(Target):
         """
         cdef uint32_t number = u32(as_id, "as_id")
         cdef uint32_t new
+        self.enter("a cut")
+        self.leave()
         check_as_id(&self.m.lim, number)
         if slotset_count(self.slots(number)) + <uint64_t>additions > self.m.lim.max_slots:
             room_for(self.m.lim.max_slots, number, self.m.lim.max_slots)
@@ -801,4 +802,9 @@ cdef class Transaction(Target):
 
 def transaction_of(owner, Writer writer not None):
     """Returns a Transaction, not begun, on the machine of a Writer, which `owner` keeps alive."""
-    return Transaction(owner, writer)
+    cdef Transaction tx = Transaction.__new__(Transaction)
+    tx.owner = owner
+    tx.writer = writer
+    tx.m = writer.m
+    tx.lim = writer.lim
+    return tx
