@@ -5,14 +5,16 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from operator import index
-from threading import Lock
 from types import TracebackType
 from typing import NamedTuple
 
 from memslots.errors import InvalidRegionError
+from memslots.values.forks import lock_across_forks
 
 Read = Callable[[int, int], int]
 Write = Callable[[int, int, int], object]
+
+_changing = lock_across_forks()  # while the ranges of any machine change
 
 
 class _Range(NamedTuple):
@@ -50,7 +52,6 @@ class Mmio:
     """The registered ranges of one machine."""
 
     def __init__(self) -> None:
-        self._changing = Lock()
         self._ranges: tuple[_Range, ...] = ()  # smallest first; replaced, never changed in place
 
     def add(
@@ -64,7 +65,7 @@ class Mmio:
                 raise TypeError(f"a callback must be callable, not {call!r}")
         made = _Range(start, end, as_id, read, write)
         handle = MmioHandle(self, made)  # before the range is there: this may fail
-        with self._changing:
+        with _changing:
             if any(one[:3] == made[:3] for one in self._ranges):
                 raise ValueError(f"[{start:#x}, {end:#x}) has callbacks already")
             self._ranges = tuple(sorted((*self._ranges, made), key=lambda one: one.end - one.start))
@@ -72,7 +73,7 @@ class Mmio:
 
     def remove(self, gone: _Range) -> None:
         """Removes a range. Does nothing if it was removed before."""
-        with self._changing:
+        with _changing:
             self._ranges = tuple(one for one in self._ranges if one is not gone)
 
     def find(self, gpa: int, size: int, as_id: int) -> _Range | None:

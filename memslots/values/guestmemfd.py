@@ -11,11 +11,11 @@ from collections.abc import Callable, Container, Iterable
 from itertools import count
 from operator import attrgetter
 from pathlib import Path
-from threading import RLock
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, SupportsIndex
 
 from memslots.errors import InvalidRegionError
+from memslots.values.forks import lock_across_forks
 from memslots.values.integers import field
 
 if TYPE_CHECKING:
@@ -184,11 +184,7 @@ _numbers = count(1)
 _known: weakref.WeakValueDictionary[int, GuestMemfd] = weakref.WeakValueDictionary()
 #: The kernel's, by device and inode.
 _files: weakref.WeakValueDictionary[tuple[int, int], _File] = weakref.WeakValueDictionary()
-_adding = RLock()  # while a file is added to `_files`
-# The child of a fork must not find it held by a thread that the child does not have.
-os.register_at_fork(
-    before=_adding.acquire, after_in_parent=_adding.release, after_in_child=_adding.release
-)
+_adding = lock_across_forks()  # while a file is added to `_files`
 
 
 def _file_of(descriptor: int) -> _File | None:

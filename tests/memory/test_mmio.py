@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from itertools import count
 from typing import Any
 
 import numpy as np
 import pytest
+from atline import AtLine
 from livekernel import guest
 from needs import needs_kvm
 
@@ -19,6 +24,7 @@ from memslots import (
     ReadOnlyError,
 )
 from memslots.kvm import HltExit
+from memslots.memory.mmio import Mmio
 
 PAGE = 4096
 
@@ -149,6 +155,36 @@ def test_answers_that_are_no_integers(memory: GuestMemory, value: Any) -> None:
         pytest.raises(TypeError, match=text),
     ):
         memory.read_u8(0x2000)
+
+
+def test_a_fork_while_another_thread_registers(memory: GuestMemory) -> None:
+    """The child can register devices, wherever the other thread was."""
+
+    def fork() -> int:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(10)  # ends the child if it waits for ever
+            memory.on_mmio(0x4000, 0x5000).close()
+            os._exit(0)
+        return os.waitpid(child, 0)[1]
+
+    for number in count(1):
+        forks: list[Future[int]] = []
+        with ThreadPoolExecutor(1) as pool:
+
+            def meanwhile(pool: ThreadPoolExecutor = pool, forks: list[Any] = forks) -> None:
+                forks.append(pool.submit(fork))
+                wait(forks, 0.2)  # the fork may wait for this thread
+
+            with (
+                AtLine(number, meanwhile, Mmio.add, Mmio.remove) as at,
+                memory.on_mmio(0x2000, 0x3000),
+            ):
+                pass
+        assert [one.result() for one in forks] == [0] * len(forks)
+        if at.lines < number:
+            break
+    assert number > 8
 
 
 @needs_kvm
