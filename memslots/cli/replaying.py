@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 
 from memslots.cli.kernel_memory import KernelMemoryError
-from memslots.cli.progress import Meter
+from memslots.cli.progress import metered
 from memslots.replay import Report, replay
 from memslots.replay.live import LiveVM
 from memslots.traces import Format, Trace, TraceError, open_trace
@@ -21,16 +21,6 @@ from memslots.traces.threads import merged
 Input = str | list[str]
 
 
-@contextmanager
-def _metered(trace: Trace) -> Iterator[Meter]:
-    meter = Meter()
-    trace.source.watch = meter.reading
-    try:
-        yield meter
-    finally:
-        meter.stop()
-
-
 def replay_input(
     path: Input,
     format: Format,
@@ -38,7 +28,7 @@ def replay_input(
     live: Callable[[], LiveVM] | None = None,
     history: bool = False,
 ) -> Report:
-    """Replays an input, or the sample named `path`. Shows a progress bar if it is long."""
+    """Replays an input, or the sample named `path`. Shows a progress bar if that takes long."""
     with ExitStack() as opened:
         if sample:
             assert isinstance(path, str)
@@ -46,7 +36,8 @@ def replay_input(
             trace = opened.enter_context(open_trace(path, "auto", stream))
         else:
             trace = opened.enter_context(_opened(path, format))
-        meter = opened.enter_context(_metered(trace))
+        meter = opened.enter_context(metered(f"reading {trace.name}"))
+        trace.source.watch = meter.reading
         try:
             return replay(trace, meter.replaying, live, history=history)
         except KernelMemoryError as error:

@@ -20,8 +20,9 @@ import click
 from memslots import Change, Slot
 from memslots.cli import json_output
 from memslots.cli.moments import plans_document, rearrangements
-from memslots.cli.options import format_option, sample_option
+from memslots.cli.options import file_names, format_option, sample_option
 from memslots.cli.output import complain
+from memslots.cli.progress import metered
 from memslots.cli.replaying import replay_input
 from memslots.read.table import flag_names
 from memslots.replay import Report, VmReport, errno_name
@@ -190,7 +191,7 @@ def _churn(spans: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 @click.command("report")
-@click.argument("files", metavar="[FILE]...", nargs=-1)
+@click.argument("files", metavar="[FILE]...", nargs=-1, shell_complete=file_names)
 @sample_option
 @format_option
 @click.option(
@@ -225,7 +226,8 @@ def command(files: tuple[str, ...], sample: str | None, format: Format, output: 
             complain(error)
             return 2
     try:
-        Path(output).write_text(html(reports, arguments), encoding="utf-8")
+        with metered(f"writing {output}"):
+            Path(output).write_text(html(reports, arguments), encoding="utf-8")
     except OSError as error:
         complain(f"{output}: {error.strerror}")
         return 2
