@@ -288,7 +288,7 @@ def test_session(version: str) -> Callable[[nox.Session], None]:
     """Makes the session that runs the suite on one version."""
 
     def tests(session: nox.Session) -> None:
-        install(session, "test,examples")
+        install(session, "test,examples,readers")
         run_pytest(session, "-m", "not static")
 
     def free_threaded(session: nox.Session) -> None:

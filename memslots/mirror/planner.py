@@ -67,6 +67,15 @@ class Call(NamedTuple):
         assert slot is not None
         return slot
 
+    @property
+    def change(self) -> Change:
+        """What the call does to the slot."""
+        if self.before is None:
+            return Change.CREATE
+        if self.after is None:
+            return Change.DELETE
+        return Change.FLAGS_ONLY if self.before.base_gfn == self.after.base_gfn else Change.MOVE
+
     def loses_log(self) -> bool:
         """Returns whether the backend has a dirty log before the call and not after it."""
         logs = self.before is not None and bool(self.before.flags & _LOG)
