@@ -1,12 +1,23 @@
-"""Tests the mutants of a text; equivalent.txt names only mutants that exist."""
+"""Tests the mutants of a text, and the switches that turn them on in a built module.
+
+Also: equivalent.txt names only mutants that exist.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import subprocess
+import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 from mutation.mutants import Mutant, mutants_of
-from mutation.run import FILES, OWN, ROOT, equivalents, suites_of
+from mutation.run import COMPILER, HERE, ROOT, all_mutants, equivalents
+from mutation.schemata import weave
+from mutation.trials import Switchboard
 
 TEXT = '''"""A text: x < y.
 
@@ -52,15 +63,93 @@ def test_the_mutants_of_a_text(tmp_path: Path) -> None:
     found = list(mutants_of(path, tmp_path))
     assert {mutant.key.removeprefix("a.pyx: ") for mutant in found} == EXPECTED
     for mutant in found:
-        lines = zip(TEXT.splitlines(), mutant.apply(TEXT).splitlines(), strict=True)
+        lines = zip(TEXT.splitlines(), mutant.apply(TEXT.splitlines()), strict=True)
         (changed,) = [pair for pair in lines if pair[0] != pair[1]]
         assert changed == (mutant.before, mutant.after)
 
 
+# A module with every sort of choice.
+SAMPLE = '''"""A sample."""
+
+
+def work(int given):
+    cdef int more = given + 1
+    cdef int total = 0
+    cdef int n
+    if (
+        given < 5
+        or more == 7  # not yet
+    ):
+        total = 100
+    elif given > 8:
+        total = 200
+    for n in range(1, given - 1):
+        total += n
+    while total > 11:
+        total = max(
+            total - 10,
+            total - 11
+        )
+    return {
+        total: given + 1
+    }
+'''
+
+
+def answers(lines: list[str]) -> list[object]:
+    """Returns what `work` of these lines returns in Python."""
+    text = "\n".join(lines).replace("cdef int n\n", "pass\n").replace("cdef ", "")
+    names: dict[str, Any] = {}
+    exec(text.replace("int ", ""), names)
+    return [names["work"](given) for given in range(12)]
+
+
+def build(folder: Path, source: Path, switches: int) -> tuple[ModuleType, Path]:
+    """Builds a module with the switches of mutants. Returns it, and the switches' library."""
+    options = [f"-I{HERE}", f"-DMUTANTS={switches}"]
+    library = folder / "libswitchboard.so"
+    subprocess.run([*COMPILER, *options, HERE / "switchboard.c", "-o", library], check=True)
+    c, module = source.with_suffix(".c"), source.with_suffix(".so")
+    cython = [sys.executable, "-m", "cython", "-3", f"-I{HERE}", str(source), "-o", str(c)]
+    subprocess.run(cython, check=True)
+    subprocess.run([*COMPILER, *options, c, library, "-o", module], check=True)
+    spec = importlib.util.spec_from_file_location(source.stem, module)
+    assert spec is not None and spec.loader is not None
+    built = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(built)
+    return built, library
+
+
+def test_the_mutants_of_a_module_are_on_one_at_a_time(tmp_path: Path) -> None:
+    source = tmp_path / "sample.pyx"
+    source.write_text(SAMPLE)
+    mutants = dict(enumerate(mutants_of(source, tmp_path), 1))
+    source.write_text("\n".join(line for line, _ in weave(SAMPLE, mutants)))
+    module, library = build(tmp_path, source, len(mutants) + 1)
+    assert module.__doc__ == "A sample."
+    lines = SAMPLE.splitlines()
+    for number in range(len(mutants) + 1):
+        board = Switchboard(tmp_path / "board", len(mutants) + 1, number)
+        board.connect(library)
+        expected = answers(mutants[number].apply(lines) if number else lines)
+        assert [module.work(given) for given in range(12)] == expected, mutants.get(number)
+        # A mutant that is on can keep the rest of a choice, and of the program, from being asked.
+        asked = board.take()
+        assert number in asked if number else asked == set(mutants)
+        assert not board.take()
+    assert len(mutants) > 12
+    os.environ.pop("MEMSLOTS_SWITCHBOARD")
+
+
+def test_an_error_is_blamed_on_the_mutant_of_its_line() -> None:
+    text = "    a = 1\n    b += 1\n    return a\n"
+    mutant = Mutant("a.pyx", 2, "count", "    b += 1", "    b += 2")
+    assert [line for line in weave(text, {7: mutant}) if line[1]] == [("        b += 2", 7)]
+
+
 @pytest.fixture(scope="module")
 def everything() -> list[Mutant]:
-    files = sorted(path for pattern in FILES for path in ROOT.glob(pattern))
-    return [mutant for path in files for mutant in mutants_of(path, ROOT)]
+    return all_mutants()
 
 
 def test_there_are_many_of_every_kind(everything: list[Mutant]) -> None:
@@ -69,15 +158,14 @@ def test_there_are_many_of_every_kind(everything: list[Mutant]) -> None:
     assert len(everything) > 2000
 
 
+def test_every_mutant_is_put_in(everything: list[Mutant]) -> None:
+    for path in {mutant.path for mutant in everything}:
+        own = {n: mutant for n, mutant in enumerate(everything, 1) if mutant.path == path}
+        woven = weave((ROOT / path).read_text(encoding="utf-8"), own)
+        assert {number for _, number in woven} == {0, *own}
+
+
 def test_equivalent_mutants_are_mutants_and_say_why(everything: list[Mutant]) -> None:
     known = equivalents()
     assert set(known) <= {mutant.key for mutant in everything}
     assert all(len(reason) > 20 for reason in known.values())
-
-
-def test_modules_that_have_suites_of_their_own_are_there() -> None:
-    stems = {path.stem for pattern in FILES for path in ROOT.glob(pattern)}
-    assert set(OWN) <= stems
-    for stem in stems:
-        for tests in suites_of(f"memslots/core/{stem}.pyx"):
-            assert all((ROOT / name).exists() for name in tests)
