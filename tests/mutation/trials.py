@@ -3,7 +3,8 @@
 First every test runs once without a mutant. That shows how long it takes, and which switches it
 asks. Then each mutant gets the tests that ask its switch, until one fails. First come those that
 take the least time for the mutants they have killed. If a test fails, the same tests run again
-without the mutant. Only if all pass then, the mutant counts as killed.
+without the mutant. The mutant counts as killed if all pass then. Otherwise the test that fails is
+left out from there on, and the mutant is tried again.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The result of a mutant: "killed", "survived" or "doubtful", and by which test."""
+    """The result of a mutant: "killed" or "survived", and by which test."""
 
     number: int
     what: str
@@ -153,6 +154,7 @@ class Trials:
         self._failed = False
         self._usual: dict[pytest.Item, float] = {}  # seconds
         self._kills: Counter[pytest.Item] = Counter()
+        self._unsteady: set[pytest.Item] = set()  # they failed without a mutant
         self._next: deque[Trial] = deque()  # what to try before the others
 
     def pytest_sessionstart(self) -> None:
@@ -174,10 +176,15 @@ class Trials:
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         asking = self._rehearse(session.items)
         for trial in self._run(Trial(number, self._order(asking[number])) for number in asking):
-            if trial.end and trial.confirms is None:
+            mutated = trial.confirms
+            if mutated is None and trial.end:
                 self._next.append(Trial(0, trial.ran, confirms=trial))
+            elif mutated is not None and trial.end:
+                self._unsteady.add(trial.ran[-1])
+                print(f"without any mutant: {trial.ran[-1].nodeid} {trial.end}", flush=True)
+                self._next.append(Trial(mutated.number, self._order(asking[mutated.number])))
             else:
-                self._report(self._outcome(trial))
+                self._report(self._outcome(mutated or trial))
         return True
 
     def _rehearse(self, items: list[pytest.Item]) -> dict[int, list[pytest.Item]]:
@@ -203,21 +210,17 @@ class Trials:
         left = BUDGET
         for item in sorted(items, key=self._usual.__getitem__):
             left -= self._usual[item]
-            if left > 0:
+            if left > 0 and item not in self._unsteady:
                 tests.append(item)
         return sorted(tests, key=lambda item: self._usual[item] / (1 + self._kills[item]))
 
     def _outcome(self, trial: Trial) -> Outcome:
-        mutated = trial.confirms
-        if mutated is None:
+        if not trial.end:
             by = f"{len(trial.tests)} tests reach it"
             return Outcome(trial.number, "survived", by, trial.seconds)
-        last = mutated.ran[-1]
-        if trial.end:
-            by = f"{trial.ran[-1].nodeid} {trial.end} without it, too"
-            return Outcome(mutated.number, "doubtful", by, mutated.seconds)
+        last = trial.ran[-1]
         self._kills[last] += 1
-        return Outcome(mutated.number, "killed", f"{last.nodeid} {mutated.end}", mutated.seconds)
+        return Outcome(trial.number, "killed", f"{last.nodeid} {trial.end}", trial.seconds)
 
     def _run(self, trials: Iterable[Trial]) -> Iterator[Trial]:
         """Runs trials, several at a time. Yields each when it has ended."""
