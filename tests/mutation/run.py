@@ -241,7 +241,7 @@ def run_trials(build: Build, workers: int, report: Callable[[Outcome], None]) ->
     sys.path.insert(0, str(build.folder))
     os.chdir(build.folder)
     arguments = ["-q", "-s", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    arguments += ["-m", SELECTED, f"--basetemp={build.folder}/temporary", *TESTS]
+    arguments += ["-m", SELECTED, *TESTS]
     status = pytest.main(arguments, [Trials(build.mutants, build.library, workers, report)])
     if status != pytest.ExitCode.OK:
         raise SystemExit(f"pytest ended with {status!r}")

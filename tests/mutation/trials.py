@@ -15,6 +15,7 @@ import mmap
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import tempfile
 import time
@@ -104,10 +105,11 @@ class Switchboard:
 class Process:
     """A process that runs a trial."""
 
-    def __init__(self, trial: Trial, work: Callable[[Trial, Connection], None]) -> None:
+    def __init__(self, trial: Trial, work: Callable[[Trial, Path, Connection], None]) -> None:
         self.trial = trial
         self.results, sending = FORK.Pipe(duplex=False)
-        self._process = FORK.Process(target=work, args=(trial, sending))
+        self._folder = tempfile.mkdtemp(prefix="trial-")
+        self._process = FORK.Process(target=work, args=(trial, Path(self._folder), sending))
         self._process.start()
         sending.close()
         self.since = time.monotonic()  # when the test that runs now began
@@ -135,6 +137,7 @@ class Process:
             os.killpg(self._process.ident or 0, signal.SIGKILL)
         self._process.join()
         self.results.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 class Trials:
@@ -253,7 +256,7 @@ class Trials:
     def _deadline(self, process: Process) -> float:
         return process.since + PATIENCE + 10 * self._usual.get(process.current, UNKNOWN)
 
-    def _work(self, trial: Trial, sending: Connection) -> None:
+    def _work(self, trial: Trial, folder: Path, sending: Connection) -> None:
         """Runs a trial's tests in a new process, and sends their results."""
         os.setsid()
         # If a mutant takes all memory, this process is the one to end. It leaves no core.
@@ -263,15 +266,16 @@ class Trials:
         null = os.open(os.devnull, os.O_RDWR)
         for stream in range(3):
             os.dup2(null, stream)
-        with tempfile.TemporaryDirectory() as folder:
-            board = Switchboard(Path(folder, "switchboard"), self._numbers[-1] + 1, trial.number)
-            board.connect(self._library)
-            for item, following in zip(trial.tests, [*trial.tests[1:], None], strict=True):
-                self._failed = False
-                board.take()
-                began = time.monotonic()
-                item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
-                seconds = time.monotonic() - began
-                sending.send(Result(seconds, self._failed, board.take()))
-                if self._failed:
-                    return
+        # Else pytest removes the temporary files of the other processes.
+        os.environ["PYTEST_DEBUG_TEMPROOT"] = str(folder)
+        board = Switchboard(folder / "switchboard", self._numbers[-1] + 1, trial.number)
+        board.connect(self._library)
+        for item, following in zip(trial.tests, [*trial.tests[1:], None], strict=True):
+            self._failed = False
+            board.take()
+            began = time.monotonic()
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+            seconds = time.monotonic() - began
+            sending.send(Result(seconds, self._failed, board.take()))
+            if self._failed:
+                return
