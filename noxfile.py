@@ -395,9 +395,8 @@ def arm64(session: nox.Session) -> None:
 def mutation(session: nox.Session) -> None:
     """Small faults in the core and the write side, and how many of them the tests find."""
     with unpacked(session):
-        session.install("cython>=3.1", "setuptools>=77")
-        session.install("--no-build-isolation", "-e", ".[test]")
-        session.run("python", "tests/mutation/run.py", *session.posargs)
+        install(session, "test", "cython>=3.1", "setuptools>=77")
+        session.run("python", "-u", "tests/mutation/run.py", *session.posargs)
 
 
 # ----------------------------------------------------------------------------------------- models

@@ -81,6 +81,23 @@ def test_many_pages_of_many_slots() -> None:
         assert memory.vm.take_dirty_runs() == []
 
 
+def test_a_slot_whose_copy_is_in_two_pieces() -> None:
+    """Slot 1's first 8 pages are copied with slot 0's memory, its last 8 on their own.
+
+    The marks of both parts are in one word of its log.
+    """
+    memory = machine(LOG)
+    for page in range(16):
+        memory.write(0x100000 + page * PAGE, bytes([page + 1]) * PAGE)
+    was = content(memory)
+    checkpoint = memory.checkpoint()
+    for pages in ((9,), (7, 8)):
+        for page in pages:
+            memory.fill(0x100000 + page * PAGE, PAGE, 0)
+        assert checkpoint.restore() == len(pages) * PAGE
+        assert content(memory) == was
+
+
 def test_marks_of_memory_that_cannot_be_written() -> None:
     """A checkpoint has no copy of it."""
     memory = machine(LOG)
