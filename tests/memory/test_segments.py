@@ -233,6 +233,7 @@ def test_a_slot_that_can_be_written_when_it_is_asked_again(
 
     class Changed:
         views = mem.views
+        read = mem.read
 
         def _restore_views(self, gpa: int, n: int) -> list[memoryview]:
             if refusals:
