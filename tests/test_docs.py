@@ -230,7 +230,7 @@ def test_the_table_of_errors() -> None:
 
 def test_members_that_pages_name_exist() -> None:
     """A page may name `Class.member`, or a member of a variable that all pages use alike."""
-    modules = (memslots, memslots.kvm, memslots.replay, memslots.maps, memslots.bench)
+    modules: list[Any] = [memslots, memslots.kvm, memslots.replay, memslots.maps, memslots.bench]
     known = {name: [getattr(each, name)] for each in modules for name in each.__all__}
     known |= {
         "vm": [memslots.Memslots],

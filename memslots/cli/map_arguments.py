@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from memslots import MemoryMap, MemslotError
+from memslots.cli.output import complain
 from memslots.maps import Map, read
 from memslots.maps.reading import recognised
 from memslots.read.document import map_of_document
@@ -39,6 +40,15 @@ class Maps:
     def of(self, as_id: int) -> MemoryMap:
         """Returns the map of an address space; the map is empty if the space is not known."""
         return self.spaces.get(as_id) or MemoryMap(as_id=as_id)
+
+
+def two_maps(first: str, second: str, vm: int) -> tuple[Maps, Maps] | None:
+    """Returns the maps that the arguments name, or prints an error and returns None."""
+    try:
+        return read_maps(first, vm), read_maps(second, vm)
+    except TraceError as error:
+        complain(error)
+        return None
 
 
 def read_maps(name: str, vm: int) -> Maps:

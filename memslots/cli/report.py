@@ -1,4 +1,6 @@
-"""A replay as one HTML file: slots over the calls of a trace, gaps, disagreements and times.
+"""`memslots report`: a replay as one HTML file.
+
+It draws the slots over the calls of a trace, and lists gaps, disagreements and times.
 
 The page computes the difference between two moments itself, from the spans: there are too many
 pairs of moments to compute here.
@@ -9,12 +11,20 @@ from __future__ import annotations
 import json
 from collections import Counter
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
+
+import click
 
 from memslots import Change, Slot
 from memslots.cli import json_output
+from memslots.cli.options import format_option, sample_option
+from memslots.cli.output import complain
+from memslots.cli.replaying import replay_input
 from memslots.read.table import flag_names
 from memslots.replay import Report, VmReport, errno_name
+from memslots.traces import Format, TraceError
+from memslots.traces.threads import grouped
 from memslots.values.records import size_text
 
 _MOST_CHURN = 20
@@ -166,3 +176,42 @@ def _churn(spans: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for key, count in counts.most_common(_MOST_CHURN)
         if count > 1
     ]
+
+
+@click.command("report")
+@click.argument("files", metavar="[FILE]...", nargs=-1)
+@sample_option
+@format_option
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    metavar="HTML",
+    type=click.Path(dir_okay=False, writable=True),
+    help="The file to write; an existing file is replaced.",
+)
+def command(files: tuple[str, ...], sample: str | None, format: Format, output: str) -> int:
+    """Draw the replays of all FILEs as one HTML page, which needs no network and no other file.
+
+    Guest addresses over the calls of the trace: a bar for each slot, gaps marked, with the lines.
+    The page shows the difference between any two moments, the time that calls took in the kernel
+    (strace -T), and lists of gaps, disagreements and what changed most.
+
+    Exit status: that of replay.
+    """
+    if bool(files) == (sample is not None):
+        raise click.UsageError("name either FILEs or one --sample")
+    reports: list[Report] = []
+    for group in grouped(files) if files else [[sample or ""]]:
+        try:
+            path = group[0] if len(group) == 1 else group
+            reports.append(replay_input(path, format, sample is not None, history=True))
+        except TraceError as error:
+            complain(error)
+            return 2
+    try:
+        Path(output).write_text(html(reports), encoding="utf-8")
+    except OSError as error:
+        complain(f"{output}: {error.strerror}")
+        return 2
+    return 0 if all(report.agree for report in reports) else 1

@@ -18,6 +18,7 @@ import pytest
 from commandline import COMMAND, ONE_TEST, OVMF, SEABIOS, TRACES, Outcome, qemu, run
 
 import memslots
+from memslots.cli import commands
 from memslots.traces.samples import SAMPLES
 
 # --- the command itself
@@ -77,6 +78,22 @@ def test_without_the_extra(missing: str) -> None:
     assert (done.returncode, done.stdout) == (2, b"")
     assert done.stderr.count(b"\n") == 1
     assert b"pip install 'memslots[cli]'" in done.stderr
+
+
+def test_each_command_is_in_its_module_and_imported_late() -> None:
+    for name in commands.NAMES:
+        assert commands.command.commands[name].name == name
+    where = Path(commands.__file__).parent
+    named = {p.stem for p in where.glob("*.py") if "@click.command(" in p.read_text("utf-8")}
+    assert named == {*commands.NAMES}
+    code = (
+        "import sys; from memslots.cli import main; main(sys.argv[1:])\n"
+        "late = ['rich.console', 'memslots.traces', 'memslots.bench', 'memslots.maps']\n"
+        "sys.exit(' '.join(name for name in late if name in sys.modules) or 0)"
+    )
+    for arguments in (["--version"], ["bogus"]):
+        done = subprocess.run([sys.executable, "-c", code, *arguments], timeout=60)
+        assert done.returncode == 0
 
 
 # --- samples
