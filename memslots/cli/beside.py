@@ -8,7 +8,9 @@ from typing import Any
 import click
 
 import memslots.maps as formats
+from memslots.cli.options import file_names
 from memslots.cli.output import complain
+from memslots.cli.progress import unmetered
 from memslots.errors import TraceError
 from memslots.traces.source import Source
 
@@ -49,7 +51,8 @@ class Beside:
             raise TraceError(raw, str(error)) from None
         if self.layout == "auto":
             told = ", ".join(dict.fromkeys(layouts))
-            complain(f"{raw}: its layout is {told}, by its size")
+            with unmetered():
+                complain(f"{raw}: its layout is {told}, by its size")
         return found
 
 
@@ -65,6 +68,7 @@ def beside_options(function: Any) -> Any:
     function = click.option(
         "--raw",
         metavar="RAW",
+        shell_complete=file_names,
         help="Show the places of the entries of an e820 map or /proc/iomem in RAW, which is the raw"
         " memory of that guest.",
     )(function)
@@ -73,6 +77,7 @@ def beside_options(function: Any) -> Any:
         "hosts",
         multiple=True,
         metavar="FILE",
+        shell_complete=file_names,
         help="What is behind the host addresses: /proc/PID/maps or smaps of the VMM, or QEMU's info"
         " ramblock. Repeatable.",
     )(function)

@@ -6,13 +6,14 @@ import click
 
 from memslots.cli import json_output, text_output
 from memslots.cli.map_arguments import two_maps
-from memslots.cli.options import json_option, vm_option
+from memslots.cli.options import file_names, json_option, vm_option
 from memslots.cli.output import show
+from memslots.cli.progress import metered
 
 
 @click.command("diff")
-@click.argument("first", metavar="FIRST")
-@click.argument("second", metavar="SECOND")
+@click.argument("first", metavar="FIRST", shell_complete=file_names)
+@click.argument("second", metavar="SECOND", shell_complete=file_names)
 @vm_option
 @json_option
 def command(first: str, second: str, vm: int, as_json: bool) -> int:
@@ -28,9 +29,10 @@ def command(first: str, second: str, vm: int, as_json: bool) -> int:
     if both is None:
         return 2
     one, two = both
-    diffs = {
-        as_id: one.of(as_id).diff(two.of(as_id)) for as_id in sorted({*one.spaces, *two.spaces})
-    }
+    with metered("comparing"):
+        diffs = {
+            as_id: one.of(as_id).diff(two.of(as_id)) for as_id in sorted({*one.spaces, *two.spaces})
+        }
     show(
         json_output.diff(diffs, one.name, two.name)
         if as_json

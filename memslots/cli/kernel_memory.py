@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 
 from memslots import PAGE_SHIFT, Change, Slot
+from memslots.cli.progress import unmetered
 from memslots.replay.live import LiveVM
 
 #: Most bytes that a page of a slot may cost. Linux 6.18 took 5.4 to 6.8 bytes with shadow page
@@ -170,4 +171,5 @@ def _ask_for_memory(wanted: int, free: int) -> bool:
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
     takes = f"The slots would take about {size(wanted)} of this kernel's memory"
-    return click.confirm(f"{takes}, of which {size(free)} is available. Go on?", err=True)
+    with unmetered():
+        return click.confirm(f"{takes}, of which {size(free)} is available. Go on?", err=True)

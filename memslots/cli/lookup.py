@@ -12,8 +12,9 @@ import memslots.maps as formats
 from memslots import PAGE_SHIFT, PAGE_SIZE, Flags, Memslots, Slot
 from memslots.cli import json_output, text_output
 from memslots.cli.beside import Beside, beside_options
-from memslots.cli.options import format_option, json_option, read_gpa, sample_option
+from memslots.cli.options import file_names, format_option, json_option, read_gpa, sample_option
 from memslots.cli.output import complain, show
+from memslots.cli.progress import metered
 from memslots.cli.replaying import replay_input
 from memslots.maps.reading import recognised
 from memslots.traces import Format, TraceError
@@ -69,7 +70,9 @@ def _nothing(slots: list[Slot], gpa: int) -> str:
 
 
 @click.command("lookup")
-@click.argument("arguments", metavar="FILE GPA...", nargs=-1, required=True)
+@click.argument(
+    "arguments", metavar="FILE GPA...", nargs=-1, required=True, shell_complete=file_names
+)
 @sample_option
 @format_option
 @beside_options
@@ -97,9 +100,10 @@ def command(
         raise click.UsageError("name at least one GPA after FILE")
     addresses = [read_gpa(text) for text in gpas]
     try:
-        maps = None if sample or others or format != "auto" else _maps_of(path)
-        if others:
-            maps = others.completed(_all_maps_of(path, sample is not None))
+        with metered(f"reading {path}"):
+            maps = None if sample or others or format != "auto" else _maps_of(path)
+            if others:
+                maps = others.completed(_all_maps_of(path, sample is not None))
         if maps is not None:
             show(
                 json_output.lookup_in_maps(path, maps, addresses)

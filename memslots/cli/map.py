@@ -7,13 +7,14 @@ import click
 import memslots.maps as formats
 from memslots.cli import json_output
 from memslots.cli.beside import Beside, beside_options
-from memslots.cli.options import json_option, kind_option, read_kinds
+from memslots.cli.options import file_names, json_option, kind_option, read_kinds
 from memslots.cli.output import complain, show
+from memslots.cli.progress import metered
 from memslots.errors import TraceError
 
 
 @click.command("map")
-@click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, shell_complete=file_names)
 @click.option(
     "--from",
     "format",
@@ -56,7 +57,8 @@ def command(
     found: list[tuple[str, list[formats.Map]] | TraceError] = []
     for name in files:
         try:
-            maps = others.completed(formats.read(name, format))
+            with metered(f"reading {name}"):
+                maps = others.completed(formats.read(name, format))
             found.append((name, [one.of_kind(*wanted) for one in maps]))
         except TraceError as error:
             found.append(error)

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import click
+from click.shell_completion import CompletionItem
 
 import memslots.maps as formats
 from memslots.traces import FORMATS
 from memslots.traces.samples import SAMPLES
+
+
+def file_names(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Lets the shell complete the name of a file, for an argument that is more than a path."""
+    return [CompletionItem(incomplete, type="file")]
+
 
 sample_option = click.option(
     "--sample",

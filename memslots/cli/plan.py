@@ -10,15 +10,16 @@ from memslots import PAGE_SHIFT, MemslotError, Plan, plan
 from memslots.cli import json_output, text_output
 from memslots.cli.kernel_memory import KernelMemoryError, kvm_maker
 from memslots.cli.map_arguments import two_maps
-from memslots.cli.options import force_option, json_option, read_gpa, vm_option
+from memslots.cli.options import file_names, force_option, json_option, read_gpa, vm_option
 from memslots.cli.output import complain, show
+from memslots.cli.progress import metered
 from memslots.errors import KvmUnavailableError
 from memslots.replay.live import LiveVM
 
 
 @click.command("plan")
-@click.argument("current", metavar="CURRENT")
-@click.argument("wanted", metavar="WANTED")
+@click.argument("current", metavar="CURRENT", shell_complete=file_names)
+@click.argument("wanted", metavar="WANTED", shell_complete=file_names)
 @vm_option
 @click.option(
     "--keep",
@@ -67,16 +68,18 @@ def command(
     now, then = both
     plans = []
     try:
-        for as_id in sorted({*now.spaces, *then.spaces, 0}):
-            made = plan(now.of(as_id), then.of(as_id), max_slots=max_slots, keep=ranges)
-            if len(made.current) or len(made.wanted) or as_id == 0:
-                plans.append(made)
-            if check or kvm:
-                made.check()
-        if kvm:
-            opened = kvm_maker(force)
-            for made in plans:
-                _check_on(opened, made)
+        with metered("planning") as meter:
+            for as_id in sorted({*now.spaces, *then.spaces, 0}):
+                made = plan(now.of(as_id), then.of(as_id), max_slots=max_slots, keep=ranges)
+                if len(made.current) or len(made.wanted) or as_id == 0:
+                    plans.append(made)
+                if check or kvm:
+                    made.check()
+            if kvm:
+                meter.doing("making the calls on this kernel")
+                opened = kvm_maker(force)
+                for made in plans:
+                    _check_on(opened, made)
     except (KvmUnavailableError, KernelMemoryError) as error:
         complain(getattr(error, "strerror", None) or error)
         return 2

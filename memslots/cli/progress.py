@@ -2,61 +2,121 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from threading import Timer
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    DownloadColumn,
     MofNCompleteColumn,
     Progress,
-    TaskID,
+    TaskProgressColumn,
     TextColumn,
-    TimeRemainingColumn,
+    TimeElapsedColumn,
 )
 
 from memslots.traces.source import Source
 
-#: An input of at least this many stored bytes gets a progress bar.
+Result = TypeVar("Result")
+
+#: An input of at least this many stored bytes gets a bar at once.
 LONG_INPUT = 4 << 20
+#: Other work gets a bar after this many seconds.
+PATIENCE = 1.0
 
 
 class Meter:
-    """A progress bar for long inputs, shown if standard error is a terminal."""
+    """The bar of work that takes over PATIENCE seconds. Does nothing if there is no terminal."""
 
-    def __init__(self) -> None:
-        self._console = Console(stderr=True)
+    #: The meter of the work that goes on, if any.
+    current: Meter | None = None
+
+    def __init__(self, what: str) -> None:
+        console = Console(stderr=True)
         self._progress: Progress | None = None
-        self._task: TaskID | None = None
-
-    def reading(self, source: Source) -> None:
-        """Shows how far `source` was read."""
-        if not self._console.is_terminal or (source.size or source.position) < LONG_INPUT:
-            return
-        if self._progress is None or self._task is None:
+        if console.is_interactive:
             self._progress = Progress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(),
-                DownloadColumn(binary_units=True),
-                TimeRemainingColumn(),
-                console=self._console,
+                TaskProgressColumn(),
+                TimeElapsedColumn(),
+                console=console,
                 transient=True,
+                redirect_stdout=False,
+                redirect_stderr=False,
             )
-            self._progress.start()
-            self._task = self._progress.add_task(f"reading {source.name}", total=source.size)
-        self._progress.update(self._task, completed=source.position)
+            self._task = self._progress.add_task(what, total=None)
+        self.start()
+
+    def start(self) -> None:
+        """Lets the bar come after PATIENCE seconds."""
+        Meter.current = self
+        if self._progress is not None:
+            self._timer = Timer(PATIENCE, self._progress.start)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def stop(self) -> None:
+        """Removes the bar, or lets none come."""
+        Meter.current = None
+        if self._progress is not None:
+            self._timer.cancel()
+            self._timer.join()
+            if self._progress.live.is_started:
+                self._progress.stop()
+
+    def doing(self, what: str) -> None:
+        """Shows what is done now."""
+        if self._progress is not None:
+            self._progress.update(self._task, description=what)
+
+    def reading(self, source: Source) -> None:
+        """Shows how far `source` was read."""
+        if self._progress is not None:
+            if (source.size or source.position) >= LONG_INPUT:
+                self._progress.start()
+            self._progress.update(
+                self._task,
+                description=f"reading {source.name}",
+                total=source.size,
+                completed=source.position,
+            )
 
     def replaying(self, done: int, calls: int) -> None:
         """Shows that `done` of `calls` were replayed."""
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, description=f"replaying call {done} of {calls}")
+        self.doing(f"replaying call {done} of {calls}")
 
-    def stop(self) -> None:
-        """Removes the bar."""
-        if self._progress is not None:
-            self._progress.stop()
-        self._progress = self._task = None
+
+@contextmanager
+def metered(what: str) -> Iterator[Meter]:
+    """Shows `what` while the block runs, if that takes long."""
+    meter = Meter(what)
+    try:
+        yield meter
+    finally:
+        meter.stop()
+
+
+@contextmanager
+def unmetered() -> Iterator[None]:
+    """Shows no bar while the block runs: something is asked or said."""
+    meter = Meter.current
+    if meter is not None:
+        meter.stop()
+    yield
+    if meter is not None:
+        meter.start()
+
+
+def awaited(results: Iterable[Result], names: Sequence[str]) -> Iterator[Result]:
+    """Yields the results, one for each name, and shows which of them is waited for."""
+    left = iter(results)
+    for number, name in enumerate(names, 1):
+        with metered(f"waiting for {name}, file {number} of {len(names)}"):
+            result = next(left)
+        yield result
 
 
 @contextmanager

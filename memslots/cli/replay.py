@@ -7,9 +7,10 @@ import click
 from memslots.cli import json_output, text_output
 from memslots.cli.fleet import ClusterError, connected, replayed_on
 from memslots.cli.kernel_memory import kvm_maker
-from memslots.cli.options import force_option, format_option, json_option, sample_option
+from memslots.cli.options import file_names, force_option, format_option, json_option, sample_option
 from memslots.cli.output import complain, show
-from memslots.cli.replaying import replayed_by_others, replayed_here
+from memslots.cli.progress import awaited
+from memslots.cli.replaying import name_of, replayed_by_others, replayed_here
 from memslots.cli.tables import TableError, Tables
 from memslots.errors import KvmError
 from memslots.replay import Report
@@ -18,7 +19,7 @@ from memslots.traces.threads import grouped
 
 
 @click.command("replay")
-@click.argument("files", metavar="[FILE]...", nargs=-1)
+@click.argument("files", metavar="[FILE]...", nargs=-1, shell_complete=file_names)
 @sample_option
 @click.option("--list-samples", is_flag=True, help="List the samples, and exit.")
 @format_option
@@ -43,9 +44,15 @@ from memslots.traces.threads import grouped
 @click.option(
     "--csv",
     metavar="PLACE",
+    shell_complete=file_names,
     help="Write two tables too, a row a VM and a row a gap: PLACE is a directory or a prefix.",
 )
-@click.option("--parquet", metavar="PLACE", help="The same tables as Parquet; needs pyarrow.")
+@click.option(
+    "--parquet",
+    metavar="PLACE",
+    shell_complete=file_names,
+    help="The same tables as Parquet; needs pyarrow.",
+)
 @json_option
 def command(
     files: tuple[str, ...],
@@ -89,14 +96,15 @@ def command(
             complain(error.strerror or error)
             return 2
     paths = [group[0] if len(group) == 1 else group for group in grouped(files)]
+    names = [name_of(path) for path in paths]
     if dask is not None:
         try:
-            replayed = replayed_on(connected(dask), paths, format)
+            replayed = awaited(replayed_on(connected(dask), paths, format), names)
         except ClusterError as error:
             complain(error)
             return 2
     elif jobs > 1 and len(paths) > 1:
-        replayed = replayed_by_others(paths, format, jobs)
+        replayed = awaited(replayed_by_others(paths, format, jobs), names)
     else:
         replayed = replayed_here(paths or [sample or ""], format, sample is not None, live)
     places = {"csv": csv, "parquet": parquet}

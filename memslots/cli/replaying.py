@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 from memslots.cli.kernel_memory import KernelMemoryError
-from memslots.cli.progress import Meter
+from memslots.cli.progress import metered
 from memslots.maps.reading import recognised
 from memslots.replay import Report, replay
 from memslots.replay.live import LiveVM
@@ -23,16 +23,6 @@ from memslots.traces.threads import merged
 Input = str | list[str]
 
 
-@contextmanager
-def _metered(trace: Trace) -> Iterator[Meter]:
-    meter = Meter()
-    trace.source.watch = meter.reading
-    try:
-        yield meter
-    finally:
-        meter.stop()
-
-
 def replay_input(
     path: Input,
     format: Format,
@@ -40,7 +30,7 @@ def replay_input(
     live: Callable[[], LiveVM] | None = None,
     history: bool = False,
 ) -> Report:
-    """Replays an input, or the sample named `path`. Shows a progress bar if it is long."""
+    """Replays an input, or the sample named `path`. Shows a progress bar if that takes long."""
     with ExitStack() as opened:
         if sample:
             assert isinstance(path, str)
@@ -48,7 +38,8 @@ def replay_input(
             trace = opened.enter_context(open_trace(path, "auto", stream))
         else:
             trace = opened.enter_context(_opened(path, format))
-        meter = opened.enter_context(_metered(trace))
+        meter = opened.enter_context(metered(f"reading {trace.name}"))
+        trace.source.watch = meter.reading
         try:
             return replay(trace, meter.replaying, live, history=history)
         except KernelMemoryError as error:

@@ -9,7 +9,7 @@ from datetime import datetime
 import click
 
 from memslots.cli import json_output, text_output
-from memslots.cli.options import kind_option, read_kinds
+from memslots.cli.options import file_names, kind_option, read_kinds
 from memslots.cli.output import complain, show_line
 from memslots.cli.qmp import Qmp, QmpClosedError, QmpError
 from memslots.errors import InvalidRegionError
@@ -99,7 +99,14 @@ def _now() -> datetime:
 
 
 @click.command("watch")
-@click.option("--qmp", "path", required=True, metavar="SOCKET", help="QEMU's QMP socket.")
+@click.option(
+    "--qmp",
+    "path",
+    required=True,
+    metavar="SOCKET",
+    help="QEMU's QMP socket.",
+    shell_complete=file_names,
+)
 @click.option(
     "--interval",
     default=1.0,

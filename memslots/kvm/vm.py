@@ -318,7 +318,7 @@ class KvmVM:
             memfd = _NO_DESCRIPTOR
             if isinstance(guest_memfd, GuestMemfd):
                 memfd = guest_memfd.fileno()
-            elif guest_memfd is not None and guest_memfd != -1:
+            elif not (guest_memfd is None or (isinstance(guest_memfd, int) and guest_memfd == -1)):
                 memfd = field(guest_memfd, "guest_memfd", 32)
             offset = field(guest_memfd_offset, "guest_memfd_offset", 64)
             return self._set_private(call, memfd, offset)

@@ -59,6 +59,7 @@ from memslots.errors import (
     InvalidRegionError,
     NotMappedError,
     ReadOnlyError,
+    gone,
 )
 from memslots.memslots import Memslots
 
@@ -547,7 +548,7 @@ cdef class GuestMemory:
         """
         cdef gpa_t address = u64(gpa, "gpa")
         data = bytearray()
-        with open(path, "rb") as file:
+        with open(os.fspath(path), "rb") as file:  # not a number: that would be a descriptor
             # Check the room before reading: a file may state its size, or may have no end.
             fits = os.fstat(file.fileno()).st_size
             self.parts(address, fits, ACCESS_WRITE)
@@ -884,11 +885,7 @@ cdef class GuestMemory:
     cdef int came(self, gpa_t bad) except -1:
         """Raises NotMappedError unless `bad`, from access_read or its like, is ACCESS_ALL."""
         if bad != ACCESS_ALL:
-            raise NotMappedError(
-                errno.EFAULT,
-                f"gpa {bad:#x} is in {self.reader.lookup(bad >> PAGE_SHIFT)}, whose host memory is"
-                " not there: its file is too short or full, or lacks the page",
-            )
+            raise gone(bad, self.reader.lookup(bad >> PAGE_SHIFT))
         return 0
 
     cdef object no_memory(self, const span *at, tuple held, access_kind kind):

@@ -357,7 +357,7 @@ cdef int memfd_of(const region *r, list records, region *out) except -1:
 
 
 cdef int record_region(object record, region *r) except -1:
-    cdef Slot s = <Slot>record
+    cdef Slot s = <Slot?>record
     r.id = s.id
     r.as_id = s.as_id
     r.flags = s.bits
