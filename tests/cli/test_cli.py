@@ -8,6 +8,7 @@ import lzma
 import os
 import pty
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -290,7 +291,11 @@ def test_colours_on_a_terminal(disagreeing: str) -> None:
     assert b"\x1b[1;31m" in seen
 
 
-@pytest.mark.parametrize("arguments", [["replay", SEABIOS, SEABIOS], ONE_TEST])
+@pytest.mark.parametrize(
+    "arguments",
+    [["replay", SEABIOS, SEABIOS], ONE_TEST, ["--help"], ["--version"], ["map", "-h"], ["demo"]],
+    ids=lambda each: each[0],
+)
 def test_a_reader_who_has_had_enough(arguments: list[str]) -> None:
     process = subprocess.Popen(
         [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -301,6 +306,35 @@ def test_a_reader_who_has_had_enough(arguments: list[str]) -> None:
     with process.stderr as stderr:
         assert stderr.read() == b""
     assert process.wait(30) == 141
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["replay", SEABIOS], ["map", "--json", SEABIOS], ["--help"], ["--version"], ["demo"]],
+    ids=lambda each: each[0],
+)
+def test_a_full_disk(arguments: list[str]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run([*COMMAND, *arguments], stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 2
+    assert done.stderr == b"memslots: standard output: No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "closed", "status"),
+    [
+        (["replay", SEABIOS], ">&-", 0),
+        (["replay", "no-such-file"], "2>&-", 2),
+        (["replay", "-"], "<&-", 2),
+    ],
+)
+def test_a_closed_stream_is_like_the_null_device(
+    arguments: list[str], closed: str, status: int
+) -> None:
+    line = f"{shlex.join([*COMMAND, *arguments])} {closed}"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout) == (status, b"")
+    assert done.stderr in (b"", b"memslots: standard input: it is empty\n")
 
 
 def test_interrupted() -> None:
