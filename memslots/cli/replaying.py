@@ -8,9 +8,11 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
 from memslots.cli.kernel_memory import KernelMemoryError
 from memslots.cli.progress import metered
+from memslots.maps.reading import recognised
 from memslots.replay import Report, replay
 from memslots.replay.live import LiveVM
 from memslots.traces import Format, Trace, TraceError, open_trace
@@ -42,6 +44,8 @@ def replay_input(
             return replay(trace, meter.replaying, live, history=history)
         except KernelMemoryError as error:
             raise TraceError(trace.name, str(error), errno=errno.ENOMEM) from None
+        except TraceError as error:
+            raise _explained(error, trace, path) from None
 
 
 def replayed_here(
@@ -80,9 +84,29 @@ def replayed_quietly(path: Input, format: Format) -> Report | TraceError:
     """Replays in a separate process, which shows no progress."""
     try:
         with _opened(path, format) as trace:
-            return replay(trace)
+            try:
+                return replay(trace)
+            except TraceError as error:
+                return _explained(error, trace, path)
     except TraceError as error:
         return error
+
+
+def _explained(error: TraceError, trace: Trace, path: Input) -> TraceError:
+    """Returns the error of an input that is no trace, or a better one if the input is a map."""
+    if trace.format != "auto" or not isinstance(path, str):
+        return error
+    if path == "-" and error.reason.startswith("neither"):  # read already: nobody can look again
+        reason = f"{error.reason}; if it is a map, `memslots map` reads it"
+        return TraceError(error.name, reason, error.line, error.errno or errno.EINVAL)
+    try:
+        with Path(path).open("rb") as file:
+            found = recognised(path, file) if file.seekable() else "trace"
+    except (OSError, TraceError):
+        return error
+    if found == "trace":
+        return error
+    return TraceError(path, f"it is no trace; it looks like {found}: try `memslots map`")
 
 
 def name_of(path: Input) -> str:
