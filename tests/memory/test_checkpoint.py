@@ -6,6 +6,7 @@ import errno
 import mmap
 import os
 import random
+import threading
 from pathlib import Path
 
 import pytest
@@ -205,3 +206,20 @@ def test_memory_that_was_never_touched_is_not_copied() -> None:
     memory.write(0, b"y")
     assert checkpoint.restore() == 2 * PAGE
     assert (memory.read(1 << 29, 2), memory.read(0, 1)) == (b"x\0", b"\0")
+
+
+def test_changes_wait_until_the_memory_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = machine(LOG)
+    moved = threading.Thread(target=lambda: memory.vm.move(2, 0x400))
+    waited: list[bool] = []
+
+    def meanwhile(*_: object) -> None:
+        if not waited:
+            moved.start()
+            moved.join(0.1)
+            waited.append(moved.is_alive())
+
+    monkeypatch.setattr("memslots.memory.checkpoint.pages_there", meanwhile)
+    memory.checkpoint()
+    moved.join()
+    assert waited == [True] and memory.vm[2].base_gfn == 0x400
