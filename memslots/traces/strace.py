@@ -53,31 +53,26 @@ _FOLLOWED = frozenset(
     )
 )
 _NAMES = "|".join(sorted(_FOLLOWED))
+#: The halves of a cut call, behind their dots. Most halves are those of a vCPU's KVM_RUN, which do
+#: not matter.
+_BEGUN = r">(?<=<unfinished \.\.\.>)(?<!KVM_RUN <unfinished \.\.\.>)"
+_RESUMED = rf" (?<=<\.\.\. )(?:{_NAMES}) resumed>(?!, 0\) +=(?: 0\n| -1 (?:EINTR|EAGAIN)))"
+#: Names that the search finds by the bracket behind them: a line has few brackets, and most of
+#: these are behind `ioctl`.
+_NAMED = [*sorted(_FOLLOWED - {"ioctl", "fcntl"}), "_IOC"]
+_LAST_LETTERS = "".join(sorted({name[-1] for name in _NAMED}))
+_BEHIND_NAME = "|".join(rf"(?<={name}\()" for name in _NAMED)
 #: Only lines with one of these words are read; see Lines. strace prints requests by name or, in all
 #: lines, as numbers (-X raw). `_IOC(` is a request that strace does not know.
 WORDS = (
-    Word(b"MEMORY_REGION", beside=b"Y"),
-    Word(b"KVM_CREATE_VM", beside=b"C"),
-    Word(b"KVM_CHECK_EXTENSION", beside=b"C"),
-    Word(b"_IOC(_IOC_", beside=b"C"),
-    b"0xae",  # 0xae01, ...
-    b"0ae4",  # 0x4020ae46, 0x40a0ae49
-    # A VMM's vCPUs print two halves of a KVM_RUN again and again.
-    Word(re.compile(rb"<unfinished \.\.\.>(?<!KVM_RUN <unfinished \.\.\.>)"), beside=b"<"),
-    Word(
-        re.compile(
-            rf"<\.\.\. (?:{_NAMES}) resumed>(?!, 0\) +=(?: 0\n| -1 (?:EINTR|EAGAIN)))".encode()
-        ),
-        beside=b"<",
-    ),
-    Word(re.compile(rb"clone|close\(")),
-    Word(b"fork(", beside=b"k"),
-    Word(re.compile(rb"dup[23]?\(")),
-    Word(b"F_DUPFD", beside=b"D"),
-    Word(b"execve"),
-    Word(b"strace: Process ", beside=b":"),
-    Word(b"+++", beside=b"+"),
-    Word(b"kvm_set_user_memory", beside=b"y"),
+    Word(rb"MEMORY_REGION", b"Y"),
+    Word(rb"KVM_C(?:REATE_VM|HECK_EXTENSION)", b"C"),
+    Word(rb"ae(?:(?<=0xae)|(?<=0ae)4)"),  # 0xae01, ...; 0x4020ae46, 0x40a0ae49
+    Word(rf"\.\.\.(?:{_BEGUN}|{_RESUMED})".encode()),
+    Word(rf"\((?:(?<=[{_LAST_LETTERS}]\()(?:{_BEHIND_NAME})|(?<=fcntl\()[^\n]*F_DUPFD)".encode()),
+    Word(rb"strace: Process ", b"P"),
+    Word(rb"\+\+\+", b"+"),
+    Word(rb"kvm_set_user_memory", b"y"),
 )
 #: The beginning of a call other than these, which strace cut.
 _OTHER_BEGUN = re.compile(

@@ -40,6 +40,7 @@ _COMMENT = re.compile(
 
 #: The break of a line that was too long for a mail (RFC 2045); the next line continues it.
 _SOFT_BREAK = re.compile(rb"=\r?\n")
+_QUOTED_SIGN = re.compile(rb"=3D")
 _QUOTED_BYTE = re.compile(rb"=([0-9A-F]{2})")
 _WRAPPED_STRACE = re.compile(
     rb"KVM_SET_USER_MEMORY_REGION2?, \{[^{}\n]*(?:\r?\n[ \t]*[a-z_]+=[^{}\n]*){1,12}\}[ \t]*"
@@ -95,7 +96,7 @@ class Wrapping:
         """Returns whole lines without their wrapping; their number does not change."""
         if b"\x1b" in text:
             text = _TERMINAL.sub(b"", text)
-        if b"=3D" in text and _SOFT_BREAK.search(text):
+        if b"D" in text and _QUOTED_SIGN.search(text) and _SOFT_BREAK.search(text):
             text = _unquoted(text)
         if b"\xc2" in text and _NO_BREAK_SPACE in text:
             text = text.replace(_NO_BREAK_SPACE, b" ")
@@ -109,7 +110,7 @@ class Wrapping:
             text = prefix.sub(b"", text)
         if b"KVM_SET_USER_MEMORY_REGION" in text and _GOES_ON_STRACE.search(text):
             text = _WRAPPED_STRACE.sub(_one_line, text)
-        if b"kvm_set_user_memory " in text and _GOES_ON_QEMU.search(text):
+        if b"#" in text and b"kvm_set_user_memory " in text and _GOES_ON_QEMU.search(text):
             text = _WRAPPED_QEMU.sub(_one_line, text)
         return text
 
