@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import combinations
+from operator import attrgetter
 from typing import NamedTuple
 
 from memslots import (
@@ -169,7 +170,7 @@ class VmReport:
     def gaps(self) -> list[Gap]:
         """Returns all gaps, in the order in which they were closed."""
         found = [gap for finder in self.gap_finders for gap in finder.closed]
-        return sorted(found, key=lambda gap: (gap.closed_line, gap.as_id, gap.base_gfn))
+        return sorted(found, key=attrgetter("closed_line", "as_id", "base_gfn"))
 
     @property
     def final_map(self) -> list[Slot]:
@@ -234,10 +235,12 @@ def replay(
         for done, event in enumerate(events):
             if watch is not None and not done % 4096:
                 watch(done, len(events))
-            if until is not None and event.line > until:
-                break
-            if until is None or not isinstance(event, RegionCall) or event.end_line <= until:
-                replayer.feed(event)
+            if until is not None:
+                if event.line > until:
+                    break
+                if isinstance(event, RegionCall) and event.end_line > until:
+                    continue
+            replayer.feed(event)
         replayer.explain()
         vms = [vm for vm in replayer.vms if vm.calls]
         for vm in vms:
@@ -312,7 +315,8 @@ class Replayer:
                 vm.live = self._opener(vm.memslots, event.line)
             step = _Step(machine, event)
             step.run()
-            step.record()
+            if event.duration_ns is not None or vm.unchanged is not None:
+                step.record()
         elif not isinstance(event, Capability):
             self._machines.see(event)
 
@@ -340,8 +344,11 @@ class Replayer:
             if isinstance(event, RegionCall):
                 if not event.errno:
                     self._succeeded.add(event)
-                    last_slot = max(last_slot, event.slot)
-                    last_hva = max(last_hva, event.userspace_addr + event.memory_size)
+                    if event.slot > last_slot:
+                        last_slot = event.slot
+                    end = event.userspace_addr + event.memory_size
+                    if end > last_hva:
+                        last_hva = end
             elif isinstance(event, Capability):
                 if event.name == "KVM_CAP_MULTI_ADDRESS_SPACE":
                     spaces_told = max(spaces_told, event.value, 1)
@@ -563,7 +570,7 @@ class _Step:
         vm.operations[self.kind] += 1
         if self.change is _NO_CHANGE:
             return
-        new = self.current()
+        new = self.current() if call.memory_size else None
         gone = self.dropped if self.old is None else [*self.dropped, self.old]
         if vm.keeps_history:
             vm.history.append((call, self.change, tuple(gone), new))

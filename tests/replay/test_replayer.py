@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 
 import pytest
@@ -343,3 +344,26 @@ def test_any_results(made: list[tuple[int, int, int, int, int, int]]) -> None:
         else:
             assert found is None
     assert report.agree == (not vm.disagreements)
+
+
+def test_replaying_makes_no_cycles_of_references() -> None:
+    """The command pauses the collector, so what only the collector frees would stay."""
+
+    def left_to_the_collector(times: int) -> int:
+        text = CREATE + times * (
+            qemu(0, 1, 0, 0x10000)
+            + qemu(1, 0, 0x8000, 0x10000, ret=-17)
+            + qemu(1, 0, 0x8000, 0x10000)  # the rules refuse it
+            + qemu(0, 0, 0, 0x10000, ret=-22)  # only the kernel refuses it
+            + "kvm_set_user_memory Slot#lost\n"
+        )
+        gc.collect()
+        gc.disable()
+        try:
+            replay_text(text)
+            return gc.collect()
+        finally:
+            gc.enable()
+
+    few = left_to_the_collector(10)
+    assert left_to_the_collector(1000) <= few + 10
