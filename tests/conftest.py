@@ -98,10 +98,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if where.startswith(places):
                 item.add_marker(marker)
         # The tracer's allocations would fail, too. The tracer also runs Python code inside the
-        # core, so threads take turns where they otherwise cannot.
+        # core, so threads take turns where they otherwise cannot, and a signal's handler would
+        # interrupt the tracer itself.
         if (
             "testcapi" in getattr(item, "fixturenames", ())
-            or "thread" in where
+            or any(word in where for word in ("thread", "meanwhile", "interrupt"))
             or starts_threads(item)
         ):
             item.add_marker("untraced")

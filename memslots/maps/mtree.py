@@ -7,16 +7,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from memslots.maps.entries import Entry, Map, joined
+from memslots.maps.entries import MEMORY, Entry, Map, joined
 from memslots.values.records import Flags
 
 _VIEW = re.compile(r"FlatView #(\d+)")
 _SPACE = re.compile(r'^\W*AS "([^"]*)"', re.MULTILINE)
 _RANGE = re.compile(
     r"^[^0-9a-f\n]*?(?P<indent> *)(?P<start>[0-9a-f]{16})-(?P<end>[0-9a-f]{16}) "
-    r"\(prio (?P<prio>-?\d+), (?P<kind>[\w/-]+)\): (?P<rest>[^\r\n]*)",
+    r"\(prio (?P<prio>-?\d+), (?P<kind>[\w/-]+)\): ?(?P<rest>[^\r\n]*)",
     re.MULTILINE,
 )
+#: What the option -o adds: the owner of a region.
+_OWNER = re.compile(r" (?:owner|parent):\{[^}]*\}")
+_ROOT = re.compile(r"Root memory region: ")
+_BEGINS = re.compile(r"[^0-9a-f]*[0-9a-f]{16}-[0-9a-f]{16}\b")
+#: The second line of a range that a mail wrapped.
+_CONTINUES = re.compile(r"(?:@|\[disabled\]|owner:|parent:|(?:.* )?KVM$)", re.IGNORECASE)
 _OFFSET = re.compile(r" @([0-9a-f]{16})\b")
 _KINDS = {
     "ram": "ram",
@@ -29,12 +35,14 @@ _KINDS = {
     "i/o": "mmio",
     "container": "other",
 }
+_OLD_KINDS = ("RW", "R-", "-W", "--")
 _TREE = re.compile(r"^\W*(?:address-space: |memory-region: )(?P<name>[^\r\n]+)", re.MULTILINE)
 _ALIAS = re.compile(
     r"alias (?P<name>.+?) @(?P<target>\S.*?) (?P<from>[0-9a-f]{16})-(?P<to>[0-9a-f]{16})"
 )
 _SPACES = ("memory", "cpu-memory")  # QEMU's address spaces behind KVM's address space 0
 _SMM = ("KVM-SMRAM", "cpu-smm")  # those behind KVM's address space 1
+_LAST = (1 << 64) - 1
 _DEEPEST = 64  # most levels of regions and aliases that are followed
 
 
@@ -46,17 +54,24 @@ class FlatViews:
     @staticmethod
     def recognises(text: str) -> bool:
         """Returns whether an input that begins with `text` is in this format."""
-        return _VIEW.search(text) is not None and _RANGE.search(text) is not None
+        if _VIEW.search(text) is not None:
+            return _RANGE.search(text) is not None
+        # An excerpt without headings: the lines of a tree have different indentations.
+        return _TREE.search(text) is None and len({*_indents(text)}) == 1
 
     @staticmethod
     def read(text: str) -> list[Map]:
         """Returns its maps. Raises ValueError or InvalidRegionError if it holds none."""
-        starts = [match.start() for match in _VIEW.finditer(text)] + [len(text)]
-        views = [text[a:b] for a, b in pairwise(starts)]
+        text = _unwrapped(text)
+        starts = [match.start() for match in _VIEW.finditer(text)]
+        excerpt = not starts
+        if excerpt:
+            starts = [0, *(match.start() for match in _ROOT.finditer(text))]
+        views = [text[a:b] for a, b in pairwise([*starts, len(text)])]
         with_kvm = any(_is_kvms(match["rest"]) for match in _RANGE.finditer(text))
         found: dict[int, Map] = {}
         for view in views:
-            spaces: list[str] = _SPACE.findall(view)
+            spaces: list[str] = ["memory"] if excerpt else _SPACE.findall(view)
             as_id = 0 if _named(spaces, _SPACES) else 1 if _named(spaces, _SMM) else None
             if as_id is None or as_id in found:
                 continue
@@ -73,19 +88,53 @@ def _named(spaces: list[str], names: tuple[str, ...]) -> bool:
     return any(space.startswith(name) for space in spaces for name in names)
 
 
+def _unwrapped(text: str) -> str:
+    """Joins the lines of ranges that a mail wrapped."""
+    lines: list[str] = []
+    for line in text.splitlines():
+        more = line.strip(" \t>|")
+        last = lines[-1] if lines else ""
+        if more and _BEGINS.match(last) and not _RANGE.match(line):
+            whole = _RANGE.match(last)
+            rest = "" if whole is None else whole["rest"].strip()
+            cut = not rest or (rest.startswith("alias") and not _ALIAS.match(rest))
+            if cut or _CONTINUES.match(more):
+                lines[-1] = f"{last.rstrip()} {more}"
+                continue
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _indents(text: str) -> Iterator[int]:
+    return (len(match["indent"]) for match in _RANGE.finditer(text))
+
+
+def _kind(match: re.Match[str]) -> str:
+    if match["kind"] in _OLD_KINDS:
+        raise ValueError(
+            f"its regions are of the kind {match['kind']}, as an old QEMU printed all of them: that"
+            " does not tell memory from devices"
+        )
+    return _KINDS.get(match["kind"], "other")
+
+
 def _is_kvms(rest: str) -> bool:
-    return rest.rstrip().endswith(" KVM")
+    return rest.rstrip().lower().endswith(" kvm")
 
 
 def _flat(view: str, with_kvm: bool) -> Iterator[Entry]:
     for match in _RANGE.finditer(view):
-        kind = _KINDS.get(match["kind"], "other")
-        rest = match["rest"].rstrip()
-        if with_kvm and not _is_kvms(rest) and kind != "mmio":
+        kind = _kind(match)
+        rest = _OWNER.sub("", match["rest"]).rstrip()
+        if _is_kvms(rest):
+            rest = rest[: -len(" KVM")]
+            if kind == "mmio":
+                kind = "ram"  # of a device in the host (ramd), which the guest gets as a slot
+        elif with_kvm and kind != "mmio":
             kind = "other"  # memory without a KVM slot
         start, end = int(match["start"], 16), int(match["end"], 16) + 1
         offset = _OFFSET.search(rest)
-        name = _OFFSET.split(rest)[0].removesuffix(" KVM").strip()
+        name = _OFFSET.split(rest)[0].strip()
         flags = Flags.READONLY if kind in ("rom", "romd") else 0
         place = int(offset[1], 16) if offset else 0 if kind in ("ram", "rom", "romd") else None
         yield Entry(start, end - start, kind, name, place, flags=int(flags))
@@ -113,11 +162,14 @@ class Tree:
     @staticmethod
     def recognises(text: str) -> bool:
         """Returns whether an input that begins with `text` is in this format."""
-        return _TREE.search(text) is not None and _RANGE.search(text) is not None
+        return _RANGE.search(text) is not None
 
     @staticmethod
     def read(text: str) -> list[Map]:
         """Returns its maps. Raises ValueError or InvalidRegionError if it holds none."""
+        text = _unwrapped(text)
+        if _TREE.search(text) is None:
+            text = f"address-space: {_SPACES[0]}\n{text}"  # an excerpt
         heads = list(_TREE.finditer(text))
         ends = [head.start() for head in heads[1:]] + [len(text)]
         regions: dict[str, _Region] = {}
@@ -140,17 +192,17 @@ class Tree:
 
 
 def _tree(text: str, regions: dict[str, _Region]) -> _Region | None:
-    """Returns the first region of a section, and adds the section's regions to `regions`."""
+    """Returns the region of a section, and adds the section's regions to `regions`."""
     stack: list[tuple[int, _Region]] = []
-    root = None
+    roots: list[_Region] = []
     for match in _RANGE.finditer(text):
-        rest = match["rest"].rstrip()
+        rest = _OWNER.sub("", match["rest"]).rstrip()
         alias = _ALIAS.match(rest)
         region = _Region(
             int(match["start"], 16),
             int(match["end"], 16),
             int(match["prio"]),
-            _KINDS.get(match["kind"], "other"),
+            _kind(match),
             alias["name"] if alias else rest.removesuffix(" [disabled]").strip(),
             not rest.endswith("[disabled]"),
             (alias["target"], int(alias["from"], 16), int(alias["to"], 16)) if alias else None,
@@ -160,12 +212,14 @@ def _tree(text: str, regions: dict[str, _Region]) -> _Region | None:
             stack.pop()
         if stack:
             stack[-1][1].children.append(region)
-        elif root is None:
-            root = region
+        else:
+            roots.append(region)
         if not alias:
             regions.setdefault(region.name, region)
         stack.append((indent, region))
-    return root
+    if len(roots) > 1:  # an excerpt without the region that contains them
+        return _Region(0, _LAST, 0, "other", "", children=roots)
+    return roots[0] if roots else None
 
 
 def _draw(root: _Region, regions: dict[str, _Region]) -> Iterator[Entry]:
@@ -185,7 +239,7 @@ def _draw(root: _Region, regions: dict[str, _Region]) -> Iterator[Entry]:
         else:
             joined_up.append(part)
     for start, end, region, offset in joined_up:
-        memory = region.kind in ("ram", "rom", "romd")
+        memory = region.kind in MEMORY
         flags = Flags.READONLY if region.kind in ("rom", "romd") else 0
         place = offset if memory else None
         yield Entry(start, end - start, region.kind, region.name, place, flags=int(flags))
@@ -210,6 +264,9 @@ def _render(
     if region.alias is not None:
         name, first, _ = region.alias
         target = regions.get(name)
+        if target is None and region.kind in MEMORY:
+            # The text lacks the region; its alias tells its kind.
+            target = regions[name] = _Region(0, _LAST, 0, region.kind, name)
         if target is not None:
             there = region.start + shift - (target.start + first)
             _render(target, there, start, end, regions, taken, depth + 1)

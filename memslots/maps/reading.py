@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import os
 import re
 import struct
@@ -36,6 +37,8 @@ _HEAD = 1 << 12
 _LOOKED_AT = 1 << 20  # bytes of a text in which a format is looked for, before it is a trace
 #: A memslot call of a trace, but not of a syzkaller program.
 _TRACE = re.compile(r"kvm_set_user_memory\b|(?<!ioctl\$)KVM_SET_USER_MEMORY_REGION")
+#: The beginning of QMP's answer to a command that prints text.
+_ANSWER = re.compile(r"\s*\{\s*\"return\"\s*:\s*\"")
 
 
 class _Text(Protocol):
@@ -159,7 +162,18 @@ def text_of(name: str, file: BinaryIO | None, most: int = _MOST_TEXT) -> str:
             size += len(block)
             if size >= most:
                 break
-    return Wrapping().taken_off(b"".join(parts)).decode("utf-8", "replace")
+    text = Wrapping().taken_off(b"".join(parts)).decode("utf-8", "replace")
+    return _answer(text) if _ANSWER.match(text) else text
+
+
+def _answer(text: str) -> str:
+    """Returns the text in QMP's answer to human-monitor-command, or the whole text."""
+    try:
+        document, _ = json.JSONDecoder().raw_decode(text.lstrip())
+    except ValueError:
+        return text
+    answer = document["return"]
+    return answer if isinstance(answer, str) else text
 
 
 def _of_trace(name: str, file: BinaryIO) -> list[Map]:

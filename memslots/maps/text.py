@@ -6,59 +6,88 @@ import csv
 import re
 from collections.abc import Iterator
 
-from memslots.maps.entries import Entry, Map, joined
+from memslots.maps.entries import KINDS, Entry, Map, joined
 
+#: A line of an e820 map in the log of Linux since 3.5 (`[mem A-B] usable`) or before
+#: (`A - B (usable)`), of Xen (`[A, B] (usable)`), or of SeaBIOS (`A - B = 1 RAM`).
 _E820 = re.compile(
-    r"(?:BIOS-e820|e820|BIOS-provided): ?(?:update )?\[?(?:mem )?(0x)?([0-9a-f]{1,16})"
-    r"\s?-\s?(?:0x)?([0-9a-f]{1,16})\]?"
-    r"\s+\(?([A-Za-z][\w .-]*)",
+    r"(?:\b(?P<source>BIOS-\w+|e820|Xen|user|modified|setup_data):\s*)?"
+    r"(?<![\w.:-])(?:\[(?:mem\s+)?)?(?:0x)?(?P<start>[0-9a-f]{4,16})(?:\s*-\s*|,\s+)"
+    r"(?:0x)?(?P<end>[0-9a-f]{4,16})(?P<closed>\])?\s+(?:\d+(?:\.\d+)?\s+[KMGTPE]?B\s+)?"
+    r"(?P<mark>\(|= \d+ )?(?!available)(?P<type>[A-Za-z][\w .-]*)",
     re.IGNORECASE,
 )
-_E820_KINDS = {
-    "usable": "ram",
-    "ram": "ram",
-    "reserved": "reserved",
-    "acpi data": "acpi",
-    "acpi nvs": "acpi",
-    "acpi": "acpi",
-}
-_IOMEM = re.compile(r"(?<![0-9a-fx-])([0-9a-f]{8,16})-([0-9a-f]{8,16}) : ([^\r\n]*)")
+#: The maps that Linux makes of the one that it got.
+_E820_MADE = ("user", "modified", "setup_data")
+_IOMEM = re.compile(
+    r"(?P<indent>[ \t]*)(?<![0-9a-fx-])(?P<start>[0-9a-f]{8,16})-(?P<end>[0-9a-f]{8,16}) : "
+    r"(?P<name>[^\r\n]*)"
+)
 _LEECH_HEAD = re.compile(r"#\s+Base\s+Top\s*$", re.MULTILINE)
 _LEECH = re.compile(
     r"^\W*[0-9a-f]{4,}\s+([0-9a-f]{1,16})\s+-\s+([0-9a-f]{1,16})(?:\s+->\s+([0-9a-f]{1,16}))?\s*$",
     re.MULTILINE,
 )
+_LONGEST_HEAD = 1 << 12  # longest line of column names
 CSV_FIELDS = ("start", "size", "kind", "name", "offset", "userspace_addr", "id", "flags", "backing")
 
 
 class E820:
-    """The e820 map that a guest's kernel logs; ends are inclusive."""
+    """The e820 map in a log of Linux, Xen or SeaBIOS."""
 
     name = "e820"
 
     @staticmethod
     def recognises(text: str) -> bool:
         """Returns whether an input that begins with `text` is in this format."""
-        return _E820.search(text) is not None
+        return next(_e820_lines(text), None) is not None
 
     @staticmethod
     def read(text: str) -> list[Map]:
-        """Returns a map for each boot in the log. A lower address than before begins a boot."""
+        """Returns a map for each boot in the log. A lower address than before begins a boot.
+
+        The machine's map counts. If the log has only maps that Linux made of it, these count.
+        """
+        lines = list(_e820_lines(text))
+        given = [entry for source, entry in lines if source not in _E820_MADE]
         maps: list[list[Entry]] = []
         last = 1 << 64
-        for match in _E820.finditer(text):
-            start, end, kind = int(match[2], 16), int(match[3], 16) + 1, match[4].strip().lower()
-            if start < last:
+        for entry in given or [entry for _, entry in lines]:
+            if entry.start < last:
                 maps.append([])
-            last = start
-            name = next((known for known in _E820_KINDS if kind.startswith(known)), "")
-            entry = Entry(start, end - start, _E820_KINDS.get(name, "other"), match[4].strip())
+            last = entry.start
             maps[-1].append(entry)
         return [Map(joined(entries), format="e820") for entries in maps]
 
 
+def _e820_lines(text: str) -> Iterator[tuple[str, Entry]]:
+    """Yields the source and the entry of each line."""
+    for match in _E820.finditer(text):
+        source, type = (match["source"] or "").lower(), match["type"].strip()
+        kind = _e820_kind(type)
+        if not source and (match["mark"] is None or kind == "other"):
+            continue  # two numbers of something else
+        start, end = int(match["start"], 16), int(match["end"], 16)
+        if match["closed"] or end & 1:
+            end += 1  # the last address of the range, not the first after it
+        yield source, Entry(start, end - start, kind, type)
+
+
+def _e820_kind(type: str) -> str:
+    words = type.lower().split()
+    if "reserved" in words:
+        return "reserved"
+    if "acpi" in words or "nvs" in words:
+        return "acpi"
+    return "ram" if "usable" in words or "ram" in words else "other"
+
+
 class Iomem:
-    """/proc/iomem. Only lines without indentation are entries; ends are inclusive."""
+    """/proc/iomem; ends are inclusive.
+
+    Lines without indentation are entries. So is RAM below a line that is no RAM: the kernel shows
+    memory that a driver added (virtio-mem, CXL) below the driver's device.
+    """
 
     name = "iomem"
 
@@ -69,20 +98,37 @@ class Iomem:
 
     @staticmethod
     def read(text: str) -> list[Map]:
-        """Returns its maps. Raises ValueError or InvalidRegionError if it holds none."""
-        entries = []
-        lines = [line for line in text.splitlines() if _IOMEM.search(line)]
-        columns = [match.start() for line in lines if (match := _IOMEM.search(line))]
-        left = min(columns)
-        for line, column in zip(lines, columns, strict=True):
-            match = _IOMEM.search(line)
-            if match is None or column != left:
-                continue
-            start, end, name = int(match[1], 16), int(match[2], 16) + 1, match[3].strip()
-            entries.append(Entry(start, end - start, _iomem_kind(name), name))
-        if not any(entry.start for entry in entries):
+        """Returns a map for each file in the text. A lower address than before begins a file.
+
+        Raises ValueError or InvalidRegionError if the text holds no map.
+        """
+        lines = list(_IOMEM.finditer(text))
+        left = min(len(line["indent"]) for line in lines)
+        if not any(int(line["end"], 16) for line in lines):
             raise ValueError("its addresses are all 0: only root can read those of /proc/iomem")
-        return [Map(joined(entries), format="iomem")]
+        maps: list[list[Entry]] = [[]]
+        for line in lines:
+            start, name = int(line["start"], 16), line["name"].strip()
+            size = int(line["end"], 16) + 1 - start
+            entry = Entry(start, size, _iomem_kind(name), name)
+            entries = maps[-1]
+            if not entries or (start >= entries[-1].end and entry.kind == "ram"):
+                entries.append(entry)  # perhaps without the line that it is below
+            elif len(line["indent"]) > left:
+                if entry.kind == "ram" and entries[-1].kind != "ram":
+                    entries[-1:] = _around(entries[-1], entry)
+            elif start < entries[-1].start:
+                maps.append([entry])
+            else:
+                entries.append(entry)
+        return [Map(joined(entries), format="iomem") for entries in maps]
+
+
+def _around(outer: Entry, inner: Entry) -> list[Entry]:
+    """Returns `inner` and the parts of `outer` around it; the part behind `inner` is last."""
+    before = outer._replace(size=inner.start - outer.start)
+    behind = outer._replace(start=inner.end, size=outer.end - inner.end)
+    return [one for one in (before, inner, behind) if one.size > 0]
 
 
 def _iomem_kind(name: str) -> str:
@@ -120,34 +166,59 @@ class Memmap:
 
 
 class Csv:
-    """A table as this package writes it. Columns may be in any order, and most are optional."""
+    """A table as this package writes it. Columns may be in any order, and most are optional.
+
+    Commas, semicolons or tabs separate the columns.
+    """
 
     name = "csv"
 
     @staticmethod
     def recognises(text: str) -> bool:
         """Returns whether an input that begins with `text` is in this format."""
-        head = text.lstrip("\ufeff \r\n").split("\n", 1)[0]
-        columns = [column.strip() for column in head.split(",")]
+        head = text.lstrip("\ufeff \r\n")[:_LONGEST_HEAD].split("\n", 1)[0]
+        columns = _csv_rows([head]).fieldnames or ()
         return "start" in columns and ("size" in columns or "end" in columns)
 
     @staticmethod
     def read(text: str) -> list[Map]:
         """Returns its maps. Raises ValueError or InvalidRegionError if it holds none."""
-        lines = text.lstrip("\ufeff \r\n").splitlines()
-        rows = csv.DictReader(lines, skipinitialspace=True)
-        return [Map(joined(_rows(rows)), format="csv")]
+        rows = _csv_rows(text.lstrip("\ufeff \r\n").splitlines())
+        try:
+            return [Map(joined(_rows(rows)), format="csv")]
+        except csv.Error as error:
+            raise ValueError(f"line {rows.line_num}: {error}") from None
+
+
+def _csv_rows(lines: list[str]) -> csv.DictReader[str]:
+    head = lines[0].lower()
+    delimiter = next((mark for mark in ",;\t" if mark in head), ",")
+    return csv.DictReader([head, *lines[1:]], skipinitialspace=True, delimiter=delimiter)
 
 
 def _rows(rows: csv.DictReader[str]) -> Iterator[Entry]:
     for row in rows:
-        start = int(row["start"], 0)
-        size = int(row["size"], 0) if row.get("size") else int(row["end"], 0) - start
-        offset, host, id = (
-            int(row[name], 0) if row.get(name) else None
-            for name in ("offset", "userspace_addr", "id")
-        )
-        flags = int(row["flags"], 0) if row.get("flags") else 0
+
+        def number(column: str, row: dict[str, str] = row) -> int | None:
+            try:
+                return int(row[column], 0) if row.get(column) else None
+            except ValueError:
+                raise ValueError(f"its {column} is no number: {row[column]!r}") from None
+
+        start, size, end = number("start"), number("size"), number("end")
+        if start is None or (size is None and end is None):
+            raise ValueError(f"line {rows.line_num} has no start, or neither size nor end")
         kind = row.get("kind") or "ram"
-        name, backing = row.get("name") or "", row.get("backing") or ""
-        yield Entry(start, size, kind, name, offset, host, id, flags, backing)
+        if kind not in KINDS:
+            raise ValueError(f"there is no kind {kind!r}; there are {', '.join(KINDS)}")
+        yield Entry(
+            start,
+            (end or 0) - start if size is None else size,
+            kind,
+            row.get("name") or "",
+            number("offset"),
+            number("userspace_addr"),
+            number("id"),
+            number("flags") or 0,
+            row.get("backing") or "",
+        )

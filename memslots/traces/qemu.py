@@ -98,8 +98,7 @@ class QemuReader:
                     yield named if elapsed is None else replace(named, time_ns=elapsed)
                     continue
                 cut = last_line_cut and (found is None or found.end() == len(text))
-                # "ret=-1" may be the beginning of "ret=-17": a number ends only at more text.
-                if found is None or (cut and found["ret"] != "0"):
+                if found is None or (cut and _may_go_on(found["ret"])):
                     reason = (
                         "cut off where the input ends"
                         if cut
@@ -176,6 +175,11 @@ class QemuReader:
             memfd if names_memfd else None,
             int(offset, 16) if offset and memfd >= 0 else None,
         )
+
+
+def _may_go_on(ret: str) -> bool:
+    """Returns whether the input may end within a result: "-1" may be the beginning of "-17"."""
+    return any(str(-number).startswith(ret) and ret != str(-number) for number in errno.errorcode)
 
 
 def _failed_call(found: re.Match[str], line: int) -> Iterator[RegionCall]:

@@ -51,6 +51,7 @@ _FOLLOWED = frozenset(
         "dup2",
         "dup3",
         "fcntl",
+        "fcntl64",
     )
 )
 _NAMES = "|".join(sorted(_FOLLOWED))
@@ -60,7 +61,7 @@ _BEGUN = r">(?<=<unfinished \.\.\.>)(?<!KVM_RUN <unfinished \.\.\.>)"
 _RESUMED = rf" (?<=<\.\.\. )(?:{_NAMES}) resumed>(?!, 0\) +=(?: 0\n| -1 (?:EINTR|EAGAIN)))"
 #: Names that the search finds by the bracket behind them: a line has few brackets, and most of
 #: these are behind `ioctl`.
-_NAMED = [*sorted(_FOLLOWED - {"ioctl", "fcntl"}), "_IOC"]
+_NAMED = [*sorted(_FOLLOWED - {"ioctl", "fcntl", "fcntl64"}), "_IOC"]
 _LAST_LETTERS = "".join(sorted({name[-1] for name in _NAMED}))
 _BEHIND_NAME = "|".join(rf"(?<={name}\()" for name in _NAMED)
 #: Only lines with one of these words are read; see Lines. strace prints requests by name or, in all
@@ -70,7 +71,10 @@ WORDS = (
     Word(rb"KVM_C(?:REATE_VM|HECK_EXTENSION)", b"C"),
     Word(rb"ae(?:(?<=0xae)|(?<=0ae)4)"),  # 0xae01, ...; 0x4020ae46, 0x40a0ae49
     Word(rf"\.\.\.(?:{_BEGUN}|{_RESUMED})".encode()),
-    Word(rf"\((?:(?<=[{_LAST_LETTERS}]\()(?:{_BEHIND_NAME})|(?<=fcntl\()[^\n]*F_DUPFD)".encode()),
+    Word(
+        rf"\((?:(?<=[{_LAST_LETTERS}]\()(?:{_BEHIND_NAME})"
+        rf"|(?:(?<=fcntl\()|(?<=fcntl64\())[^\n]*F_DUPFD)".encode()
+    ),
     Word(rb"strace: Process ", b"P"),
     Word(rb"\+\+\+", b"+"),
     Word(rb"kvm_set_user_memory", b"y"),
@@ -96,13 +100,20 @@ _HEAD = r"""
       | (?P<note>strace:\ ) )
 """
 HEAD = re.compile(_HEAD, re.VERBOSE)
+#: The same behind what a log or a container puts in front of each line. Digits of a date or a time
+#: are no pid.
+_BEHIND = re.compile(
+    r"(?: (?=\[pid\ )"
+    r"  | (?<![\w./-]) (?<!\d:) (?<![A-Z][a-z][a-z]\ ) (?<![A-Z][a-z][a-z]\ \ ) (?=\S) )" + _HEAD,
+    re.VERBOSE,
+)
 #: The pid that may stand right in front of a call that follows another program's output.
 _PID = re.compile(r"\[pid\s+\d{1,20}\]")
 _GREP = re.compile(r"(?:[^\s:(]*[^\s:(\d][^\s:(]*[:-])?(?:\d+[:-])?(?=[\s\[<\d a-z])")
 _CLOSE = re.compile(rf"close\({ARGUMENT_NAME}(?:0x([0-9a-f]{{1,16}})|(\d{{1,20}}))\b")
 _DUP = re.compile(
-    rf"(?:dup[23]?|(?P<fcntl>fcntl))\({ARGUMENT_NAME}(?:0x([0-9a-f]{{1,16}})|(\d{{1,20}}))"
-    rf"(?:<[^>]*>)?(?(fcntl), {ARGUMENT_NAME}F_DUPFD|[,)])"
+    rf"(?:dup[23]?|(?P<fcntl>fcntl(?:64)?))\({ARGUMENT_NAME}(?:0x([0-9a-f]{{1,16}})|(\d{{1,20}}))"
+    rf"(?:<[^>]*>)?(?(fcntl), {ARGUMENT_NAME}(?:0x[0-9a-f]+ /\* )?F_DUPFD|[,)])"
 )
 _ATTACHED = re.compile(r"strace: Process (\d{1,20}) attached")
 _UNFINISHED = "<unfinished ...>"
@@ -196,6 +207,8 @@ class StraceReader:
             grep = _GREP.match(text)
             found = HEAD.match(text, grep.end()) if grep else None
         if found is None:
+            found = _behind(text)
+        if found is None:
             yield from self._odd_line(first, number, text)
             return
         head = self._read_head(found)
@@ -220,7 +233,9 @@ class StraceReader:
         elif kind == "ended":
             if begun := self._begun.pop(tid, None):
                 self._lose_begun(begun)
-            event = TaskEnded(number, tid)
+            # The thread that superseded this one became another program under this one's pid.
+            by_exec = found["ended"].endswith("superseded")
+            event = TaskEnded(number, tid, by_exec=by_exec)
         if event is not None:
             yield event
         if others:
@@ -327,7 +342,7 @@ class StraceReader:
             if found := _CLOSE.match(text):
                 fd = int(found[1], 16) if found[1] else int(found[2])
                 return FdClosed(number, head.tid, fd)
-        elif name == "fcntl" or name.startswith("dup"):
+        elif name.startswith(("fcntl", "dup")):
             if found := _DUP.match(text):
                 fd = int(found[2], 16) if found[2] else int(found[3])
                 if fd != result.value:
@@ -346,6 +361,15 @@ class StraceReader:
     def _lose(self, line: int, reason: str, text: str, errno: int | None = None) -> None:
         self._ioctls.count_lines(line, line)
         self.counts.lose(line, reason, text, errno)
+
+
+def _behind(text: str) -> re.Match[str] | None:
+    """Returns the head of a followed call that other text stands in front of, or None."""
+    for found in _BEHIND.finditer(text):
+        followed = found["ended"] or (found["call"] or found["resumed"]) in _FOLLOWED
+        if followed and not is_quoted(text, found.start()):
+            return found
+    return None
 
 
 def _same_process(name: str, text: str) -> bool:

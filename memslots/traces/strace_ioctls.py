@@ -49,9 +49,13 @@ _IOCTL = re.compile(
 )
 _ARGUMENT = re.compile(rf"\A, {ARGUMENT_NAME}")
 _RESULT = re.compile(
-    r"\)\s*= (?P<value>\?|0x[0-9a-f]+|-?\d{1,20}(?!\d))"
+    r"\)\s*= (?P<value>\?|0x[0-9a-f]+|-?\d{1,20}(?![\dx]))"
     r"(?:<[^>]*>+)?(?: (?:(?P<name>E[A-Z0-9]+)\b|\(errno (?P<number>\d{1,20})\)))?(?P<tail>.*)$"
 )
+#: What strace prints behind the name of an error that only the kernel knows.
+_UNKNOWN_ERROR = re.compile(r" \(Unknown error (\d{1,6})\)")
+#: The errno of a call that the kernel began again (ERESTARTSYS and its kin).
+_RESTARTED = 512
 #: The time that -T prints behind the result, its error and its remarks.
 _TOOK = re.compile(r"(?: \([^()]*\))* <(\d{1,9}(?:\.\d{1,9})?)>")
 _FIELD = re.compile(r"(\w+)=([^,{}]*)")
@@ -125,16 +129,25 @@ def read_result(text: str) -> Result:
         found = _RESULT.match(text, at)
         at = text.rfind(") ", 0, at)
     if found is None:
+        if ")\t" in text:
+            return read_result(text.replace("\t", " "))
         raise UndecodedError("the line has no result (cut off?)")
     digits, name, code, tail = found.groups()
     if digits == "?":
-        return Result(None, 0, tail)
+        restarted = (name or "").startswith("ERESTART")
+        return Result(None, _RESTARTED if restarted else 0, tail)
     value = int(digits, 16 if digits.startswith("0x") else 10)
+    if value >> 63 == 1:
+        value -= 1 << 64  # a negative number, printed without its sign
     if value >= 0:
         return Result(value, 0, tail)
+    if value < -1 and not name:
+        return Result(value, -value, tail)
     if code:
         return Result(value, int(code), tail)
     number = getattr(errno, name or "", None)
+    if number is None and (unknown := _UNKNOWN_ERROR.match(tail)):
+        number = int(unknown[1])
     if not isinstance(number, int):
         raise UndecodedError(f"its error {name or value} has no number")
     return Result(value, number, tail)
@@ -164,7 +177,12 @@ def read_flags(text: str) -> int:
         return flags
     for part in _COMMENT.sub("", text).split("|"):
         part = part.strip()
-        flags |= FLAG_NAMES[part] if part in FLAG_NAMES else read_number(part, 32, "flags")
+        if part in FLAG_NAMES:
+            flags |= FLAG_NAMES[part]
+        elif part.startswith("KVM_MEM_"):
+            raise UndecodedError(f"the number of its flag {part} is not known")
+        else:
+            flags |= read_number(part, 32, "flags")
     return flags
 
 
@@ -256,11 +274,16 @@ class IoctlReader:
             if result.injected:
                 raise UndecodedError("its result is strace's own (INJECTED), not the kernel's")
             if result.value is None:
-                raise UndecodedError("its result is not known (?)")
+                again = (
+                    "the kernel began it again" if result.errno else "its result is not known (?)"
+                )
+                raise UndecodedError(again)
             fields, _ = read_struct(_ARGUMENT.sub("", ioctl.rest))
         except UndecodedError as error:
             name = "KVM_SET_USER_MEMORY_REGION2: " if ioctl.kind == "region2" else ""
-            known = result.errno if result and result.value is not None else None
+            known = None
+            if result is not None and (result.errno or result.value is not None):
+                known = result.errno
             self.counts.lose(first, name + str(error), text, known)
             return None
         self.decoded += 1

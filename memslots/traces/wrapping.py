@@ -7,16 +7,17 @@ keeps the number of lines, so line numbers stay those that an editor shows.
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 #: Colours and other control sequences of a terminal (ECMA-48); window titles.
 _TERMINAL = re.compile(
     rb"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b\n]*(?:\x07|\x1b\\)|\x1b[()][A-Z0-9]"
 )
 _NO_BREAK_SPACE = b"\xc2\xa0"
-_ENTITY = re.compile(rb"&(lt|gt|amp|quot|nbsp|#39|#x27|#34|#60|#62);")
+_NO_BREAK = 0xA0
+_ENTITY = re.compile(rb"&(?:(lt|gt|amp|quot|nbsp|apos)|#(\d{1,3})|#[xX]([0-9a-fA-F]{1,2}));")
 _ENTITIES = {
-    b"lt": b"<", b"#60": b"<", b"gt": b">", b"#62": b">", b"amp": b"&", b"quot": b'"',
-    b"#34": b'"', b"#39": b"'", b"#x27": b"'", b"nbsp": b" ",
+    b"lt": b"<", b"gt": b">", b"amp": b"&", b"quot": b'"', b"apos": b"'", b"nbsp": b" ",
 }  # fmt: skip
 _TAGS = re.compile(
     rb"</?(?:pre|code|span|tt|samp|font|div|p|b|i|td|tr)(?: [^<>\n]*)?>", re.IGNORECASE
@@ -41,28 +42,85 @@ _COMMENT = re.compile(
 #: The break of a line that was too long for a mail (RFC 2045); the next line continues it.
 _SOFT_BREAK = re.compile(rb"=\r?\n")
 _QUOTED_SIGN = re.compile(rb"=3D")
+#: RFC 2045: a line has at most 76 characters. A broken line that a reply quotes has less text.
+_LONGEST_QUOTED = 76
+_BROKEN_FROM = 65
 _QUOTED_BYTE = re.compile(rb"=([0-9A-F]{2})")
-_WRAPPED_STRACE = re.compile(
-    rb"KVM_SET_USER_MEMORY_REGION2?, \{[^{}\n]*(?:\r?\n[ \t]*[a-z_]+=[^{}\n]*){1,12}\}[ \t]*"
-    rb"(?:\r?\n[ \t]*)?\)[^\n]*"
+_RESULT = (
+    rb"(?:\)[ \t]*=[ \t]*(?:\?|0x[0-9a-f]|\d|-\d+[ \t]+[(E])|<(?:unfinished|detached) \.\.\.>)"
 )
-_WRAPPED_QEMU = re.compile(
-    rb"kvm_set_user_memory (?:AddrSpace#|Slot#)(?![^\n]* ret=)[^\n]*"
-    rb"(?:(?:\r?\n[ \t]*){1,3}"
-    rb"(?:Slot#|flags=|gpa=|size=|ua=|guest_memfd)(?![^\n]* ret=)[^\n]*){0,6}"
-    rb"(?:\r?\n[ \t]*){1,3}"
-    rb"(?:Slot#\d+ |(?:flags|gpa|size|ua|guest_memfd|guest_memfd_offset)=[^\n]* |)ret=[^\n]*"
-)
-#: A call that begins in a line and does not end in it.
-_GOES_ON_STRACE = re.compile(rb"KVM_SET_USER_MEMORY_REGION(?![^\n]*\})(?=[^\n]*(?:\{|AddrSpace#))")
-_GOES_ON_QEMU = re.compile(rb"kvm_set_user_memory (?![^\n]* ret=)(?=[^\n]*(?:Slot|AddrSpace)#)")
-_LINE_END = re.compile(rb"(?:[ \t]*\r?\n[ \t]*)+")
 
 
-def _one_line(found: re.Match[bytes]) -> bytes:
-    """Joins a call into one line, and adds empty lines to keep the number of lines."""
-    whole = found[0]
-    return _LINE_END.sub(b" ", whole) + b"\n" * whole.count(b"\n")
+class _Calls(NamedTuple):
+    """How calls stand in a kind of trace."""
+
+    #: Something that each text with such a call has. It begins with fixed bytes: a search is fast.
+    may_go_on: re.Pattern[bytes]
+    #: A call that begins in a line and does not end in it.
+    goes_on: re.Pattern[bytes]
+    ends: re.Pattern[bytes]
+    #: The beginning of another line of the trace.
+    other: re.Pattern[bytes]
+    #: A call whose fields are all readable.
+    whole: re.Pattern[bytes]
+
+
+_NAME = rb"KVM_SET_USER_MEMORY_REGION"
+_NO_RESULT = rb"2?(?: \*/)?[ \t]*(?:,|\r?\n)(?![^\n]*(?:" + _RESULT + rb"|strace: Process ))"
+_STRACE = _Calls(
+    # A name that begins a line is behind a line feed, or behind a blank that no comma precedes.
+    re.compile(
+        _NAME + rb"(?:" + _NO_RESULT + rb"|(?<=\n" + _NAME + rb")|(?<=[\n \t][ \t]" + _NAME + rb"))"
+    ),
+    re.compile(_NAME + _NO_RESULT + rb"|ioctl\([^,\n]{1,200},[ \t]*\r?\n[ \t]*" + _NAME),
+    re.compile(_RESULT),
+    re.compile(
+        rb"[ \t]*(?:\[pid|(?:\d+ +)?(?:\d\d:\d\d:\d\d|\d{9,}\.\d|[a-z_]\w*\(|<\.\.\. )|\+\+\+ |--- "
+        rb"|strace: )"
+    ),
+    re.compile(
+        rb"KVM_SET_USER_MEMORY_REGION2?(?: \*/)?, \{slot=\w+, "
+        rb"flags=\w+(?: ?\| ?\w+)*(?: /\*[^*]*\*/)?, guest_phys_addr=\w+, memory_size=\w+, "
+        rb"userspace_addr=\w+[,}]"
+    ),
+)
+_QEMU_GOES_ON = re.compile(rb"kvm_set_user_memory (?![^\n]* ret=-?\d)(?=[^\n]*(?:Slot|AddrSpace)#)")
+_QEMU = _Calls(
+    _QEMU_GOES_ON,
+    _QEMU_GOES_ON,
+    re.compile(rb"\bret=-?\d"),
+    re.compile(rb".*kvm_set_user_memory"),
+    re.compile(
+        rb"Slot#\d+ flags=0x[0-9a-f]+ gpa=0x[0-9a-f]+ size=0x[0-9a-f]+ ua=0x[0-9a-f]+ "
+        rb"(?:guest_memfd=-?\d+ guest_memfd_offset=(?:0x)?[0-9a-f]+ )?ret=-?\d"
+    ),
+)
+_MOST_LINES = 16  # of one call
+
+
+def _joined(text: bytes, calls: _Calls) -> bytes:
+    """Joins each call into one line, and adds empty lines to keep the number of lines."""
+    lines = text.split(b"\n")
+    first = start = place = 0
+    for found in calls.goes_on.finditer(text):
+        first += text.count(b"\n", place, found.start())
+        place = found.start()
+        if first < start:
+            continue  # a line of the call before
+        for end in range(first + 2, min(first + _MOST_LINES, len(lines)) + 1):
+            parts = lines[first:end]
+            if calls.other.match(parts[-1]):
+                break
+            # A mail breaks a line at a space, a terminal at any character.
+            spaced = b" ".join(filter(None, map(bytes.strip, parts)))
+            broken = b"".join(part.rstrip(b"\r") for part in parts)
+            ended = [whole for whole in (spaced, broken) if calls.ends.search(whole)]
+            if ended:
+                whole = next((one for one in ended if calls.whole.search(one)), ended[0])
+                lines[first:end] = [whole, *[b""] * (end - first - 1)]
+                start = end
+                break
+    return b"\n".join(lines)
 
 
 def _unquoted(text: bytes) -> bytes:
@@ -85,33 +143,55 @@ def _unquoted(text: bytes) -> bytes:
     return _QUOTED_BYTE.sub(lambda byte: bytes([int(byte[1], 16)]), b"".join(lines))
 
 
+def _is_quoted_printable(text: bytes) -> bool:
+    """Returns whether a text without "=3D" is quoted-printable, by the lengths of its lines."""
+    if b"=\n" not in text and b"=\r\n" not in text:
+        return False
+    lines = text.splitlines()
+    broken = min(len(line) for line in lines if line.endswith(b"="))
+    longest = max(map(len, lines))
+    return broken >= _BROKEN_FROM and longest <= _LONGEST_QUOTED
+
+
+def _character(entity: re.Match[bytes]) -> bytes:
+    """Returns the character that a page's entity stands for."""
+    if entity[1] is not None:
+        return _ENTITIES[entity[1]]
+    number = int(entity[2]) if entity[2] is not None else int(entity[3], 16)
+    return b" " if number == _NO_BREAK else chr(number).encode()
+
+
 class Wrapping:
-    """Removes the wrapping of one input. The first lines decide which prefixes all lines have."""
+    """Removes the wrapping of one input. The first lines decide how all lines are wrapped."""
 
     def __init__(self) -> None:
         self._prefixes: list[re.Pattern[bytes]] | None = None
         self._is_page = False
+        self._is_quoted = False
 
     def taken_off(self, text: bytes) -> bytes:
         """Returns whole lines without their wrapping; their number does not change."""
         if b"\x1b" in text:
             text = _TERMINAL.sub(b"", text)
-        if b"D" in text and _QUOTED_SIGN.search(text) and _SOFT_BREAK.search(text):
+        if self._prefixes is None:
+            self._is_quoted = _is_quoted_printable(text)
+        has_signs = b"D" in text and _QUOTED_SIGN.search(text) is not None
+        if self._is_quoted or (has_signs and _SOFT_BREAK.search(text)):
             text = _unquoted(text)
         if b"\xc2" in text and _NO_BREAK_SPACE in text:
             text = text.replace(_NO_BREAK_SPACE, b" ")
         if self._prefixes is None:
-            self._is_page = b"&lt;" in text or b"&gt;" in text or b"&quot;" in text
+            self._is_page = _ENTITY.search(text) is not None
             self._prefixes = self._find_prefixes(text)
         if self._is_page:
             text = _TAGS.sub(b"", text)
-            text = _ENTITY.sub(lambda found: _ENTITIES[found[1]], text)
+            text = _ENTITY.sub(_character, text)
         for prefix in self._prefixes:
             text = prefix.sub(b"", text)
-        if b"KVM_SET_USER_MEMORY_REGION" in text and _GOES_ON_STRACE.search(text):
-            text = _WRAPPED_STRACE.sub(_one_line, text)
-        if b"#" in text and b"kvm_set_user_memory " in text and _GOES_ON_QEMU.search(text):
-            text = _WRAPPED_QEMU.sub(_one_line, text)
+        if _NAME in text and _STRACE.may_go_on.search(text):
+            text = _joined(text, _STRACE)
+        if b"#" in text and b"kvm_set_user_memory " in text and _QEMU.may_go_on.search(text):
+            text = _joined(text, _QEMU)
         return text
 
     @staticmethod

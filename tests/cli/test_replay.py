@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import gzip
+import io
 import json
 import lzma
 import os
@@ -168,6 +169,27 @@ def test_unusable(
             assert outcome.out == ""
 
 
+@pytest.mark.parametrize("name", ["e820.txt", "mtree-f.txt", "iomem.txt", "lime.lime"])
+def test_a_map_is_no_trace(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path(__file__).parent.parent / "data" / "maps" / name
+    like = path.stem if path.suffix == ".txt" else "lime"
+    told = f"memslots: {path}: it is no trace; it looks like {like}: try `memslots map`\n"
+    for arguments in (["replay"], ["replay", "--jobs", "2", str(path)]):
+        outcome = Outcome(capsys, *arguments, str(path))
+        assert (outcome.status, outcome.out) == (2, "")
+        assert outcome.err == told * (len(arguments) - len(arguments) // 2)
+
+
+def test_a_map_on_standard_input(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for content, told in ((b"00001000-00001fff : System RAM\n", True), (b"", False)):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+        outcome = Outcome(capsys, "replay", "-")
+        assert outcome.status == 2
+        assert ("if it is a map, `memslots map` reads it" in outcome.err) is told
+
+
 @pytest.mark.parametrize(("path", "reason"), [(".", "is a directory"), ("none", "no such file")])
 def test_unusable_paths(path: str, reason: str, capsys: pytest.CaptureFixture[str]) -> None:
     outcome = Outcome(capsys, "replay", path)
@@ -192,7 +214,7 @@ def test_the_collector_is_as_it_was(enabled: bool, capsys: pytest.CaptureFixture
     try:
         assert Outcome(capsys, "replay", OVMF).status == 0
         assert gc.isenabled() is enabled
-        assert Outcome(capsys, "replay", __file__).status != 0
+        assert Outcome(capsys, "replay", os.devnull).status != 0
         assert gc.isenabled() is enabled
     finally:
         (gc.enable if before else gc.disable)()

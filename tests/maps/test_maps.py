@@ -317,7 +317,13 @@ WRONG = {
         "overlaps the entry before it",
     ),
     "no size": (b"start,size,kind\n0,0,ram\n", "not a range of addresses"),
-    "no number": (b"start,size,kind\n0,many,ram\n", "invalid literal"),
+    "no number": (b"start,size,kind\n0,many,ram\n", "its size is no number: 'many'"),
+    "no end": (b"start,end\n0\n", "line 2 has no start, or neither size nor end"),
+    "no such kind": (b"start,size,kind\n0,0x1000,rams\n", "there is no kind 'rams'"),
+    "regions of an old QEMU": (
+        b"address-space: memory\n  0000000000000000-ffffffffffffffff (prio 0, RW): system\n",
+        "does not tell memory from devices",
+    ),
 }
 
 

@@ -94,5 +94,5 @@ def test_the_written_constructors(kind: type[Gap] | type[RegionCall]) -> None:
     assert astuple(made) == tuple(range(len(names)))
     with pytest.raises(FrozenInstanceError):
         setattr(made, names[0], 7)
-    for each, given in zip(fields(kind), inspect.signature(kind).parameters.values(), strict=True):
-        assert given.default == (each.default if each.default is not MISSING else given.empty)
+    for each, taken in zip(fields(kind), inspect.signature(kind).parameters.values(), strict=True):
+        assert taken.default == (taken.empty if each.default is MISSING else each.default)

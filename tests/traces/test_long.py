@@ -58,6 +58,7 @@ LINES_THAT_MATTER = [
     *(f"7 {name}({{}}) = 12" for name in ("clone", "clone2", "clone3", "fork", "vfork")),
     *(f'7 {name}("/bin/sh") = 0' for name in ("execve", "execveat")),
     "7 fcntl(11<anon_inode:kvm-vm>, F_DUPFD_CLOEXEC, 0) = 12",
+    "7 fcntl64(11, F_DUPFD, 0) = 12",
     "strace: Process 8 attached",
     "7 +++ exited with 0 +++",
     "7@1.2:kvm_set_user_memory Slot#0",

@@ -112,6 +112,8 @@ def test_cut_off_at_the_end(length: int) -> None:
 
 def test_a_cut_number_is_not_taken_for_a_whole_one() -> None:
     assert lost(OLD.replace("ret=0", "ret=-1")) == {"cut off where the input ends": 1}
+    # No number of an error begins with 17 and goes on.
+    assert read(OLD.replace("ret=0", "ret=-17"))[0][0].errno == 17
     assert len(read(OLD)[0]) == 1
 
 

@@ -91,7 +91,7 @@ def test_message_of_strace_inside_a_call() -> None:
         (f"9 ioctl(8, KVM_SET_USER_MEMORY_REGION, {STRUCT} <unfinished ...>) = ?", "not return"),
         ("9 <... ioctl resumed>) = 0", "its beginning is not in the trace"),
         (CALL.replace("= 0", "= ?"), "its result is not known"),
-        (CALL.replace("= 0", "= ? ERESTARTSYS (To be restarted)"), "its result is not known"),
+        (CALL.replace("= 0", "= ? ERESTARTSYS (To be restarted)"), "the kernel began it again"),
         (CALL.replace(") = 0", " <detached ...>"), "no result"),
         (CALL.replace("= 0", "= -1 EBOGUS (What)"), "EBOGUS"),
         (CALL.replace("= 0", "= -1 EINVAL (Invalid argument) (INJECTED)"), "INJECTED"),
@@ -102,7 +102,7 @@ def test_message_of_strace_inside_a_call() -> None:
         ("ioctl(KVM_SET_USER_MEMORY_REGION) = 0", "strace did not decode the struct"),
         (CALL.replace("slot=1", "slot=4294967296"), "slot does not fit 32 bits"),
         (CALL.replace("8192", str(2**64)), "memory_size does not fit 64 bits"),
-        (CALL.replace("flags=0", "flags=KVM_MEM_NEW"), "flags is not a number"),
+        (CALL.replace("flags=0", "flags=KVM_MEM_NEW"), "its flag KVM_MEM_NEW is not known"),
         (CALL[20:], "the line's beginning is missing"),
     ],
 )
@@ -230,3 +230,39 @@ def test_region2_where_its_fields_are_printed() -> None:
     text = text.replace("flags=0", "flags=KVM_MEM_GUEST_MEMFD")
     call = one(f"ioctl(8, KVM_SET_USER_MEMORY_REGION2, {text}) = 0")
     assert (call.flags, call.guest_memfd) == (4, 13)
+
+
+@pytest.mark.parametrize(
+    ("result", "number"),
+    [
+        ("-1 ENOTSUPP (Unknown error 524)", 524),
+        ("-1 (errno 524)", 524),
+        ("-17", 17),
+        ("0xffffffffffffffea", 22),
+    ],
+)
+def test_errors_without_a_known_name(result: str, number: int) -> None:
+    assert one(CALL.replace("= 0", f"= {result}")).errno == number
+
+
+def test_a_tab_before_the_result() -> None:
+    assert one(CALL.replace(") = 0", ")\t= 0")).errno == 0
+
+
+def test_a_call_that_began_again_changed_nothing() -> None:
+    again = CALL.replace("= 0", "= ? ERESTARTSYS (To be restarted if SA_RESTART is set)")
+    events, trace = read(f"{again}\n{CALL}\n")
+    assert len(events) == 1
+    assert trace.counts.lost == {"the kernel began it again": 1}
+    assert trace.counts.lost_unknown == 0
+
+
+def test_a_flag_whose_number_is_not_known() -> None:
+    text = CALL.replace("flags=0", "flags=KVM_MEM_READONLY|KVM_MEM_OF_LATER")
+    assert lost(text) == {"the number of its flag KVM_MEM_OF_LATER is not known": 1}
+
+
+def test_a_thread_that_another_one_superseded() -> None:
+    """A thread that calls execve gets the pid of its process, which closes the VM's fd."""
+    events, _ = read(f"9 {CALL}\n9 +++ superseded by execve in pid 10 +++\n")
+    assert events[1:] == [TaskEnded(2, 9, by_exec=True)]

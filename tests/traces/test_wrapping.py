@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import html
 import io
+import re
+import textwrap
 from collections.abc import Callable
 
 import pytest
@@ -35,6 +37,52 @@ def prefixed(prefix: str) -> Callable[[str], str]:
     return lambda text: "".join(f"{prefix}{line}\n" for line in text.splitlines())
 
 
+def in_a_mail(width: int, space: str = "") -> Callable[[str], str]:
+    """Breaks lines at spaces. In format=flowed a broken line ends with a space."""
+
+    def wrap(text: str) -> str:
+        return "".join(
+            part + ("\n" if part is parts[-1] else f"{space}\n")
+            for line in text.splitlines()
+            for parts in [textwrap.wrap(line, width, break_on_hyphens=False)]
+            for part in parts
+        )
+
+    return wrap
+
+
+def in_a_terminal(width: int) -> Callable[[str], str]:
+    return lambda text: "".join(
+        f"{line[at : at + width]}\n"
+        for line in text.splitlines()
+        for at in range(0, len(line), width)
+    )
+
+
+#: What logs, containers and editors put in front of each line.
+FRONTS = (
+    "Nov 29 18:32:10 host strace[123]: ",
+    "Nov  9 18:32:10 host qemu-system-x86_64[123]: ",
+    "2026-11-29T18:32:10+0000 host strace[123]: ",
+    "2026-11-29T18:32:10.123456789Z stderr F ",
+    "2026-11-29 18:32:10.123456 | node | ",
+    "2026-11-29 18:32:10,123 INFO ",
+    "[2026-11-29T18:32:10Z INFO  vmm] ",
+    "<13>Nov 29 18:32:10 host x: ",
+    "[18:32:10] ",
+    "[18:32:10]\t[Step 1/2] ",
+    "Nov 29 18:32:10 ",
+    "00:00:01 ",
+    "vmm-1  | ",
+    "[pod/virt-launcher-x/compute] ",
+    "build\trun tests\t2026-11-29T18:32:10.1234567Z ",
+    "INFO:root:",
+    "    12\t",
+    "- ",
+    "+",
+    "E       ",
+)
+
 WAYS: dict[str, Callable[[str], str]] = {
     "as it is": str,
     "quoted": prefixed("> "),
@@ -51,6 +99,11 @@ WAYS: dict[str, Callable[[str], str]] = {
     "colours": lambda text: text.replace("KVM_SET", "\x1b[01;31m\x1b[KKVM_SET").replace(
         "kvm_set_user_memory", "\x1b[32mkvm_set_user_memory\x1b[0m"
     ),
+    "numbers of characters": lambda text: "".join(
+        f"&#{ord(c)};" if c in '<>="' else f"&#x{ord(c):X};" if c in "{}_" else c for c in text
+    ),
+    "spaces of a page": lambda text: text.replace(" ", "&nbsp;"),
+    **{f"behind {front!r}": prefixed(front) for front in FRONTS},
     "comments": prefixed("    // "),
     "comments among code": lambda text: "fn main() {\n" * 30 + prefixed("  # ")(text),
 }
@@ -75,6 +128,83 @@ def test_the_same_calls(text: str, way: str) -> None:
         (call.line, call.slot, call.flags, call.guest_phys_addr, call.time_ns)
         for call in calls(text)
     ]
+
+
+TWO_PROCESSES = """\
+100 ioctl(7, KVM_CREATE_VM, 0) = 8
+100 ioctl(8, KVM_SET_USER_MEMORY_REGION, {slot=0, flags=0, guest_phys_addr=0, \
+memory_size=1048576, userspace_addr=0x7f0000000000}) = 0
+100 clone(child_stack=0x7f, flags=CLONE_VM|CLONE_FILES|CLONE_THREAD) = 101
+101 fcntl64(8, F_DUPFD_CLOEXEC, 3) = 9
+100 ioctl(9, KVM_SET_USER_MEMORY_REGION, {slot=1, flags=0, guest_phys_addr=0x100000, \
+memory_size=4096, userspace_addr=0x7f0000100000} <unfinished ...>
+200 ioctl(7, KVM_CREATE_VM, 0) = 8
+100 <... ioctl resumed>) = 0
+200 close(8) = 0
+200 +++ exited with 0 +++
+"""
+
+
+@pytest.mark.parametrize("front", ["", *FRONTS])
+@pytest.mark.parametrize("pid", [r"\1", r"[pid \1]"])
+def test_processes_and_descriptors(front: str, pid: str) -> None:
+    """What is in front of each line hides neither the thread nor the calls around memslots."""
+    text = prefixed(front)(re.sub(r"(?m)^(\d+)", pid, TWO_PROCESSES))
+    with open_trace("pasted", stream=io.BytesIO(text.encode())) as trace:
+        events = [(type(event).__name__, event.line) for event in trace]
+    assert events == [
+        ("VmCreated", 1),
+        ("RegionCall", 2),
+        ("TaskStarted", 3),
+        ("FdDuplicated", 4),
+        ("VmCreated", 6),
+        ("RegionCall", 5),
+        ("FdClosed", 8),
+        ("TaskEnded", 9),
+    ]
+
+
+def test_text_that_a_program_reads_is_no_call() -> None:
+    text = prefixed("host: ")(STRACE + '501 read(3, "502 close(4) = 0", 99) = 16\n')
+    with open_trace("pasted", stream=io.BytesIO(text.encode())) as trace:
+        assert [type(event).__name__ for event in trace] == ["VmCreated", *["RegionCall"] * 2]
+
+
+@pytest.mark.parametrize("quote", ["", "> > "])
+@pytest.mark.parametrize("text", [STRACE, QEMU], ids=["strace", "qemu"])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        *(in_a_mail(width) for width in range(60, 100)),
+        *(in_a_mail(width, " ") for width in range(60, 100, 5)),
+        *(in_a_terminal(width) for width in range(77, 140)),
+    ],
+)
+def test_lines_that_were_broken(wrap: Callable[[str], str], text: str, quote: str) -> None:
+    """Calls are read wherever a mail or a terminal broke their lines."""
+    broken = prefixed(quote)(wrap(text)) if quote else wrap(text)
+    found = [(call.slot, call.guest_phys_addr, call.memory_size) for call in calls(broken)]
+    assert found == [(call.slot, call.guest_phys_addr, call.memory_size) for call in calls(text)]
+
+
+def test_another_line_ends_a_broken_call() -> None:
+    """The result of another call is not taken for that of a call whose end is missing."""
+    text = (
+        "501 ioctl(4, KVM_SET_USER_MEMORY_REGION, {slot=0, flags=0, guest_phys_addr=0,\n"
+        "501 ioctl(4, KVM_GET_VCPU_MMAP_SIZE, 0) = 12288\n"
+    )
+    with open_trace("pasted", stream=io.BytesIO((text + STRACE).encode())) as trace:
+        assert sum(isinstance(event, RegionCall) for event in trace) == 2
+    assert trace.counts.lost == {"the line has no result (cut off?)": 1}
+
+
+def test_quoted_printable_without_equals_signs() -> None:
+    """A text without "=" tells by the lengths of its lines that a mail broke them."""
+    line = b"x" * 75
+    assert Wrapping().taken_off(line + b"=\nyy\nz\n") == line + b"yy\n\nz\n"
+    longer = b"a longer line than a mail has: " + line
+    for text in (line + b"=\n" + longer + b"\n", b"a=\nb\n"):
+        assert Wrapping().taken_off(text) == text
 
 
 @given(st.binary(max_size=300).map(lambda data: data + b"\n"))
