@@ -179,13 +179,11 @@ class Tables:
 
     def add(self, report: Report) -> None:
         """Writes the rows of one input."""
-        vms = [_vm_row(report, number, vm) for number, vm in enumerate(report.vms, 1)]
-        gaps = list(_gap_rows(report))
         with _explained(None):
             for writer in self._vms:
-                writer.write(vms)
+                writer.write([_vm_row(report, at, vm) for at, vm in enumerate(report.vms, 1)])
             for writer in self._gaps:
-                writer.write(gaps)
+                writer.write(list(_gap_rows(report)))
 
 
 @contextmanager
