@@ -62,11 +62,14 @@ class _Calls(NamedTuple):
     whole: re.Pattern[bytes]
 
 
+#: The beginning of a call that ends before the name of the request.
+_BEGINS_CALL = re.compile(rb"ioctl\([^,\n]{1,200},\s*\Z")
+# A pattern that begins with a literal is found fast.
 _STRACE = _Calls(
     re.compile(
-        rb"KVM_SET_USER_MEMORY_REGION2?(?: \*/)?[ \t]*(?:,|\r?\n)"
+        rb"KVM_SET_USER_MEMORY_REGION(?:2?(?: \*/)?[ \t]*(?:,|\r?\n)"
         rb"(?![^\n]*(?:" + _RESULT + rb"|strace: Process ))"
-        rb"|ioctl\([^,\n]{1,200},[ \t]*\r?\n[ \t]*KVM_SET_USER_MEMORY_REGION"
+        rb"|(?<=\nKVM_SET_USER_MEMORY_REGION)|(?<=\n KVM_SET_USER_MEMORY_REGION))"
     ),
     re.compile(_RESULT),
     re.compile(
@@ -88,7 +91,10 @@ _QEMU = _Calls(
         rb"(?:guest_memfd=-?\d+ guest_memfd_offset=(?:0x)?[0-9a-f]+ )?ret=-?\d"
     ),
 )
+#: A word of each call, which is found fast.
+_CALLS = ((b"KVM_SET_USER_MEMORY_REGION", _STRACE), (b"kvm_set_user_memory ", _QEMU))
 _MOST_LINES = 16  # of one call
+_LONGEST_CALL = 1 << 10
 
 
 def _joined(text: bytes, calls: _Calls) -> bytes:
@@ -100,8 +106,11 @@ def _joined(text: bytes, calls: _Calls) -> bytes:
         place = found.start()
         if first < start:
             continue  # a line of the call before
-        for end in range(first + 2, min(first + _MOST_LINES, len(lines)) + 1):
-            parts = lines[first:end]
+        begun = first
+        if first > start and _BEGINS_CALL.search(lines[first - 1]):
+            begun -= lines[first].lstrip().startswith(found[0])
+        for end in range(begun + 2, min(begun + _MOST_LINES, len(lines)) + 1):
+            parts = lines[begun:end]
             if calls.other.match(parts[-1]):
                 break
             # A mail breaks a line at a space, a terminal at any character.
@@ -110,7 +119,7 @@ def _joined(text: bytes, calls: _Calls) -> bytes:
             ended = [whole for whole in (spaced, broken) if calls.ends.search(whole)]
             if ended:
                 whole = next((one for one in ended if calls.whole.search(one)), ended[0])
-                lines[first:end] = [whole, *[b""] * (end - first - 1)]
+                lines[begun:end] = [whole, *[b""] * (end - begun - 1)]
                 start = end
                 break
     return b"\n".join(lines)
@@ -162,6 +171,20 @@ class Wrapping:
         self._is_page = False
         self._is_quoted = False
 
+    def end_of_whole(self, text: bytes) -> int:
+        """Returns the length of `text`, which is whole lines, without a last line that goes on."""
+        tail = max(0, len(text) - _LONGEST_CALL)
+        for word, calls in _CALLS:
+            place = text.rfind(word, tail)
+            if place >= 0 and calls.goes_on.search(text, place):
+                start = text.rfind(b"\n", 0, place) + 1
+                before = text.rfind(b"\n", 0, max(start - 1, 0)) + 1
+                return before if _BEGINS_CALL.search(text, before, start) else start
+        end = len(text)
+        while text.endswith((b"=\n", b"=\r\n"), 0, end):
+            end = text.rfind(b"\n", 0, end - 1) + 1
+        return end
+
     def taken_off(self, text: bytes) -> bytes:
         """Returns whole lines without their wrapping; their number does not change."""
         if b"\x1b" in text:
@@ -180,10 +203,9 @@ class Wrapping:
             text = _ENTITY.sub(_character, text)
         for prefix in self._prefixes:
             text = prefix.sub(b"", text)
-        if b"KVM_SET_USER_MEMORY_REGION" in text and _STRACE.goes_on.search(text):
-            text = _joined(text, _STRACE)
-        if b"kvm_set_user_memory " in text and _QEMU.goes_on.search(text):
-            text = _joined(text, _QEMU)
+        for word, calls in _CALLS:
+            if word in text and calls.goes_on.search(text):
+                text = _joined(text, calls)
         return text
 
     @staticmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+import quopri
 import re
 import textwrap
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memslots.traces import RegionCall, open_trace
+from memslots.traces.lines import Lines
 from memslots.traces.wrapping import Wrapping
 
 STRACE = """\
@@ -49,6 +51,10 @@ def in_a_mail(width: int, space: str = "") -> Callable[[str], str]:
         )
 
     return wrap
+
+
+def quoted_printable(text: str) -> str:
+    return quopri.encodestring(text.encode()).decode()
 
 
 def in_a_terminal(width: int) -> Callable[[str], str]:
@@ -185,6 +191,27 @@ def test_lines_that_were_broken(wrap: Callable[[str], str], text: str, quote: st
     broken = prefixed(quote)(wrap(text)) if quote else wrap(text)
     found = [(call.slot, call.guest_phys_addr, call.memory_size) for call in calls(broken)]
     assert found == [(call.slot, call.guest_phys_addr, call.memory_size) for call in calls(text)]
+
+
+@pytest.mark.parametrize("text", [STRACE, QEMU], ids=["strace", "qemu"])
+def test_a_quoted_mail_is_encoded_last(text: str) -> None:
+    found = [call.slot for call in calls(quoted_printable(prefixed("> > ")(text)))]
+    assert found == [call.slot for call in calls(text)]
+
+
+@pytest.mark.parametrize("text", [STRACE, QEMU], ids=["strace", "qemu"])
+@pytest.mark.parametrize(
+    "way",
+    [in_a_mail(60), in_a_mail(76), in_a_terminal(80), quoted_printable],
+    ids=["mail", "wider mail", "terminal", "quoted-printable"],
+)
+def test_a_broken_call_at_the_end_of_a_block(way: Callable[[str], str], text: str) -> None:
+    wrapped = (way(text) * 3).encode().removesuffix(b"\n")
+    for place in range(len(wrapped) // 3, len(wrapped)):
+        lines = Lines(iter([wrapped[:place], wrapped[place:]]))
+        found = b"\n".join(line for _, line in lines)
+        assert found == Wrapping().taken_off(wrapped + b"\n").removesuffix(b"\n")
+        assert lines.cut
 
 
 def test_another_line_ends_a_broken_call() -> None:
