@@ -402,7 +402,7 @@ _vm_option = click.option(
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="The number of the VM, if a trace has several.",
+    help="The number of the VM, if a trace has several, or of the boot, if a log has several.",
 )
 
 
