@@ -31,7 +31,7 @@ ioctl$KVM_SET_USER_MEMORY_REGION2(r4, 0x40a0ae49, &(0x7f0000000000)={0x10005, 0x
 def test_the_vms_of_a_program() -> None:
     """A VM has the calls on its descriptors; those on -1, or with wrong flags, make no slot."""
     found = read("program", stream=io.BytesIO(PROGRAM.encode()))
-    assert [(one.as_id, [entry[:3] + (entry.id,) for entry in one]) for one in found] == [
+    assert [(one.as_id, [(*entry[:3], entry.id) for entry in one]) for one in found] == [
         (0, [(0, 0x2000, "ram", 0), (0x9000, 0x1000, "rom", 0x1FF)]),
         (0, [(0, 0x3000, "ram", 0)]),
         (1, [(0x10000, 0x2000, "ram", 5)]),
