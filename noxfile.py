@@ -193,8 +193,8 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def static(session: nox.Session) -> None:
-    """Layers, names, stubs against the package: what is the same on every Python."""
-    install(session, "test")
+    """Layers, names, docstrings, stubs against the package: what is the same on every Python."""
+    install(session, "test,docs")  # numpydoc looks at the docstrings
     session.run("pytest", "-q", "-m", "static")
 
 
@@ -288,7 +288,7 @@ def test_session(version: str) -> Callable[[nox.Session], None]:
     """Makes the session that runs the suite on one version."""
 
     def tests(session: nox.Session) -> None:
-        install(session, "test,examples")
+        install(session, "test,examples,readers")
         run_pytest(session, "-m", "not static")
 
     def free_threaded(session: nox.Session) -> None:
@@ -395,9 +395,8 @@ def arm64(session: nox.Session) -> None:
 def mutation(session: nox.Session) -> None:
     """Small faults in the core and the write side, and how many of them the tests find."""
     with unpacked(session):
-        session.install("cython>=3.1", "setuptools>=77")
-        session.install("--no-build-isolation", "-e", ".[test]")
-        session.run("python", "tests/mutation/run.py", *session.posargs)
+        install(session, "test", "cython>=3.1", "setuptools>=77")
+        session.run("python", "-u", "tests/mutation/run.py", *session.posargs)
 
 
 # ----------------------------------------------------------------------------------------- models

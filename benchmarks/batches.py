@@ -39,13 +39,13 @@ class _LookupMany:
 
 
 class LookupMany(_LookupMany):
-    """lookup_many, through a Memslots."""
+    """Times lookup_many through a Memslots."""
 
     params = (SIZES, tuple(STRUCTURES), CASES)
 
 
 class LookupManyByVcpu(_LookupMany):
-    """lookup_many through a Vcpu: the same search, except for what a Vcpu keeps between batches."""
+    """Times lookup_many through a Vcpu, which keeps its last-used slot between batches."""
 
     params = (KVM_SIZES, tuple(STRUCTURES), ("random", "boot"))
 
@@ -54,7 +54,7 @@ class LookupManyByVcpu(_LookupMany):
 
 
 class Translate:
-    """translate, through a Memslots."""
+    """Times translate through a Memslots."""
 
     params = (SIZES, tuple(STRUCTURES), CASES)
     param_names = ("slots", "structure", "case")
@@ -78,7 +78,7 @@ class Translate:
 
 
 class Numpy:
-    """The ids of lookup_many by numpy.searchsorted, the usual replacement."""
+    """Times numpy.searchsorted, the usual replacement, for the ids that lookup_many returns."""
 
     params = (SIZES, CASES)
     param_names = ("slots", "case")

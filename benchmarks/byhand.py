@@ -211,7 +211,7 @@ def dumps(sizes: Sizes, folder: Path) -> Iterator[Row]:
 
 
 class Machine:
-    """The same bytes in every way's memory, with a copy of each."""
+    """Memory of each way with the same bytes, and a copy of each."""
 
     def __init__(self, size: int, folder: Path) -> None:
         self.size = size

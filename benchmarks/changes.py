@@ -1,4 +1,4 @@
-"""Single changes without a reader.
+"""Times single changes without a reader.
 
 A slot is changed and changed back, then the next slot: at most a thousand slots, in random order,
 take turns. Each change is timed by itself, since undoing it may take a different time. The clock's
@@ -51,7 +51,7 @@ def sample(pairs: list[Pair], seconds: float = 0.1) -> list[float]:
 
 
 class Changer:
-    """Changes of a guest's slots, each with the change that undoes it."""
+    """Makes changes of a guest's slots, each with the change that undoes it."""
 
     def __init__(self, guest: Guest, vm: AnyMemslots) -> None:
         self.guest = guest
@@ -105,7 +105,7 @@ class Changer:
 
 
 class Change:
-    """One change of one slot."""
+    """Times one change of one slot."""
 
     params = (SIZES, tuple(STRUCTURES), tuple(CHANGES))
     param_names = ("slots", "structure", "change")
@@ -123,7 +123,7 @@ class Change:
 
 
 class Build:
-    """All slots, created one by one in an empty Memslots."""
+    """Times the creation of all slots, one by one, in an empty Memslots."""
 
     params = (SIZES, tuple(STRUCTURES))
     param_names = ("slots", "structure")

@@ -28,7 +28,7 @@ def log_of(pages: Numbers) -> bytes:
 
 
 class Mark:
-    """mark_dirty in a loop over a list of ints, and mark_dirty_many for a batch of a million."""
+    """Times mark_dirty in a loop over a list, and mark_dirty_many for a batch of a million."""
 
     params = (KVM_SIZES, tuple(STRUCTURES), ("random", "sequential"))
     param_names = ("slots", "structure", "case")
@@ -66,7 +66,7 @@ class Mark:
 
 
 class Log:
-    """The logs of at most a thousand slots in random order; every second page is written first."""
+    """Times the logs of at most a thousand slots in random order. Every second page is marked."""
 
     params = (KVM_SIZES, tuple(STRUCTURES), ("get_dirty_log", "clear_dirty_log"))
     param_names = ("slots", "structure", "call")

@@ -150,12 +150,16 @@ def peers(found: dict[str, Any]) -> str:
     """Returns the table of the structures that people use instead."""
     rows = [row for row in found["bench"]["against"] if row["slots"] == LARGEST]
     names = list(dict.fromkeys(each["structure"] for row in rows for each in row["structures"]))
-    lines = []
-    for row in rows:
-        took = {each["structure"]: each["seconds_per_operation"] for each in row["structures"]}
-        figures = (three(took[name] * 1e9) if name in took else "" for name in names)
-        lines.append([f"{row['test']}, {row['case']}", *figures])
-    return table([f"ns, {LARGEST:,} slots", *names], lines)
+    took = [
+        {each["structure"]: each["seconds_per_operation"] for each in row["structures"]}
+        for row in rows
+    ]
+    lines = [
+        [name, *(three(each[name] * 1e9) if name in each else "" for each in took)]
+        for name in names
+    ]
+    cases = (f"{row['test']}, {row['case']}" for row in rows)
+    return table([f"ns, {LARGEST:,} slots", *cases], lines)
 
 
 def goal_rows(found: dict[str, Any], *beginnings: str) -> Iterator[dict[str, Any]]:
@@ -225,8 +229,8 @@ def parts(found: dict[str, Any]) -> str:
     """Returns the table of what each part of a batch's search gains."""
     rows = found["ablation"]
     asked = list(next(iter(rows.values())))
-    lines = [[name, *(f"{row[case]:.2f}" for case in asked)] for name, row in rows.items()]
-    return table(["", *asked], lines)
+    lines = [[case, *(f"{row[case]:.2f}" for row in rows.values())] for case in asked]
+    return table(["look-ups, slots", *rows], lines)
 
 
 def goals_table(found: dict[str, Any]) -> str:

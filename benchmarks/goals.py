@@ -41,7 +41,7 @@ REGULAR = {"local": 6.0, "boot": 6.0, "sequential": 2.0}  # other batches over n
 
 
 class Row(NamedTuple):
-    """A line of the table."""
+    """One row of the table."""
 
     slots: int  # 0 if the figure has no number of slots
     what: str

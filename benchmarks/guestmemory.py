@@ -105,7 +105,7 @@ class _Speed(_Pair):
 
 
 class Bulk(_Speed):
-    """All of guest memory at once, beside a slice."""
+    """Times calls on all of guest memory at once, beside a slice."""
 
     params = (SIZES, BULK)
     param_names = ("MiB", "call")
@@ -157,7 +157,7 @@ class Bulk(_Speed):
 
 
 class Snapshot(_Speed):
-    """Snapshots, beside the plain write or read of as many bytes with a new file."""
+    """Times snapshots, beside a plain write or read of as many bytes with a new file."""
 
     params = (SIZES, SNAPSHOTS)
     param_names = ("MiB", "call")
@@ -246,7 +246,7 @@ class Snapshot(_Speed):
 
 
 class Runs(_Pair):
-    """take_dirty_runs, beside numpy finding the runs of all logs joined."""
+    """Times take_dirty_runs, beside numpy that finds the runs of all logs joined."""
 
     params = (SIZES, SHARES)
     param_names = ("MiB", "percent dirty")
@@ -303,7 +303,7 @@ Runs.track_ratio.unit = "times"  # type: ignore[attr-defined]
 
 
 class Numbers(_Pair):
-    """A number of 4 bytes, or 16 bytes, at random addresses; the figure includes the loop."""
+    """Times accesses of 4 and of 16 bytes at random addresses. The figure includes the loop."""
 
     params = (NUMBERS,)
     param_names = ("call",)

@@ -22,7 +22,7 @@ def repeat(method: Callable[[int], object], numbers: list[int]) -> None:
 
 
 class Lookup:
-    """lookup of pages of one slot, of all slots in order, of all at random, and of holes."""
+    """Times lookup of pages of one slot, of all slots in order, of all at random, and of holes."""
 
     params = (SIZES, tuple(STRUCTURES), FACES, ("hot", "sequential", "random", "miss"))
     param_names = ("slots", "structure", "through", "case")
@@ -46,7 +46,7 @@ class Lookup:
 
 
 class GpaToHva:
-    """gpa_to_hva through a Memslots. Holes are not measured, since they raise an error."""
+    """Times gpa_to_hva through a Memslots. Holes are left out, since they raise an error."""
 
     params = (SIZES, tuple(STRUCTURES), ("hot", "random"))
     param_names = ("slots", "structure", "case")

@@ -64,7 +64,7 @@ def growth(slots: int, structure: str) -> tuple[float, float]:
 
 
 class Memory:
-    """The bytes of a slot."""
+    """Measures the bytes of a slot."""
 
     params = (LARGE, tuple(STRUCTURES))
     param_names = ("slots", "structure")

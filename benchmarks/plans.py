@@ -49,7 +49,7 @@ def milliseconds(call: Callable[[], object]) -> float:
 
 
 class Plan:
-    """plan between maps in which one slot in a hundred differs."""
+    """Times plan between maps in which one slot in a hundred differs."""
 
     params = (SIZES[:2], ("flags", "memory", "moves"))
     param_names = ("slots", "changed")
@@ -68,7 +68,7 @@ class Plan:
 
 
 class Maps:
-    """Operations that make maps from maps, and a Memslots from a map."""
+    """Times the operations that make maps from maps, and a Memslots from a map."""
 
     params = (SIZES, ("from_arrays", "|", "-", "merged", "diff", "Memslots"))
     param_names = ("slots", "call")

@@ -49,7 +49,7 @@ class _Ranges:
 
 
 class InRange(_Ranges):
-    """in_gfn_range and in_hva_range."""
+    """Times in_gfn_range and in_hva_range."""
 
     params = (SIZES, tuple(STRUCTURES), ("none", "one", "many"))
     param_names = ("slots", "structure", "finds")
@@ -79,7 +79,7 @@ class InRange(_Ranges):
 
 
 class Iteration:
-    """All slots in gfn order."""
+    """Times a walk over all slots in gfn order."""
 
     params = (SIZES, tuple(STRUCTURES))
     param_names = ("slots", "structure")
@@ -101,7 +101,7 @@ class Iteration:
 
 
 class Room:
-    """floor, ceil, find_hole and is_mapped through a Memslots, at random pages."""
+    """Times floor, ceil, find_hole and is_mapped through a Memslots, at random pages."""
 
     params = (SIZES, ("floor", "ceil", "find_hole", "is_mapped"))
     param_names = ("slots", "call")

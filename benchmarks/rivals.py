@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 
 class NumpySearch:
-    """`lookup_many` over the same slots, by numpy.searchsorted and a containment mask.
+    """Finds the ids of `lookup_many` by numpy.searchsorted and a mask for the holes.
 
     The result equals that of
 
@@ -53,7 +53,7 @@ class NumpySearch:
 
 
 class SortedNumpySearch(NumpySearch):
-    """The same with the pages sorted first, which helps if the slots do not fit the caches."""
+    """Sorts the pages first, which helps if the slots do not fit the caches."""
 
     def lookup_many(self, gfns: Numbers, out: NDArray[np.int32]) -> None:
         """Does the same as NumpySearch.lookup_many."""

@@ -210,7 +210,7 @@ def map_us(slots: int) -> tuple[float, float, float]:
 
 
 class Random:
-    """lookup of a random page, with an index."""
+    """Times lookup of a random page, with an index."""
 
     params = (SIZES, ("Vcpu", "Memslots", "MemoryMap"))
     param_names = ("slots", "through")
@@ -237,7 +237,7 @@ class Random:
 
 
 class Between:
-    """lookup of a random page, between changes of flags."""
+    """Times lookup of a random page, between changes of flags."""
 
     params = (KVM_SIZES, BETWEEN)
     param_names = ("slots", "lookups for each change")
@@ -249,7 +249,7 @@ class Between:
 
 
 class Slowest:
-    """The 99.9th percentile of single look-ups."""
+    """Measures the 99.9th percentile of single look-ups."""
 
     params = ((KVM_SIZES[-1], SIZES[-1]), ("while it is made", "when it is there"))
     param_names = ("slots", "index")
@@ -261,7 +261,7 @@ class Slowest:
 
 
 class Map:
-    """vm.map()."""
+    """Times vm.map()."""
 
     params = (SIZES, ("with an index", "without"))
     param_names = ("slots", "index")

@@ -97,7 +97,7 @@ def seconds_of(*bodies: Step) -> float:
 
 
 class Reader:
-    """A thread's own Vcpu, pages and answers. It leaves the last two slots to the writer."""
+    """A thread's own Vcpu, pages and answers. The writer has the last two slots for itself."""
 
     def __init__(self, vm: Memslots, slots: int, seed: int) -> None:
         self.vcpu = vm.vcpu()
@@ -111,7 +111,7 @@ class Reader:
 
 
 class Searcher:
-    """The same search in a sorted array of the thread's own, without memslots."""
+    """Does the same search in a sorted array of the thread's own, without memslots."""
 
     PIECE = 1 << 16  # numpy allocates each array of answers; a small one needs no kernel call
 
@@ -190,7 +190,7 @@ OTHERS = ("writer", "pausing writer", "plain Python")
 
 
 class _Beside:
-    """A reader beside another thread's work.
+    """Runs a reader beside another thread's work.
 
     At the end of a batch a reader needs the GIL. A thread that never releases the GIL keeps it for
     CPython's switch interval of 5 ms, which is much beside a batch of 12 ms. Plain Python, which
@@ -216,7 +216,7 @@ class _Beside:
 
 
 class Throughput(_Beside):
-    """Look-ups per second of one reader."""
+    """Measures the look-ups per second of one reader."""
 
     params = (KVM_SIZES, ("nobody", *OTHERS))
     param_names = ("slots", "beside")
@@ -229,7 +229,7 @@ class Throughput(_Beside):
 
 
 class ThroughputRatio(_Beside):
-    """The share of its throughput that a reader keeps beside a thread. Goal: 0.90 for a writer."""
+    """Measures the share of throughput that a reader keeps. Goal beside a writer: 0.90."""
 
     params = (KVM_SIZES, OTHERS)
     param_names = ("slots", "beside")
@@ -245,7 +245,7 @@ class ThroughputRatio(_Beside):
 
 
 class Scaling:
-    """The throughput of two threads over that of one. Goal: 1.9, if the machine allows it."""
+    """Compares the throughput of two threads with that of one. Goal: 1.9 if the machine can."""
 
     params = KVM_SIZES
     param_names = ("slots",)
@@ -275,7 +275,7 @@ class Scaling:
 
 
 class Latency:
-    """The time of a change beside readers. Goals: the median under 50 µs, the worst under 2 ms.
+    """Times a change beside readers. Goals: a median under 50 µs, the worst under 2 ms.
 
     create, set_flags and a transaction wait for readers once; delete and move wait twice.
     """

@@ -68,7 +68,7 @@ class _Transactions:
 
 
 class Times(_Transactions):
-    """Three changes and the three that undo them: a figure is the time of six changes."""
+    """Times three changes and the three that undo them. A figure is the time of all six."""
 
     def time_merge_and_split(self, slots: int) -> None:
         """Runs two transactions of three changes."""
@@ -92,7 +92,7 @@ class Times(_Transactions):
 
 
 class Ratios(_Transactions):
-    """The time of the transactions over that of the single changes."""
+    """Compares the time of transactions with that of the single changes."""
 
     unit = "ratio"
 

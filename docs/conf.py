@@ -16,7 +16,7 @@ release = version = found[1]
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
-default_role = "literal"
+default_role = "py:obj"
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build"]
 myst_enable_extensions = ["colon_fence", "deflist"]
@@ -24,3 +24,5 @@ myst_heading_anchors = 3
 
 html_theme = "furo"
 html_title = f"memslots {release}"
+html_static_path = ["_static"]
+html_css_files = ["theme.css"]

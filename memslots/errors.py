@@ -240,3 +240,12 @@ def no_snapshot(wrong: str) -> SnapshotError:
 def busy(what: str) -> BusyError:
     """Returns the error for ``what`` if the calling thread is already the writer."""
     return BusyError(_errno.EBUSY, f"{what}: this thread is in the middle of a change already")
+
+
+def gone(gpa: int, slot: object) -> NotMappedError:
+    """Returns the error for guest memory whose host memory has gone away."""
+    return NotMappedError(
+        _errno.EFAULT,
+        f"gpa {gpa:#x} is in {slot}, whose host memory is not there: its file is too short or full,"
+        " or lacks the page",
+    )

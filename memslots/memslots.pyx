@@ -349,10 +349,12 @@ max_hva=140737488351232, manual_dirty_log=0, backend=None, map=None)\n--\n
 
         Parameters
         ----------
-        slot, as_id : int
-            The slot's id and address space.
+        slot : int
+            The slot's id.
         base_gfn : int
             The slot's new first page. The old place does not count as an overlap.
+        as_id : int
+            The slot's address space.
 
         Returns
         -------
@@ -377,10 +379,12 @@ max_hva=140737488351232, manual_dirty_log=0, backend=None, map=None)\n--\n
 
         Parameters
         ----------
-        slot, as_id : int
-            The slot's id and address space.
+        slot : int
+            The slot's id.
         flags : int or Flags
             The new value of all flags.
+        as_id : int
+            The slot's address space.
 
         Returns
         -------
@@ -481,12 +485,14 @@ max_hva=140737488351232, manual_dirty_log=0, backend=None, map=None)\n--\n
 
         Parameters
         ----------
-        slot, as_id : int
-            The slot's id and address space.
+        slot : int
+            The slot's id.
         gfn : int
             The first page of the second slot; not the first page of the slot.
         id : int, optional
             The id of the second slot; by default the lowest free id. The first keeps the slot's id.
+        as_id : int
+            The slot's address space.
 
         Returns
         -------
@@ -711,8 +717,8 @@ max_hva=140737488351232, manual_dirty_log=0, backend=None, map=None)\n--\n
 
         Parameters
         ----------
-        slot, as_id : int
-            The slot's id and address space.
+        slot : int
+            The slot's id.
         first_page : int
             The page of the slot that bit 0 of `bitmap` stands for; a multiple of 64.
         num_pages : int
@@ -720,6 +726,8 @@ max_hva=140737488351232, manual_dirty_log=0, backend=None, map=None)\n--\n
         bitmap : bytes-like
             At least ceil(num_pages / 64) little-endian 64-bit words; pages whose bit is set are
             cleared.
+        as_id : int
+            The slot's address space.
 
         Raises
         ------
@@ -1012,7 +1020,7 @@ max_hva=140737488351232, manual_dirty_log=0, backend=None, map=None)\n--\n
 
     @property
     def max_hva(self):
-        """The end of user space: a slot's last byte is below it."""
+        """The end of user space. A slot's last byte is below it."""
         return self.m.lim.max_hva
 
     @property

@@ -61,6 +61,8 @@ def plan(
     -----
     O(n + m + k log k) for k slots that change. If several slots on the same host memory move, at
     most a thousand ways to pair them with places are compared, fewer for many slots. Slots that
-    wait for each other in a circle take longer (docs/kvm.md).
+    wait for each other in a circle take longer. Beyond the bounds of these searches
+    (docs/plans.md) a plan may have more calls than needed, at most one for each slot that steps
+    aside.
     """
     return plan_between(current, wanted, max_slots, max_gfn, keep, Memslots)

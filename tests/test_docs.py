@@ -1,7 +1,8 @@
 """Every example in README.md and docs/ runs, and prints what the page says.
 
 A page is one story: its python and pycon blocks share one namespace, in order. Its console blocks
-run the command, or a program of examples/, in an empty directory. A fence of another language must
+run the command, or a program of examples/, in a directory with the page's files of
+tests/data/pages. A fence of another language must
 be on the list below, with the reason why it is not run. Any other fence is an error, so no example
 goes untested because of a misspelt fence.
 """
@@ -13,6 +14,7 @@ import doctest
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -37,7 +39,7 @@ PAGES = [
 ]
 RUN = {"python", "pycon", "console"}
 NOT_RUN = {
-    "text": "a drawing or a table",
+    "text": "a list, a table or a part of a test",
     "sh": "makes environments: sessions of noxfile.py run the README's two commands",
     "cython": "tests/test_c_face.py builds it against the installed package",
     "{toctree}": "Sphinx's",
@@ -49,6 +51,11 @@ EXAMPLES: dict[str, Callable[[], None]] = {
     "python examples/vmm.py": need_kvm,
     "python examples/emulator.py": need_unicorn,
 }
+# What the other examples of a page need.
+PAGE_NEEDS: dict[str, Callable[[], None]] = {"kvm.md": need_kvm}
+FILES = ROOT / "tests" / "data" / "pages"
+# A file of raw memory, by its size: it has no bytes on the disk.
+RAW = {"memory.bin": 4 << 30}
 
 FENCE = re.compile(r"^(?P<fence>`{3,})(?P<kind>[^\s`]*)[^`\n]*$")
 LINK = re.compile(r"\]\((?!https?:|mailto:|#)(?P<target>[^)#\s]+)(#[^)\s]*)?\)")
@@ -104,6 +111,7 @@ def test_fences(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_python(page: Path) -> None:
+    PAGE_NEEDS.get(page.name, lambda: None)()
     namespace: dict[str, Any] = {"__name__": "__main__"}
     for block in blocks(page):
         if block.kind == "python":
@@ -128,15 +136,20 @@ def commands(block: Block) -> Iterator[tuple[str, str]]:
 
 
 CONSOLES = [
-    pytest.param(block, id=f"{page_id(page)}:{block.line}")
+    pytest.param(page, block, id=f"{page_id(page)}:{block.line}")
     for page in PAGES
     for block in blocks(page)
     if block.kind == "console"
 ]
 
 
-@pytest.mark.parametrize("block", CONSOLES)
-def test_console(block: Block, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("page", "block"), CONSOLES)
+def test_console(page: Path, block: Block, tmp_path: Path) -> None:
+    for file in (FILES / page.stem).glob("*"):
+        shutil.copy(file, tmp_path)
+    for name in re.findall(r"\S+\.bin\b", block.text):
+        (tmp_path / name).touch()
+        os.truncate(tmp_path / name, RAW[name])
     scripts = str(Path(sys.executable).parent)
     env = os.environ | {
         "PATH": scripts + os.pathsep + os.environ.get("PATH", ""),
@@ -150,7 +163,7 @@ def test_console(block: Block, tmp_path: Path) -> None:
             EXAMPLES[command]()
             program = shlex.join([sys.executable, str(ROOT / command.removeprefix("python "))])
         else:
-            assert command.split()[0] == "memslots"
+            assert "memslots" in command.split()
         run = subprocess.run(
             ["sh", "-c", program],
             cwd=tmp_path,
@@ -213,3 +226,44 @@ def test_the_table_of_errors() -> None:
         for base in re.findall(r"`(\w+)`", bases):
             known = getattr(memslots.errors, base, None) or getattr(builtins, base)
             assert issubclass(getattr(memslots.errors, name), known), name
+
+
+def test_members_that_pages_name_exist() -> None:
+    """A page may name `Class.member`, or a member of a variable that all pages use alike."""
+    modules: list[Any] = [memslots, memslots.kvm, memslots.replay, memslots.maps, memslots.bench]
+    known = {name: [getattr(each, name)] for each in modules for name in each.__all__}
+    known |= {
+        "vm": [memslots.Memslots],
+        "tx": [memslots.Transaction],
+        "mem": [memslots.GuestMemory],
+        "memory": [memslots.GuestMemory],
+        "kvm": [memslots.kvm.KvmVM],
+        "vcpu": [memslots.Vcpu, memslots.kvm.KvmVcpu],
+    }
+    missing, count = [], 0
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:
+        prose = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+        for owner, member in re.findall(r"(?<=`)(\w+)\.(\w+)(?=[`(])", prose):
+            if owner in known:
+                count += 1
+                fields = [getattr(each, "__annotations__", {}) for each in known[owner]]
+                found = any(hasattr(each, member) for each in known[owner])
+                if not found and not any(member in each for each in fields):
+                    missing.append(f"{page_id(page)}: {owner}.{member}")
+    assert count > 60
+    assert not missing
+
+
+def test_the_table_of_the_c_face() -> None:
+    """The table of names for Cython is that of the door of memslots.core."""
+    door = (ROOT / "memslots" / "core" / "__init__.pxd").read_text(encoding="utf-8")
+    door = door.partition("Open to Cython code outside")[2].partition("For memslots alone:")[0]
+    listed: dict[str, list[str]] = {}
+    for module, names in re.findall(r"^  (\w* +)(\S.*)$", door.partition("\n\n")[2], re.MULTILINE):
+        if module.strip():
+            last = listed.setdefault(module.strip(), [])
+        last += names.split()
+    page = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    page = page.partition("\n## From Cython\n")[2]
+    rows = re.findall(r"^\| `core\.(\w+)` \|(.*)\|$", page, re.MULTILINE)
+    assert {module: re.findall(r"`(\w+)`", names) for module, names in rows} == listed

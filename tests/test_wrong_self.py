@@ -103,6 +103,14 @@ def made_by_new() -> None:
         for arguments in ((), (None,), (8,), (object(), 8)):
             with suppress(TypeError, AttributeError):
                 print(cls.__name__, cls.__new__(cls, *arguments))
+    for vm in (Memslots(), Memslots().transaction()):
+        with suppress(TypeError):
+            print(vm._create_slot(0))  # type: ignore[arg-type]
+    for method in methods(Transaction).values():
+        for argument in (0, vm, MemoryMap([(0, 1, 0)])):
+            for count in range(6):
+                with suppress(Exception):
+                    method(Transaction.__new__(Transaction), *[argument] * count)
     mem = GuestMemory.__new__(GuestMemory, Memslots())
     print(mem.backings, mem.as_id, end="")
 

@@ -48,7 +48,9 @@ cdef dict PROPERTY_NAMES = {
 @cython.no_gc_clear
 @cython.auto_pickle(False)
 cdef class ArrayMemslots(ArrayReader):
-    """The memory slots of one virtual machine, kept as KVM kept them until Linux 5.16.
+    """ArrayMemslots(max_slots=32764, *, address_spaces=1, max_gfn=1099511627775, \
+max_hva=140737488351232, manual_dirty_log=0)\n--\n
+    The memory slots of one virtual machine, kept as KVM kept them until Linux 5.16.
 
     Memslots is measured against it. The slots of an address space are one sorted array, and every
     change copies all of it. A delete or a move first publishes the copy with the slot marked

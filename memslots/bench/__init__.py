@@ -1,12 +1,12 @@
 """Benchmarks that anybody can repeat: what `memslots bench` runs.
 
-`rows` measures this package against the array of Linux 5.16, in the tests by which Linux's
-series "Keep memslots in tree-based structures instead of array-based ones" (5.17) showed its gain;
-`rivals` measures it against what Python programs use instead. Both give plain records, and need
-nothing that is not in the standard library; a rival that is not installed is named in the result.
+`run` makes a `Report` of a `plan`. `Report.rows` compares this package with the array of Linux 5.16
+in the tests by which Linux's series "Keep memslots in tree-based structures instead of array-based
+ones" (5.17) showed its gain. `Report.against` compares it with structures that Python programs use
+instead; `Report.absent` names those that are not installed.
 
-What the figures are not: there are no page tables, no TLB flushes and no guest. Only the work of
-the data structure is done, one call at a time, from Python.
+There are no page tables, no TLB flushes and no guest. The figures time only the work of the data
+structure, one call at a time, from Python.
 """
 
 from memslots.bench.computer import Machine

@@ -1,4 +1,4 @@
-"""What the figures were measured on, and with."""
+"""The machine and the software that the figures were measured with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """The machine and the interpreter; `memory` in bytes, None where nothing tells."""
+    """The machine and the interpreter. `memory` is in bytes, or None if the system does not say."""
 
     cpu: str
     cpus: int
@@ -22,7 +22,7 @@ class Machine:
 
 
 def describe() -> Machine:
-    """This machine."""
+    """Returns this machine."""
     return Machine(
         cpu=_cpu(),
         cpus=os.cpu_count() or 1,
@@ -49,9 +49,9 @@ def _memory() -> int | None:
 
 
 def installed(name: str) -> str | None:
-    """The version of a package that goes by the same name as its module; None if not to be had.
+    """Returns the version of a package whose module has the same name, or None if it is missing.
 
-    The module is imported, because one that is installed may still fail to import.
+    It imports the module, because an installed one may still fail to import.
     """
     try:
         import_module(name)

@@ -1,4 +1,4 @@
-"""The guest of the series' tests: 512 MiB in some number of slots, and what is where in it."""
+"""The guest of the series' tests: 512 MiB, divided among a number of slots."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from memslots.bench.timing import Effort, expect
 PAGES = 512 << 20 >> PAGE_SHIFT
 #: 2 MiB in pages.
 CHUNK = 2 << 20 >> PAGE_SHIFT
-#: A chunk of the guest's lower half and its like of the upper half are done together.
+#: A chunk of the guest's lower half and the same chunk of the upper half are one pair.
 PAIRS = PAGES // CHUNK // 2
-#: How many of them are looked at before the timing.
+#: The number of pairs that are checked before the timing.
 CHECKED_PAIRS = 4
 #: Where the host keeps the guest's first page; the others follow it.
 RAM = 0x7F00_0000_0000
@@ -27,12 +27,12 @@ AnyMemslots: TypeAlias = Memslots | ArrayMemslots
 
 
 def hva_of(gfn: int) -> int:
-    """Where the host keeps a page."""
+    """Returns the host address of a page."""
     return RAM + (gfn << PAGE_SHIFT)
 
 
 class Guest:
-    """Slots 0, 1, ... in gfn order, without a hole, that share the pages as evenly as it goes."""
+    """Slots 0, 1, ... in gfn order, without a hole. They share the pages as evenly as possible."""
 
     def __init__(self, slots: int) -> None:
         self.slots = slots
@@ -45,16 +45,16 @@ class Guest:
         ]
 
     def id_of(self, gfn: int) -> int:
-        """The slot that holds a page of the guest."""
+        """Returns the id of the slot that holds a page of the guest."""
         return bisect_right(self.bases, gfn) - 1
 
     def overlaps(self, start: int, end: int) -> list[tuple[int, int, int]]:
-        """(id, first gfn, gfn after the last) of each slot's part of the pages [start, end)."""
+        """Returns (id, first gfn, end gfn) of each slot's part of the pages [start, end)."""
         ids = range(self.id_of(start), self.id_of(end - 1) + 1)
         return [(id, max(start, self.bases[id]), min(end, self.bases[id + 1])) for id in ids]
 
     def make(self, kind: type[AnyMemslots]) -> AnyMemslots:
-        """A Memslots of this guest, whose slots log; checked."""
+        """Makes a Memslots of this guest, whose slots log, and checks it."""
         vm = kind()
         for create in self.creates:
             vm.create(*create, Flags.LOG_DIRTY_PAGES)
@@ -68,17 +68,17 @@ class Guest:
 
 
 def chunk_starts(half: int, pairs: Sequence[int]) -> list[int]:
-    """The first gfns of the chunks of `pairs` in a half."""
+    """Returns the first gfns of the chunks of `pairs` in one half."""
     return [(half * PAIRS + pair) * CHUNK for pair in pairs]
 
 
 def some_pairs(count: int) -> list[int]:
-    """So many pairs, spread evenly."""
+    """Returns `count` pairs, spread evenly."""
     return [number * PAIRS // count for number in range(count)]
 
 
 def affordable_pairs(work: Callable[[], object], effort: Effort) -> int:
-    """How many pairs can be done in a round, where `work` does CHECKED_PAIRS of them."""
+    """Returns how many pairs fit in one round. `work` does CHECKED_PAIRS of them."""
     began = time.perf_counter()
     work()
     each = (time.perf_counter() - began) / CHECKED_PAIRS
@@ -86,5 +86,5 @@ def affordable_pairs(work: Callable[[], object], effort: Effort) -> int:
 
 
 def pages_of(starts: Sequence[int]) -> Iterator[int]:
-    """Every page of the chunks, in order."""
+    """Yields every page of the chunks, in order."""
     return (gfn for start in starts for gfn in range(start, start + CHUNK))

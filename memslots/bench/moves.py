@@ -34,10 +34,10 @@ SEED = 20220113
 def reader(
     vm: AnyMemslots, gfns: Sequence[int], guard: AbstractContextManager[object]
 ) -> Iterator[None]:
-    """A thread with a vCPU of its own looks the pages up, batch after batch, until the block ends.
+    """Runs a thread that looks the pages up by its own Vcpu, until the block ends.
 
-    It holds `guard` during each batch. The block begins after the first; what it raises rises at
-    the end.
+    The thread holds `guard` during each batch. The block begins after the first batch. An exception
+    of the thread is raised when the block ends.
     """
     batch = array("Q", [gfns[number % len(gfns)] for number in range(BATCH)])
     out = array("i", bytes(4 * BATCH))
@@ -69,10 +69,10 @@ def reader(
 
 
 def _case(guest: Guest, vm: AnyMemslots, effort: Effort, read: Sequence[int]) -> Case:
-    """Moves of the guest's last slot to the pages after the guest's end, and back.
+    """Moves the guest's last slot to the pages after the guest's end, and back.
 
-    No other slot lies between the two places, so even an array that is sorted by gfn has nothing
-    to move up but the one.
+    No other slot lies between the two places. So an array that is sorted by gfn has no other slot
+    to shift.
     """
     id, base, npages, _ = guest.creates[-1]
     places = (PAGES, base)
@@ -100,18 +100,18 @@ def _case(guest: Guest, vm: AnyMemslots, effort: Effort, read: Sequence[int]) ->
 
 
 def move_active(guest: Guest, vm: AnyMemslots, effort: Effort) -> Case:
-    """The reader reads pages of the moved slot, where it was and where it goes."""
+    """Returns the case whose reader reads pages of the moved slot, at both of its places."""
     _, base, npages, _ = guest.creates[-1]
     count = min(npages, BATCH // 2)
     return _case(guest, vm, effort, [*range(base, base + count), *range(PAGES, PAGES + count)])
 
 
 def move_inactive(guest: Guest, vm: AnyMemslots, effort: Effort) -> Case:
-    """The reader reads pages of other slots, those of the guest's lower half."""
+    """Returns the case whose reader reads pages of other slots, in the guest's lower half."""
     return _case(guest, vm, effort, range(0, PAGES // 2, PAGES // 2 // BATCH))
 
 
 def _clock() -> list[float]:
-    """What reading the clock adds to the time of a move."""
+    """Returns the time that reading the clock adds to a move."""
     began = time.perf_counter()
     return [time.perf_counter() - began]

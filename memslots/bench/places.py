@@ -1,4 +1,4 @@
-"""Map, unmap, unmap 2M: one half is touched while the other is unmapped, then they trade places."""
+"""The tests map, unmap and unmap 2M: touch one half and unmap the other, then the reverse."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Halves = list[tuple[list[int], list[tuple[int, int]]]]
 
 
 def slot_ranges(guest: Guest, starts: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """What the map test unmaps: slot by slot, those that begin in the chunks."""
+    """Yields the ranges that the map test unmaps: each slot that begins in the chunks."""
     for start in starts:
         for id, _, _ in guest.overlaps(start, start + CHUNK):
             if guest.bases[id] >= start:
@@ -37,19 +37,19 @@ def slot_ranges(guest: Guest, starts: Sequence[int]) -> Iterator[tuple[int, int]
 
 
 def page_ranges(guest: Guest, starts: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """What the unmap test unmaps: page by page."""
+    """Yields the ranges that the unmap test unmaps: each page."""
     return ((gfn, gfn + 1) for gfn in pages_of(starts))
 
 
 def chunk_ranges(guest: Guest, starts: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """What the unmap 2M test unmaps: of each chunk, what is in one slot, which is one mapping."""
+    """Yields the ranges that the unmap 2M test unmaps: each slot's part of each chunk."""
     for start in starts:
         for _, first, end in guest.overlaps(start, start + CHUNK):
             yield first, end
 
 
 def trade_places(vm: AnyMemslots, halves: Halves) -> None:
-    """Touch and unmap."""
+    """Touches the pages of one half and unmaps the other half, then the reverse."""
     touch = vm.vcpu().lookup
     unmap = vm.in_hva_range
     for gfns, ranges in halves:
@@ -60,7 +60,7 @@ def trade_places(vm: AnyMemslots, halves: Halves) -> None:
 
 
 def check_places(guest: Guest, vm: AnyMemslots, halves: Halves) -> None:
-    """Assert that every answer is right."""
+    """Checks every answer. Raises WrongAnswerError for a wrong one."""
     vcpu = vm.vcpu()
     for gfns, ranges in halves:
         for gfn in gfns:
@@ -86,7 +86,7 @@ def _halves(guest: Guest, pairs: Sequence[int], touched: Touched, unmapped: Unma
 def places_case(
     touched: Touched, unmapped: Unmapped
 ) -> Callable[[Guest, AnyMemslots, Effort], Case]:
-    """A test in which the guest touches pages of each chunk and the host unmaps ranges of it."""
+    """Makes a test: the guest touches pages of each chunk, and the host unmaps ranges of it."""
 
     def case(guest: Guest, vm: AnyMemslots, effort: Effort) -> Case:
         few = _halves(guest, some_pairs(CHECKED_PAIRS), touched, unmapped)

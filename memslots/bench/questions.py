@@ -1,4 +1,4 @@
-"""What memslots and its rivals are asked: the id of the slot that holds a gfn, or -1."""
+"""The questions to memslots and its rivals: which slot's id holds a gfn, or -1 for none."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RAM = 0x7F00_0000_0000
 
 
 def layout(slots: int) -> list[Slot]:
-    """Slots of many sizes in gfn order, with holes; an id says nothing of a slot's place."""
+    """Returns slots of many sizes in gfn order, with holes. The ids are shuffled."""
     dice = random.Random(SEED)
     ids = dice.sample(range(slots), slots)
     made = []
@@ -34,7 +34,7 @@ def layout(slots: int) -> list[Slot]:
 
 
 class Questions:
-    """Lists of gfns of each kind, and the right answers, which come from the layout itself."""
+    """Lists of gfns of each kind, and the right answers, which the layout itself gives."""
 
     def __init__(self, slots: Sequence[Slot]) -> None:
         self.slots = slots
@@ -42,7 +42,7 @@ class Questions:
         self._dice = random.Random(SEED)
 
     def answer(self, gfn: int) -> int:
-        """The id of the slot that holds a page, or -1."""
+        """Returns the id of the slot that holds a page, or -1."""
         index = bisect_right(self._bases, gfn) - 1
         if index < 0 or gfn not in self.slots[index]:
             return -1
@@ -52,21 +52,21 @@ class Questions:
         return self._dice.randrange(slot.base_gfn, slot.end_gfn)
 
     def hot(self, count: int) -> list[int]:
-        """Pages of one slot, the middle one."""
+        """Returns pages of the middle slot."""
         slot = self.slots[len(self.slots) // 2]
         return [self._in(slot) for _ in range(count)]
 
     def sequential(self, count: int) -> list[int]:
-        """Page after page from the first slot on, holes too; from there again at the end."""
+        """Returns page after page, from the first slot to the last, holes too, over and over."""
         first, end = self.slots[0].base_gfn, self.slots[-1].end_gfn
         return [first + number % (end - first) for number in range(count)]
 
     def random(self, count: int) -> list[int]:
-        """Any page of any slot."""
+        """Returns random pages of random slots."""
         return [self._in(slot) for slot in self._dice.choices(self.slots, k=count)]
 
     def miss(self, count: int) -> list[int]:
-        """Any page of any hole, and below and above all slots."""
+        """Returns random pages in no slot: in holes, and below and above all slots."""
         end = self.slots[-1].end_gfn
         holes = [(0, FIRST_GFN), (end, end + FIRST_GFN)]
         for below, above in zip(self.slots, self.slots[1:], strict=False):
@@ -75,7 +75,7 @@ class Questions:
         return [self._dice.randrange(*hole) for hole in self._dice.choices(holes, k=count)]
 
     def local(self, count: int) -> list[int]:
-        """Runs of 64 consecutive pages, each run within any one slot."""
+        """Returns runs of 64 consecutive pages, each run within a random slot."""
         gfns: list[int] = []
         while len(gfns) < count:
             slot = self._dice.choice(self.slots)
@@ -84,5 +84,5 @@ class Questions:
         return gfns[:count]
 
     def victims(self, count: int) -> list[Slot]:
-        """Slots to delete and create again."""
+        """Returns random slots to delete and create again."""
         return self._dice.choices(self.slots, k=count)

@@ -20,7 +20,7 @@ LOOP = "(the loop alone)"
 
 @dataclass(frozen=True, slots=True)
 class RivalResult:
-    """One structure in one case; `ratio` is its time over that of memslots."""
+    """One structure in one case. `ratio` is its time divided by that of memslots."""
 
     structure: str
     timing: Timing
@@ -29,31 +29,31 @@ class RivalResult:
 
 @dataclass(frozen=True, slots=True)
 class RivalsResult:
-    """One case at one number of slots; the seconds are of one look-up, or of one change."""
+    """One case at one number of slots. The seconds are those of one look-up or one change."""
 
     test: str
     case: str
     title: str
     of: str
     slots: int
-    #: How many of them a round does.
+    #: The number of look-ups or changes in a round.
     operations: int
     results: list[RivalResult]
 
 
 #: A structure with the finder that holds the slots.
 Entrants: TypeAlias = list[tuple[Structure, Finder]]
-#: The samplers of a case by name, memslots' first, and how many operations each sample is of.
+#: The samplers of a case by name, memslots first, and the number of operations in a sample.
 Prepared: TypeAlias = tuple[dict[str, Sampler], int]
-#: Asserts the answers and makes the samplers.
+#: Checks the answers and makes the samplers.
 Prepare: TypeAlias = Callable[[Entrants, Questions, Effort], Prepared]
-#: So many gfns of a kind.
+#: Returns a number of gfns of one kind.
 Ask: TypeAlias = Callable[[Questions, int], list[int]]
 
 
 @dataclass(frozen=True, slots=True)
 class RivalCase:
-    """`test` is the group that it belongs to; `of` says what a figure is the time of."""
+    """A case: `test` is its group, and `of` says what a figure is the time of."""
 
     test: str
     name: str
@@ -63,13 +63,13 @@ class RivalCase:
 
 
 def versions() -> dict[str, str | None]:
-    """The version of each distribution that a structure needs; None where it is not installed."""
+    """Returns the version of each distribution that a structure needs, None if it is missing."""
     names = dict.fromkeys(name for structure in STRUCTURES for name in structure.requires)
     return {name: installed(name) for name in names}
 
 
 def absent(versions: dict[str, str | None]) -> dict[str, list[str]]:
-    """The structures that need what has no version, and what that is."""
+    """Returns the structures that lack a distribution, with the names of those that are missing."""
     missing = {
         structure.name: [name for name in structure.requires if versions.get(name, "") is None]
         for structure in STRUCTURES
@@ -78,7 +78,7 @@ def absent(versions: dict[str, str | None]) -> dict[str, list[str]]:
 
 
 def enter(slots: Sequence[Slot]) -> Entrants:
-    """Every structure that can be had, holding the slots."""
+    """Makes every structure whose distributions are installed, with the slots in it."""
     out = absent(versions())
     return [
         (structure, structure.make(slots)) for structure in STRUCTURES if structure.name not in out
@@ -88,7 +88,7 @@ def enter(slots: Sequence[Slot]) -> Entrants:
 def measure(
     case: RivalCase, entrants: Entrants, questions: Questions, effort: Effort
 ) -> RivalsResult:
-    """Assert every structure's answers, then time them in turn."""
+    """Checks every structure's answers, then times all structures alternately."""
     samplers, operations = case.prepare(entrants, questions, effort)
     timings = dict(zip(samplers, in_turn(list(samplers.values()), effort), strict=True))
     ours = timings[STRUCTURES[0].name].median
@@ -129,12 +129,12 @@ def _single(ask: Ask) -> Prepare:
 
 
 def _timed_each(work: Callable[..., object], count: int, *arguments: object) -> Sampler:
-    """The seconds of each of the `count` operations that `work` does."""
+    """Returns a sampler of the seconds of one of the `count` operations that `work` does."""
     return timed(lambda: work(*arguments), 1 / count)
 
 
 def buffer_of(gfns: list[int]) -> Any:
-    """A buffer of uint64: numpy's where there is numpy, as its users would have it."""
+    """Returns a buffer of uint64: a numpy array if numpy is installed, as its users have it."""
     if installed("numpy") is None:
         return array("Q", gfns)
     import numpy as np
@@ -195,7 +195,7 @@ def _changes(entrants: Entrants, questions: Questions, effort: Effort) -> Prepar
 
 
 def prepare_slots(slots: int) -> tuple[Entrants, Questions]:
-    """The structures and the questions of a number of slots."""
+    """Returns the structures and the questions for a number of slots."""
     laid_out = layout(slots)
     return enter(laid_out), Questions(laid_out)
 

@@ -1,4 +1,4 @@
-"""A whole run: which cases, and what came of them."""
+"""A whole run: its cases and their results."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from memslots.bench.timing import Effort, in_turn
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What one run measured, when, on what, and how long it took."""
+    """The results of a run, its date and machine, and how long it took."""
 
     machine: Machine
     date: str
     effort: Effort
     seconds: float
-    #: Of what the rivals need; None for what is not installed. Empty where none was measured.
+    #: The versions of the distributions that rivals need, None if missing. Empty without rivals.
     versions: dict[str, str | None]
     rows: list[Row]
     against: list[RivalsResult]
 
     @property
     def absent(self) -> dict[str, list[str]]:
-        """The structures that were left out, if any was asked, and what each would need."""
+        """The structures that were left out, and the distributions that each of them lacks."""
         return rivals.absent(self.versions) if self.against else {}
 
 
@@ -46,14 +46,14 @@ class Plan:
     against_slots: Sequence[int]
 
     def __len__(self) -> int:
-        """How often `run` tells of its progress: for each case, and when slots are made."""
+        """Returns how often `run` reports its progress: at each case, and when it makes slots."""
         series = (len(self.tests) + 1) * len(self.series_slots) if self.tests else 0
         against = (len(self.cases) + 1) * len(self.against_slots) if self.cases else 0
         return series + against
 
 
 def plan(names: Sequence[str], series_slots: Sequence[int], against_slots: Sequence[int]) -> Plan:
-    """The tests of these names, or all where there is none: `TESTS`, and the tests of `CASES`."""
+    """Returns a plan with the tests of these names, or with all of `TESTS` and `CASES`."""
     return Plan(
         [test for test in TESTS.values() if not names or test.name in names],
         series_slots,
@@ -63,9 +63,9 @@ def plan(names: Sequence[str], series_slots: Sequence[int], against_slots: Seque
 
 
 def run(plan: Plan, effort: Effort, progress: Callable[[str], object] = lambda _: None) -> Report:
-    """Measure everything; `progress` is told what comes next, before it begins.
+    """Measures everything. Calls `progress` with the name of each part before it begins.
 
-    WrongAnswerError: what was to be timed gives a wrong answer.
+    WrongAnswerError if the code to be timed returns a wrong answer.
     """
     began = time.perf_counter()
     date = datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,4 +1,4 @@
-"""The tests by which the series showed its gain, each as the work that the data structure does.
+"""The tests by which the series showed its gain. Each does the work of the data structure.
 
 A test takes a guest and one of the two kinds of Memslots, asserts that the answers are right, and
 gives what is to be timed.
@@ -41,7 +41,7 @@ class Test:
     title: str
     #: What a figure is the time of.
     of: str
-    #: How many calls that is, with so many slots.
+    #: The number of calls that the test makes with a number of slots.
     operations: Callable[[int], int]
     case: Callable[[Guest, AnyMemslots, Effort], Case]
     #: Seconds before and after that the series reported, by number of slots.
@@ -50,18 +50,18 @@ class Test:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One test at one number of slots. `before` is the array, `after` the trees."""
+    """One test at one number of slots. `before` is the time of the array, `after` of the trees."""
 
     test: str
     slots: int
     of: str
-    #: How many calls the whole test makes.
+    #: The number of calls that the whole test makes.
     operations: int
     before: Timing
     after: Timing
-    #: The loops alone, which are in both.
+    #: The time of the loops alone, which is part of both times.
     loop: Timing
-    #: The parts of the test that were timed; the seconds are scaled to all of it.
+    #: The shares of the test that were timed. The seconds are scaled to the whole test.
     share_before: float
     share_after: float
     #: before / after, as the series reported it.
@@ -69,12 +69,12 @@ class Row:
 
     @property
     def improvement(self) -> float:
-        """How many times the time of the trees the array takes."""
+        """The time of the array divided by the time of the trees."""
         return self.before.median / self.after.median
 
     @property
     def above(self) -> bool | None:
-        """Whether the improvement is above the reported one; None where none was reported."""
+        """Whether the improvement is above the reported one, or None if none was reported."""
         return None if self.reported is None else self.improvement > self.reported
 
 
@@ -82,7 +82,7 @@ class Row:
 
 
 def create_all(guest: Guest, kind: type[AnyMemslots]) -> AnyMemslots:
-    """All slots, in an empty Memslots."""
+    """Creates all slots in an empty Memslots."""
     vm = kind()
     create = vm.create
     for id, base_gfn, npages, userspace_addr in guest.creates:
@@ -91,7 +91,7 @@ def create_all(guest: Guest, kind: type[AnyMemslots]) -> AnyMemslots:
 
 
 def setup_case(guest: Guest, vm: AnyMemslots, effort: Effort) -> Case:
-    """Of `vm` only the class is used; its own slots were checked when it was made."""
+    """Returns the case of creating all slots. It uses only the class of `vm`, which was checked."""
     kind = type(vm)
 
     def sample() -> list[float]:
@@ -108,7 +108,7 @@ def setup_case(guest: Guest, vm: AnyMemslots, effort: Effort) -> Case:
 
 
 def read_and_write(vm: AnyMemslots, gfns: Sequence[int]) -> None:
-    """The guest writes every page through its vCPU, which marks it; then the host reads it."""
+    """Writes every page through the guest's Vcpu, marks it, and reads it as the host."""
     guest = vm.vcpu().gpa_to_hva
     host = vm.gpa_to_hva
     mark_dirty = vm.mark_dirty
@@ -119,7 +119,7 @@ def read_and_write(vm: AnyMemslots, gfns: Sequence[int]) -> None:
 
 
 def check_read_and_write(guest: Guest, vm: AnyMemslots, gfns: Sequence[int]) -> None:
-    """Assert that both find every page's place, and that every page is in its slot's log."""
+    """Checks that both find every page, and that every page is marked in its slot's log."""
     read_and_write(vm, gfns)
     vcpu = vm.vcpu()
     logs: dict[int, int] = {}
@@ -134,7 +134,7 @@ def check_read_and_write(guest: Guest, vm: AnyMemslots, gfns: Sequence[int]) -> 
 
 
 def rw_case(guest: Guest, vm: AnyMemslots, effort: Effort) -> Case:
-    """All pages, in gfn order."""
+    """Returns the case that reads and writes all pages, in gfn order."""
 
     def gfns_of(count: int) -> list[int]:
         pairs = some_pairs(count)
@@ -153,7 +153,7 @@ def rw_case(guest: Guest, vm: AnyMemslots, effort: Effort) -> Case:
 
 
 def unmap_2m_operations(slots: int) -> int:
-    """A touch for each chunk, and an unmapping for each slot's part of it."""
+    """Returns the number of touches, one a chunk, and of unmappings, one a slot's part of it."""
     chunks = range(0, PAGES, CHUNK)
     return len(chunks) + len({*chunks, *Guest(slots).bases[:-1]})
 

@@ -1,7 +1,7 @@
-"""The structures that are compared: each holds slots and says which one's id holds a gfn, or -1.
+"""The structures that are compared. Each holds slots and finds the id of the slot that holds a gfn.
 
-Every one is written as a program that has chosen it would write it: closures over local names, the
-library's own calls. A function here that makes one imports what it needs and gives a Finder.
+Each is written as its users would write it: closures over local names, and the library's own calls.
+A function that makes a structure imports the library and returns a Finder.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from memslots.baseline import ArrayMemslots
 
 
 class Finder(NamedTuple):
-    """What a structure can do; None where it cannot."""
+    """The functions of a structure. A function that it cannot have is None."""
 
-    #: gfn to id or -1.
+    #: Returns the id of the slot that holds a gfn, or -1.
     find: Callable[[int], int] | None = None
-    #: A buffer of uint64 gfns to int32 ids or -1.
+    #: Does the same for a buffer of uint64 gfns. Returns int32 ids.
     find_many: Callable[[Any], Sequence[int]] | None = None
-    #: Take a slot out; put it in.
+    #: Removes a slot, and adds one.
     delete: Callable[[Slot], object] | None = None
     create: Callable[[Slot], object] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Structure:
-    """`requires` names the distributions that must be installed."""
+    """A structure. `requires` names the distributions that must be installed."""
 
     name: str
     make: Callable[[Sequence[Slot]], Finder]
@@ -57,17 +57,17 @@ def _memslots_finder(vm: Memslots | ArrayMemslots, slots: Sequence[Slot]) -> Fin
 
 
 def make_memslots(slots: Sequence[Slot]) -> Finder:
-    """This package."""
+    """Makes a Memslots: this package."""
     return _memslots_finder(Memslots(), slots)
 
 
 def make_array(slots: Sequence[Slot]) -> Finder:
-    """The array of Linux 5.16."""
+    """Makes an ArrayMemslots: the array of Linux 5.16."""
     return _memslots_finder(ArrayMemslots(), slots)
 
 
 def make_bisect(slots: Sequence[Slot]) -> Finder:
-    """Three sorted lists and the standard library's bisect."""
+    """Makes three sorted lists for the standard library's bisect."""
     bases = [slot.base_gfn for slot in slots]
     ends = [slot.end_gfn for slot in slots]
     ids = [slot.id for slot in slots]
@@ -90,7 +90,7 @@ def make_bisect(slots: Sequence[Slot]) -> Finder:
 
 
 def make_sorteddict(slots: Sequence[Slot]) -> Finder:
-    """A SortedDict of sortedcontainers, from base gfn to (end, id)."""
+    """Makes a SortedDict of sortedcontainers, from base gfn to (end, id)."""
     sorted_dict = import_module("sortedcontainers").SortedDict
     by_base = sorted_dict({slot.base_gfn: (slot.end_gfn, slot.id) for slot in slots})
     bisect, peekitem = by_base.bisect_right, by_base.peekitem
@@ -112,7 +112,7 @@ def make_sorteddict(slots: Sequence[Slot]) -> Finder:
 
 
 def make_btree(slots: Sequence[Slot]) -> Finder:
-    """An LLBTree of BTrees, from base gfn to id, and a dictionary from id to end."""
+    """Makes an LLBTree of BTrees, from base gfn to id, and a dictionary from id to end."""
     by_base = import_module("BTrees.LLBTree").LLBTree({slot.base_gfn: slot.id for slot in slots})
     ends = {slot.id: slot.end_gfn for slot in slots}
     max_key = by_base.maxKey
@@ -135,7 +135,7 @@ def make_btree(slots: Sequence[Slot]) -> Finder:
 
 
 def make_superintervals(slots: Sequence[Slot]) -> Finder:
-    """An IntervalMap of superintervals: gfns of 31 bits, ends inclusive, nothing taken out."""
+    """Makes an IntervalMap of superintervals: gfns of 31 bits, inclusive ends, no removal."""
     intervals = import_module("superintervals").IntervalMap()
     for slot in slots:
         intervals.add(slot.base_gfn, slot.end_gfn - 1, slot.id)
@@ -152,7 +152,7 @@ def make_superintervals(slots: Sequence[Slot]) -> Finder:
 class _Columns:
     """Sorted columns of numpy, which numpy and numba search.
 
-    The first line is a slot of no page below all others, so that every gfn has a line before it.
+    The first row is a slot of no page below all others, so every gfn has a row before it.
     """
 
     def __init__(self, slots: Sequence[Slot]) -> None:
@@ -180,7 +180,7 @@ class _Columns:
 
 
 def make_searchsorted(slots: Sequence[Slot]) -> Finder:
-    """The searchsorted of numpy on sorted columns, and a mask for the holes."""
+    """Makes sorted columns for numpy's searchsorted, with a mask for the holes."""
     import numpy as np
 
     columns = _Columns(slots)
@@ -192,12 +192,12 @@ def make_searchsorted(slots: Sequence[Slot]) -> Finder:
     return Finder(None, find_many, columns.delete, columns.create)
 
 
-#: What _numba_search gives, once it has compiled it.
+#: The result of _numba_search, once compiled.
 _compiled: list[Any] = []
 
 
 def _numba_search() -> Any:
-    """A binary search that tries the line found last, compiled; once in a process."""
+    """Returns a compiled binary search that tries the last row first. Compiles once a process."""
     if _compiled:
         return _compiled[0]
     numba = import_module("numba")
@@ -222,7 +222,7 @@ def _numba_search() -> Any:
 
 
 def make_numba(slots: Sequence[Slot]) -> Finder:
-    """A binary search on the same columns, compiled by numba, without the GIL."""
+    """Makes the same columns for a binary search compiled by numba, without the GIL."""
     import numpy as np
 
     columns = _Columns(slots)

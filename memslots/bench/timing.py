@@ -1,4 +1,4 @@
-"""Timing what is to be compared side by side: in turn, round by round, until the time is up."""
+"""Times code to be compared: alternately, round by round, until the time is up."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 
 from memslots.errors import WrongAnswerError
 
-#: Does its work once, and gives the seconds of each thing it timed.
+#: Does its work once, and returns the seconds of each thing that it timed.
 Sampler = Callable[[], list[float]]
 
 
 def expect(found: object, wanted: object, what: str) -> None:
-    """Raise WrongAnswerError unless they are equal; not an assert, which `python -O` leaves out."""
+    """Raises WrongAnswerError unless both are equal. `python -O` would leave out an assert."""
     if found != wanted:
         raise WrongAnswerError(f"{what}: found {_short(found)}, expected {_short(wanted)}")
 
@@ -29,13 +29,13 @@ def _short(value: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How long is measured."""
+    """How long and how much a run measures."""
 
     name: str
-    #: Seconds for everything that is compared with one another, and the rounds at least.
+    #: Seconds for all that is compared with one another, and the least number of rounds.
     seconds: float
     rounds: int
-    #: A test that takes more seconds than this in one go is done in part and scaled.
+    #: If a test takes more seconds than this, a part of it is done and its time is scaled.
     sample: float
     #: Moves in a round; look-ups in a round, one at a time and in a batch; changes in a round.
     moves: int
@@ -80,7 +80,7 @@ def without_gc() -> Iterator[None]:
 
 
 def timed(work: Callable[[], object], times: float = 1.0) -> Sampler:
-    """A sampler of one figure: the seconds that `work` takes, `times` that many."""
+    """Returns a sampler of one figure: the seconds that `work` takes, multiplied by `times`."""
 
     def sample() -> list[float]:
         began = time.perf_counter()
@@ -91,10 +91,10 @@ def timed(work: Callable[[], object], times: float = 1.0) -> Sampler:
 
 
 def in_turn(samplers: Sequence[Sampler], effort: Effort) -> list[Timing]:
-    """The timing of each, measured in turn, so that a slow moment of the machine falls on all.
+    """Returns the timing of each, measured alternately: a slow moment of the machine meets all.
 
-    Every other round goes backwards, so that none always comes after the same one. Where the
-    fewest rounds would take more than five times the seconds there are, there are fewer.
+    Every other round goes backwards, so none always comes after the same one. If the least number
+    of rounds would take more than five times the seconds of `effort`, there are fewer rounds.
     """
     samples: list[list[float]] = [[] for _ in samplers]
     order = list(zip(samplers, samples, strict=True))
@@ -114,9 +114,9 @@ def in_turn(samplers: Sequence[Sampler], effort: Effort) -> list[Timing]:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """The times of one test. `sample` returns seconds, of the whole test or of one move.
+    """The samplers of one test. `sample` returns seconds, of the whole test or of one move.
 
-    `share` is the part of the test that was done for it, `loop` the same loops without the calls.
+    `share` is the part of the test that a sample does. `loop` times the loops without the calls.
     """
 
     sample: Sampler
@@ -125,7 +125,7 @@ class Case:
 
 
 def empty_loop(lists: Sequence[Sequence[Any]]) -> None:
-    """The loops over the lists without the calls."""
+    """Loops over the lists without making the calls."""
     for items in lists:
         for _ in items:
             pass

@@ -17,7 +17,10 @@ MISSING = "memslots: the command needs click and rich: pip install 'memslots[cli
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command with `arguments` (default: sys.argv[1:]). Returns the exit status."""
     try:
-        from memslots.cli.commands import OutputClosedError, run
+        import rich  # noqa: F401 (a command imports it later: the hint comes in any case)
+
+        from memslots.cli.commands import run
+        from memslots.cli.output import OutputClosedError
     except ModuleNotFoundError as missing:
         if (missing.name or "").partition(".")[0] not in ("click", "rich"):
             raise

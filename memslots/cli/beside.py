@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import click
 
 import memslots.maps as formats
+from memslots.cli.options import file_names
+from memslots.cli.output import complain
+from memslots.cli.progress import unmetered
 from memslots.errors import TraceError
 from memslots.traces.source import Source
 
@@ -47,5 +51,33 @@ class Beside:
             raise TraceError(raw, str(error)) from None
         if self.layout == "auto":
             told = ", ".join(dict.fromkeys(layouts))
-            click.echo(f"memslots: {raw}: its layout is {told}, by its size", err=True)
+            with unmetered():
+                complain(f"{raw}: its layout is {told}, by its size")
         return found
+
+
+def beside_options(function: Any) -> Any:
+    """Adds the options that make a Beside."""
+    function = click.option(
+        "--layout",
+        type=click.Choice(["auto", *formats.LAYOUTS]),
+        default="auto",
+        show_default=True,
+        help="How the file of --raw is laid out; auto tells by its size.",
+    )(function)
+    function = click.option(
+        "--raw",
+        metavar="RAW",
+        shell_complete=file_names,
+        help="Show the places of the entries of an e820 map or /proc/iomem in RAW, which is the raw"
+        " memory of that guest.",
+    )(function)
+    return click.option(
+        "--host",
+        "hosts",
+        multiple=True,
+        metavar="FILE",
+        shell_complete=file_names,
+        help="What is behind the host addresses: /proc/PID/maps or smaps of the VMM, or QEMU's info"
+        " ramblock. Repeatable.",
+    )(function)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import click
+
+from memslots.cli.output import show
 
 SAMPLE = "qemu-q35-ovmf"
 
@@ -67,7 +72,7 @@ Next:
 """
 
 
-def tour(run: Callable[[Sequence[str]], int], write: Callable[[str], None], wait: Any) -> None:
+def tour(run: Callable[[Sequence[str]], object], write: Callable[[str], None], wait: Any) -> None:
     """Shows each step: `run` runs a command, `write` prints, `wait` is called between steps."""
     namespace: dict[str, Any] = {"__name__": "__main__"}
     for number, step in enumerate(STEPS, start=1):
@@ -89,3 +94,19 @@ def _execute(statement: str, namespace: dict[str, Any], write: Callable[[str], N
         exec(compile(statement, "<demo>", "single"), namespace)  # noqa: S102 (a statement of STEPS)
     except Exception as error:  # noqa: BLE001 (shown, as an interactive Python does)
         write(f"{type(error).__name__}: {error}\n")
+
+
+@click.command("demo")
+def command() -> int:
+    """Show in half a minute what memslots does, on a trace that ships with it.
+
+    In a terminal it waits for a key after each step.
+    """
+    group = click.get_current_context().find_root().command
+
+    def run(arguments: Sequence[str]) -> None:
+        group.main(list(arguments), prog_name="memslots", standalone_mode=False)
+
+    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    tour(run, show, click.pause if interactive else lambda: None)
+    return 0

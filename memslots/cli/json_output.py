@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from memslots import PAGE_SHIFT, MapDiff, Plan, Slot, __version__
 from memslots.bench import Report as BenchReport
 from memslots.bench import RivalsResult, Row, Timing
-from memslots.cli.lookup import Answer, look_up
-from memslots.cli.watch import SpaceChange
 from memslots.maps import Map
 from memslots.maps.changes import Part
 from memslots.maps.documents import document
@@ -28,6 +26,10 @@ from memslots.replay.live import Live
 from memslots.traces import RegionCall, TraceError
 from memslots.traces.gaps import Gap
 from memslots.traces.samples import SAMPLES
+
+if TYPE_CHECKING:
+    from memslots.cli.lookup import Answer
+    from memslots.cli.watch import SpaceChange
 
 Document = dict[str, Any]
 
@@ -252,8 +254,8 @@ def _bytes(start: int, end: int) -> Document:
     return {"guest_phys_addr": hex(start), "memory_size": end - start}
 
 
-def lookup(report: Report, gpas: Sequence[int]) -> Document:
-    """Returns the answers of all VMs and address spaces, address by address."""
+def lookup(report: Report, answers: Sequence[Sequence[Answer]]) -> Document:
+    """Returns the answers of each VM."""
     return {
         "memslots": __version__,
         "file": report.name,
@@ -261,9 +263,8 @@ def lookup(report: Report, gpas: Sequence[int]) -> Document:
         "lost": report.counts.lost_total,
         "answers": [
             _answer(vm, answer)
-            for vm in report.vms
-            for gpa in gpas
-            for answer in look_up(vm.memslots, gpa)
+            for vm, of_vm in zip(report.vms, answers, strict=True)
+            for answer in of_vm
         ],
     }
 

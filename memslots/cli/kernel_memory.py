@@ -6,10 +6,14 @@ A trace may ask for slots of many terabytes, which would exhaust the machine's m
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import click
+
 from memslots import PAGE_SHIFT, Change, Slot
+from memslots.cli.progress import unmetered
 from memslots.replay.live import LiveVM
 
 #: Most bytes that a page of a slot may cost. Linux 6.18 took 5.4 to 6.8 bytes with shadow page
@@ -145,3 +149,27 @@ def size(count: int) -> str:
             return f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} PiB"
+
+
+def kvm_maker(force: bool) -> Callable[[], LiveVM]:
+    """Returns a function that makes a VM of this machine's kernel.
+
+    Makes one VM now, and raises KvmError if that fails. Unless `force`, a VM asks the user before
+    it takes much of the kernel's memory.
+    """
+    from memslots.kvm import KvmVM  # needs Linux; nothing else here does
+
+    KvmVM().close()
+    if force:
+        return KvmVM
+    allowance = Allowance(available(), _ask_for_memory)
+    return lambda: AllowedVM(KvmVM(), allowance)
+
+
+def _ask_for_memory(wanted: int, free: int) -> bool:
+    """Asks the user whether to go on. Returns False without asking if there is no terminal."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    takes = f"The slots would take about {size(wanted)} of this kernel's memory"
+    with unmetered():
+        return click.confirm(f"{takes}, of which {size(free)} is available. Go on?", err=True)

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from memslots import MemoryMap, MemslotError
+from memslots.cli.output import complain
+from memslots.cli.progress import Meter, metered
 from memslots.maps import Map, read
 from memslots.maps.entries import machines
 from memslots.maps.reading import recognised
@@ -42,12 +44,23 @@ class Maps:
         return self.spaces.get(as_id) or MemoryMap(as_id=as_id)
 
 
-def read_maps(name: str, vm: int) -> Maps:
+def two_maps(first: str, second: str, vm: int) -> tuple[Maps, Maps] | None:
+    """Returns the maps that the arguments name, or prints an error and returns None."""
+    try:
+        with metered("") as meter:
+            return read_maps(first, vm, meter), read_maps(second, vm, meter)
+    except TraceError as error:
+        complain(error)
+        return None
+
+
+def read_maps(name: str, vm: int, meter: Meter) -> Maps:
     """Returns the maps that `name` names. `vm` is the number of the trace's VM, from 1.
 
     Raises TraceError if the file cannot be read or is no map.
     """
     path, until = _split(name)
+    meter.doing(f"reading {name}")
     sample = path.removeprefix("sample:") if path.startswith("sample:") else None
     if sample is not None and sample not in SAMPLES:
         raise TraceError(name, f"there is no such sample; the samples are {', '.join(SAMPLES)}")
@@ -64,7 +77,8 @@ def read_maps(name: str, vm: int) -> Maps:
         if stream is not None:
             stream.seek(0)
         with open_trace(path, "auto", stream) as trace:
-            report = replay(trace, until=until)
+            trace.source.watch = meter.reading
+            report = replay(trace, meter.replaying, until=until)
     else:
         with SAMPLES[sample].open() as sampled, open_trace(path, "auto", sampled) as trace:
             report = replay(trace, until=until)

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import errno
 import io
+import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
+
+from memslots.cli import text_output
+from memslots.cli.output import complain, show
+from memslots.cli.replaying import replay_input
 from memslots.traces import LostCall, RegionCall, TraceError, open_trace
 
 if TYPE_CHECKING:
@@ -83,3 +90,57 @@ class _Growing(io.FileIO):
             if (count := super().readinto(buffer)) or ended:
                 return count or 0
             time.sleep(_PAUSE)
+
+
+@click.command("record", context_settings={"ignore_unknown_options": True})
+@click.argument("words", metavar="-- COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.option(
+    "-o",
+    "--output",
+    default="memslots.strace",
+    show_default=True,
+    metavar="FILE",
+    type=click.Path(dir_okay=False, writable=True),
+    help="The file for the trace; an existing file is replaced.",
+)
+@click.option(
+    "--live/--no-live",
+    default=None,
+    help="Show each call on standard error as it comes. [default: if that is a terminal]",
+)
+def command(words: tuple[str, ...], output: str, live: bool | None) -> int:
+    """Run a VMM under strace, and replay its memslot calls.
+
+    COMMAND runs unchanged, on this terminal. The trace stays in FILE, for replay and the others.
+
+    Exit status: that of replay; 2 if strace or COMMAND cannot be run, or no call was recorded.
+    """
+    strace = shutil.which("strace")
+    if strace is None:
+        complain("record needs strace, which is not installed (apt install strace)")
+        return 2
+    if shutil.which(words[0]) is None:
+        complain(f"record: there is no command {words[0]!r}")
+        return 2
+    terminal = sys.stderr.isatty()
+    end = "\r\n" if terminal else "\n"  # a VMM may have the terminal raw
+
+    def show_call(call: RegionCall | LostCall) -> None:
+        click.echo(text_output.live_call(call) + end, nl=False, err=True)
+
+    try:
+        status = record(
+            strace, words, output, show_call if live or (live is None and terminal) else None
+        )
+    except OSError as error:
+        complain(f"{error.filename or output}: {error.strerror}")
+        return 2
+    if status:
+        complain(f"{words[0]} ended with status {status}")
+    try:
+        report = replay_input(output, "strace")
+    except TraceError as error:
+        complain(error)
+        return 2
+    show(text_output.replay(report))
+    return 0 if report.agree else 1

@@ -7,79 +7,20 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
-
 from memslots.cli.kernel_memory import KernelMemoryError
+from memslots.cli.progress import metered
 from memslots.maps.reading import recognised
 from memslots.replay import Report, replay
 from memslots.replay.live import LiveVM
 from memslots.traces import Format, Trace, TraceError, open_trace
 from memslots.traces.samples import SAMPLES
-from memslots.traces.source import Source
 from memslots.traces.threads import merged
 
 #: The name of a file, or the names of the files of one trace.
 Input = str | list[str]
-#: An input of at least this many stored bytes gets a progress bar.
-LONG_INPUT = 4 << 20
-
-
-class Meter:
-    """A progress bar for long inputs, shown if standard error is a terminal."""
-
-    def __init__(self) -> None:
-        self._console = Console(stderr=True)
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
-
-    def reading(self, source: Source) -> None:
-        """Shows how far `source` was read."""
-        if not self._console.is_terminal or (source.size or source.position) < LONG_INPUT:
-            return
-        if self._progress is None or self._task is None:
-            self._progress = Progress(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
-                DownloadColumn(binary_units=True),
-                TimeRemainingColumn(),
-                console=self._console,
-                transient=True,
-            )
-            self._progress.start()
-            self._task = self._progress.add_task(f"reading {source.name}", total=source.size)
-        self._progress.update(self._task, completed=source.position)
-
-    def replaying(self, done: int, calls: int) -> None:
-        """Shows that `done` of `calls` were replayed."""
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, description=f"replaying call {done} of {calls}")
-
-    def stop(self) -> None:
-        """Removes the bar."""
-        if self._progress is not None:
-            self._progress.stop()
-        self._progress = self._task = None
-
-
-@contextmanager
-def _metered(trace: Trace) -> Iterator[Meter]:
-    meter = Meter()
-    trace.source.watch = meter.reading
-    try:
-        yield meter
-    finally:
-        meter.stop()
 
 
 def replay_input(
@@ -89,7 +30,7 @@ def replay_input(
     live: Callable[[], LiveVM] | None = None,
     history: bool = False,
 ) -> Report:
-    """Replays an input, or the sample named `path`. Shows a progress bar if it is long."""
+    """Replays an input, or the sample named `path`. Shows a progress bar if that takes long."""
     with ExitStack() as opened:
         if sample:
             assert isinstance(path, str)
@@ -97,7 +38,8 @@ def replay_input(
             trace = opened.enter_context(open_trace(path, "auto", stream))
         else:
             trace = opened.enter_context(_opened(path, format))
-        meter = opened.enter_context(_metered(trace))
+        meter = opened.enter_context(metered(f"reading {trace.name}"))
+        trace.source.watch = meter.reading
         try:
             return replay(trace, meter.replaying, live, history=history)
         except KernelMemoryError as error:

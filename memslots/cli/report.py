@@ -1,36 +1,53 @@
-"""A replay as one HTML file: slots over the calls of a trace, gaps, disagreements and times.
+"""`memslots report`: a replay as one HTML file.
+
+It draws the slots over the calls of a trace, and lists gaps, disagreements and times.
 
 The page computes the difference between two moments itself, from the spans: there are too many
-pairs of moments to compute here.
+pairs of moments to compute here. Plans come from moments.py.
 """
 
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
+
+import click
 
 from memslots import Change, Slot
 from memslots.cli import json_output
+from memslots.cli.moments import plans_document, rearrangements
+from memslots.cli.options import file_names, format_option, sample_option
+from memslots.cli.output import complain
+from memslots.cli.progress import metered
+from memslots.cli.replaying import replay_input
 from memslots.read.table import flag_names
 from memslots.replay import Report, VmReport, errno_name
+from memslots.traces import Format, TraceError
+from memslots.traces.threads import grouped
 from memslots.values.records import size_text
 
 _MOST_CHURN = 20
 
 
-def html(reports: list[Report]) -> str:
-    """Returns one HTML page of all reports. The page needs no other file and no network."""
+def html(reports: list[Report], arguments: list[str | None]) -> str:
+    """Returns one HTML page of all reports. The page needs no other file and no network.
+
+    `arguments` has for each report how `memslots plan` names its trace in a shell, or None.
+    """
     page = files("memslots.cli").joinpath("report.html").read_text(encoding="utf-8")
     document = {
         "name": ", ".join(report.name for report in reports),
         "summary": _summary(reports),
         "files": [report.name for report in reports],
+        "arguments": arguments,
         "vms": [
-            {"file": number, **vm_document(vm)}
+            {"file": number, "number": which, **vm_document(vm)}
             for number, report in enumerate(reports)
-            for vm in report.vms
+            for which, vm in enumerate(report.vms, 1)
         ],
     }
     # A "</script>" in a name must not end the script.
@@ -87,6 +104,9 @@ def vm_document(vm: VmReport) -> dict[str, Any]:
         for each in vm.disagreements
     ]
     spans = _spans(vm)
+    rearranged = rearrangements(
+        (moments[gap.opened_line], moments[gap.closed_line]) for gap in vm.gaps
+    )
     times = None
     if vm.costs is not None:
         times = json_output.costs(vm.costs)
@@ -115,6 +135,8 @@ def vm_document(vm: VmReport) -> dict[str, Any]:
         "costs": times,
         "spans": spans,
         "gaps": gaps,
+        "rearranged": rearranged,
+        "plans": plans_document(vm, rearranged),
         "disagreements": disagreements,
         "churn": _churn(spans),
     }
@@ -166,3 +188,47 @@ def _churn(spans: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for key, count in counts.most_common(_MOST_CHURN)
         if count > 1
     ]
+
+
+@click.command("report")
+@click.argument("files", metavar="[FILE]...", nargs=-1, shell_complete=file_names)
+@sample_option
+@format_option
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    metavar="HTML",
+    type=click.Path(dir_okay=False, writable=True),
+    help="The file to write; an existing file is replaced.",
+)
+def command(files: tuple[str, ...], sample: str | None, format: Format, output: str) -> int:
+    """Draw the replays of all FILEs as one HTML page, which needs no network and no other file.
+
+    Guest addresses over the calls of the trace: a bar for each slot, gaps marked, with the lines.
+    The page shows the difference between any two moments, and a plan from one to the other. It
+    shows the time that calls took in the kernel (strace -T). It lists gaps and the rearrangements
+    that made them, disagreements and what changed most.
+
+    Exit status: that of replay.
+    """
+    if bool(files) == (sample is not None):
+        raise click.UsageError("name either FILEs or one --sample")
+    reports: list[Report] = []
+    arguments: list[str | None] = []
+    for group in grouped(files) if files else [[sample or ""]]:
+        try:
+            path = group[0] if len(group) == 1 else group
+            reports.append(replay_input(path, format, sample is not None, history=True))
+            name = path if isinstance(path, str) and path != "-" else None
+            arguments.append(f"sample:{sample}" if sample else name and shlex.quote(name))
+        except TraceError as error:
+            complain(error)
+            return 2
+    try:
+        with metered(f"writing {output}"):
+            Path(output).write_text(html(reports, arguments), encoding="utf-8")
+    except OSError as error:
+        complain(f"{output}: {error.strerror}")
+        return 2
+    return 0 if all(report.agree for report in reports) else 1

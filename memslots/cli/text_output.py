@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.padding import Padding
@@ -21,8 +22,6 @@ from memslots import PAGE_SHIFT, MapDiff, Plan, __version__
 from memslots.bench import CASES, TESTS, RivalsResult, Row
 from memslots.bench import Report as BenchReport
 from memslots.cli.json_output import BENCH_LIMITS
-from memslots.cli.lookup import look_up
-from memslots.cli.watch import SpaceChange
 from memslots.maps import Map, write
 from memslots.maps.changes import Part, Run
 from memslots.maps.entries import machines
@@ -34,6 +33,10 @@ from memslots.replay.live import Live, number_of, slot_name
 from memslots.traces import Counts, LostCall, RegionCall
 from memslots.traces.samples import SAMPLES
 from memslots.values.records import size_text
+
+if TYPE_CHECKING:
+    from memslots.cli.lookup import Answer
+    from memslots.cli.watch import SpaceChange
 
 #: Number of gaps listed; --json lists all.
 GAPS_SHOWN = 20
@@ -359,24 +362,23 @@ def _part_text(part: Part) -> str:
     return f"{part.kind} {part.name}{place}"
 
 
-def lookup(report: Report, gpas: Sequence[int]) -> str:
+def lookup(report: Report, answers: Sequence[Sequence[Answer]]) -> str:
     """Returns a table of answers for each VM."""
     page = _Page()
-    for number, vm in enumerate(report.vms):
+    for number, (vm, of_vm) in enumerate(zip(report.vms, answers, strict=True)):
         if number:
             page.line()
         if len(report.vms) > 1:
             page.line(f"VM {number + 1} of {len(report.vms)}: {vm.name}", "bold")
         table = _table("gpa", "space", "slot", "hva", "rule", right=("gpa", "space", "slot", "hva"))
-        for gpa in gpas:
-            for answer in look_up(vm.memslots, gpa):
-                table.add_row(
-                    hex(gpa),
-                    str(answer.as_id),
-                    "-" if answer.slot is None else str(answer.slot.id),
-                    "-" if answer.hva is None else hex(answer.hva),
-                    answer.rule,
-                )
+        for answer in of_vm:
+            table.add_row(
+                hex(answer.gpa),
+                str(answer.as_id),
+                "-" if answer.slot is None else str(answer.slot.id),
+                "-" if answer.hva is None else hex(answer.hva),
+                answer.rule,
+            )
         page.table(table, 0)
     return page.text()
 

@@ -6,6 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+import click
+
+from memslots.cli import json_output, text_output
+from memslots.cli.options import file_names, kind_option, read_kinds
+from memslots.cli.output import complain, show_line
 from memslots.cli.qmp import Qmp, QmpClosedError, QmpError
 from memslots.errors import InvalidRegionError
 from memslots.maps import Entry, Map
@@ -91,3 +96,50 @@ def _ask(qmp: Qmp, kinds: Sequence[str]) -> list[Map]:
 
 def _now() -> datetime:
     return datetime.now().astimezone()
+
+
+@click.command("watch")
+@click.option(
+    "--qmp",
+    "path",
+    required=True,
+    metavar="SOCKET",
+    help="QEMU's QMP socket.",
+    shell_complete=file_names,
+)
+@click.option(
+    "--interval",
+    default=1.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait before the next look.",
+)
+@click.option("--once", is_flag=True, help="Show the map, and end.")
+@kind_option
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON document a line: map, changes.")
+def command(path: str, interval: float, once: bool, kinds: str, as_json: bool) -> int:
+    """Watch the memory of a running QEMU: show its map, and then what changes.
+
+    QEMU needs a socket for it: -qmp unix:SOCKET,server=on,wait=off
+
+    Exit status: 0 if QEMU shut down, or with --once; 2 if SOCKET cannot be used or QEMU is gone
+    without a word.
+    """
+    if not 0.01 <= interval <= 86400:
+        raise click.UsageError(f"--interval {interval:g}: it is from 0.01 to 86400 seconds.")
+    wanted = read_kinds(kinds)
+    as_text = json_output if as_json else text_output
+    try:
+        reason = watch(
+            path,
+            wanted,
+            None if once else interval,
+            lambda when, maps: show_line(as_text.watched_map(path, when, maps)),
+            lambda when, spaces: show_line(as_text.watched_change(when, spaces)),
+        )
+    except QmpError as error:
+        complain(f"{path}: {error}")
+        return 2
+    if reason is not None:
+        complain(f"{path}: QEMU shut down: {reason}")
+    return 0

@@ -71,7 +71,7 @@ For memslots alone:
                update_stage_get update_stage update_carry update_carry_marks update_unstage
                update_displaces update_abandon_get update_abandon_begin update_abandon_end
                update_abandon_drop update_discard update_must_invalidate update_leftover
-  guarded      guarded_read
+  guarded      guarded_probe guarded_read guarded_write
   access       access span access_kind ACCESS_READ ACCESS_WRITE ACCESS_RESTORE ACCESS_ALL ACCESS_BAD
                access_result ACCESS_NO_MEMORY access_free access_init access_mark access_meets
                access_probe access_read access_write access_fill access_load access_store

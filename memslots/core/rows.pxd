@@ -39,8 +39,8 @@ cdef void rows_add(rows *r, const index_row *row) noexcept nogil
 # order. If a row is cut, its first part keeps the id and the others get INDEX_ANY_ID. O(n + m).
 cdef void rows_cut(rows *r, const index *a, const index *b, bint keep_common) noexcept nogil
 # Adds the rows of `a`, neighbours joined. Neighbours are joined if they are contiguous in guest and
-# in host memory, have the same flags and have at most `most` pages together. A joined row has the
-# first id without INDEX_ANY_ID. O(n).
+# in host memory, have the same flags (GUEST_MEMFD is none of them) and have at most `most` pages
+# together. A joined row has the first id without INDEX_ANY_ID. O(n).
 cdef void rows_join(rows *r, const index *a, uint32_t most) noexcept nogil
 # Sets INDEX_ANY_ID on each row whose id a row of `other` without INDEX_ANY_ID has. Returns -1 if
 # there is no memory, else 0. O(n + m).

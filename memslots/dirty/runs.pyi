@@ -16,8 +16,10 @@ def take_logs(vm: Reader, logs: list[object]) -> None:
 def take_runs(vm: Reader, logs: list[object]) -> list[DirtyRun]:
     """Returns the runs of all slots' dirty logs. Takes the marks and stores them in `logs`."""
 
-def copy_pages(logs: list[object], places: dict[Slot, list[tuple[int, int, int]]]) -> int:
-    """Copies the marked pages from copies of the memory. Returns their number."""
+def copy_pages(
+    logs: list[object], places: dict[Slot, list[tuple[int, int, int, bool]]], guarded: bool
+) -> int:
+    """Copies the marked pages from copies of the memory. Returns their number. NotMappedError."""
 
 def return_logs(vm: Reader, logs: list[object]) -> None:
     """Marks again the pages that take_runs stored in `logs`."""

@@ -7,11 +7,14 @@ from cpython.bytearray cimport PyByteArray_AS_STRING
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
+from memslots.core.dirtylog cimport dirty_words
 from memslots.core.endian cimport endian_le64
+from memslots.core.guarded cimport guarded_probe, guarded_write
 from memslots.core.units cimport PAGE_SHIFT, PAGE_SIZE, gfn_t, hva_t
 from memslots.dirty.logs cimport return_log
 from memslots.read.reader cimport Reader
 
+from memslots.errors import gone
 from memslots.values.records import Flags
 
 cdef enum:
@@ -130,6 +133,10 @@ def take_logs(vm, list logs not None):
             taken.slot = slot
             logs.append(taken)
             taken.log = vm.get_dirty_log(slot.id, as_id)
+            # A subclass of Memslots may have a get_dirty_log of its own.
+            if <uint64_t>len(taken.log) != 8 * dirty_words(slot.npages):
+                wrong, taken.log = taken.log, None
+                raise ValueError(f"get_dirty_log returned {len(wrong)} bytes for {slot}")
             if manual:
                 vm.clear_dirty_log(slot.id, 0, slot.npages, taken.log, as_id)
 
@@ -143,6 +150,17 @@ def take_runs(vm, list logs not None):
     return runs_of(logs)
 
 
+cdef Py_ssize_t next_marked(const char *log, Py_ssize_t page, Py_ssize_t end) noexcept nogil:
+    """Returns the first marked page in [page, end), or a number not below `end`."""
+    cdef uint64_t rest
+    while page < end:
+        rest = word_of(log, page >> 6) >> (page & 63)
+        if rest != 0:
+            return page + trailing_zeros(rest)
+        page = (page | 63) + 1
+    return page
+
+
 cdef Py_ssize_t copy_marked(
     const char *log, Py_ssize_t page, Py_ssize_t end, hva_t to, hva_t from_, Py_ssize_t most,
     Py_ssize_t *copied,
@@ -151,28 +169,51 @@ cdef Py_ssize_t copy_marked(
 
     `to` and `from_` are the addresses of page 0. Returns the page to go on at.
     """
-    cdef uint64_t rest
     cdef uint64_t offset
-    while page < end and most > 0:
-        rest = word_of(log, page >> 6) >> (page & 63)
-        if rest == 0:
-            page = (page | 63) + 1
-            continue
-        page += trailing_zeros(rest)
-        if page < end:
-            offset = <uint64_t>page << PAGE_SHIFT
-            memcpy(<void *>(to + offset), <const void *>(from_ + offset), PAGE_SIZE)
-            copied[0] += 1
-            most -= 1
+    while most > 0:
+        page = next_marked(log, page, end)
+        if page >= end:
+            break
+        offset = <uint64_t>page << PAGE_SHIFT
+        memcpy(<void *>(to + offset), <const void *>(from_ + offset), PAGE_SIZE)
+        copied[0] += 1
+        most -= 1
         page += 1
     return page
 
 
-def copy_pages(list logs not None, dict places not None):
+cdef Py_ssize_t copy_guarded(
+    const char *log, Py_ssize_t page, Py_ssize_t end, hva_t to, hva_t from_, bint looking,
+    Py_ssize_t *copied,
+) noexcept nogil:
+    """Copies the marked pages in [page, end) to memory that may go away, or only looks at it.
+
+    Returns the first marked page that is gone, or a number not below `end`.
+    """
+    cdef uint64_t offset
+    cdef uint64_t done
+    while True:
+        page = next_marked(log, page, end)
+        if page >= end:
+            return page
+        offset = <uint64_t>page << PAGE_SHIFT
+        if looking:
+            done = guarded_probe(to + offset, PAGE_SIZE)
+        else:
+            done = guarded_write(to + offset, <const void *>(from_ + offset), PAGE_SIZE)
+            copied[0] += 1
+        if done < PAGE_SIZE:
+            return page
+        page += 1
+
+
+def copy_pages(list logs not None, dict places not None, bint guarded):
     """Copies the pages that are marked in `logs`, from copies of the memory. Returns their number.
 
-    `places` has for each slot, in order, its parts: the number of pages, the address, and the
-    address of the copy. Pages of other slots stay as they are.
+    `places` has for each slot, in order, its parts: the number of pages, the address, the address
+    of the copy, and whether the memory may go away. Pages of other slots stay as they are.
+    `guarded`: some memory may go away. NotMappedError: it has. Nothing was copied, unless it went
+    during the call.
     """
     cdef TakenLog taken
     cdef Py_ssize_t first
@@ -183,18 +224,27 @@ def copy_pages(list logs not None, dict places not None):
     cdef hva_t to
     cdef hva_t from_
     cdef tuple part
-    for taken in logs:
-        log = PyByteArray_AS_STRING(taken.log)
-        first = 0
-        for part in <list>places.get(taken.slot, NOWHERE):
-            end = first + <Py_ssize_t>part[0]
-            to = <hva_t>part[1] - (<hva_t>first << PAGE_SHIFT)
-            from_ = <hva_t>part[2] - (<hva_t>first << PAGE_SHIFT)
-            page = copy_marked(log, first, end, to, from_, FEW, &copied)
-            if page < end:
-                with nogil:
-                    copy_marked(log, page, end, to, from_, end, &copied)
-            first = end
+    cdef bint looking
+    for looking in [True, False] if guarded else [False]:
+        for taken in logs:
+            log = PyByteArray_AS_STRING(taken.log)
+            first = 0
+            for part in <list>places.get(taken.slot, NOWHERE):
+                end = first + <Py_ssize_t>part[0]
+                to = <hva_t>part[1] - (<hva_t>first << PAGE_SHIFT)
+                from_ = <hva_t>part[2] - (<hva_t>first << PAGE_SHIFT)
+                page = first
+                if part[3]:
+                    with nogil:
+                        page = copy_guarded(log, page, end, to, from_, looking, &copied)
+                    if page < end:
+                        raise gone(taken.slot.guest_phys_addr + (page << PAGE_SHIFT), taken.slot)
+                elif not looking:
+                    page = copy_marked(log, page, end, to, from_, FEW, &copied)
+                    if page < end:
+                        with nogil:
+                            copy_marked(log, page, end, to, from_, end, &copied)
+                first = end
     return copied
 
 

@@ -156,6 +156,10 @@ class KvmVcpu:
             Its `on_mmio` functions answer accesses: a MmioExit that one of them takes is not
             yielded. An exception of a function is raised here.
 
+        Yields
+        ------
+        Exit
+
         Raises
         ------
         KvmError
@@ -257,9 +261,10 @@ class KvmVcpu:
         if self._answer is None:
             raise ValueError("the guest is not reading anything")
         length = self._answer.stop - self._answer.start
-        if len(data) != length:
-            raise ValueError(f"the guest reads {length} bytes, not {len(data)}")
-        self._shared()[self._answer] = bytes(data)
+        content = memoryview(data).tobytes()
+        if len(content) != length:
+            raise ValueError(f"the guest reads {length} bytes, not {len(content)}")
+        self._shared()[self._answer] = content
 
     def _shared(self) -> mmap.mmap:
         run = self._run

@@ -178,11 +178,16 @@ class KvmVM:
     # Capabilities and limits
 
     def check_extension(self, cap: SupportsIndex) -> int:
-        """Returns the answer of this VM to KVM_CHECK_EXTENSION: 0 if it lacks the capability.
+        """Returns the answer of this VM to KVM_CHECK_EXTENSION.
 
         Parameters
         ----------
         cap : int or Cap
+
+        Returns
+        -------
+        int
+            0 if the VM lacks the capability.
         """
         number = field(cap, "cap", 32)
         return self._fd.ioctl("KVM_CHECK_EXTENSION", ioctls.CHECK_EXTENSION, number)
@@ -294,6 +299,10 @@ class KvmVM:
         guest_memfd_offset : int
             The offset of the slot's first page in the file, in bytes.
 
+        Returns
+        -------
+        Change
+
         Raises
         ------
         InvalidRegionError, OverlapError, NoSuchSlotError, KvmError
@@ -309,7 +318,7 @@ class KvmVM:
             memfd = _NO_DESCRIPTOR
             if isinstance(guest_memfd, GuestMemfd):
                 memfd = guest_memfd.fileno()
-            elif guest_memfd is not None and guest_memfd != -1:
+            elif not (guest_memfd is None or (isinstance(guest_memfd, int) and guest_memfd == -1)):
                 memfd = field(guest_memfd, "guest_memfd", 32)
             offset = field(guest_memfd_offset, "guest_memfd_offset", 64)
             return self._set_private(call, memfd, offset)

@@ -38,7 +38,7 @@ class Entry(NamedTuple):
     """The slot's id, if the entry is a slot."""
     flags: int = 0
     backing: str = ""
-    """The memory at the host address, if known: a file, a memfd, or anonymous memory."""
+    """The memory at the host address, if known. A file, a memfd, or anonymous memory."""
 
     @property
     def end(self) -> int:
@@ -58,7 +58,7 @@ class Map:
     """The map's name in the input, if the input has several maps."""
     as_id: int = 0
     format: str = ""
-    """The format of the input: a name of memslots.maps.FORMATS."""
+    """The format of the input, a name of memslots.maps.FORMATS."""
     _starts: list[int] = field(default_factory=list, repr=False, compare=False)
 
     def __post_init__(self) -> None:

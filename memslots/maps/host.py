@@ -38,6 +38,11 @@ def beside(
     stream : binary file, optional
         A stream to read instead of the file; `path` is then its name.
 
+    Returns
+    -------
+    list of Map
+        As many as were given, in their order.
+
     Raises
     ------
     TraceError

@@ -61,6 +61,10 @@ def in_raw(map: Map, size: int, layout: str = "auto") -> Map:
         A name of LAYOUTS; "auto" is `raw_layout`. As "padded" a file may be shorter than the map:
         entries that are not in it get no offset.
 
+    Returns
+    -------
+    Map
+
     Raises
     ------
     ValueError

@@ -149,6 +149,10 @@ def write(maps: Sequence[Map] | Map, format: str) -> str:
     format : str
         A name of memslots.maps.WRITERS.
 
+    Returns
+    -------
+    str
+
     Raises
     ------
     ValueError

@@ -71,3 +71,6 @@ class Backing:
 
 def address_of(view: ReadableBuffer) -> int:
     """Returns the host address of a buffer's first byte."""
+
+def may_go_away(backing: Backing) -> bool:
+    """Returns whether pages of the memory may go away, or may never come."""

@@ -17,7 +17,7 @@ from posix.stat cimport fstat, struct_stat
 from posix.unistd cimport close
 
 from memslots.core.units cimport PAGE_OFFSET_MASK, page_aligned
-from memslots.values.integers cimport u64
+from memslots.values.integers cimport field_of, u64
 
 cdef enum:
     HUGE_PAGE = 2 << 20  # of x86, and of arm64 with 4 KiB pages
@@ -28,7 +28,7 @@ cdef enum:
 
 
 cdef uint64_t whole_pages(object value, str name) except? 0:
-    cdef uint64_t size = u64(value, name)
+    cdef uint64_t size = field_of(value, name, 63)
     if size == 0 or not page_aligned(size):
         raise ValueError(f"{name} must be a multiple of 4096 above 0, not {size:#x}")
     return size
@@ -50,19 +50,19 @@ cdef class Backing:
     ----------
     buffer : C-contiguous buffer
 
-    Raises
-    ------
-    ValueError
-        The buffer is empty, or its address or length is not a multiple of 4096.
-    TypeError
-        The argument is not a buffer.
-
     Attributes
     ----------
     kind : str
         "anonymous", "memfd", "file" or "buffer".
     huge_pages : str or None
         "hugetlb": it consists of huge pages. "transparent": the kernel was asked for them.
+
+    Raises
+    ------
+    ValueError
+        The buffer is empty, or its address or length is not a multiple of 4096.
+    TypeError
+        The argument is not a buffer.
     """
 
     def __cinit__(self, buffer):
@@ -103,6 +103,10 @@ cdef class Backing:
             Whether to use huge pages. They come from the pool (hugetlb) if it has enough and `size`
             is a multiple of their size. Otherwise the kernel is asked for transparent ones. The
             attribute `huge_pages` says which it was.
+
+        Returns
+        -------
+        Backing
 
         Raises
         ------
@@ -149,6 +153,10 @@ cdef class Backing:
         huge_pages : bool
             As in `anonymous`; never transparent.
 
+        Returns
+        -------
+        Backing
+
         Raises
         ------
         ValueError, OSError
@@ -175,6 +183,10 @@ cdef class Backing:
         readonly : bool
             Whether the memory cannot be written. Its slots must be READONLY then.
 
+        Returns
+        -------
+        Backing
+
         Raises
         ------
         ValueError
@@ -195,7 +207,7 @@ cdef class Backing:
             raise ValueError(f"offset {begin:#x} is not a multiple of the page size, 4096")
         mode = os.O_RDWR if shared and not readonly else os.O_RDONLY
         # O_NONBLOCK: if the path is a pipe, do not wait for its writer.
-        fd = os.open(path, mode | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = os.open(os.fspath(path), mode | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
@@ -363,3 +375,8 @@ def address_of(view):
     cdef hva_t address = <hva_t>memory.buf
     PyBuffer_Release(&memory)
     return address
+
+
+def may_go_away(Backing backing not None):
+    """Returns whether pages of the memory may go away, or may never come."""
+    return backing.may_fault

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from memslots.dirty.runs import copy_pages, take_logs
 from memslots.errors import InvalidRegionError
 from memslots.memory.absent import pages_there
-from memslots.memory.backing import Backing, address_of
+from memslots.memory.backing import Backing, address_of, may_go_away
 from memslots.memory.marks import return_marks, without_changes
 from memslots.values.integers import PAGE_SHIFT, PAGE_SIZE
 from memslots.values.records import Flags, Slot
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from memslots.memory.guestmemory import GuestMemory
 
 _STEP = 1 << 16  # bytes compared at a time
+_READ = 1 << 20  # bytes copied at a time from memory that may go away
 _memcmp = ctypes.CDLL(None).memcmp
 _memcmp.argtypes = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t
 
@@ -32,6 +33,16 @@ class _Piece(NamedTuple):
     memory: memoryview
     copy: memoryview
     copy_hva: int
+    #: If the memory may go away: where guest accesses, which survive that, find it. Else None.
+    guarded: tuple[GuestMemory, int] | None
+
+    def put_back(self, start: int, end: int) -> None:
+        """Copies [start, end) of the copy to the memory. NotMappedError."""
+        if self.guarded is None:
+            self.memory[start:end] = self.copy[start:end]
+        else:
+            there, gpa = self.guarded
+            there.write(gpa + start, self.copy[start:end])
 
 
 class Checkpoint:
@@ -49,16 +60,16 @@ class Checkpoint:
         self._by_log = False
         self._pieces: list[_Piece] = []
         self._of_files: list[tuple[GuestMemory, Slot]] = []
-        # For each slot its parts: the number of pages, the address, the address of the copy.
-        self._places: dict[Slot, list[tuple[int, int, int]]] = {}
+        # For each slot its parts, as copy_pages takes them.
+        self._places: dict[Slot, list[tuple[int, int, int, bool]]] = {}
 
         logs: list[object] = []
-        views: list[tuple[Slot, memoryview]] = []
+        views: list[tuple[GuestMemory, Slot, memoryview]] = []
 
         def begin() -> None:
             self._slots = [list(vm.address_space(as_id)) for as_id in range(vm.address_spaces)]
             self._generations = [vm.address_space(k).generation for k in range(vm.address_spaces)]
-            self._by_log = _all_log(self._slots) if by_log is None else by_log
+            self._by_log = _all_log(self._slots) if by_log is None else bool(by_log)
             if self._by_log and not _all_log(self._slots):
                 raise InvalidRegionError(
                     errno.EINVAL, "by_log needs a dirty log on every slot that can be written"
@@ -67,14 +78,14 @@ class Checkpoint:
                 take_logs(vm, logs)
             for there, slots in zip(spaces, self._slots, strict=True):
                 for slot in filter(_is_copied, slots):
-                    view = _view(there, slot)
-                    views.append((slot, view))
-                    if isinstance(view.obj, Backing) and view.obj.kind == "file":
+                    (view,) = there._restore_views(slot.guest_phys_addr, slot.memory_size)
+                    views.append((there, slot, view))
+                    if _backing(view).kind == "file":
                         self._of_files.append((there, slot))
+            self._copy_all(views)
 
         try:
             without_changes(vm, begin)
-            self._copy_all(views)
         except BaseException:
             return_marks(vm, logs)
             raise
@@ -89,25 +100,28 @@ class Checkpoint:
         """The number of bytes of host memory that the checkpoint covers."""
         return sum(len(piece.memory) for piece in self._pieces)
 
-    def _copy_all(self, views: list[tuple[Slot, memoryview]]) -> None:
+    def _copy_all(self, views: list[tuple[GuestMemory, Slot, memoryview]]) -> None:
         """Copies, once, all host memory that can be written through a slot."""
-        found = [(slot, address_of(view), view) for slot, view in views]
+        found = [(address_of(view), view, slot, there) for there, slot, view in views]
         end = 0
-        for _, hva, view in sorted(found, key=lambda each: (each[1], -len(each[2]))):
+        for hva, view, slot, there in sorted(found, key=lambda each: (each[0], -len(each[1]))):
             if hva + len(view) <= end:
                 continue  # a piece of another slot covers it
             skipped = max(0, end - hva)
-            rest = view[skipped:]
-            self._pieces.append(_copied(self._memory.backings, hva + skipped, rest))
+            self._pieces.append(
+                _copied(hva + skipped, view[skipped:], there, slot.guest_phys_addr + skipped)
+            )
             end = hva + len(view)
+        self._guarded = any(piece.guarded is not None for piece in self._pieces)
         starts = [piece.hva for piece in self._pieces]
-        for slot, hva, view in found:
+        for hva, view, slot, _ in found:
             parts = self._places[slot] = []
             at, end = hva, hva + len(view)
             while at < end:  # the memory of a slot may be in several pieces
                 piece = self._pieces[bisect_right(starts, at) - 1]
                 stop = min(end, piece.hva + len(piece.memory))
-                parts.append(((stop - at) >> PAGE_SHIFT, at, piece.copy_hva + at - piece.hva))
+                copy_at = piece.copy_hva + at - piece.hva
+                parts.append(((stop - at) >> PAGE_SHIFT, at, copy_at, piece.guarded is not None))
                 at = stop
 
     def restore(self) -> int:
@@ -126,7 +140,8 @@ class Checkpoint:
         InvalidRegionError
             The slots are not the same as at the checkpoint (ESTALE). Nothing has changed.
         NotMappedError
-            A slot's file is shorter than it was. Nothing has changed.
+            A slot's file is shorter than it was. Nothing has changed, unless the file was shortened
+            during the call.
         MemoryError
         """
         return self._restore_by_log() if self._by_log else self._restore_by_comparing()
@@ -147,7 +162,7 @@ class Checkpoint:
                 )
             self._generations[as_id] = space.generation
         for there, slot in self._of_files:
-            _view(there, slot)  # raises
+            there.views(slot.guest_phys_addr, 1)  # raises
 
     def _restore_by_log(self) -> int:
         vm = self._memory.vm
@@ -157,7 +172,7 @@ class Checkpoint:
             self._check()
             try:
                 take_logs(vm, logs)
-                return copy_pages(logs, self._places) << PAGE_SHIFT
+                return copy_pages(logs, self._places, self._guarded) << PAGE_SHIFT
             except BaseException:
                 return_marks(vm, logs)
                 raise
@@ -166,23 +181,30 @@ class Checkpoint:
 
     def _restore_by_comparing(self) -> int:
         vm = self._memory.vm
-        changed: list[tuple[int, int]] = []
+        changed: list[int] = []  # host addresses of pages
 
         def work() -> None:
             self._check()
-            for piece in self._pieces:
-                for start, end in _different(piece):
+            # Memory that may go away is compared before anything is written.
+            found = [
+                (piece, list(_different(piece)) if piece.guarded else _different(piece))
+                for piece in self._pieces
+            ]
+            for piece, pages in found:
+                for start in pages:
+                    hva = piece.hva + start
                     # The mark after the bytes is the one that counts. This one is there if a
                     # signal handler raises before the other is made.
-                    self._mark(start, end)
-                    at = slice(start - piece.hva, end - piece.hva)
-                    piece.memory[at] = piece.copy[at]
-                    changed.append((start, end))
+                    self._mark(hva, hva + PAGE_SIZE)
+                    changed.append(hva)
+                    piece.put_back(start, start + PAGE_SIZE)
 
-        without_changes(vm, work)
-        for start, end in changed:
-            self._mark(start, end)
-        return sum(end - start for start, end in changed)
+        try:
+            without_changes(vm, work)
+        finally:
+            for hva in changed:
+                self._mark(hva, hva + PAGE_SIZE)
+        return len(changed) << PAGE_SHIFT
 
     def _mark(self, start: int, end: int) -> None:
         """Marks host memory in every slot on it that has a log."""
@@ -197,9 +219,9 @@ def _is_copied(slot: Slot) -> bool:
     return not slot.flags & (Flags.READONLY | Flags.GUEST_MEMFD)
 
 
-def _view(memory: GuestMemory, slot: Slot) -> memoryview:
-    (view,) = memory._restore_views(slot.guest_phys_addr, slot.memory_size)
-    return view
+def _backing(view: memoryview) -> Backing:
+    assert isinstance(view.obj, Backing)
+    return view.obj
 
 
 def _all_log(slots: list[list[Slot]]) -> bool:
@@ -208,31 +230,40 @@ def _all_log(slots: list[list[Slot]]) -> bool:
     )
 
 
-def _copied(backings: tuple[Backing, ...], hva: int, memory: memoryview) -> _Piece:
+def _copied(hva: int, memory: memoryview, there: GuestMemory, gpa: int) -> _Piece:
     """Copies the pages that were ever touched. The rest of the copy is zeros and uses no memory."""
-    copy = memoryview(mmap.mmap(-1, len(memory), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
-    n = bisect_right([backing.hva for backing in backings], hva) - 1
-    there = pages_there(backings[n], hva, len(memory)) if n >= 0 else None
-    if there is None:
+    size = len(memory)
+    copy = memoryview(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+    guarded = (there, gpa) if may_go_away(_backing(memory)) else None
+    touched = pages_there(_backing(memory), hva, size)
+    if guarded is not None:
+        for at in range(0, size, _READ):
+            part = slice(at, min(at + _READ, size))
+            copy[part] = there.read(gpa + at, part.stop - at)
+    elif touched is None:
         copy[:] = memory
     else:
-        at = there.find(1)
+        at = touched.find(1)
         while at >= 0:
-            end = there.find(0, at)
-            end = len(there) if end < 0 else end
+            end = touched.find(0, at)
+            end = len(touched) if end < 0 else end
             part = slice(at << PAGE_SHIFT, end << PAGE_SHIFT)
             copy[part] = memory[part]
-            at = there.find(1, end)
-    return _Piece(hva, memory, copy, address_of(copy))
+            at = touched.find(1, end)
+    return _Piece(hva, memory, copy, address_of(copy), guarded)
 
 
-def _different(piece: _Piece) -> Iterator[tuple[int, int]]:
-    """Yields the host addresses of each page that differs from its copy."""
-    hva, memory, _, copy_hva = piece
-    for step in range(0, len(memory), _STEP):
-        size = min(_STEP, len(memory) - step)
-        if not _memcmp(hva + step, copy_hva + step, size):
+def _different(piece: _Piece) -> Iterator[int]:
+    """Yields the offset of each page that differs from its copy. NotMappedError."""
+    for step in range(0, len(piece.memory), _STEP):
+        size = min(_STEP, len(piece.memory) - step)
+        now: bytes | memoryview = piece.memory[step : step + size]
+        if piece.guarded is not None:
+            there, gpa = piece.guarded
+            now = there.read(gpa + step, size)
+        at, copy_at = address_of(now), piece.copy_hva + step
+        if not _memcmp(at, copy_at, size):
             continue
-        for page in range(step, step + size, PAGE_SIZE):
-            if _memcmp(hva + page, copy_hva + page, PAGE_SIZE):
-                yield hva + page, hva + page + PAGE_SIZE
+        for page in range(0, size, PAGE_SIZE):
+            if _memcmp(at + page, copy_at + page, PAGE_SIZE):
+                yield step + page

@@ -96,14 +96,14 @@ class GuestMemory:
     def checkpoint(self, *, by_log: bool | None = None) -> Checkpoint:
         """Copies all memory so that it can be restored. InvalidRegionError, MemoryError."""
     def write_from(
-        self, fd: int, gpa: SupportsIndex, n: SupportsIndex, *, offset: int | None = None
+        self, fd: int, gpa: SupportsIndex, n: SupportsIndex, *, offset: SupportsIndex | None = None
     ) -> int:
         """Reads from a descriptor into guest memory. Returns the number of bytes.
 
         NotMappedError, ReadOnlyError, OSError.
         """
     def read_into(
-        self, fd: int, gpa: SupportsIndex, n: SupportsIndex, *, offset: int | None = None
+        self, fd: int, gpa: SupportsIndex, n: SupportsIndex, *, offset: SupportsIndex | None = None
     ) -> int:
         """Writes guest memory to a descriptor. NotMappedError, OSError."""
     def file_of(self, gpa: SupportsIndex, n: SupportsIndex = 4096) -> tuple[int, int]:

@@ -59,6 +59,7 @@ from memslots.errors import (
     InvalidRegionError,
     NotMappedError,
     ReadOnlyError,
+    gone,
 )
 from memslots.memslots import Memslots
 
@@ -155,7 +156,7 @@ cdef class GuestMemory:
 
     @property
     def backings(self):
-        """The known host memory: a tuple of Backings in order of host address."""
+        """The known host memory, as a tuple of Backings in order of host address."""
         return self.known.get()
 
     def address_space(self, as_id):
@@ -547,7 +548,7 @@ cdef class GuestMemory:
         """
         cdef gpa_t address = u64(gpa, "gpa")
         data = bytearray()
-        with open(path, "rb") as file:
+        with open(os.fspath(path), "rb") as file:  # not a number: that would be a descriptor
             # Check the room before reading: a file may state its size, or may have no end.
             fits = os.fstat(file.fileno()).st_size
             self.parts(address, fits, ACCESS_WRITE)
@@ -561,8 +562,7 @@ cdef class GuestMemory:
     def dump(self, path, *, restart_log=False, sparse=False):
         """Writes all memory, of every address space, to a snapshot file.
 
-        Returns the number of bytes of memory in the file. See `memslots.memory.snapshot` and
-        `restore`.
+        `restore` writes it back. See `memslots.memory.snapshot`.
 
         Parameters
         ----------
@@ -571,9 +571,13 @@ cdef class GuestMemory:
             Whether to take all marks before the bytes are read. Then the next `dump_dirty` has the
             writes from now on; otherwise it has the earlier marks, too. After an error the marks
             are restored.
-
         sparse : bool
             Whether to leave out pages of zeros. Pages that were never touched are not read.
+
+        Returns
+        -------
+        int
+            The number of bytes of memory in the file.
 
         Raises
         ------
@@ -881,11 +885,7 @@ cdef class GuestMemory:
     cdef int came(self, gpa_t bad) except -1:
         """Raises NotMappedError unless `bad`, from access_read or its like, is ACCESS_ALL."""
         if bad != ACCESS_ALL:
-            raise NotMappedError(
-                errno.EFAULT,
-                f"gpa {bad:#x} is in {self.reader.lookup(bad >> PAGE_SHIFT)}, whose host memory is"
-                " not there: its file is too short or full, or lacks the page",
-            )
+            raise gone(bad, self.reader.lookup(bad >> PAGE_SHIFT))
         return 0
 
     cdef object no_memory(self, const span *at, tuple held, access_kind kind):

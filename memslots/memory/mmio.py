@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from threading import Lock
+from operator import index
 from types import TracebackType
 from typing import NamedTuple
 
 from memslots.errors import InvalidRegionError
+from memslots.values.forks import lock_across_forks
 
 Read = Callable[[int, int], int]
 Write = Callable[[int, int, int], object]
+
+_changing = lock_across_forks()  # while the ranges of any machine change
 
 
 class _Range(NamedTuple):
@@ -49,7 +52,6 @@ class Mmio:
     """The registered ranges of one machine."""
 
     def __init__(self) -> None:
-        self._changing = Lock()
         self._ranges: tuple[_Range, ...] = ()  # smallest first; replaced, never changed in place
 
     def add(
@@ -63,7 +65,7 @@ class Mmio:
                 raise TypeError(f"a callback must be callable, not {call!r}")
         made = _Range(start, end, as_id, read, write)
         handle = MmioHandle(self, made)  # before the range is there: this may fail
-        with self._changing:
+        with _changing:
             if any(one[:3] == made[:3] for one in self._ranges):
                 raise ValueError(f"[{start:#x}, {end:#x}) has callbacks already")
             self._ranges = tuple(sorted((*self._ranges, made), key=lambda one: one.end - one.start))
@@ -71,7 +73,7 @@ class Mmio:
 
     def remove(self, gone: _Range) -> None:
         """Removes a range. Does nothing if it was removed before."""
-        with self._changing:
+        with _changing:
             self._ranges = tuple(one for one in self._ranges if one is not gone)
 
     def find(self, gpa: int, size: int, as_id: int) -> _Range | None:
@@ -86,7 +88,14 @@ class Mmio:
         found = self.find(gpa, size, as_id)
         if found is None or found.read is None:
             return None
-        value = found.read(gpa, size)
+        answer = found.read(gpa, size)
+        try:
+            value = index(answer)
+        except TypeError:
+            kind = type(answer).__name__
+            raise TypeError(
+                f"the device at gpa {gpa:#x} must return an integer, not {kind!r}"
+            ) from None
         if not 0 <= value < 1 << (8 * size):
             raise InvalidRegionError(
                 errno.EINVAL,

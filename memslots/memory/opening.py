@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _MOST_PAGES = (1 << 31) - 1  # pages of a slot: rule 4
 _MAX_HVA = (1 << 64) - PAGE_SIZE
+_LAST_PAGE = (1 << 64) - PAGE_SIZE  # the guest address of the one that no slot has: rule 2
 
 
 def open_memory(
@@ -30,16 +31,22 @@ def open_memory(
     name = os.fspath(path)
     with Path(path).open("rb") as file:
         ranges = _ranges(name, file)
-        parts = [part for one in ranges for part in _parts(name, one)]
+        size = os.fstat(file.fileno()).st_size
+        for one in ranges:
+            _check(name, one, size)
+        parts = [part for one in ranges for part in _parts(one)]
         spaces = max(one.as_id for one in ranges) + 1
-        vm = memslots(
-            max(len(parts), 1),
-            address_spaces=spaces,
-            max_gfn=(1 << 52) - 1,
-            max_hva=_MAX_HVA,
-        )
+        try:
+            vm = memslots(
+                max(len(parts), 1),
+                address_spaces=spaces,
+                max_gfn=(1 << 52) - 1,
+                max_hva=_MAX_HVA,
+            )
+        except ValueError as wrong:
+            raise no_snapshot(f"{name}: {wrong}") from None
         made = memory(vm)
-        whole = os.fstat(file.fileno()).st_size & -PAGE_SIZE
+        whole = size & -PAGE_SIZE
         mapped = Backing.file(path, 0, whole, shared=shared) if whole else None
         ids = [0] * spaces
         for part in parts:
@@ -78,13 +85,24 @@ def _ranges(name: str, file: BinaryIO) -> list[FileRange]:
     return [FileRange(0, size, 0, size)]  # raw: a file offset is a guest address
 
 
-def _parts(name: str, one: FileRange) -> list[FileRange]:
+def _check(name: str, one: FileRange, size: int) -> None:
+    """Raises SnapshotError if a range cannot be guest memory, or is not all in the file."""
+    if one.gpa % PAGE_SIZE:
+        raise no_snapshot(f"{name}: memory begins at {one.gpa:#x}, which is not a multiple of 4096")
+    if one.gpa + one.size > _LAST_PAGE:
+        raise no_snapshot(
+            f"{name}: {one.size:#x} bytes from gpa {one.gpa:#x} go beyond the last page that a slot"
+            " may have"
+        )
+    if one.offset + one.in_file > size:
+        raise no_snapshot(f"{name}: cut off: it ends within the memory at {one.gpa:#x}")
+
+
+def _parts(one: FileRange) -> list[FileRange]:
     """Splits a range into parts of whole pages, one slot each.
 
     First the part that can be mapped, then the part that must be copied or is zeros.
     """
-    if one.gpa % PAGE_SIZE:
-        raise no_snapshot(f"{name}: memory begins at {one.gpa:#x}, which is not a multiple of 4096")
     end = -(-one.size // PAGE_SIZE) * PAGE_SIZE
     mapped = 0 if one.offset % PAGE_SIZE else one.in_file // PAGE_SIZE * PAGE_SIZE
     parts = []

@@ -151,13 +151,15 @@ cdef class Window:
 
     cdef int compare(self, gpa_t gpa, uint64_t size, int fd, uint64_t offset) except -1:
         """Raises ReadOnlyError unless memory in the window has the file's bytes at `offset`."""
-        view = self.part(gpa, size)
+        space = self.spaces[self.as_id]
         cdef uint64_t begin
+        cdef uint64_t length
         for begin in range(0, size, COMPARED):
             PyErr_CheckSignals()
-            part = view[begin : begin + COMPARED]
-            if os.pread(fd, len(part), offset + begin) != part:
-                self.spaces[self.as_id]._restore_views(gpa, size)  # raises for `gpa`
+            length = min(size - begin, <uint64_t>COMPARED)
+            # Not through the view: the memory may go away.
+            if os.pread(fd, length, offset + begin) != space.read(gpa + begin, length):
+                space._restore_views(gpa, size)  # raises for `gpa`
                 raise self.refusal
         return 0
 

@@ -9,11 +9,12 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from operator import index
+from typing import TYPE_CHECKING, SupportsIndex
 
 from memslots.errors import InvalidRegionError
 from memslots.memory.backing import Backing, address_of
-from memslots.values.integers import PAGE_SIZE
+from memslots.values.integers import PAGE_SIZE, field
 
 if TYPE_CHECKING:
     from memslots.memory.guestmemory import GuestMemory
@@ -26,14 +27,15 @@ _MADV_POPULATE_WRITE = 23
 _MADV_POPULATE_READ = 22
 
 
-def write_from(memory: GuestMemory, fd: int, gpa: int, n: int, offset: int | None) -> int:
+def write_from(memory: GuestMemory, fd: int, gpa: int, n: int, offset: SupportsIndex | None) -> int:
     """Implements GuestMemory.write_from."""
+    at = _checked(offset)
     views = memory.views(gpa, n, write=True)
     done = 0
     try:
         while views:
             some = views[:_MOST_VIEWS]
-            count = os.readv(fd, some) if offset is None else os.preadv(fd, some, offset + done)
+            count = os.readv(fd, some) if at is None else os.preadv(fd, some, at + done)
             if count == 0:
                 break
             done += count
@@ -46,16 +48,21 @@ def write_from(memory: GuestMemory, fd: int, gpa: int, n: int, offset: int | Non
     return done
 
 
-def read_into(memory: GuestMemory, fd: int, gpa: int, n: int, offset: int | None) -> int:
+def read_into(memory: GuestMemory, fd: int, gpa: int, n: int, offset: SupportsIndex | None) -> int:
     """Implements GuestMemory.read_into."""
+    at = _checked(offset)
     views = memory.views(gpa, n)
     done = 0
     while views:
         some = views[:_MOST_VIEWS]
-        count = os.writev(fd, some) if offset is None else os.pwritev(fd, some, offset + done)
+        count = os.writev(fd, some) if at is None else os.pwritev(fd, some, at + done)
         done += count
         views = _rest(views, count)
     return done
+
+
+def _checked(offset: SupportsIndex | None) -> int | None:
+    return None if offset is None else field(offset, "offset", 63)
 
 
 def _rest(views: list[memoryview], count: int) -> list[memoryview]:
@@ -86,32 +93,26 @@ def discard(memory: GuestMemory, gpa: int, n: int) -> None:
     """Implements GuestMemory.discard."""
     views = memory.views(gpa, n, write=True)
     try:
+        at = index(gpa)
         for view in views:
-            _discard(memory, view)
+            _discard(memory, at, view)
+            at += len(view)
     finally:
         memory.mark_dirty(gpa, n)
 
 
-def _discard(memory: GuestMemory, view: memoryview) -> None:
+def _discard(memory: GuestMemory, gpa: int, view: memoryview) -> None:
     """Gives whole pages back to the host if the memory allows it, and zeroes the rest."""
-    begin = address_of(view)
+    begin, size = address_of(view), len(view)
     backing = _backing_of(memory, begin)
     first = -begin % PAGE_SIZE
-    last = max(first, len(view) - (begin + len(view)) % PAGE_SIZE)
+    last = max(first, size - (begin + size) % PAGE_SIZE)
     advice = {"anonymous": mmap.MADV_DONTNEED, "memfd": _MADV_REMOVE}.get(backing.kind)
-    given_back = False
-    if advice is not None and last > first:
-        given_back = _madvise(begin + first, last - first, advice) == 0
-    zeros = bytes(min(1 << 20, len(view)))
-    at = 0
-    while at < len(view):
-        if given_back and first <= at < last:
-            at = last
-            continue
-        stop = first if at < first else len(view)
-        size = min(len(zeros), stop - at)
-        view[at : at + size] = zeros[:size]
-        at += size
+    if advice is None or last == first or _madvise(begin + first, last - first, advice):
+        memory.fill(gpa, size)
+    else:
+        memory.fill(gpa, first)
+        memory.fill(gpa + last, size - last)
 
 
 def prefault(memory: GuestMemory, gpa: int, n: int, write: bool) -> None:
@@ -136,8 +137,7 @@ def prefault(memory: GuestMemory, gpa: int, n: int, write: bool) -> None:
 @contextmanager
 def writing(memory: GuestMemory, gpa: int, n: int) -> Iterator[memoryview]:
     """Implements GuestMemory.writing."""
-    if n:
-        memory.views(gpa, n, write=True)  # raises
+    memory.views(gpa, n, write=True)  # raises
     view = memory.view(gpa, n)
     try:
         yield view
@@ -152,6 +152,7 @@ def array(memory: GuestMemory, gpa: int, dtype: object, n: int) -> object:
     kind = np.dtype(dtype)  # type: ignore[call-overload]
     if kind.hasobject:
         raise InvalidRegionError(errno.EINVAL, f"guest memory cannot hold Python objects: {kind}")
-    if n == 0:
+    count = field(n, "n", 64)
+    if count == 0:
         return np.empty(0, kind)
-    return np.frombuffer(memory.view(gpa, n * kind.itemsize), kind)
+    return np.frombuffer(memory.view(gpa, count * kind.itemsize), kind)

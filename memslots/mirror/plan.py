@@ -31,7 +31,6 @@ from memslots.read.table import COLUMNS, cells, lines
 from memslots.values.guestmemfd import GuestMemfd, StandIns
 from memslots.values.integers import PAGE_SHIFT, PAGE_SIZE, field
 from memslots.values.records import (
-    Change,
     Flags,
     Slot,
     deletion_arguments,
@@ -178,14 +177,12 @@ class Plan:
             raise WrongAnswerError("the calls do not result in the wanted map")
 
     def __str__(self) -> str:
-        kinds = Counter(_change(step).name for step in self.steps)
+        kinds = Counter(step.change.name for step in self.steps)
         what = ", ".join(f"{count} {name}" for name, count in sorted(kinds.items()))
         number = f"{len(self)} call{'' if len(self) == 1 else 's'}"
         head = f"{number}: {what}" if self.steps else "no calls"
         rows: list[tuple[str, ...]] = [("call", "", *COLUMNS)]
-        rows += [
-            (str(i), _change(step).name, *cells(step.slot)) for i, step in enumerate(self.steps)
-        ]
+        rows += [(str(i), step.change.name, *cells(step.slot)) for i, step in enumerate(self.steps)]
         return "\n".join([head, *(lines(rows) if self.steps else ()), *self._windows()])
 
     def _windows(self) -> Iterator[str]:
@@ -202,14 +199,6 @@ del _value
 def _pages(start: int, end: int) -> str:
     size = size_text((end - start) << PAGE_SHIFT)
     return f"gpa [{start << PAGE_SHIFT:#x}, {end << PAGE_SHIFT:#x}), {size}"
-
-
-def _change(step: Call) -> Change:
-    if step.before is None:
-        return Change.CREATE
-    if step.after is None:
-        return Change.DELETE
-    return Change.FLAGS_ONLY if step.before.base_gfn == step.after.base_gfn else Change.MOVE
 
 
 def _call(step: Call) -> SetRegion | SetRegion2:

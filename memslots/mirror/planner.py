@@ -5,6 +5,10 @@ elsewhere on the same host memory is moved there (rule 5): one call, where a del
 two. The second is circles: if slots that move wait for each other in a circle, one of them has to
 step aside (cycles.py), which costs one more call. Everything else has an order in which nothing
 overlaps (rule 6).
+
+Both choices are searches with a bound: `_MOST_WAYS` and `_MOST_MOVES` here, and one in cycles.py.
+Within the bounds no other calls are fewer. Beyond them there may be more calls than needed: at most
+one for each slot that steps aside.
 """
 
 from __future__ import annotations
@@ -62,6 +66,15 @@ class Call(NamedTuple):
         slot = self.after or self.before
         assert slot is not None
         return slot
+
+    @property
+    def change(self) -> Change:
+        """What the call does to the slot."""
+        if self.before is None:
+            return Change.CREATE
+        if self.after is None:
+            return Change.DELETE
+        return Change.FLAGS_ONLY if self.before.base_gfn == self.after.base_gfn else Change.MOVE
 
     def loses_log(self) -> bool:
         """Returns whether the backend has a dirty log before the call and not after it."""
@@ -428,6 +441,7 @@ def least_calls(
 ) -> list[Call]:
     """Returns the calls from some slots to others: fewest calls, then fewest pages absent.
 
+    This holds within the bounds that the head of this file names.
     `olds` and `goals` are the slots that change: a slot in both needs no call and may be left out.
     `renewed`: the slots whose dirty logs begin anew. O(k log k) for k slots, and what cycles.py and
     `_MOST_WAYS` allow.

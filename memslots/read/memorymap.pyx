@@ -690,7 +690,8 @@ cdef class MemoryMap:
     def merged(self):
         """Returns the map with adjacent slots joined.
 
-        Joins slots that are adjacent in guest and in host memory and have the same flags.
+        Joins slots that are adjacent in guest and in host memory and have the same flags. Slots of
+        guest_memfds stay as they are.
 
         Returns
         -------

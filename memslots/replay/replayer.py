@@ -217,6 +217,10 @@ def replay(
     history : bool
         Whether each VmReport keeps every change, in memory proportional to the changes.
 
+    Returns
+    -------
+    Report
+
     Raises
     ------
     TraceError

@@ -1,5 +1,7 @@
 """Readers that turn strace's output and QEMU's trace into memslot calls with their results.
 
+A trace yields its events::
+
     with open_trace("qemu.strace.gz") as trace:
         for event in trace:
             ...

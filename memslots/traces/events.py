@@ -104,7 +104,7 @@ class TaskEnded:
 
 @dataclass(frozen=True, slots=True)
 class Capability:
-    """KVM_CHECK_EXTENSION of `name` (KVM_CAP_...) answered `value` to `tid`."""
+    """KVM_CHECK_EXTENSION of `name`, such as KVM_CAP_SYNC_MMU, answered `value` to `tid`."""
 
     line: int
     tid: int | None

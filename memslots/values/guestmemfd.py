@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, SupportsIndex
 
 from memslots.errors import InvalidRegionError
+from memslots.values.forks import lock_across_forks
 from memslots.values.integers import field
 
 if TYPE_CHECKING:
@@ -46,7 +47,9 @@ class _File:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.open = 0  # how many descriptors are open; used if the file is not a kernel's
+        # The numbers of the open GuestMemfds. Adding and removing are single operations of the
+        # interpreter, so no other thread and no signal handler can spoil them.
+        self.open: set[int] = set()
         self.owner: Bindings | None = None  # of the Memslots that bound it first
         # In order, without overlaps. A change replaces the list.
         self.bound: list[_Bound] = []
@@ -89,10 +92,9 @@ class GuestMemfd:
     def _begin(self, file: _File, descriptor: int | None) -> None:
         self._file = file
         self._descriptor = descriptor
-        self._closed = False
-        file.open += 1
         self._number = next(_numbers)
         _known[self._number] = self
+        file.open.add(self._number)
 
     @property
     def size(self) -> int:
@@ -102,9 +104,9 @@ class GuestMemfd:
     @property
     def closed(self) -> bool:
         """Whether this descriptor is closed. Others of the same file may be open."""
-        if self._descriptor is not None and not self._closed:
-            return _file_of(self._descriptor) is not self._file
-        return self._closed
+        if self._number not in self._file.open:
+            return True
+        return self._descriptor is not None and _file_of(self._descriptor) is not self._file
 
     def fileno(self) -> int:
         """Returns the kernel's descriptor.
@@ -126,11 +128,14 @@ class GuestMemfd:
         ValueError
             This one is closed, or it is a kernel's: use os.dup for those.
         """
-        if self._closed or self._descriptor is not None:
-            raise ValueError(f"dup: {self!r} is closed, or a kernel's: use os.dup for those")
-        other = GuestMemfd.__new__(GuestMemfd)
-        other._begin(self._file, None)
-        return other
+        if self._descriptor is None:
+            other = GuestMemfd.__new__(GuestMemfd)
+            other._begin(self._file, None)
+            # Only now: if another thread closes this one from here on, the file stays open.
+            if not self.closed:
+                return other
+            other.close()
+        raise ValueError(f"dup: {self!r} is closed, or a kernel's: use os.dup for those")
 
     def close(self) -> None:
         """Closes the descriptor. Closing the last one of a file removes its bindings (rule G10).
@@ -139,11 +144,9 @@ class GuestMemfd:
         again does nothing. A descriptor that was given as a number is only forgotten: its owner
         closes it.
         """
-        if not self._closed:
-            self._closed = True
-            self._file.open -= 1
-            if not self._file.open and self._descriptor is None:
-                self._file.bound = []
+        self._file.open.discard(self._number)
+        if not self._file.open and self._descriptor is None:
+            self._file.bound = []
 
     def __enter__(self) -> GuestMemfd:
         return self
@@ -181,6 +184,7 @@ _numbers = count(1)
 _known: weakref.WeakValueDictionary[int, GuestMemfd] = weakref.WeakValueDictionary()
 #: The kernel's, by device and inode.
 _files: weakref.WeakValueDictionary[tuple[int, int], _File] = weakref.WeakValueDictionary()
+_adding = lock_across_forks()  # while a file is added to `_files`
 
 
 def _file_of(descriptor: int) -> _File | None:
@@ -200,7 +204,8 @@ def _file_of(descriptor: int) -> _File | None:
     key = status.st_dev, status.st_ino
     file = _files.get(key)
     if file is None:
-        file = _files[key] = _File(status.st_size)
+        with _adding:
+            file = _files.setdefault(key, _File(status.st_size))
     return file
 
 
@@ -213,7 +218,7 @@ def number_of(given: GuestMemfd | SupportsIndex | None) -> tuple[int, GuestMemfd
         return NOT_OPEN, None
     if isinstance(given, GuestMemfd):
         return given._number, given
-    if given == -1:  # the usual way to write "no descriptor"
+    if isinstance(given, int) and given == -1:  # the usual way to write "no descriptor"
         return NOT_OPEN, None
     descriptor = field(given, "guest_memfd", 32)
     try:

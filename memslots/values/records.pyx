@@ -55,8 +55,7 @@ class Change(enum.Enum):
 
 
 VcpuStats = namedtuple("VcpuStats", ["hits", "misses"], module=PUBLIC)
-VcpuStats.__doc__ = """How many look-ups a Vcpu's last-used slot answered, and how many had to
-search."""
+VcpuStats.__doc__ = """How many look-ups a Vcpu's last-used slot answered; how many searched."""
 
 # Made in advance: making an IntFlag takes a microsecond, and there are few of them.
 cdef dict FLAGS = {
@@ -358,7 +357,7 @@ cdef int memfd_of(const region *r, list records, region *out) except -1:
 
 
 cdef int record_region(object record, region *r) except -1:
-    cdef Slot s = <Slot>record
+    cdef Slot s = <Slot?>record
     r.id = s.id
     r.as_id = s.as_id
     r.flags = s.bits

@@ -85,7 +85,7 @@ def split(
     as_id: SupportsIndex,
 ) -> tuple[Slot, Slot]:
     """Implements Transaction.split."""
-    old = _slot(tx, slot, as_id)
+    old = _slot(tx, slot, "slot", as_id)
     page = field(gfn, "gfn", 64)
     if not old.base_gfn < page < old.end_gfn:
         why = "each part must have a page"
@@ -101,7 +101,7 @@ def merge(
     tx: Transaction, first: SupportsIndex, second: SupportsIndex, as_id: SupportsIndex
 ) -> Slot:
     """Implements Transaction.merge."""
-    named, other = _slot(tx, first, as_id), _slot(tx, second, as_id)
+    named, other = _slot(tx, first, "first", as_id), _slot(tx, second, "second", as_id)
     one, two = sorted((named, other), key=lambda slot: slot.base_gfn)
     why = ""
     if one.end_gfn != two.base_gfn:
@@ -138,10 +138,11 @@ def merge(
         )
 
 
-def _slot(tx: Transaction, id: SupportsIndex, as_id: SupportsIndex) -> Slot:
-    found = tx.get(id, as_id=as_id)
+def _slot(tx: Transaction, id: SupportsIndex, name: str, as_id: SupportsIndex) -> Slot:
+    number = field(id, name, 32)
+    found = tx.get(number, as_id=as_id)
     if found is None:
-        raise NoSuchSlotError(errno.EINVAL, f"there is no slot {field(id, 'slot', 32)}", 3)
+        raise NoSuchSlotError(errno.EINVAL, f"there is no slot {number}", 3)
     return found
 
 

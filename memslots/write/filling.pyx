@@ -145,7 +145,7 @@ cdef bint fits_at_once(
     return (
         ix[0] is not NULL
         and ix[0].count <= writer.lim.max_slots
-        and (as_id is None or as_id == number[0])
+        and (as_id is None or u32(as_id, "as_id") == number[0])
     )
 
 

@@ -54,29 +54,36 @@ cdef slot_t *slot_of(Target to, region *r, uint32_t id, uint32_t as_id) except N
     return found
 
 
-cdef object operation_set_region(
-    Target to, object slot, object flags, object gpa, object size, object hva
+cdef object set_region(
+    Target to, region *r, uint32_t slot_arg, uint32_t bits, object gpa, object size, object hva
 ):
-    cdef region r
+    """Makes the change of a call in bytes. The caller has set the file of guest memory in *r."""
     cdef change_kind kind
-    cdef uint32_t slot_arg = u32(slot, "slot")
-    cdef uint32_t bits = u32(flags, "flags")
     cdef uint64_t address = u64(gpa, "guest_phys_addr")
     cdef uint64_t length = u64(size, "memory_size")
     cdef hva_t host = u64(hva, "userspace_addr")
     cdef refusal why
-    r.guest_memfd = 0
-    r.guest_memfd_offset = 0
     to.enter("a change")
     try:
-        why = region_from_bytes(to.lim, slot_arg, bits, address, length, host, &r)
+        why = region_from_bytes(to.lim, slot_arg, bits, address, length, host, r)
         if why != ALLOWED:
             given = f"{length if why == SIZE_NOT_ALIGNED else address:#x}"
-            raise refusal_error(why, to.lim, &r, NULL, given)
-        to.make(&r, to.find(r.id, r.as_id), False, &kind)
+            raise refusal_error(why, to.lim, r, NULL, given)
+        to.make(r, to.find(r.id, r.as_id), False, &kind)
         return change_record(kind)
     finally:
         to.leave()
+
+
+cdef object operation_set_region(
+    Target to, object slot, object flags, object gpa, object size, object hva
+):
+    cdef region r
+    cdef uint32_t slot_arg = u32(slot, "slot")
+    cdef uint32_t bits = u32(flags, "flags")
+    r.guest_memfd = 0
+    r.guest_memfd_offset = 0
+    return set_region(to, &r, slot_arg, bits, gpa, size, hva)
 
 
 cdef object operation_set_region2(
@@ -90,32 +97,19 @@ cdef object operation_set_region2(
     object guest_memfd_offset,
 ):
     cdef region r
-    cdef change_kind kind
     cdef uint32_t slot_arg = u32(slot, "slot")
     cdef uint32_t bits = u32(flags, "flags")
-    cdef uint64_t address = u64(gpa, "guest_phys_addr")
-    cdef uint64_t length = u64(size, "memory_size")
-    cdef hva_t host = u64(hva, "userspace_addr")
-    cdef refusal why
-    if not bits & SLOT_GUEST_MEMFD:
-        # Rule G2: guest_memfd and guest_memfd_offset are ignored.
-        return operation_set_region(to, slot, flags, gpa, size, hva)
-    from memslots.values.guestmemfd import number_of
+    r.guest_memfd = 0
+    r.guest_memfd_offset = 0
+    # Rule G2: without the flag, guest_memfd and guest_memfd_offset are ignored.
+    if bits & SLOT_GUEST_MEMFD:
+        from memslots.values.guestmemfd import number_of
 
-    # `found` keeps the file until the change is made or refused.
-    found = number_of(guest_memfd)
-    r.guest_memfd = found[0]
-    r.guest_memfd_offset = u64(guest_memfd_offset, "guest_memfd_offset")
-    to.enter("a change")
-    try:
-        why = region_from_bytes(to.lim, slot_arg, bits, address, length, host, &r)
-        if why != ALLOWED:
-            given = f"{length if why == SIZE_NOT_ALIGNED else address:#x}"
-            raise refusal_error(why, to.lim, &r, NULL, given)
-        to.make(&r, to.find(r.id, r.as_id), False, &kind)
-        return change_record(kind)
-    finally:
-        to.leave()
+        # `_found` keeps the file until the change is made or refused.
+        _found = number_of(guest_memfd)
+        r.guest_memfd = _found[0]
+        r.guest_memfd_offset = u64(guest_memfd_offset, "guest_memfd_offset")
+    return set_region(to, &r, slot_arg, bits, gpa, size, hva)
 
 
 cdef object operation_create_slot(Target to, object record):

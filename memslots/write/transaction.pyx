@@ -265,6 +265,8 @@ cdef class Transaction(Target):
         """As Memslots.create_many, in this transaction."""
         from memslots.write.filling import create_many
 
+        self.enter("many slots")
+        self.leave()
         made = self.stage_all(slots, as_id)
         return create_many(self, slots, as_id) if made is None else made
 
@@ -371,9 +373,9 @@ cdef class Transaction(Target):
         """Returns the lowest id that no slot will have. See Memslots.free_id."""
         cdef uint32_t number = u32(as_id, "as_id")
         cdef uint32_t id
-        check_as_id(&self.m.lim, number)
         self.enter("a free id")
         try:
+            check_as_id(&self.m.lim, number)
             id = self.lowest_id(number)
         finally:
             self.leave()
@@ -386,6 +388,8 @@ cdef class Transaction(Target):
         """
         cdef uint32_t number = u32(as_id, "as_id")
         cdef uint32_t new
+        self.enter("a cut")
+        self.leave()
         check_as_id(&self.m.lim, number)
         if slotset_count(self.slots(number)) + <uint64_t>additions > self.m.lim.max_slots:
             room_for(self.m.lim.max_slots, number, self.m.lim.max_slots)

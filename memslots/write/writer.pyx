@@ -337,7 +337,7 @@ cdef class Writer(Target):
             why = region_place(space_active(sp), r, &p)
         if why == ALLOWED and p.kind == CHANGE_CREATE and r.flags & SLOT_GUEST_MEMFD:
             self.check_memfd(r)
-            self.bindings.change((), (region_record(r),))
+            binding = self.bindings.change((), (region_record(r),))
         if why == ALLOWED:
             why = update_get(&c, sp, lim, r, &p)
         if why != ALLOWED:
@@ -357,9 +357,9 @@ cdef class Writer(Target):
             if c.new is not NULL and region_beyond_max_gfn(lim, r):
                 raise refusal_error(BEYOND_MAX_GFN, lim, r, &p, "")
             ask_prepare(subscriptions, kind, old, new)
-            # Worked out only now: a listener may have closed the file.
             if new is not None and r.flags & SLOT_GUEST_MEMFD:
-                binding = self.bindings.change((), (new,))
+                # Again: a listener may have closed the file, or bound it to another Memslots.
+                self.check_memfd(r)
             elif c.old is not NULL and c.old.flags & SLOT_GUEST_MEMFD:
                 binding = self.bindings.change((old,), ())
             # Last, because the backend's calls take effect: nothing after them can fail.

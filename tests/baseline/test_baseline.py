@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import random
 import subprocess
 import sys
@@ -254,3 +255,12 @@ def test_nothing_imports_it() -> None:
     code = "import sys, memslots, memslots.cli; print([m for m in sys.modules if 'baseline' in m])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_signature() -> None:
+    ours = inspect.signature(ArrayMemslots).parameters
+    assert [str(each) for each in ours.values()] == [
+        str(each)
+        for name, each in inspect.signature(Memslots).parameters.items()
+        if name not in ("backend", "map")
+    ]

@@ -18,6 +18,7 @@ import pytest
 from commandline import COMMAND, ONE_TEST, OVMF, SEABIOS, TRACES, Outcome, qemu, run
 
 import memslots
+from memslots.cli import commands
 from memslots.traces.samples import SAMPLES
 
 # --- the command itself
@@ -79,6 +80,22 @@ def test_without_the_extra(missing: str) -> None:
     assert b"pip install 'memslots[cli]'" in done.stderr
 
 
+def test_each_command_is_in_its_module_and_imported_late() -> None:
+    for name in commands.NAMES:
+        assert commands.command.commands[name].name == name
+    where = Path(commands.__file__).parent
+    named = {p.stem for p in where.glob("*.py") if "@click.command(" in p.read_text("utf-8")}
+    assert named == {*commands.NAMES}
+    code = (
+        "import sys; from memslots.cli import main; main(sys.argv[1:])\n"
+        "late = ['rich.console', 'memslots.traces', 'memslots.bench', 'memslots.maps']\n"
+        "sys.exit(' '.join(name for name in late if name in sys.modules) or 0)"
+    )
+    for arguments in (["--version"], ["bogus"]):
+        done = subprocess.run([sys.executable, "-c", code, *arguments], timeout=60)
+        assert done.returncode == 0
+
+
 # --- samples
 
 
@@ -124,7 +141,9 @@ def long_trace(path: Path) -> bytes:
     return content
 
 
-def on_terminal(arguments: list[str], stdin: bytes | None = None) -> tuple[int, bytes, bytes]:
+def on_terminal(
+    arguments: list[str], stdin: bytes | None = None, command: list[str] = COMMAND
+) -> tuple[int, bytes, bytes]:
     """Runs with standard error on a terminal.
 
     Returns status, standard output and terminal output.
@@ -133,7 +152,7 @@ def on_terminal(arguments: list[str], stdin: bytes | None = None) -> tuple[int, 
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"}
     environment.pop("NO_COLOR", None)
     process = subprocess.Popen(
-        [*COMMAND, *arguments],
+        [*command, *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=theirs,
@@ -171,6 +190,59 @@ def test_progress_bar_on_a_terminal(tmp_path: Path) -> None:
     status, out, seen = on_terminal(["replay", "-"], stdin=content)
     assert status == 0
     assert b"reading standard input" in seen
+
+
+#: The command with little patience, on files that are slow to read, with plans that take long.
+SLOW = """
+import sys, time
+import memslots.cli.plan, memslots.cli.report
+from memslots.cli import main, progress
+from memslots.traces.source import Source
+
+def slowly(function):
+    def slow(*arguments, **named):
+        time.sleep(0.4)
+        return function(*arguments, **named)
+    return slow
+
+progress.PATIENCE = 0.05
+Source.blocks = slowly(Source.blocks)
+memslots.cli.plan.plan = slowly(memslots.cli.plan.plan)
+memslots.cli.report.html = slowly(memslots.cli.report.html)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (["replay", "A"], ["reading A"]),
+        (["replay", "--jobs", "2", "A", "B"], ["waiting for A, file 1 of 2"]),
+        (["report", "A", "-o", "page.html"], ["reading A", "writing page.html"]),
+        (["map", "A", "B"], ["reading A", "reading B"]),
+        (["lookup", "A", "0"], ["reading A"]),
+        (["diff", "A", "B"], ["reading A", "reading B"]),
+        (["plan", "A", "B"], ["reading A", "reading B", "planning"]),
+    ],
+    ids=lambda each: each[0],
+)
+def test_long_work_says_what_it_does_on_a_terminal(
+    arguments: list[str],
+    shown: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in "AB":
+        Path(name).write_text(qemu(0, 0, 0x10000))
+    command = [sys.executable, "-c", SLOW]
+    status, out, seen = on_terminal(arguments, command=command)
+    assert status == 0
+    for text in shown:
+        assert text.encode() in seen
+    assert seen.endswith(b"\x1b[2K"), "at the end the bar is removed"
+    piped = subprocess.run([*command, *arguments], capture_output=True, timeout=60)
+    assert (piped.returncode, piped.stdout, piped.stderr) == (0, out, b"")
 
 
 def test_progress_bar_of_bench() -> None:

@@ -11,7 +11,7 @@ from commandline import Outcome
 from livevm import HVA, MadeUpVM, qemu
 
 from memslots import MemslotError
-from memslots.cli import commands, kernel_memory
+from memslots.cli import kernel_memory
 from memslots.cli.kernel_memory import Allowance, AllowedVM, KernelMemoryError, available, size
 
 GIB = 1 << 30
@@ -118,7 +118,7 @@ def test_this_machine_says_what_is_available() -> None:
 def traces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Returns a trace of 64 GiB and one of a page, on a machine with 4 MiB for them."""
     monkeypatch.setattr("memslots.kvm.KvmVM", MadeUpVM)
-    monkeypatch.setattr(commands, "available", lambda: 4 << 20)
+    monkeypatch.setattr(kernel_memory, "available", lambda: 4 << 20)
     files = []
     for name, bytes_ in (("large", 64 * GIB), ("small", 4096)):
         path = tmp_path / name

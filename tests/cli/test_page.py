@@ -42,7 +42,33 @@ def blocks(kind: str) -> list[tuple[int, str]]:
 
 def test_the_page_has_no_other_blocks() -> None:
     kinds = set(re.findall(r"^```(\S+)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
-    assert kinds == {"console", "pycon", "sh"}  # sh: the recording of a trace, which needs a VM
+    assert kinds == {"console", "pycon", "sh"}
+
+
+def test_completion_in_a_shell(workplace: Path) -> None:
+    """The page's line for bash works, and the lines for other shells print a script."""
+    (lines,) = [text.splitlines() for _, text in blocks("sh") if "_MEMSLOTS_COMPLETE" in text]
+    environment = {**os.environ, "PATH": f"{workplace / 'bin'}:{os.environ['PATH']}"}
+    ask = "COMP_WORDS=(memslots re) COMP_CWORD=1\n"
+    ask += '_memslots_completion memslots; echo "${COMPREPLY[@]}"'
+
+    def shown(command: str, **more: str) -> str:
+        return subprocess.run(
+            ["bash", "-c", command],
+            env={**environment, **more},
+            stdout=subprocess.PIPE,
+            check=True,
+            text=True,
+            timeout=60,
+        ).stdout
+
+    assert shown(f"{lines[0]}\n{ask}").split() == ["record", "replay", "report"]
+    for line, beginning in zip(lines[1:], ("#compdef memslots", "function"), strict=True):
+        script = re.sub(r'^eval "\$\((.*)\)".*|^(.*) \| source.*', r"\1\2", line)
+        assert shown(script).lstrip().startswith(beginning)
+    named = {"_MEMSLOTS_COMPLETE": "bash_complete", "COMP_CWORD": "2"}
+    assert shown("memslots", **named, COMP_WORDS="memslots replay qem") == "file,qem\n"
+    assert "plain,--jobs" in shown("memslots", **named, COMP_WORDS="memslots replay --")
 
 
 @pytest.fixture

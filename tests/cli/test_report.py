@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import random
 import re
+import shlex
 import shutil
 import subprocess
+import time
 from collections import Counter
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -16,6 +19,9 @@ import pytest
 from commandline import SEABIOS, Outcome, qemu
 
 from memslots import Flags, MemslotError, Memslots
+from memslots.cli import moments
+from memslots.cli.replaying import replay_input
+from memslots.cli.report import vm_document
 from memslots.replay import errno_name
 from memslots.traces.samples import SAMPLES
 
@@ -230,6 +236,56 @@ def test_what_cannot_be_written_or_read(capsys: pytest.CaptureFixture[str], tmp_
     assert Outcome(capsys, "report", "-o", str(tmp_path / "r.html")).status == 2
 
 
+def test_rearrangements_are_gaps_that_overlap() -> None:
+    assert moments.rearrangements([]) == []
+    # (went, back) of each gap: the first three overlap; the next begins with the next change.
+    gaps = [(3, 4), (3, 7), (5, 9), (10, 11), (20, 30), (22, 23), (30, 31)]
+    assert moments.rearrangements(reversed(gaps)) == [(2, 9), (9, 11), (19, 31)]
+
+
+def test_each_gap_is_in_a_rearrangement(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for sample in SAMPLES:
+        (vm,) = written(capsys, tmp_path / "r.html", "--sample", sample)["vms"]
+        assert vm["rearranged"]
+        for begin, last in vm["rearranged"]:
+            inside = [gap for gap in vm["gaps"] if begin < gap["from"] and gap["to"] <= last]
+            assert min(gap["from"] for gap in inside) == begin + 1
+            assert max(gap["to"] for gap in inside) == last
+        among = [
+            [pair for pair in vm["rearranged"] if pair[0] < gap["from"] and gap["to"] <= pair[1]]
+            for gap in vm["gaps"]
+        ]
+        assert {len(found) for found in among} == {1}
+
+
+def rearranged_often(calls: int, slots: int) -> str:
+    """A QEMU trace of `slots` slots, of which one after the other goes and comes back."""
+    lines = [qemu(n, n << 24, 1 << 20, ua=0x7F00_0000_0000 + (n << 24)) for n in range(slots)]
+    for number in range((calls - slots) // 2):
+        n = number % slots
+        place = (n, n << 24)
+        lines += [qemu(*place, 0), qemu(*place, 1 << 20, ua=0x7F00_0000_0000 + (n << 24))]
+    return "".join(lines)
+
+
+@pytest.mark.serial
+@pytest.mark.parametrize(("slots", "expected"), [(10, 1000), (2000, 25)])
+def test_plans_are_bounded(slots: int, expected: int, tmp_path: Path) -> None:
+    """A hundred thousand calls have 50,000 rearrangements, and plans as far as the limits allow."""
+    trace = tmp_path / "trace"
+    trace.write_text(rearranged_often(100_000, slots))
+    (vm,) = replay_input(str(trace), "auto", history=True).vms
+    document = vm_document(vm)
+    assert len(document["rearranged"]) == (100_000 - slots) // 2
+    begun = time.process_time()
+    found = moments.plans_document(vm, document["rearranged"])
+    taken = time.process_time() - begun
+    assert [pair[:2] for pair in found["pairs"]] == document["rearranged"][:expected]
+    assert all(len(calls) == 0 for _, _, calls, _ in found["pairs"]), "what went came back"
+    assert len(json.dumps(found)) < 200_000
+    assert taken < 5
+
+
 # --- in a browser
 
 
@@ -311,6 +367,81 @@ def test_two_moments_differ_as_diff_says(
         assert Counter(row[1] for row in calls) == Counter(named)
     if name == "made":
         assert kinds == set(CHANGES.values())
+
+
+@pytest.mark.serial
+@needs_chromium
+@pytest.mark.parametrize("name", [*SAMPLES, "made"])
+def test_two_moments_have_the_plan_that_plan_makes(
+    name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    page = tmp_path / "r.html"
+    map_name = f"sample:{name}"
+    if name == "made":
+        map_name = str(tmp_path / "a trace.strace")
+        Path(map_name).write_text(made_trace(11, 40))
+        (vm,) = written(capsys, page, map_name)["vms"]
+    else:
+        (vm,) = written(capsys, page, "--sample", name)["vms"]
+    planned = [pair[:2] for pair in vm["plans"]["pairs"]]
+    changes = vm["changes"]
+    if changes * (changes + 1) // 2 <= moments.MOST_PLANS:
+        everything = [list(pair) for pair in combinations(range(changes + 1), 2)]
+        assert sorted(planned) == everything
+    pairs = [*vm["rearranged"], [0, changes], *random.Random(name).sample(planned, 8)]
+    script = f"""
+        return {json.dumps(pairs)}.map(([a, b]) => {{
+            pick(vms[0], 0, b);
+            pick(vms[0], 1, a);
+            return [rowsOf("plan"), rowsOf("windows")];
+        }});
+    """
+    absent = 0
+    for pair, (calls, windows) in zip(pairs, answered(page, script), strict=True):
+        lines = [vm["lines"][n - 1] if n else 0 for n in pair]
+        first, second = (f"{map_name}:{line}" for line in lines)
+        text = Outcome(capsys, "plan", first, second).out
+        rows = [line.split() for line in text.splitlines() if re.match(r" *\d+ +[A-Z]", line)]
+        expected = [[*row[1:6], f"{row[6]} {row[7]}", *row[8:]] for row in rows]
+        # The page has one number for all address spaces.
+        assert calls == [[str(number), *row] for number, row in enumerate(expected)]
+        gone = re.findall(r"gpa \[(\w+), (\w+)\), (.*)$", text, re.MULTILINE)
+        assert [tuple(row[1:4]) for row in windows] == gone
+        absent += len(gone)
+    assert absent > 0
+
+
+@pytest.mark.serial
+@needs_chromium
+def test_rearrangements_and_moments_without_a_plan(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    trace, page = tmp_path / "it's a trace", tmp_path / "r.html"
+    trace.write_text(made_trace(3, 400, machines=2))
+    first, vm = written(capsys, page, str(trace))["vms"]
+    assert first["changes"] > 44
+    planned = {tuple(pair[:2]) for pair in vm["plans"]["pairs"]}
+    (a, b) = next(
+        pair for pair in combinations(range(1, vm["changes"] + 1), 2) if pair not in planned
+    )
+    script = f"""
+        const rows = rowsOf("rearranged");
+        document.querySelector("table.rearranged tbody tr").click();
+        const picked = vms[0].picked, calls = rowsOf("plan").length;
+        pick(vms[1], 0, {a});
+        pick(vms[1], 1, {b});
+        const command = vms[1].box.querySelector("code").textContent;
+        return [rows, picked, calls, command];
+    """
+    rows, picked, calls, command = answered(page, script)
+    both = first["rearranged"] + vm["rearranged"]
+    assert picked == both[0]
+    assert [int(row[1].split()[0]) for row in rows] == [last - begin for begin, last in both]
+    assert calls == len(next(each[2] for each in first["plans"]["pairs"] if each[:2] == picked))
+    line, other = vm["lines"][a - 1], vm["lines"][b - 1]
+    words = shlex.split(command)
+    assert words == ["memslots", "plan", "--vm", "2", f"{trace}:{line}", f"{trace}:{other}"]
+    assert Outcome(capsys, *words[1:]).status == 0
 
 
 @pytest.mark.serial

@@ -53,6 +53,20 @@ def test_ends_of_a_slot(npages: int, mode: int) -> None:
     check(vm, (0, 0, npages))
 
 
+@pytest.mark.parametrize("size", [0, 8, 24])
+def test_a_log_of_another_size(size: int) -> None:
+    """It may come from a subclass. Reading beyond its end could end the process."""
+
+    class Odd(Memslots):
+        def get_dirty_log(self, *_: Any, **__: Any) -> bytearray:
+            return bytearray(size)
+
+    vm = Odd()
+    vm.create(0, 0, 128, HVA, LOG)
+    with pytest.raises(ValueError, match=f"get_dirty_log returned {size} bytes for slot 0"):
+        vm.take_dirty_runs()
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_word_borders(mode: int) -> None:
     """Tests every single run of a slot of 130 pages."""

@@ -6,8 +6,13 @@ import errno
 import os
 import random
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from itertools import count
+from typing import Any
 
+import numpy as np
 import pytest
+from atline import AtLine
 from livekernel import HostMemory
 from needs import needs_kvm
 
@@ -23,6 +28,7 @@ from memslots import (
     Slot,
 )
 from memslots.kvm import Cap, KvmVM
+from memslots.values.guestmemfd import _file_of, number_of
 
 PAGE = 4096
 FILE_PAGES = 8
@@ -144,3 +150,30 @@ def test_a_plan_is_checked_by_the_kernel(kernel: KvmVM) -> None:
     now = MemoryMap([Slot(0, 0, 0, 4, 0, Flags.GUEST_MEMFD, file, 0), (8, 4, 0)])
     wanted = MemoryMap([Slot(5, 0, 8, 4, 0, Flags.GUEST_MEMFD, file, 2 * PAGE), (0, 4, 0)])
     plan(now, wanted).check(backend=kernel)
+
+
+def test_a_descriptor_is_an_integer(kernel: KvmVM) -> None:
+    with pytest.raises(TypeError, match="guest_memfd must be an integer, not 'ndarray'"):
+        kernel.set_region2(0, 4, 0, PAGE, 0, np.arange(3))
+
+
+def test_a_descriptor_that_two_threads_use_first(kernel: KvmVM) -> None:
+    """Wherever the second thread comes in between: both know the same file."""
+    for number in count(1):
+        descriptor = kernel.create_guest_memfd(PAGE)
+        with ThreadPoolExecutor(1) as pool:
+            futures: list[Any] = []
+
+            def meanwhile(fd: int = descriptor, futures: list[Any] = futures) -> None:
+                futures.append(pool.submit(number_of, fd))
+                wait(futures, 0.1)  # it may have to wait for this thread
+
+            with AtLine(number, meanwhile, _file_of) as at:
+                _, one = number_of(descriptor)
+        assert one is not None
+        if at.lines < number:
+            break
+        _, other = futures[0].result()
+        assert [one.closed, other.closed] == [False, False]
+        os.close(descriptor)
+    assert number > 5

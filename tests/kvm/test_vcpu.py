@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -115,7 +116,12 @@ def test_answers_to_nothing() -> None:
         for wrong in (b"", b"x", b"xyz"):
             with pytest.raises(ValueError, match=f"reads 2 bytes, not {len(wrong)}"):
                 vcpu.answer(wrong)
-        vcpu.run_once()
+        with pytest.raises(ValueError, match="reads 2 bytes, not 8"):
+            vcpu.answer(array("I", [1, 2]))  # type: ignore[arg-type]
+        with pytest.raises(TypeError):
+            vcpu.answer(2)  # type: ignore[arg-type]
+        vcpu.answer(array("H", [0x4241]))  # type: ignore[arg-type]
+        assert vcpu.run_once() == IoExit(0x10, 1, 1, True, b"\x41")
         with pytest.raises(ValueError, match="not reading anything"):
             vcpu.answer(b"xy")
 

@@ -6,6 +6,7 @@ import errno
 import mmap
 import os
 import random
+import threading
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,23 @@ def test_many_pages_of_many_slots() -> None:
         assert checkpoint.restore() == (len(range(first, end, step)) + 1) * PAGE
         assert bytes(memoryview(backing)) == content
         assert memory.vm.take_dirty_runs() == []
+
+
+def test_a_slot_whose_copy_is_in_two_pieces() -> None:
+    """Slot 1's first 8 pages are copied with slot 0's memory, its last 8 on their own.
+
+    The marks of both parts are in one word of its log.
+    """
+    memory = machine(LOG)
+    for page in range(16):
+        memory.write(0x100000 + page * PAGE, bytes([page + 1]) * PAGE)
+    was = content(memory)
+    checkpoint = memory.checkpoint()
+    for pages in ((9,), (7, 8)):
+        for page in pages:
+            memory.fill(0x100000 + page * PAGE, PAGE, 0)
+        assert checkpoint.restore() == len(pages) * PAGE
+        assert content(memory) == was
 
 
 def test_marks_of_memory_that_cannot_be_written() -> None:
@@ -188,3 +206,20 @@ def test_memory_that_was_never_touched_is_not_copied() -> None:
     memory.write(0, b"y")
     assert checkpoint.restore() == 2 * PAGE
     assert (memory.read(1 << 29, 2), memory.read(0, 1)) == (b"x\0", b"\0")
+
+
+def test_changes_wait_until_the_memory_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = machine(LOG)
+    moved = threading.Thread(target=lambda: memory.vm.move(2, 0x400))
+    waited: list[bool] = []
+
+    def meanwhile(*_: object) -> None:
+        if not waited:
+            moved.start()
+            moved.join(0.1)
+            waited.append(moved.is_alive())
+
+    monkeypatch.setattr("memslots.memory.checkpoint.pages_there", meanwhile)
+    memory.checkpoint()
+    moved.join()
+    assert waited == [True] and memory.vm[2].base_gfn == 0x400

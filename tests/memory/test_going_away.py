@@ -8,14 +8,16 @@ import tempfile
 import threading
 import time
 import tracemalloc
+from array import array
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from fresh import run_fresh
 
-from memslots import Backing, GuestMemory, Memslots, NotMappedError
+from memslots import Backing, Flags, GuestMemory, Memslots, NotMappedError
+from memslots.memory.checkpoint import Checkpoint
 from memslots.memory.mappings import UNKNOWN, mapping_of
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ ACCESSES: dict[str, Callable[[GuestMemory, int, int], object]] = {
     "read_u16, not aligned": lambda mem, gpa, n: mem.read_u16(gpa + n - 3),
     "write_u32": lambda mem, gpa, n: mem.write_u32(gpa + n - 8, 5),
     "write_u64, not aligned": lambda mem, gpa, n: mem.write_u64(gpa + n - 9, 5),
+    "discard": lambda mem, gpa, n: mem.discard(gpa, n),
 }
 
 
@@ -156,6 +159,107 @@ def file_shortened_meanwhile() -> None:
 @pytest.mark.parametrize("work", [mmap_shortened_meanwhile, file_shortened_meanwhile])
 def test_a_file_made_shorter_meanwhile(work: Callable[[], None]) -> None:
     assert run_fresh(work) == "True\n"
+
+
+class Shortened:
+    """A machine on a file, for a call that is made while the file becomes shorter."""
+
+    def __init__(self, backing: Callable[[Path], Backing], flags: int) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        self.path = file_of(Path(self.folder.name))
+        self.mem = GuestMemory(Memslots())
+        self.mem.place(0, 0, Backing.anonymous(PAGE), flags=flags)
+        self.mem.place(1, 1 << 20, backing(self.path), flags=flags)
+        self.mem.vm.take_dirty_runs()
+
+    def shorten(self) -> None:
+        os.truncate(self.path, SIZE // 2)
+
+    def after(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns a function that does the same, and then shortens the file."""
+
+        def shortening(*arguments: object) -> Any:
+            result = function(*arguments)
+            self.shorten()
+            return result
+
+        return shortening
+
+    def refused(self, call: Callable[[], object], gpa: int) -> None:
+        """Calls, and prints whether the error names the guest address."""
+        try:
+            call()
+        except NotMappedError as error:
+            print(f"gpa {gpa:#x} is in slot 1 " in str(error))
+
+
+def checkpoints_of_files_shortened_meanwhile() -> None:
+    """At the worst moment: when all checks are made, and the memory is not touched yet."""
+    for backing in KINDS.values():
+        for by_log in (True, False):
+            one = Shortened(backing, Flags.LOG_DIRTY_PAGES)
+            with pytest.MonkeyPatch.context() as patch:
+                checkpoint = one.mem.checkpoint(by_log=by_log)
+                one.mem.write(0, b"anonymous")
+                one.mem.write(1 << 20, b"stays")
+                one.mem.write((1 << 20) + SIZE - PAGE, b"goes")
+                patch.setattr(Checkpoint, "_check", one.after(Checkpoint._check))
+                # A Backing.file is refused as a whole.
+                compared = SIZE // 2 if backing is on_mmap else 0
+                one.refused(checkpoint.restore, (1 << 20) + (SIZE - PAGE if by_log else compared))
+            # Nothing has changed, and no mark is lost.
+            assert one.mem.read(0, 9) == b"anonymous"
+            assert [run.start_gfn for run in one.mem.vm.take_dirty_runs()] == [0, 0x100, 0x13F]
+            os.truncate(one.path, SIZE)
+            assert one.mem.read(1 << 20, 5) == b"stays"
+            one.mem.vm.mark_dirty_many(array("Q", [0, 0x100, 0x13F]))
+            checkpoint.restore()
+            assert one.mem.read(0, 9) == bytes(9)
+            for at, n in ((0, SIZE // 2), (SIZE - PAGE, PAGE)):
+                assert one.mem.read((1 << 20) + at, n) == bytes(range(256)) * (n // 256)
+
+
+def test_checkpoints_of_files_shortened_meanwhile() -> None:
+    assert run_fresh(checkpoints_of_files_shortened_meanwhile) == "True\n" * 6
+
+
+def checkpoints_made_of_files_shortened_meanwhile() -> None:
+    for backing in KINDS.values():
+        for by_log in (True, False):
+            one = Shortened(backing, Flags.LOG_DIRTY_PAGES)
+            one.mem.write(0, b"marked")
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(mmap, "mmap", one.after(mmap.mmap))  # the memory for the copy
+                one.refused(
+                    lambda one=one, by_log=by_log: one.mem.checkpoint(by_log=by_log),  # type: ignore[misc]
+                    (1 << 20) + SIZE // 2 if backing is on_mmap else 1 << 20,
+                )
+            assert [run.start_gfn for run in one.mem.vm.take_dirty_runs()] == [0]
+
+
+def test_checkpoints_made_of_files_shortened_meanwhile() -> None:
+    assert run_fresh(checkpoints_made_of_files_shortened_meanwhile) == "True\n" * 6
+
+
+def restored_beside_a_file_shortened_meanwhile() -> None:
+    """Memory that cannot be written is compared with the file."""
+    one = Shortened(lambda path: Backing.file(path, readonly=True), Flags.READONLY)
+    dump = Path(one.folder.name) / "dump"
+    one.mem.dump(dump)
+    with pytest.MonkeyPatch.context() as patch:
+        read = os.pread
+
+        def shorten_then(fd: int, size: int, offset: int) -> bytes:
+            if size == SIZE:  # not the header
+                one.shorten()
+            return read(fd, size, offset)
+
+        patch.setattr(os, "pread", shorten_then)
+        one.refused(lambda: one.mem.restore(dump), 1 << 20)
+
+
+def test_restored_beside_a_file_shortened_meanwhile() -> None:
+    assert run_fresh(restored_beside_a_file_shortened_meanwhile) == "True\n"
 
 
 # The same memory, mapped twice

@@ -440,6 +440,10 @@ def test_load(vm: Memslots, mem: GuestMemory, tmp_path: Path) -> None:
     path = tmp_path / "kernel"
     path.write_bytes(b"kernel" * 1000)
     assert mem.load(path, 10) == mem.load(os.fspath(path), 10) == 6000
+    with path.open("rb") as file:
+        with pytest.raises(TypeError):  # a descriptor: loading would close it
+            mem.load(file.fileno(), 10)  # type: ignore[arg-type]
+        assert file.read(1)
     assert mem.read(0, 3 * PAGE) == kept[:10] + b"kernel" * 1000 + kept[6010:]
     assert [dirty(vm, id) for id in range(3)] == [{0}, {0}, set()]
     with pytest.raises(NotMappedError, match="gpa 0x3000 "):

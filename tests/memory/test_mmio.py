@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from itertools import count
+from typing import Any
+
+import numpy as np
 import pytest
+from atline import AtLine
 from livekernel import guest
 from needs import needs_kvm
 
@@ -16,6 +24,7 @@ from memslots import (
     ReadOnlyError,
 )
 from memslots.kvm import HltExit
+from memslots.memory.mmio import Mmio
 
 PAGE = 4096
 
@@ -23,11 +32,11 @@ PAGE = 4096
 class Registers:
     """A device that records its reads and writes."""
 
-    def __init__(self, value: int = 0x41) -> None:
+    def __init__(self, value: Any = 0x41) -> None:
         self.value = value
         self.seen: list[tuple[int, ...]] = []
 
-    def read(self, gpa: int, size: int) -> int:
+    def read(self, gpa: int, size: int) -> Any:
         self.seen.append((gpa, size))
         return self.value
 
@@ -126,6 +135,58 @@ def test_ranges_that_cannot_be(memory: GuestMemory) -> None:
         memory.write_u8(0x10000, 1)
 
 
+class Index:
+    def __index__(self) -> int:
+        return 0x41
+
+
+@pytest.mark.parametrize("value", [np.uint8(0x41), np.int64(0x41), Index()])
+def test_anything_with_index_is_an_answer(memory: GuestMemory, value: Any) -> None:
+    with memory.on_mmio(0x2000, 0x3000, read=Registers(value).read):
+        assert memory.read_u8(0x2000) == 0x41
+
+
+@pytest.mark.parametrize("value", [1.5, None, "A", b"A"])
+def test_answers_that_are_no_integers(memory: GuestMemory, value: Any) -> None:
+    kind = type(value).__name__
+    text = f"the device at gpa 0x2000 must return an integer, not {kind!r}"
+    with (
+        memory.on_mmio(0x2000, 0x3000, read=Registers(value).read),
+        pytest.raises(TypeError, match=text),
+    ):
+        memory.read_u8(0x2000)
+
+
+def test_a_fork_while_another_thread_registers(memory: GuestMemory) -> None:
+    """The child can register devices, wherever the other thread was."""
+
+    def fork() -> int:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(10)  # ends the child if it waits for ever
+            memory.on_mmio(0x4000, 0x5000).close()
+            os._exit(0)
+        return os.waitpid(child, 0)[1]
+
+    for number in count(1):
+        forks: list[Future[int]] = []
+        with ThreadPoolExecutor(1) as pool:
+
+            def meanwhile(pool: ThreadPoolExecutor = pool, forks: list[Any] = forks) -> None:
+                forks.append(pool.submit(fork))
+                wait(forks, 0.2)  # the fork may wait for this thread
+
+            with (
+                AtLine(number, meanwhile, Mmio.add, Mmio.remove) as at,
+                memory.on_mmio(0x2000, 0x3000),
+            ):
+                pass
+        assert [one.result() for one in forks] == [0] * len(forks)
+        if at.lines < number:
+            break
+    assert number > 8
+
+
 @needs_kvm
 def test_a_guest() -> None:
     """The guest reads a byte of a device, adds one and writes it back: mov, inc, mov."""
@@ -135,6 +196,11 @@ def test_a_guest() -> None:
         device = Registers()
         devices.on_mmio(0x9000, 0x9010, read=device.read, write=device.write)
         assert isinstance(next(vcpu.run(devices)), HltExit)
+        assert device.seen == [(0x9000, 1), (0x9000, 1, 0x42)]
+    with guest(code, rbx=0x9000) as (_, vcpu, _):
+        device = Registers(np.uint8(0x41))
+        with devices.on_mmio(0x9000, 0x9008, read=device.read, write=device.write):
+            assert isinstance(next(vcpu.run(devices)), HltExit)
         assert device.seen == [(0x9000, 1), (0x9000, 1, 0x42)]
     with guest(code, rbx=0x9000) as (_, vcpu, _):
         exit = next(vcpu.run(GuestMemory(Memslots())))

@@ -76,6 +76,24 @@ def test_a_lime_file(tmp_path: Path) -> None:
         GuestMemory.open(path, shared=True)
 
 
+def core(gpa: int, in_file: int, *, size: int | None = None, as_id: int = 0) -> bytes:
+    """Returns an ELF core of one segment, which begins at the file's second page."""
+    ident = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
+    header = struct.pack("<HHIQQQIHHHHHH", 4, 62, 1, 0, 64, 0, 0, 64, 56, 1, 0, 0, 0)
+    size = in_file if size is None else size
+    segment = struct.pack("<IIQQQQQQ", 1, 7 | as_id << 20, PAGE, gpa, gpa, in_file, size, PAGE)
+    return (ident + header + segment).ljust(2 * PAGE, b"\0")
+
+
+def crash_dump(first: int, pages: int) -> bytes:
+    """Returns a crash dump of Windows of one run of pages, and the bytes of one page."""
+    header = bytearray(2 * PAGE)
+    header[:8] = b"PAGEDU64"
+    struct.pack_into("<I", header, 0xF98, 1)
+    struct.pack_into("<I4xQQQ", header, 0x88, 1, pages, first, pages)
+    return bytes(header) + bytes(PAGE)
+
+
 @pytest.mark.parametrize(
     ("content", "text"),
     [
@@ -83,6 +101,13 @@ def test_a_lime_file(tmp_path: Path) -> None:
         (b"EMiL", "ends within the header"),
         (b"\x7fELF" + bytes(60), "of no class"),
         (struct.pack("<IIQQ8x", 0x4C694D45, 1, 1, 1) + b"x", "which is not a multiple of 4096"),
+        (core(0, PAGE, as_id=47), "address_spaces must be 1 to 16, not 48"),
+        (core((1 << 64) - PAGE, PAGE), "beyond the last page that a slot may have"),
+        (core((1 << 64) - PAGE, 0, size=1 << 63), "beyond the last page that a slot may have"),
+        (core(0, 1 << 63), "cut off: it ends within the memory at 0x0"),
+        (crash_dump(0, 1 << 40), "cut off: it ends within the memory at 0x0"),
+        (crash_dump(1 << 52, 1), "beyond the last page that a slot may have"),
+        (crash_dump(0, (1 << 64) - 1), "beyond the last page that a slot may have"),
     ],
 )
 def test_what_holds_no_memory(tmp_path: Path, content: bytes, text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,6 +52,39 @@ def test_from_and_to_a_file(memory: GuestMemory, tmp_path: Path, offset: int | N
         assert memory.read_into(file.fileno(), 3 * PAGE + 5, count, offset=offset) == count
     assert out.read_bytes()[skipped:] == content[skipped:]
     assert dirty(memory) == []
+
+
+@pytest.mark.parametrize(
+    ("offset", "error", "text"),
+    [
+        ("3", TypeError, "offset must be an integer, not 'str'"),
+        (2.0, TypeError, "offset must be an integer, not 'float'"),
+        (-1, OverflowError, "offset must not be negative"),
+        (1 << 63, OverflowError, "offset does not fit its 63 bits"),
+    ],
+)
+def test_offsets_that_cannot_be(
+    memory: GuestMemory, tmp_path: Path, offset: Any, error: type[Exception], text: str
+) -> None:
+    """Nothing is marked: no byte was read."""
+    with (tmp_path / "file").open("w+b") as file:
+        for call in (memory.write_from, memory.read_into):
+            with pytest.raises(error, match=text):
+                call(file.fileno(), 0, 1, offset=offset)
+    assert dirty(memory) == []
+
+
+class Three:
+    def __index__(self) -> int:
+        return 3
+
+
+def test_anything_with_index_is_an_offset(memory: GuestMemory, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"012345")
+    with (tmp_path / "file").open("r+b") as file:
+        assert memory.write_from(file.fileno(), 0, 2, offset=Three()) == 2
+        assert memory.read(0, 2) == b"34"
+        assert memory.read_into(file.fileno(), 0, 1, offset=Three()) == 1
 
 
 def test_from_a_pipe(memory: GuestMemory) -> None:
@@ -216,3 +250,7 @@ def test_arrays(memory: GuestMemory) -> None:
         memory.array(0, object, 1)
     with pytest.raises(NotMappedError):
         memory.array(0x900000, "u1", 1)
+    with pytest.raises(NotMappedError):
+        memory.array(0, "<u8", np.int32(1 << 29))  # which times 8 is 0 in 32 bits
+    with pytest.raises(TypeError, match="n must be an integer, not 'bool"):
+        memory.array(0, "u1", np.True_)

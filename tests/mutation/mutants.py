@@ -23,12 +23,11 @@ class Mutant:
         """Returns the name of the mutant, wherever in the file it is."""
         return f"{self.path}: {self.before.strip()} -> {self.after.strip()}"
 
-    def apply(self, text: str) -> str:
-        """Returns the file's text with the change made."""
-        lines = text.splitlines(keepends=True)
-        assert lines[self.line - 1].rstrip("\n") == self.before
-        lines[self.line - 1] = self.after + "\n"
-        return "".join(lines)
+    def apply(self, lines: list[str], first: int = 1) -> list[str]:
+        """Returns lines of the file with the change made. `first` is the number of lines[0]."""
+        place = self.line - first
+        assert lines[place] == self.before
+        return [*lines[:place], self.after, *lines[place + 1 :]]
 
 
 #: kind, what is found, its replacement
@@ -72,6 +71,16 @@ _STATEMENT = re.compile(r"(\s+)(?:[a-z_][\w.\[\]&\->,() ]*\(.*\)|[\w.\[\]]+ [-+|
 _BRANCH = re.compile(r"(\s*(?:el)?if )(.*):$")
 
 
+def blank(line: str) -> str:
+    """Returns the line with spaces in place of its strings and its comment."""
+    return re.sub(r"\"[^\"]*\"|#.*", lambda found: " " * len(found[0]), line)
+
+
+def deeper(code: str) -> int:
+    """Returns how many more brackets a blanked line opens than it closes."""
+    return sum(map(code.count, "([{")) - sum(map(code.count, ")]}"))
+
+
 def mutants_of(path: Path, root: Path) -> Iterator[Mutant]:
     """Returns all mutants that the changes above make of a file."""
     name = path.relative_to(root).as_posix()
@@ -86,8 +95,8 @@ def mutants_of(path: Path, root: Path) -> Iterator[Mutant]:
         if in_text:
             continue
         outer = depth
-        code = re.sub(r"\"[^\"]*\"|#.*", lambda found: " " * len(found[0]), line)
-        depth += code.count("(") + code.count("[") - code.count(")") - code.count("]")
+        code = blank(line)
+        depth += deeper(code)
         if not outer:
             in_declaration = bool(
                 re.match(r"\s*cdef (?:struct|enum|extern|union|class|inline [^=]*\($)", code)

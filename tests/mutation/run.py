@@ -2,13 +2,12 @@
 
     python tests/mutation/run.py [--count 300] [--seed 0] [--workers 2] [--only PATTERN]
 
-Each mutant is made in a copy of the checkout whose package is built in place. Its module is built
-anew. Then the tests of the module run, then those of the modules next to it. A mutant that no test
+The mutants are put into a copy of the checkout, each behind a switch, and the copy is built once
+(schemata.py). Then the tests run on one mutant after the other (trials.py). A mutant that no test
 finds survives. equivalent.txt lists the mutants that are known to do the same, or the same more
 slowly, and why. The status is 1 if more than 3 in 100 of the others survive.
 
-No mutant of a .pxd is made, since every file that includes it would have to be built. Nor are
-orders of memory changed: on x86 they do the same. `tsan` and the models test those.
+Orders of memory are not changed: on x86 they do the same. `tsan` and the models test those.
 """
 
 from __future__ import annotations
@@ -16,184 +15,144 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import os
-import queue
 import random
+import re
 import shutil
-import signal
 import subprocess
 import sys
 import sysconfig
 import tempfile
-import threading
 import time
-from collections import Counter
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import pytest
 
 if __name__ == "__main__":  # so that it can be run by its path
     sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from mutation.mutants import Mutant, mutants_of
+from mutation.schemata import Line, weave
+from mutation.trials import Outcome, Trials
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-FILES = ("memslots/core/*.pyx", "memslots/write/*.pyx", "memslots/dirty/*.pyx")
+FILES = [
+    f"memslots/{part}/*.{end}" for part in ("core", "write", "dirty") for end in ("pxd", "pyx")
+]
 #: Of 100 mutants that are not equivalent, the tests must find this many.
 GOAL = 97
-#: Seconds for one set of tests; a set that takes longer has found the mutant, too.
-TIMEOUT = 400
+#: The tests to run, but for those that measure time or memory: they fail beside others. First what
+#: takes longest, so that the others run beside it.
+TESTS = [f"tests/test_{name}.py" for name in ("state_machine", "memslots", "errors")]
+TESTS += [f"tests/{name}" for name in ("memory", "core", "write", "dirty", "read", "mirror")]
+SELECTED = "not static and not kvm and not leaks and not serial"
 
-#: The tests of a module, besides the one of its name.
-OWN = {
-    "lookup_batch": ["tests/read/test_batch.py"],
-    "fill": ["tests/write/test_many.py"],
-    "search": ["tests/read/test_batch.py"],
-    "index_policy": ["tests/core/test_index.py", "tests/read/test_batch.py"],
-    "machine": ["tests/core/test_update.py"],
-    "region": [
-        "tests/core/test_update.py",
-        "tests/write/test_guestmemfd.py",
-        "tests/test_errors.py",
-    ],
-    "slotset": [
-        "tests/core/test_update.py",
-        "tests/core/test_index.py",
-        "tests/write/test_many.py",
-    ],
-    "space": ["tests/core/test_update.py", "tests/write/test_transaction.py"],
-    "update": ["tests/core/test_update.py", "tests/write/test_transaction.py"],
-    "logs": ["tests/dirty/test_logs.py"],
-    "runs": ["tests/dirty/test_runs.py"],
-    "operations": [
-        "tests/test_memslots.py",
-        "tests/test_errors.py",
-        "tests/write/test_guestmemfd.py",
-    ],
-    "writer": [
-        "tests/write/test_lock.py",
-        "tests/test_memslots.py",
-        "tests/write/test_reentry.py",
-        "tests/write/test_fork.py",
-        "tests/core/test_alloc_failures.py",
-    ],
-    "transaction": ["tests/write/test_transaction.py", "tests/write/test_transaction_ends.py"],
-    "listeners": ["tests/write/test_listeners.py", "tests/write/test_subscriptions.py"],
+_INCLUDE = f"-I{sysconfig.get_path('include')}"
+_DIRECTIVES = {  # as in setup.py
+    "boundscheck": False,
+    "wraparound": False,
+    "initializedcheck": False,
+    "binding": False,
+    "auto_pickle": False,
+    "cdivision": True,
+    "freethreading_compatible": True,
+    "embedsignature": True,
+    "embedsignature.format": "clinic",
 }
-#: The tests that run next, in parts: the quick ones first.
-NEXT = [
-    ["tests/test_memslots.py", "tests/test_errors.py", "tests/test_state_machine.py"],
-    ["tests/write", "tests/dirty", "tests/read", "tests/mirror"],
-    ["tests/core", "tests/memory"],
-]
-_SELECTED = "not static and not kvm"
-_SUFFIX = str(sysconfig.get_config_var("EXT_SUFFIX"))
+COMPILER = ["gcc", "-std=gnu11", "-O1", "-w", "-fPIC", "-shared", "-fwrapv", "-DNDEBUG", _INCLUDE]
+_ERROR = re.compile(r"^(memslots/[\w/]+\.p(?:yx|xd)):(\d+):(?:\d+:)? (?!note:)", re.MULTILINE)
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """The result of a mutant: "killed", "not built" or "survived", and by which test."""
+class Build:
+    """A copy of the checkout that has all mutants."""
 
-    mutant: Mutant
-    what: str
-    by: str
-
-
-class Place:
-    """A copy of the checkout with a package built in place."""
-
-    def __init__(self, folder: Path, drivers: Path) -> None:
+    def __init__(self, folder: Path, mutants: dict[int, Mutant]) -> None:
         self.folder = folder
-        ignored = shutil.ignore_patterns(".git", ".nox", "build", "__pycache__", ".*_cache", "*.c")
-        shutil.copytree(ROOT, folder, ignore=ignored)
-        self._environment = dict(
-            os.environ,
-            PYTHONPATH=str(folder),
-            PYTHONDONTWRITEBYTECODE="1",
-            MEMSLOTS_HYPOTHESIS_PROFILE="short",
-            MEMSLOTS_TEST_DRIVERS=str(drivers),
-        )
+        self.library = folder / "libswitchboard.so"
+        self.drivers = folder / "drivers"
+        self.mutants = dict(mutants)
+        self._lines: dict[str, list[Line]] = {}
+        self._options = [f"-I{HERE}", f"-DMUTANTS={max(mutants) + 1}"]
+        ignored = ("*.so", "*.c", ".git", ".nox", "build", "__pycache__", ".*_cache", ".hypothesis")
+        shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*ignored))
+        shutil.copy(HERE / "switchboard.pxd", folder)
 
-    def try_out(self, mutant: Mutant) -> Outcome:
-        """Makes the mutant, runs the tests until one fails, and restores the file."""
-        source = self.folder / mutant.path
-        module = source.with_name(source.stem + _SUFFIX)
-        text, built = source.read_text(encoding="utf-8"), module.read_bytes()
-        try:
-            source.write_text(mutant.apply(text), encoding="utf-8")
-            module.unlink()  # a new file: the old one may be in use
-            if not self.build(source, module):
-                return Outcome(mutant, "not built", "")
-            for tests in suites_of(mutant.path):
-                if by := self.run(tests):
-                    return Outcome(mutant, "killed", by)
-            return Outcome(mutant, "survived", "")
-        finally:
-            source.write_text(text, encoding="utf-8")
-            module.unlink(missing_ok=True)
-            module.write_bytes(built)
+    def make(self, workers: int) -> None:
+        """Builds all modules. Takes out the mutants that cannot be built."""
+        source = str(HERE / "switchboard.c")
+        command = [*COMPILER, *self._options, source, "-o", str(self.library)]
+        subprocess.run(command, check=True)
+        self._weave({mutant.path for mutant in self.mutants.values()})
+        waiting = sorted(path for path in self.folder.glob("memslots/**/*.pyx"))
+        while waiting:
+            with ThreadPoolExecutor(workers) as pool:
+                errors = dict(zip(waiting, pool.map(self._module, waiting), strict=True))
+            waiting = [path for path in waiting if errors[path]]
+            bad = {number for path in waiting for number in self._blamed(errors[path])}
+            if waiting and not bad:
+                raise SystemExit(errors[waiting[0]])
+            self._weave({self.mutants.pop(number).path for number in bad})
+        self._make_drivers()
 
-    def build(self, source: Path, module: Path) -> bool:
-        """Builds one module, with the directives of setup.py."""
+    def _weave(self, paths: set[str]) -> None:
+        """Puts the mutants of these files into them."""
+        by_path: dict[str, dict[int, Mutant]] = defaultdict(dict)
+        for number, mutant in self.mutants.items():
+            by_path[mutant.path][number] = mutant
+        for path in paths:
+            self._lines[path] = weave((ROOT / path).read_text(encoding="utf-8"), by_path[path])
+            text = "".join(f"{line}\n" for line, _ in self._lines[path])
+            (self.folder / path).write_text(text, encoding="utf-8")
+
+    def _module(self, path: Path) -> str:
+        """Builds one module. Returns the errors."""
         with tempfile.TemporaryDirectory() as folder:
             c = Path(folder) / "module.c"
-            cython = [sys.executable, "-m", "cython", "-3", "-o", str(c), str(source)]
-            for name in ("boundscheck", "wraparound", "initializedcheck", "binding"):
-                cython += ["-X", f"{name}=False"]
-            for name in ("cdivision", "freethreading_compatible"):
-                cython += ["-X", f"{name}=True"]
-            include = f"-I{sysconfig.get_path('include')}"
-            compiler = ["gcc", "-O1", "-w", "-fPIC", "-shared", "-fwrapv", "-DNDEBUG", include]
-            for command in (cython, [*compiler, "-std=gnu11", str(c), "-o", str(module)]):
+            # The line directives let the C compiler name the lines of the .pyx.
+            cython = [sys.executable, "-m", "cython", "-3", "--line-directives", "-o", str(c)]
+            for name, value in _DIRECTIVES.items():
+                cython += ["-X", f"{name}={value}"]
+            module = path.with_name(path.stem + str(sysconfig.get_config_var("EXT_SUFFIX")))
+            library = [str(self.library), f"-Wl,-rpath,{self.folder}"]
+            gcc = [*COMPILER, *self._options, str(c), *library, "-o", str(module)]
+            for command in ([*cython, str(path.relative_to(self.folder))], gcc):
                 done = subprocess.run(
                     command, cwd=self.folder, capture_output=True, text=True, check=False
                 )
                 if done.returncode:
-                    return False
-        return True
+                    return done.stderr
+        return ""
 
-    def run(self, tests: list[str]) -> str:
-        """Runs tests. Returns the name of the first that failed, or nothing."""
-        command = [sys.executable, "-P", "-m", "pytest", "-x", "-q"]
-        command += ["-p", "no:cacheprovider", "-p", "no:xdist"]
-        process = subprocess.Popen(
-            [*command, "-m", _SELECTED, *tests],
-            cwd=self.folder,
-            env=self._environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            start_new_session=True,
+    def _blamed(self, errors: str) -> set[int]:
+        """Returns the mutants on whose lines there are errors."""
+        blamed = set()
+        for path, line in _ERROR.findall(errors):
+            if path in self._lines:
+                blamed.add(self._lines[path][int(line) - 1][1])
+        return blamed & self.mutants.keys()
+
+    def _make_drivers(self) -> None:
+        """Builds the tests' drivers, which hold the core's inline functions."""
+        self.drivers.mkdir()
+        for file in (self.folder / "tests" / "core" / "drivers").iterdir():
+            shutil.copy(file, self.drivers)
+        names = sorted(path.name for path in self.drivers.glob("*.pyx"))
+        command = [sys.executable, "setup.py", str(self.folder), *names]
+        environment = dict(
+            os.environ,
+            CFLAGS=" ".join(self._options),
+            LDFLAGS=f"-Wl,--no-as-needed {self.library} -Wl,-rpath,{self.folder}",
         )
-        try:
-            output, _ = process.communicate(timeout=TIMEOUT)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-            return "it does not end"
-        if process.returncode == 0:
-            return ""
-        failed = [line.split()[1] for line in output.splitlines() if line.startswith("FAILED ")]
-        if failed:
-            return failed[0]
-        return "a signal" if process.returncode < 0 else "an error"
-
-
-def suites_of(path: str) -> list[list[str]]:
-    """Returns the sets of tests to try, one after the other."""
-    stem = Path(path).stem
-    own = [f"tests/core/test_{stem}.py", f"tests/write/test_{stem}.py", *OWN.get(stem, [])]
-    found = [name for name in dict.fromkeys(own) if (ROOT / name).exists()]
-    return [found, *NEXT] if found else NEXT
-
-
-def build_drivers(folder: Path) -> None:
-    """Builds the tests' drivers, once for all mutants: they call the core through pointers."""
-    for file in (ROOT / "tests" / "core" / "drivers").iterdir():
-        if file.is_file():
-            shutil.copy(file, folder)
-    names = sorted(path.name for path in folder.glob("*.pyx"))
-    command = [sys.executable, "setup.py", str(ROOT), *names, "-q", "build_ext", "--inplace"]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+        subprocess.run(
+            [*command, "-q", "build_ext", "--inplace"],
+            cwd=self.drivers,
+            env=environment,
+            check=True,
+            capture_output=True,
+        )
 
 
 def equivalents() -> dict[str, str]:
@@ -208,6 +167,11 @@ def equivalents() -> dict[str, str]:
     return known
 
 
+def all_mutants() -> list[Mutant]:
+    files = sorted(path for pattern in FILES for path in ROOT.glob(pattern))
+    return [mutant for path in files for mutant in mutants_of(path, ROOT)]
+
+
 def main() -> int:
     """Tries the mutants, and prints the result."""
     parser = argparse.ArgumentParser(description="How strong are the tests?")
@@ -216,71 +180,71 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--only", default="*", help="of these files: a pattern")
     options = parser.parse_args()
-    files = sorted(path for pattern in FILES for path in ROOT.glob(pattern))
     known = equivalents()
-    everything = [
-        mutant
-        for path in files
-        if fnmatch.fnmatch(path.relative_to(ROOT).as_posix(), options.only)
-        for mutant in mutants_of(path, ROOT)
-    ]
-    unknown = known.keys() - {mutant.key for mutant in everything}
-    if unknown and options.only == "*":
+    everything = all_mutants()
+    if unknown := known.keys() - {mutant.key for mutant in everything}:
         print("equivalent.txt names what is no mutant any more:", *sorted(unknown), sep="\n  ")
         return 1
-    chosen = [mutant for mutant in everything if mutant.key not in known]
+    chosen = [
+        mutant
+        for mutant in everything
+        if mutant.key not in known and fnmatch.fnmatch(mutant.path, options.only)
+    ]
     random.Random(options.seed).shuffle(chosen)
     chosen = chosen[: options.count]
-    print(
-        f"{len(everything)} mutants, {len(known)} of them known as equivalent; {len(chosen)} tried"
-    )
-    outcomes = try_all(chosen, options.workers)
-    survived = [each for each in outcomes if each.what == "survived"]
-    counts = Counter(each.what for each in outcomes)
-    tried = counts["killed"] + counts["survived"]
-    share = 100 * counts["killed"] / max(tried, 1)
-    print(
-        f"\n{counts['killed']} of {tried} killed ({share:.1f} %), {counts['not built']} not built"
-    )
-    for each in sorted(survived, key=lambda each: (each.mutant.path, each.mutant.line)):
-        print(f"survived: {each.mutant.kind}: line {each.mutant.line}: {each.mutant.key}")
+    print(f"{len(everything)} mutants, {len(known)} known as equivalent, {len(chosen)} tried")
+    outcomes = try_all(dict(enumerate(chosen, 1)), options.workers)
+    survived = [
+        (mutant.path, mutant.line, mutant.kind, mutant.key, outcome)
+        for mutant, outcome in outcomes
+        if outcome.what != "killed"
+    ]
+    killed = len(outcomes) - len(survived)
+    share = 100 * killed / max(len(outcomes), 1)
+    missing = len(chosen) - len(outcomes)
+    print(f"\n{killed} of {len(outcomes)} killed ({share:.1f} %), {missing} not built")
+    for _, line, kind, key, outcome in sorted(survived):
+        print(f"{outcome.what}: {kind}: line {line}: {key} ({outcome.by})")
     return 0 if share >= GOAL else 1
 
 
-def try_all(chosen: list[Mutant], workers: int) -> list[Outcome]:
-    """Tries all mutants, each in its worker's own copy."""
-    waiting: queue.SimpleQueue[Mutant] = queue.SimpleQueue()
-    for mutant in chosen:
-        waiting.put(mutant)
-    outcomes: list[Outcome] = []
+def try_all(mutants: dict[int, Mutant], workers: int) -> list[tuple[Mutant, Outcome]]:
+    """Builds and tries all mutants. Returns the outcomes of those that could be built."""
     began = time.monotonic()
+    outcomes: list[tuple[Mutant, Outcome]] = []
+
+    def note(what: str) -> None:
+        print(f"{(time.monotonic() - began) / 60:.1f} min: {what}", flush=True)
+
+    def report(outcome: Outcome) -> None:
+        mutant = build.mutants[outcome.number]
+        outcomes.append((mutant, outcome))
+        what = f"{outcome.what} in {outcome.seconds:.1f} s: {outcome.by}"
+        note(f"{len(outcomes)} {mutant.key}: {what}")
+
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-        drivers = Path(folder) / "drivers"
-        drivers.mkdir()
-        build_drivers(drivers)
-        places = [Place(Path(folder) / str(number), drivers) for number in range(workers)]
-        for tests in NEXT:
-            if by := places[0].run(tests):
-                raise SystemExit(f"without any mutant: {by} fails")
-
-        def work(place: Place) -> None:
-            while True:
-                try:
-                    mutant = waiting.get_nowait()
-                except queue.Empty:
-                    return
-                outcome = place.try_out(mutant)
-                outcomes.append(outcome)
-                minutes = (time.monotonic() - began) / 60
-                what = f"{outcome.what} {outcome.by}".strip()
-                print(f"{len(outcomes)} {minutes:.0f} min {mutant.key}: {what}", flush=True)
-
-        threads = [threading.Thread(target=work, args=(place,)) for place in places]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        build = Build(Path(folder, "checkout"), mutants)
+        build.make(workers)
+        note("built")
+        run_trials(build, workers, report)
     return outcomes
+
+
+def run_trials(build: Build, workers: int, report: Callable[[Outcome], None]) -> None:
+    """Tries all mutants of a build, in this process and those that it forks."""
+    os.environ.update(
+        PYTHONPATH=str(build.folder),
+        PYTHONDONTWRITEBYTECODE="1",
+        MEMSLOTS_HYPOTHESIS_PROFILE="short",
+        MEMSLOTS_TEST_DRIVERS=str(build.drivers),
+    )
+    sys.path.insert(0, str(build.folder))
+    os.chdir(build.folder)
+    arguments = ["-q", "-s", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    arguments += ["-m", SELECTED, *TESTS]
+    status = pytest.main(arguments, [Trials(build.mutants, build.library, workers, report)])
+    if status != pytest.ExitCode.OK:
+        raise SystemExit(f"pytest ended with {status!r}")
 
 
 if __name__ == "__main__":

@@ -204,6 +204,9 @@ WRONG: list[tuple[Callable[[Any], object], type[Exception], str]] = [
     (lambda to: to.split(0, 100), InvalidRegionError, "cannot be split at gfn 0x64"),
     (lambda to: to.split(7, 100), NoSuchSlotError, "no slot 7"),
     (lambda to: to.merge(0, 7), NoSuchSlotError, "no slot 7"),
+    (lambda to: to.split("a", 5), TypeError, "^slot must be an integer"),
+    (lambda to: to.merge(-1, 0), OverflowError, "^first must not be negative"),
+    (lambda to: to.merge(0, 1 << 40), OverflowError, "^second does not fit its 32 bits"),
     (lambda to: to.merge(0, 0), InvalidRegionError, "not adjacent in guest memory"),
 ]
 

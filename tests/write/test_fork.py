@@ -20,7 +20,15 @@ from typing import Any
 import pytest
 from fresh import run_fresh
 
-from memslots import BusyError, Flags, Memslots, Slot, Transaction
+from memslots import (
+    BusyError,
+    Flags,
+    GuestMemfd,
+    InvalidRegionError,
+    Memslots,
+    Slot,
+    Transaction,
+)
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
@@ -226,6 +234,39 @@ def test_a_fork_in_the_middle_of_a_change(change: str, method: str) -> None:
         in_child(work)
     vm.check()
     assert list(vm) != before
+
+
+@pytest.mark.parametrize("change", ["create", "delete"])
+def test_a_fork_in_the_middle_of_a_change_of_a_guest_memfd(change: str) -> None:
+    memfd = GuestMemfd(4 << 12)
+    vm = Memslots()
+    listener = Listener("prepare")
+    vm.subscribe(listener)
+
+    def bind(vm: Memslots, slot: int, offset: int) -> None:
+        vm.set_region2(slot, Flags.GUEST_MEMFD, slot << 20, 1 << 12, 0, memfd, offset)
+
+    for slot in range(2):
+        bind(vm, slot, slot << 12)
+
+    def work() -> None:
+        # As before the change, slots 0 and 1 have the first two pages of the file, and no slot
+        # has the others.
+        for slot in range(2):
+            with pytest.raises(InvalidRegionError, match=f"overlap those of slot {slot}"):
+                bind(vm, 5, slot << 12)
+        for page in (2, 3):
+            bind(vm, 3 + page, page << 12)
+        vm.check()
+
+    calls: dict[str, Callable[[Memslots], object]] = {
+        "create": lambda vm: bind(vm, 2, 2 << 12),
+        "delete": lambda vm: vm.delete(1),
+    }
+    stopped = Stopped(vm, calls[change])
+    listener.stopped = stopped
+    with stopped:
+        in_child(work)
 
 
 def test_a_fork_while_a_change_waits_for_a_reader(drivers: Any) -> None:

@@ -10,10 +10,14 @@ import pickle
 import random
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from atline import AtLine
 from memfdmodel import BAD, FOREIGN, MemfdModel
 from model import Model
 
@@ -30,6 +34,7 @@ from memslots import (
     Slot,
     plan,
 )
+from memslots.values.guestmemfd import Bindings
 
 PAGE = 4096
 PRIVATE = Flags.GUEST_MEMFD
@@ -173,6 +178,61 @@ def test_closing(vm: Memslots, memfd: GuestMemfd) -> None:
     vm.check()
 
 
+def test_closing_by_two_threads_at_a_time(vm: Memslots, memfd: GuestMemfd) -> None:
+    """Wherever the second thread comes in between, only one descriptor is closed."""
+    for number in count(1):
+        other = memfd.dup()
+        with (
+            ThreadPoolExecutor(1) as pool,
+            AtLine(number, lambda: pool.submit(other.close).result(), GuestMemfd.close) as at,  # noqa: B023
+        ):
+            other.close()
+        assert (memfd.closed, other.closed) == (False, True)
+        # The file is still open, so its ranges are still bound.
+        refused(lambda: vm.set_region2(5, 4, 100 * PAGE, PAGE, 0, memfd, 0), errno.EINVAL, "G7")
+        if at.lines < number:
+            break
+    assert number > 2
+
+
+def test_a_descriptor_that_is_closed_while_it_is_duplicated() -> None:
+    """Wherever the close comes in between: the file is open with bound ranges, or dup refuses."""
+    for number in count(1):
+        vm, file = Memslots(), GuestMemfd(FILE_PAGES * PAGE)
+        vm.set_region2(0, PRIVATE, 0, PAGE, 0, file, 0)
+        with AtLine(number, file.close, GuestMemfd.dup, GuestMemfd._begin) as at:
+            try:
+                other = file.dup()
+            except ValueError:
+                continue
+        with pytest.raises(InvalidRegionError, match="rule G7"):
+            vm.set_region2(5, 4, 16 * PAGE, PAGE, 0, other, 0)
+        if at.lines < number:
+            break
+    assert number > 5
+
+
+def test_a_descriptor_is_an_integer(vm: Memslots) -> None:
+    """An object whose == does not return a bool is none."""
+    with pytest.raises(TypeError, match="guest_memfd must be an integer, not 'ndarray'"):
+        vm.set_region2(5, 4, 0, PAGE, 0, np.arange(3), 0)
+    refused(lambda: vm.set_region2(5, 4, 100 * PAGE, PAGE, 0, -1, 0), errno.EBADF, "G7")
+
+
+def test_an_argument_is_asked_once_for_its_number() -> None:
+    class Flag:
+        asked = 0
+
+        def __index__(self) -> int:
+            self.asked += 1
+            return 0 if self.asked == 1 else 1
+
+    flags = Flag()
+    vm = Memslots()
+    vm.set_region2(0, flags, 0, PAGE, 0x1000)
+    assert (vm[0].flags, flags.asked) == (0, 1)
+
+
 def test_a_file_lasts_as_long_as_a_slot_has_it() -> None:
     vm = Memslots()
     vm.set_region2(0, 4, 0, PAGE, 0, GuestMemfd(PAGE))
@@ -218,6 +278,39 @@ def test_a_listener_that_closes_the_file(vm: Memslots, memfd: GuestMemfd) -> Non
         )
     assert list(vm) == before
     vm.check()
+
+
+def test_a_listener_that_binds_the_file_elsewhere(vm: Memslots) -> None:
+    """The file then belongs to the other Memslots."""
+    file, other = GuestMemfd(PAGE), Memslots()
+
+    class Binds:
+        def prepare(self, change: Change, old: Slot | None, new: Slot | None) -> None:
+            other.set_region2(0, PRIVATE, 0, PAGE, 0, file, 0)
+
+    before = list(vm)
+    with vm.subscribe(Binds()):
+        refused(lambda: vm.set_region2(5, 4, 100 * PAGE, PAGE, 0, file, 0), errno.EINVAL, "G7")
+    assert list(vm) == before
+    other.delete(0)
+    assert other.set_region2(0, PRIVATE, 0, PAGE, 0, file, 0) is Change.CREATE
+    vm.check()
+
+
+def test_a_create_works_out_its_binding_once(
+    vm: Memslots, memfd: GuestMemfd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is O(k) for k slots of the file."""
+    calls = []
+    change = Bindings.change
+
+    def counting(*arguments: Any) -> Any:
+        calls.append(arguments)
+        return change(*arguments)
+
+    monkeypatch.setattr(Bindings, "change", counting)
+    vm.set_region2(5, 4, 100 * PAGE, PAGE, 0, memfd, 16 * PAGE)
+    assert len(calls) == 1
 
 
 class TestTransaction:

@@ -196,6 +196,14 @@ def test_into_an_empty_address_space() -> None:
         vm.check()
 
 
+def test_the_address_space_is_an_integer() -> None:
+    """With one pass or step by step."""
+    for vm in (Memslots(), Memslots(map_of(1))):
+        with pytest.raises(TypeError, match="as_id must be an integer, not 'float'"):
+            vm.create_many(map_of(3), as_id=0.0)  # type: ignore[arg-type]
+        vm.check()
+
+
 def test_too_many_for_an_empty_one() -> None:
     vm = Memslots(max_slots=2)
     before = state_of(vm)

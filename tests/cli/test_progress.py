@@ -1,0 +1,53 @@
+"""The bar on a terminal: when it is shown."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Iterator
+
+import pytest
+from rich.console import Console
+
+from memslots.cli import progress
+from memslots.cli.progress import metered, unmetered
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
+    """Returns what a terminal got, on which a bar comes after a twentieth of a second."""
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, force_interactive=True, width=80)
+    monkeypatch.setattr(progress, "Console", lambda stderr: console)
+    monkeypatch.setattr(progress, "PATIENCE", 0.05)
+    yield text
+    assert progress.Meter.current is None
+
+
+def test_short_work_shows_nothing(terminal: io.StringIO) -> None:
+    with metered("short"):
+        pass
+    time.sleep(0.2)
+    assert terminal.getvalue() == ""
+
+
+def test_no_bar_while_something_is_asked(terminal: io.StringIO) -> None:
+    with metered("long"):
+        time.sleep(0.3)
+        before = terminal.getvalue()
+        assert "long" in before
+        with unmetered():
+            hidden = terminal.getvalue()
+            time.sleep(0.3)
+            assert terminal.getvalue() == hidden
+        time.sleep(0.3)
+        assert "long" in terminal.getvalue()[len(hidden) :]
+    with unmetered():
+        pass
+
+
+def test_an_error_removes_the_bar(terminal: io.StringIO) -> None:
+    with pytest.raises(KeyboardInterrupt), metered("long"), unmetered():
+        raise KeyboardInterrupt
+    time.sleep(0.2)
+    assert terminal.getvalue() == ""

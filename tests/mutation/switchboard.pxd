@@ -1,0 +1,2 @@
+cdef extern from "switchboard.h":
+    bint mutant(int number) noexcept nogil
