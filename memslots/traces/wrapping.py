@@ -62,8 +62,10 @@ class _Calls(NamedTuple):
     whole: re.Pattern[bytes]
 
 
-#: The beginning of a call that ends before the name of the request.
-_BEGINS_CALL = re.compile(rb"ioctl\([^,\n]{1,200},\s*\Z")
+#: The beginning of a call that ends before the name of the call or of the request.
+_BEGINS_CALL = re.compile(
+    rb"(?:ioctl\([^,\n]{1,200},|^\s*(?:\[pid +)?\d{1,10}\]?(?: [\d:.]{8,30})?)\s*\Z", re.MULTILINE
+)
 # A pattern that begins with a literal is found fast.
 _STRACE = _Calls(
     re.compile(
@@ -81,6 +83,13 @@ _STRACE = _Calls(
         rb"flags=\w+(?: ?\| ?\w+)*(?: /\*[^*]*\*/)?, guest_phys_addr=\w+, memory_size=\w+, "
         rb"userspace_addr=\w+[,}]"
     ),
+)
+#: The calls that tell whose memslots these are. They are shorter, so they break where those do.
+_AROUND = _Calls(
+    re.compile(rb"(?:KVM_CREATE_VM|\bclone3?\(|F_DUPFD)(?![^\n]*" + _RESULT + rb")"),
+    _STRACE.ends,
+    _STRACE.other,
+    re.compile(rb"KVM_CREATE_VM, |flags=[\w|]+[,)}]|F_DUPFD"),
 )
 _QEMU = _Calls(
     re.compile(rb"kvm_set_user_memory (?![^\n]* ret=-?\d)(?=[^\n]*(?:Slot|AddrSpace)#)"),
@@ -146,7 +155,9 @@ def _unquoted(text: bytes) -> bytes:
 
 
 def _is_quoted_printable(text: bytes) -> bool:
-    """Returns whether a text without "=3D" is quoted-printable, by the lengths of its lines."""
+    """Returns whether a text is quoted-printable, by its "=" or the lengths of its lines."""
+    if 2 * text.count(b"=3D") > text.count(b"="):
+        return True
     if b"=\n" not in text and b"=\r\n" not in text:
         return False
     lines = text.splitlines()
@@ -176,23 +187,27 @@ class Wrapping:
         tail = max(0, len(text) - _LONGEST_CALL)
         for word, calls in _CALLS:
             place = text.rfind(word, tail)
-            if place >= 0 and calls.goes_on.search(text, place):
+            if place < 0 or not calls.goes_on.search(text, place):
+                continue
+            rest = text[place:]
+            if not calls.ends.search(rest) and not calls.ends.search(rest.replace(b"\n", b"")):
                 start = text.rfind(b"\n", 0, place) + 1
                 before = text.rfind(b"\n", 0, max(start - 1, 0)) + 1
                 return before if _BEGINS_CALL.search(text, before, start) else start
-        end = len(text)
+        last = text.rfind(b"\n", 0, len(text) - 1) + 1
+        end = last if _BEGINS_CALL.search(text, last) else len(text)
         while text.endswith((b"=\n", b"=\r\n"), 0, end):
             end = text.rfind(b"\n", 0, end - 1) + 1
         return end
 
     def taken_off(self, text: bytes) -> bytes:
         """Returns whole lines without their wrapping; their number does not change."""
-        if b"\x1b" in text:
-            text = _TERMINAL.sub(b"", text)
         if self._prefixes is None:
             self._is_quoted = _is_quoted_printable(text)
         if self._is_quoted or (b"=3D" in text and _SOFT_BREAK.search(text)):
             text = _unquoted(text)
+        if b"\x1b" in text:
+            text = _TERMINAL.sub(b"", text)
         if b"\xc2" in text and _NO_BREAK_SPACE in text:
             text = text.replace(_NO_BREAK_SPACE, b" ")
         if self._prefixes is None:
@@ -206,6 +221,8 @@ class Wrapping:
         for word, calls in _CALLS:
             if word in text and calls.goes_on.search(text):
                 text = _joined(text, calls)
+                if calls is _STRACE:
+                    text = _joined(text, _AROUND)
         return text
 
     @staticmethod
