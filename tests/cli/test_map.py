@@ -177,3 +177,11 @@ def test_the_maps_of_two_boots(tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert Outcome(capsys, "diff", str(log), str(second), "--vm", vm).status == status
     outcome = Outcome(capsys, "diff", str(log), str(second), "--vm", "3")
     assert (outcome.status, "there is no VM 3" in outcome.err) == (2, True)
+
+
+def test_several_files_are_no_one_file_of_a_format(capsys: pytest.CaptureFixture[str]) -> None:
+    for format in ("csv", "json", "e820"):
+        outcome = Outcome(capsys, "map", "--to", format, E820, LIME)
+        assert (outcome.status, outcome.out) == (2, "")
+        assert f"--to {format} takes one FILE, not 2" in outcome.err
+    assert Outcome(capsys, "map", "--to", "text", E820, LIME).status == 0
