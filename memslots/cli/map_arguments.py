@@ -21,6 +21,7 @@ from memslots import MemoryMap, MemslotError
 from memslots.cli.output import complain
 from memslots.cli.progress import Meter, metered
 from memslots.maps import Map, read
+from memslots.maps.entries import machines
 from memslots.maps.reading import recognised
 from memslots.read.document import map_of_document
 from memslots.replay import replay
@@ -71,7 +72,7 @@ def read_maps(name: str, vm: int, meter: Meter) -> Maps:
             return _map_in_json(name, text, until)
         if stream is not None:
             stream.seek(0)
-        found = _map_in_words(path, stream, until)
+        found = _map_in_words(path, stream, until, vm)
         if found is not None:
             return Maps(name, found)
         if stream is not None:
@@ -125,7 +126,7 @@ def _json_text(path: str, stream: BinaryIO | None) -> bytes | None:
 
 
 def _map_in_words(
-    path: str, stream: BinaryIO | None, until: int | None
+    path: str, stream: BinaryIO | None, until: int | None, vm: int
 ) -> dict[int, MemoryMap] | None:
     """Returns the maps of a file in a format of memslots.maps, or None if it is a trace."""
     with contextlib.ExitStack() as files:
@@ -140,15 +141,18 @@ def _map_in_words(
                 path, f"line {until} was asked for, but it is a map ({format}), not a trace"
             )
         maps = read(path, format, stream)
+    found = machines(maps)
+    if vm > len(found) > 1:
+        raise TraceError(path, f"there is no VM {vm}; the file has the maps of {len(found)}")
     try:
-        return _first_maps(maps)
+        # A map alone may be compared with any VM of a trace.
+        return _memory_maps(found[vm - 1 if len(found) > 1 else 0])
     except MemslotError as error:
         raise TraceError(path, error.strerror or str(error)) from None
 
 
-def _first_maps(maps: list[Map]) -> dict[int, MemoryMap]:
-    """Returns the first map of each address space, as a MemoryMap."""
-    return {one.as_id: one.memory_map() for one in reversed(maps)}
+def _memory_maps(maps: list[Map]) -> dict[int, MemoryMap]:
+    return {one.as_id: one.memory_map() for one in maps}
 
 
 def _map_in_json(name: str, text: bytes, until: int | None) -> Maps:
@@ -173,7 +177,7 @@ def _of_document(name: str, document: dict[str, object], text: bytes) -> dict[in
         raise ValueError("it is neither a map nor a document of `memslots replay --json`") from None
     if any(slot.get("userspace_addr") is None for slot in slots):
         # Its map tells no host addresses, as QEMU's info mtree does not.
-        return _first_maps(read(name, "json", io.BytesIO(text)))
+        return _memory_maps(machines(read(name, "json", io.BytesIO(text)))[0])
     return {
         k: MemoryMap(map_of_document([slot for slot in slots if slot["as_id"] == k])[0], k)
         for k in spaces

@@ -18,7 +18,7 @@ from memslots.replay import Report, replay
 from memslots.replay.live import LiveVM
 from memslots.traces import Format, Trace, TraceError, open_trace
 from memslots.traces.samples import SAMPLES
-from memslots.traces.threads import merged
+from memslots.traces.threads import UNORDERED, is_ordered, merged
 
 #: The name of a file, or the names of the files of one trace.
 Input = str | list[str]
@@ -133,4 +133,9 @@ def name_of(path: Input) -> str:
 
 
 def _opened(path: Input, format: Format) -> Trace:
-    return open_trace(name_of(path), format, None if isinstance(path, str) else merged(path))
+    if isinstance(path, str):
+        return open_trace(path, format)
+    trace = open_trace(name_of(path), format, merged(path))
+    if not is_ordered(path):
+        trace.notes.append(UNORDERED)
+    return trace

@@ -24,6 +24,7 @@ from memslots.bench import Report as BenchReport
 from memslots.cli.json_output import BENCH_LIMITS
 from memslots.maps import Map, write
 from memslots.maps.changes import Part, Run
+from memslots.maps.entries import machines
 from memslots.maps.writing import HEADS, cells
 from memslots.read.table import flag_names, lines, slot_lines
 from memslots.replay import Report, VmReport, errno_name
@@ -468,9 +469,15 @@ def _structures(results: Sequence[RivalsResult]) -> Table:
 def lookup_in_maps(name: str, maps: Sequence[Map], addresses: Sequence[int]) -> str:
     """Returns the text of `memslots lookup` for maps that do not come from a trace."""
     lines = [f"{name}: {maps[0].format}"]
+    found = machines(maps)
+    places = [
+        (f" in map {number}" if len(found) > 1 else "")
+        + (f" in space {one.as_id}" if len(each) > 1 else "")
+        for number, each in enumerate(found, 1)
+        for one in each
+    ]
     for gpa in addresses:
-        for one in maps:
-            space = f" in space {one.as_id}" if len(maps) > 1 else ""
+        for one, space in zip(maps, places, strict=True):
             entry = one.get(gpa)
             if entry is None:
                 lines.append(f"gpa {gpa:#x}{space}: nothing")

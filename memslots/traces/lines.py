@@ -82,11 +82,14 @@ class Lines:
                 text, overlong = carry + b"\n" + block[first:end], False
             else:
                 text = carry + block[:end]
-            yield from self._select(self._wrapping.taken_off(text))
-            carry, overlong = self._grow(b"", block[end:], False)
+            whole = self._wrapping.end_of_whole(text)
+            if whole:
+                yield from self._select(self._wrapping.taken_off(text[:whole]))
+            carry, overlong = self._grow(text[whole:], block[end:], False)
         if carry:
-            self.cut = True
-            yield from self._select(self._wrapping.taken_off(carry + b"\n"))
+            self.cut = not carry.endswith(b"\n")
+            text = carry + b"\n" if self.cut else carry
+            yield from self._select(self._wrapping.taken_off(text))
 
     def _grow(self, carry: bytes, more: bytes, overlong: bool) -> tuple[bytes, bool]:
         if overlong:

@@ -293,6 +293,21 @@ def test_a_trace_with_any_bytes_behind(data: bytes, call: str) -> None:
     assert trace.counts.calls >= 1
 
 
+MESSAGE = (
+    "qemu-system-x86_64: kvm_set_user_memory_region: KVM_SET_USER_MEMORY_REGION failed, slot=2, "
+    "start=0x1000, size=0x1000: File exists\n"
+)
+
+
+def test_a_message_in_front_of_a_trace() -> None:
+    """A report may begin with QEMU's message; the trace behind it counts."""
+    assert outcome((MESSAGE + "under strace:\n" + CALL * 2).encode()) == ("strace", 2, 4)
+    assert outcome((MESSAGE + QEMU * 2).encode())[:2] == ("qemu", 2)
+    assert outcome((MESSAGE + "no trace\n" + MESSAGE).encode()) == ("qemu", 2, 3)
+    far = MESSAGE + "text\n" * 20_000
+    assert outcome((far + CALL).encode())[:2] == ("qemu", 1)
+
+
 def test_a_trace_with_a_very_long_line_in_it() -> None:
     text = CALL + 'write(2, "' + "x" * 10_000_000 + '", 9) = 9\n' + CALL
     assert outcome(text.encode()) == ("strace", 2, 3)
