@@ -7,7 +7,7 @@ import pickle
 from array import array
 from collections.abc import Callable
 from functools import partial
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 from model import state_of, unchanged
@@ -151,8 +151,8 @@ def test_a_pickle_of_slots_that_no_memslots_can_have() -> None:
     """Two slots with one id: as a change, the second could be a move of the first."""
     vm = Memslots()
     first, second = vm.create(1, 0, 4, HVA), Slot(1, 0, 8, 4, HVA)
-    restore, (kind, limits, _), *_ = vm.__reduce__()  # type: ignore[misc]
-    assert callable(restore)
+    reduced: Any = vm.__reduce__()
+    restore, (kind, limits, _), *_ = reduced
     assert list(restore(kind, limits, [(1, [(first, None)])])) == [first]
     for slot in (first, second):
         with pytest.raises(InvalidRegionError, match="rule 5: the id is in use"):
@@ -163,8 +163,8 @@ def test_a_pickle_of_slots_that_no_memslots_can_have() -> None:
 def test_a_pickle_of_a_generation_that_no_memslots_can_have(generation: int) -> None:
     """The second of two address spaces uses odd generations, far below bit 63."""
     vm = Memslots(address_spaces=2)
-    restore, (kind, limits, spaces), *_ = vm.__reduce__()  # type: ignore[misc]
-    assert callable(restore)
+    reduced: Any = vm.__reduce__()
+    restore, (kind, limits, spaces), *_ = reduced
     state = [spaces[0], (generation, [])]
     if generation == 1:
         assert restore(kind, limits, state).address_space(1).generation == 1
