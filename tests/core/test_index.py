@@ -547,3 +547,27 @@ def test_its_memory_is_given_back(drivers: Any, slots: int) -> None:
     indexed(drivers, vm, scattered(slots, 1000))
     del vm
     assert alloc.live() == live
+
+
+def test_its_kept_memory_is_given_back_once(drivers: Any) -> None:
+    """A set keeps the memory of a small index. A fill that is undone clears the set."""
+    alloc = drivers("alloc")
+    live = alloc.live()
+    vm = make(3)
+    slots = list(vm)
+    for seed in range(4):  # in both sets
+        indexed(drivers, vm, scattered(3, 1000, seed))
+        vm.set_flags(0, seed & 1)
+    for id in range(3):
+        vm.delete(id)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError), vm.transaction() as tx:
+            tx.create_many(slots)
+            raise ZeroDivisionError
+    vm.create_many(slots)
+    for seed in range(4):
+        indexed(drivers, vm, scattered(3, 1000, seed))
+        vm.check()
+        vm.set_flags(0, seed & 1)
+    del vm, tx
+    assert alloc.live() == live
