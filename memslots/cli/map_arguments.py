@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import re
+import stat
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ def read_maps(name: str, vm: int, meter: Meter) -> Maps:
 def _split(name: str) -> tuple[str, int | None]:
     """Returns the path, and the line after which to stop or None."""
     path, colon, line = name.rpartition(":")
-    if colon and path and line.isascii() and line.isdigit() and not Path(name).exists():
+    if colon and path and line.isascii() and line.isdigit() and mode_of(name) is None:
         return path, int(line)
     return name, None
 
@@ -101,9 +102,18 @@ def _stream(path: str) -> BinaryIO | None:
     """Returns the content of an input that can be read only once, else None."""
     if path == "-":
         return io.BytesIO(sys.stdin.buffer.read())
-    if Path(path).is_file() or not Path(path).exists() or Path(path).is_dir():
+    mode = mode_of(path)
+    if mode is None or stat.S_ISREG(mode) or stat.S_ISDIR(mode):
         return None
     return io.BytesIO(Path(path).read_bytes())
+
+
+def mode_of(path: str) -> int | None:
+    """Returns the mode of a file, or None if there is none or one may not look."""
+    try:
+        return Path(path).stat().st_mode
+    except (OSError, ValueError):
+        return None
 
 
 def _json_text(path: str, stream: BinaryIO | None) -> bytes | None:

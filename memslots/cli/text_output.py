@@ -30,6 +30,7 @@ from memslots.replay import Report, VmReport, errno_name
 from memslots.replay.costs import Costs
 from memslots.replay.live import Live, number_of, slot_name
 from memslots.traces import Counts, LostCall, RegionCall
+from memslots.traces.gaps import Gap
 from memslots.traces.samples import SAMPLES
 from memslots.values.records import size_text
 
@@ -165,11 +166,12 @@ def _show_vm(page: _Page, vm: VmReport, title: str) -> None:
     page.line(f"  most slots  {vm.most_slots}")
     if vm.live is not None:
         _show_live_summary(page, vm.live)
-    _show_gap_summary(page, vm)
+    gaps = vm.gaps
+    _show_gap_summary(page, gaps)
     if vm.costs is not None:
         _show_costs(page, vm.costs)
     _show_disagreements(page, vm)
-    _show_gaps(page, vm)
+    _show_gaps(page, gaps)
     _show_map(page, vm)
 
 
@@ -190,8 +192,7 @@ def _show_live_summary(page: _Page, live: Live) -> None:
             )
 
 
-def _show_gap_summary(page: _Page, vm: VmReport) -> None:
-    gaps = vm.gaps
+def _show_gap_summary(page: _Page, gaps: list[Gap]) -> None:
     times = [gap.duration_ns for gap in gaps if gap.duration_ns is not None]
     text = str(len(gaps)) if gaps else "none"
     if times:
@@ -250,8 +251,7 @@ def _show_disagreements(page: _Page, vm: VmReport) -> None:
         )
 
 
-def _show_gaps(page: _Page, vm: VmReport) -> None:
-    gaps = vm.gaps
+def _show_gaps(page: _Page, gaps: list[Gap]) -> None:
     if not gaps:
         return
     page.line()

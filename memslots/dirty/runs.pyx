@@ -212,8 +212,8 @@ def copy_pages(list logs not None, dict places not None, bint guarded):
 
     `places` has for each slot, in order, its parts: the number of pages, the address, the address
     of the copy, and whether the memory may go away. Pages of other slots stay as they are.
-    `guarded`: some memory may go away, so a first round only looks. NotMappedError: it has. Nothing was copied, unless it went
-    during the call.
+    `guarded`: some memory may go away, so a first round only looks. NotMappedError: it has. Nothing
+    was copied, unless it went during the call.
     """
     cdef TakenLog taken
     cdef Py_ssize_t first

@@ -47,6 +47,9 @@ if TYPE_CHECKING:
 #: KVM's limits on x86.
 _MAX_SLOTS = 32764
 _MAX_GFN = (1 << 40) - 1
+#: The limits of any Memslots.
+_MOST_SLOTS = (1 << 31) - 1
+_LAST_GFN = (1 << 52) - 1
 
 
 class SetRegion(NamedTuple):
@@ -149,7 +152,9 @@ class Plan:
         -----
         O(n + k log n).
         """
-        limits = {"max_slots": max(self.max_slots, 1), "max_gfn": self.max_gfn}
+        # Above these, a limit of the plan has no effect.
+        limits = {"max_slots": min(max(self.max_slots, 1), _MOST_SLOTS)}
+        limits["max_gfn"] = min(self.max_gfn, _LAST_GFN)
         limits["address_spaces"] = self.wanted.as_id + 1
         limits["max_hva"] = (1 << 64) - PAGE_SIZE  # the end of user space does not matter to a plan
         vm = self._memslots(**limits) if backend is None else self._memslots(backend=backend)
@@ -277,8 +282,14 @@ def _limit(current: object, name: str, given: SupportsIndex | None, default: int
 
 
 def _ranges(keep: Iterable[tuple[SupportsIndex, SupportsIndex]]) -> list[tuple[int, int]]:
-    ranges = [(field(start, "start", 64), field(end, "end", 64)) for start, end in keep]
-    for start, end in ranges:
+    ranges = []
+    for item in keep:
+        try:
+            first, last = item
+        except (TypeError, ValueError):
+            raise TypeError(f"keep has pairs (start_gfn, end_gfn), not {item!r}") from None
+        start, end = field(first, "start", 64), field(last, "end", 64)
+        ranges.append((start, end))
         if start > end:
             raise ValueError(f"keep has [{start:#x}, {end:#x}), which ends before it starts")
     return ranges

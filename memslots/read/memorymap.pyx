@@ -1167,7 +1167,7 @@ def map_of(Reader reader not None, uint32_t as_id):
 
 cdef int map_index(object map, const index **ix, uint32_t *as_id) except -1:
     if not isinstance(map, MemoryMap):
-        raise TypeError(f"needs a MemoryMap, not {type(map).__name__!r}")
+        raise TypeError(f"map must be a MemoryMap, not {type(map).__name__!r}")
     ix[0] = (<MemoryMap>map).ix
     as_id[0] = (<MemoryMap>map).as_id
     return 0

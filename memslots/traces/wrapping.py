@@ -41,6 +41,7 @@ _COMMENT = re.compile(
 
 #: The break of a line that was too long for a mail (RFC 2045); the next line continues it.
 _SOFT_BREAK = re.compile(rb"=\r?\n")
+_QUOTED_SIGN = re.compile(rb"=3D")
 #: RFC 2045: a line has at most 76 characters. A broken line that a reply quotes has less text.
 _LONGEST_QUOTED = 76
 _BROKEN_FROM = 65
@@ -53,6 +54,8 @@ _RESULT = (
 class _Calls(NamedTuple):
     """How calls stand in a kind of trace."""
 
+    #: Something that each text with such a call has. It begins with fixed bytes: a search is fast.
+    may_go_on: re.Pattern[bytes]
     #: A call that begins in a line and does not end in it.
     goes_on: re.Pattern[bytes]
     ends: re.Pattern[bytes]
@@ -62,12 +65,14 @@ class _Calls(NamedTuple):
     whole: re.Pattern[bytes]
 
 
+_NAME = rb"KVM_SET_USER_MEMORY_REGION"
+_NO_RESULT = rb"2?(?: \*/)?[ \t]*(?:,|\r?\n)(?![^\n]*(?:" + _RESULT + rb"|strace: Process ))"
 _STRACE = _Calls(
+    # A name that begins a line is behind a line feed, or behind a blank that no comma precedes.
     re.compile(
-        rb"KVM_SET_USER_MEMORY_REGION2?(?: \*/)?[ \t]*(?:,|\r?\n)"
-        rb"(?![^\n]*(?:" + _RESULT + rb"|strace: Process ))"
-        rb"|ioctl\([^,\n]{1,200},[ \t]*\r?\n[ \t]*KVM_SET_USER_MEMORY_REGION"
+        _NAME + rb"(?:" + _NO_RESULT + rb"|(?<=\n" + _NAME + rb")|(?<=[\n \t][ \t]" + _NAME + rb"))"
     ),
+    re.compile(_NAME + _NO_RESULT + rb"|ioctl\([^,\n]{1,200},[ \t]*\r?\n[ \t]*" + _NAME),
     re.compile(_RESULT),
     re.compile(
         rb"[ \t]*(?:\[pid|(?:\d+ +)?(?:\d\d:\d\d:\d\d|\d{9,}\.\d|[a-z_]\w*\(|<\.\.\. )|\+\+\+ |--- "
@@ -79,8 +84,10 @@ _STRACE = _Calls(
         rb"userspace_addr=\w+[,}]"
     ),
 )
+_QEMU_GOES_ON = re.compile(rb"kvm_set_user_memory (?![^\n]* ret=-?\d)(?=[^\n]*(?:Slot|AddrSpace)#)")
 _QEMU = _Calls(
-    re.compile(rb"kvm_set_user_memory (?![^\n]* ret=-?\d)(?=[^\n]*(?:Slot|AddrSpace)#)"),
+    _QEMU_GOES_ON,
+    _QEMU_GOES_ON,
     re.compile(rb"\bret=-?\d"),
     re.compile(rb".*kvm_set_user_memory"),
     re.compile(
@@ -168,7 +175,8 @@ class Wrapping:
             text = _TERMINAL.sub(b"", text)
         if self._prefixes is None:
             self._is_quoted = _is_quoted_printable(text)
-        if self._is_quoted or (b"=3D" in text and _SOFT_BREAK.search(text)):
+        has_signs = b"D" in text and _QUOTED_SIGN.search(text) is not None
+        if self._is_quoted or (has_signs and _SOFT_BREAK.search(text)):
             text = _unquoted(text)
         if b"\xc2" in text and _NO_BREAK_SPACE in text:
             text = text.replace(_NO_BREAK_SPACE, b" ")
@@ -180,9 +188,9 @@ class Wrapping:
             text = _ENTITY.sub(_character, text)
         for prefix in self._prefixes:
             text = prefix.sub(b"", text)
-        if b"KVM_SET_USER_MEMORY_REGION" in text and _STRACE.goes_on.search(text):
+        if _NAME in text and _STRACE.may_go_on.search(text):
             text = _joined(text, _STRACE)
-        if b"kvm_set_user_memory " in text and _QEMU.goes_on.search(text):
+        if b"#" in text and b"kvm_set_user_memory " in text and _QEMU.may_go_on.search(text):
             text = _joined(text, _QEMU)
         return text
 

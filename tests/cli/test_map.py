@@ -148,3 +148,11 @@ def test_diff_and_plan(capsys: pytest.CaptureFixture[str]) -> None:
     outcome = Outcome(capsys, "diff", f"{LIME}:3", MTREE)
     assert outcome.status == 2
     assert "is a map (lime), not a trace" in outcome.err
+
+
+def test_several_files_are_no_one_file_of_a_format(capsys: pytest.CaptureFixture[str]) -> None:
+    for format in ("csv", "json", "e820"):
+        outcome = Outcome(capsys, "map", "--to", format, E820, LIME)
+        assert (outcome.status, outcome.out) == (2, "")
+        assert f"--to {format} takes one FILE, not 2" in outcome.err
+    assert Outcome(capsys, "map", "--to", "text", E820, LIME).status == 0

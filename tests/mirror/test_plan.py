@@ -129,6 +129,14 @@ def test_it_prints_as_a_table() -> None:
     assert str(plan(now, now)) == "no calls"
 
 
+def test_limits_that_no_memslots_has() -> None:
+    """They refuse nothing, and the check is made all the same."""
+    now, wanted = MemoryMap([(0, 1, 0)]), MemoryMap([(5, 1, 0)])
+    made = plan(now, wanted, max_slots=1 << 40, max_gfn=(1 << 64) - 1)
+    assert (made.max_slots, made.max_gfn, len(made)) == (1 << 40, (1 << 64) - 1, 1)
+    made.check()
+
+
 def test_pages_to_be_kept() -> None:
     """Two slots trade places: one steps aside, and the one with the kept pages stays."""
     now = MemoryMap([(0, 4, 0), (4, 4, 1 << 30)])
@@ -141,7 +149,12 @@ def test_pages_to_be_kept() -> None:
     with pytest.raises(NoWindowError):
         vm.become(wanted, keep=[(0, 100)])
     assert vm.map() == now
-    for keep, error in (([(5, 4)], ValueError), ([(-1, 4)], OverflowError), ([5], TypeError)):
+    for keep, error in (
+        ([(5, 4)], ValueError),
+        ([(-1, 4)], OverflowError),
+        ([5], TypeError),
+        ([(5,)], TypeError),
+    ):
         with pytest.raises(error):
             plan(now, wanted, keep=keep)  # type: ignore[arg-type]
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memslots.traces import FORMATS, RegionCall, TraceError, open_trace
-from memslots.traces.lines import LINE_LIMIT, Lines, LineTooLongError
+from memslots.traces.lines import LINE_LIMIT, Lines, LineTooLongError, Word
 from memslots.traces.source import BLOCK, Source
 
 CALL = (
@@ -178,7 +178,7 @@ def test_lines_with_a_word(parts: list[bytes], ended: bool, cuts: list[int]) -> 
     if not expected[-1]:
         expected.pop()
     lines = Lines(blocks_of(text, cuts))
-    lines.words = (b"word", b"oth")
+    lines.words = (Word(b"word"), Word(b"oth"))
     found = list(lines)
     assert lines.total == len(expected)
     assert all(expected[number - 1] == line for number, line in found)
@@ -192,7 +192,7 @@ def test_lines_with_a_word(parts: list[bytes], ended: bool, cuts: list[int]) -> 
 
 def test_the_next_line_too() -> None:
     lines = Lines(iter([b"first\nword\nplain\nplain\nword\n"]))
-    lines.words = (b"word",)
+    lines.words = (Word(b"word"),)
     found = []
     for number, line in lines:
         found.append(number)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memslots.traces import RegionCall, open_trace
-from memslots.traces.wrapping import Wrapping
+from memslots.traces.wrapping import _QEMU, _STRACE, Wrapping
 
 STRACE = """\
 501 10:11:12.000100 ioctl(3</dev/kvm>, KVM_CREATE_VM, 0) = 4<anon_inode:kvm-vm>
@@ -274,3 +274,18 @@ def test_a_guest_memfd_by_other_names() -> None:
     assert call.guest_memfd is not None  # QEMU 9.0 does not say which file
     (call,) = calls(f"{line}ret=-22\n")
     assert call.guest_memfd is None
+
+
+#: Parts of calls that a mail, a page or a terminal broke.
+PARTS = [
+    *("ioctl(", "5,", "3</dev/kvm>,", "KVM_SET_USER_MEMORY_REGION", "2", " */", ",", "{", ") = 0"),
+    *("<unfinished ...>", "strace: Process ", "kvm_set_user_memory ", "Slot#", " ret=0", "a"),
+    *(" ", "  ", "\t", "\r", "\n", "\n", "\n ", "\n\t "),
+]
+
+
+@given(st.lists(st.sampled_from(PARTS)).map("".join))
+def test_the_fast_search_misses_no_call_that_goes_on(text: str) -> None:
+    for calls in (_STRACE, _QEMU):
+        if calls.goes_on.search(text.encode()):
+            assert calls.may_go_on.search(text.encode())

@@ -152,7 +152,7 @@ def test_a_pickle_of_slots_that_no_memslots_can_have() -> None:
     vm = Memslots()
     first, second = vm.create(1, 0, 4, HVA), Slot(1, 0, 8, 4, HVA)
     reduced: Any = vm.__reduce__()
-    restore, (kind, limits, _), *_ = reduced
+    restore, (kind, limits, _) = reduced[:2]
     assert list(restore(kind, limits, [(1, [(first, None)])])) == [first]
     for slot in (first, second):
         with pytest.raises(InvalidRegionError, match="rule 5: the id is in use"):
@@ -164,7 +164,7 @@ def test_a_pickle_of_a_generation_that_no_memslots_can_have(generation: int) -> 
     """The second of two address spaces uses odd generations, far below bit 63."""
     vm = Memslots(address_spaces=2)
     reduced: Any = vm.__reduce__()
-    restore, (kind, limits, spaces), *_ = reduced
+    restore, (kind, limits, spaces) = reduced[:2]
     state = [spaces[0], (generation, [])]
     if generation == 1:
         assert restore(kind, limits, state).address_space(1).generation == 1

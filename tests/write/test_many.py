@@ -118,7 +118,7 @@ def test_not_a_map() -> None:
     for wrong in ("abc", [(0, 1, 0)], 5.0):
         with pytest.raises(TypeError):
             Memslots(wrong)  # type: ignore[call-overload]
-        with pytest.raises(TypeError, match="needs a MemoryMap"):
+        with pytest.raises(TypeError, match="map must be a MemoryMap"):
             Memslots(map=wrong)  # type: ignore[call-overload]
 
 
