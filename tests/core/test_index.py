@@ -547,3 +547,27 @@ def test_its_memory_is_given_back(drivers: Any, slots: int) -> None:
     indexed(drivers, vm, scattered(slots, 1000))
     del vm
     assert alloc.live() == live
+
+
+def test_its_kept_memory_is_given_back_once(drivers: Any) -> None:
+    """A set keeps the memory of a small index. A fill that is undone clears the set."""
+    alloc = drivers("alloc")
+    many = make(300).map()
+    live = alloc.live()
+    vm = Memslots(512)
+    vm.create_many(list(many)[:3])
+    for seed in range(4):  # in both sets
+        indexed(drivers, vm, scattered(3, 1000, seed))
+        vm.set_flags(0, seed & 1)
+    for id in range(3):
+        vm.delete(id)
+    with pytest.raises(ZeroDivisionError), vm.transaction() as tx:
+        tx.create_many(many)
+        raise ZeroDivisionError
+    vm.create_many(list(many)[:3])
+    for seed in range(4):
+        indexed(drivers, vm, scattered(3, 1000, seed))
+        vm.check()
+        vm.set_flags(0, seed & 1)
+    del vm, tx
+    assert alloc.live() == live

@@ -11,6 +11,7 @@ import pytest
 from model import pages_of, to_bitmap, unchanged
 
 from memslots import Flags, InvalidRegionError, MemslotError, Memslots, NoSuchSlotError
+from memslots.dirty.logs import take_over_log
 
 HVA = 0x7000_0000_0000
 LOG, READONLY = Flags.LOG_DIRTY_PAGES, Flags.READONLY
@@ -315,3 +316,17 @@ def test_get_refuses(logging: Memslots, id: int, as_id: int, code: int) -> None:
     assert caught.value.errno == code
     assert type(caught.value) is (InvalidRegionError if code == errno.EINVAL else NoSuchSlotError)
     assert f"slot {id}" in str(caught.value)
+
+
+def test_a_backends_log_of_no_slot() -> None:
+    vm = Memslots()
+    vm.create(0, 0, 4, HVA, LOG)
+    vm.create(1, 4, 4, HVA)
+    log = bytes(8)
+    for id, as_id in ((0, 1), (0, 1000), (vm.max_slots, 0)):
+        with pytest.raises(InvalidRegionError):
+            take_over_log(vm, id, as_id, log)
+    for id in (1, 2):
+        with pytest.raises(NoSuchSlotError):
+            take_over_log(vm, id, 0, log)
+    assert not vm.take_dirty_runs()
