@@ -22,6 +22,7 @@ __all__ = [
     "MemslotError",
     "NoRoomError",
     "NoSuchSlotError",
+    "NoWindowError",
     "NotMappedError",
     "OverlapError",
     "ReadOnlyError",

@@ -75,8 +75,7 @@ cdef class Memslots(Reader):
 max_hva=140737488351232, manual_dirty_log=0, backend=None, map=None)\n--\n
     The memory slots of one virtual machine, kept as KVM keeps them since Linux 5.17.
 
-    All look-ups (see Reader) read address space 0. `address_space` and `vcpu` return readers of the
-    others.
+    All look-ups read address space 0. `address_space` and `vcpu` return readers of the others.
 
     Parameters
     ----------

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import builtins
 import doctest
+import importlib
 import os
 import re
 import shlex
@@ -28,6 +29,8 @@ from needs import need_kvm, need_unicorn
 import memslots
 import memslots.bench
 import memslots.kvm
+import memslots.maps
+import memslots.replay
 import memslots.traces
 
 ROOT = Path(__file__).parent.parent
@@ -252,6 +255,19 @@ def test_members_that_pages_name_exist() -> None:
                     missing.append(f"{page_id(page)}: {owner}.{member}")
     assert count > 60
     assert not missing
+
+
+def test_the_api_page_has_every_public_name() -> None:
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    modules = re.findall(r"^\.\. automodule:: (\S+)$", page, re.MULTILINE)
+    named = set(re.findall(r"^\.\. auto(?:class|function):: (\w+)$", page, re.MULTILINE))
+    for module in modules:
+        named |= set(importlib.import_module(module).__all__)
+    assert {name for name in memslots.__all__ if callable(getattr(memslots, name))} <= named
+    package = ROOT / "memslots"
+    parts = {f"memslots.{file.parent.name}" for file in package.glob("*/__init__.py")}
+    public = {part for part in parts if getattr(importlib.import_module(part), "__all__", None)}
+    assert public - {"memslots.cli", "memslots.traces.samples"} <= set(modules)
 
 
 def test_the_table_of_the_c_face() -> None:

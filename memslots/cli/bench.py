@@ -20,7 +20,7 @@ _BENCH_TESTS = list(dict.fromkeys([*bench.TESTS, *(case.test for case in bench.C
 _PLOT_MISSING = "--plot needs matplotlib: pip install 'memslots[plot]'"
 
 
-@click.command("bench")
+@click.command("bench", short_help="Measure the trees against an array and other structures.")
 @click.option(
     "--test",
     "tests",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import UserDict
 from collections.abc import Sequence
 from importlib import import_module
@@ -10,6 +11,7 @@ from typing import Any
 import click
 
 from memslots import __version__
+from memslots.cli.output import OutputClosedError, OutputError
 
 NAMES = ("bench", "demo", "diff", "lookup", "map", "plan", "record", "replay", "report", "watch")
 
@@ -41,8 +43,10 @@ def command() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Runs the command with `arguments`. Returns the exit status.
 
-    Raises KeyboardInterrupt if interrupted, and OutputClosedError if the output was closed.
+    Raises KeyboardInterrupt if interrupted, OutputClosedError if the output was closed, and
+    OutputError if it cannot be written.
     """
+    streams = sys.stdout, sys.stderr
     try:
         result = command.main(list(arguments), prog_name="memslots", standalone_mode=False)
     except click.ClickException as error:
@@ -52,4 +56,15 @@ def run(arguments: Sequence[str]) -> int:
         raise KeyboardInterrupt from None
     except click.exceptions.Exit as request:
         return request.exit_code
+    except SystemExit:
+        # If the output was closed, click wraps both streams and exits.
+        if (sys.stdout, sys.stderr) == streams:
+            raise
+        sys.stdout, sys.stderr = streams
+        raise OutputClosedError from None
+    except OSError as error:
+        # Only output has an error without the name of a file; those of this package are subclasses.
+        if type(error) is OSError and error.filename is None:
+            raise OutputError(error.strerror) from None
+        raise
     return result if isinstance(result, int) else 0

@@ -96,7 +96,7 @@ def _execute(statement: str, namespace: dict[str, Any], write: Callable[[str], N
         write(f"{type(error).__name__}: {error}\n")
 
 
-@click.command("demo")
+@click.command("demo", short_help="Show in half a minute what memslots does.")
 def command() -> int:
     """Show in half a minute what memslots does, on a trace that ships with it.
 

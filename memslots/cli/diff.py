@@ -11,7 +11,7 @@ from memslots.cli.output import show
 from memslots.cli.progress import metered
 
 
-@click.command("diff")
+@click.command("diff", short_help="Show the differences between two maps.")
 @click.argument("first", metavar="FIRST", shell_complete=file_names)
 @click.argument("second", metavar="SECOND", shell_complete=file_names)
 @vm_option

@@ -48,6 +48,8 @@ def connected(address: str) -> Client:
             raise
         raise ClusterError(DASK_MISSING) from None
     try:
+        # A Client that is given no address prints a traceback when it is freed.
+        import_module("distributed.comm").get_address_host_port(address)
         client: Client = distributed.Client(address, timeout=CONNECTING, set_as_default=False)
     except (OSError, ValueError) as error:  # a TimeoutError is an OSError
         reason = str(error) or type(error).__name__

@@ -17,6 +17,7 @@ from memslots.bench import RivalsResult, Row, Timing
 from memslots.maps import Map
 from memslots.maps.changes import Part
 from memslots.maps.documents import document
+from memslots.maps.entries import machines
 from memslots.read.document import slot_document
 from memslots.read.table import flag_names
 from memslots.replay import Disagreement, Report, VmReport, errno_name
@@ -360,7 +361,9 @@ def maps(found: Sequence[tuple[str, list[Map]] | TraceError]) -> Document:
             files.append(_file(one))
             continue
         name, read = one
-        files.append({"file": name, "format": read[0].format, "vms": [_final_map(read)]})
+        files.append(
+            {"file": name, "format": read[0].format, "vms": [*map(_final_map, machines(read))]}
+        )
     return {"memslots": __version__, "files": files}
 
 

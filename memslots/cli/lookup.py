@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import memslots.maps as formats
 from memslots import PAGE_SHIFT, PAGE_SIZE, Flags, Memslots, Slot
 from memslots.cli import json_output, text_output
 from memslots.cli.beside import Beside, beside_options
+from memslots.cli.map_arguments import mode_of
 from memslots.cli.options import file_names, format_option, json_option, read_gpa, sample_option
 from memslots.cli.output import complain, show
 from memslots.cli.progress import metered
@@ -19,6 +21,7 @@ from memslots.cli.replaying import replay_input
 from memslots.maps.reading import recognised
 from memslots.traces import Format, TraceError
 from memslots.traces.samples import SAMPLES
+from memslots.traces.source import Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +129,9 @@ def command(
 
 def _maps_of(path: str) -> list[formats.Map] | None:
     """Returns the maps of a file, or None if it is a trace, standard input or no regular file."""
-    if path == "-" or not Path(path).is_file():
+    if path == "-" or not stat.S_ISREG(mode_of(path) or 0):
         return None
-    with Path(path).open("rb") as file:
+    with Source(path), Path(path).open("rb") as file:  # Source says why a file cannot be opened
         format = recognised(path, file)
         return None if format == "trace" else formats.read(path, format, file)
 

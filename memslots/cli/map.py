@@ -53,6 +53,8 @@ def command(
     Exit status: 0, or 2 if a FILE cannot be used.
     """
     wanted = read_kinds(kinds)
+    if written != "text" and len(files) > 1:
+        raise click.UsageError(f"--to {written} takes one FILE, not {len(files)}")
     others = Beside(hosts, raw, layout)
     found: list[tuple[str, list[formats.Map]] | TraceError] = []
     for name in files:

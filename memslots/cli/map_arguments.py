@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import re
+import stat
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from memslots import MemoryMap, MemslotError
 from memslots.cli.output import complain
 from memslots.cli.progress import Meter, metered
 from memslots.maps import Map, read
+from memslots.maps.entries import machines
 from memslots.maps.reading import recognised
 from memslots.read.document import map_of_document
 from memslots.replay import replay
@@ -70,7 +72,7 @@ def read_maps(name: str, vm: int, meter: Meter) -> Maps:
             return _map_in_json(name, text, until)
         if stream is not None:
             stream.seek(0)
-        found = _map_in_words(path, stream, until)
+        found = _map_in_words(path, stream, until, vm)
         if found is not None:
             return Maps(name, found)
         if stream is not None:
@@ -92,7 +94,7 @@ def read_maps(name: str, vm: int, meter: Meter) -> Maps:
 def _split(name: str) -> tuple[str, int | None]:
     """Returns the path, and the line after which to stop or None."""
     path, colon, line = name.rpartition(":")
-    if colon and path and line.isascii() and line.isdigit() and not Path(name).exists():
+    if colon and path and line.isascii() and line.isdigit() and mode_of(name) is None:
         return path, int(line)
     return name, None
 
@@ -101,9 +103,18 @@ def _stream(path: str) -> BinaryIO | None:
     """Returns the content of an input that can be read only once, else None."""
     if path == "-":
         return io.BytesIO(sys.stdin.buffer.read())
-    if Path(path).is_file() or not Path(path).exists() or Path(path).is_dir():
+    mode = mode_of(path)
+    if mode is None or stat.S_ISREG(mode) or stat.S_ISDIR(mode):
         return None
     return io.BytesIO(Path(path).read_bytes())
+
+
+def mode_of(path: str) -> int | None:
+    """Returns the mode of a file, or None if there is none or one may not look."""
+    try:
+        return Path(path).stat().st_mode
+    except (OSError, ValueError):
+        return None
 
 
 def _json_text(path: str, stream: BinaryIO | None) -> bytes | None:
@@ -115,7 +126,7 @@ def _json_text(path: str, stream: BinaryIO | None) -> bytes | None:
 
 
 def _map_in_words(
-    path: str, stream: BinaryIO | None, until: int | None
+    path: str, stream: BinaryIO | None, until: int | None, vm: int
 ) -> dict[int, MemoryMap] | None:
     """Returns the maps of a file in a format of memslots.maps, or None if it is a trace."""
     with contextlib.ExitStack() as files:
@@ -130,15 +141,18 @@ def _map_in_words(
                 path, f"line {until} was asked for, but it is a map ({format}), not a trace"
             )
         maps = read(path, format, stream)
+    found = machines(maps)
+    if vm > len(found) > 1:
+        raise TraceError(path, f"there is no VM {vm}; the file has the maps of {len(found)}")
     try:
-        return _first_maps(maps)
+        # A map alone may be compared with any VM of a trace.
+        return _memory_maps(found[vm - 1 if len(found) > 1 else 0])
     except MemslotError as error:
         raise TraceError(path, error.strerror or str(error)) from None
 
 
-def _first_maps(maps: list[Map]) -> dict[int, MemoryMap]:
-    """Returns the first map of each address space, as a MemoryMap."""
-    return {one.as_id: one.memory_map() for one in reversed(maps)}
+def _memory_maps(maps: list[Map]) -> dict[int, MemoryMap]:
+    return {one.as_id: one.memory_map() for one in maps}
 
 
 def _map_in_json(name: str, text: bytes, until: int | None) -> Maps:
@@ -163,7 +177,7 @@ def _of_document(name: str, document: dict[str, object], text: bytes) -> dict[in
         raise ValueError("it is neither a map nor a document of `memslots replay --json`") from None
     if any(slot.get("userspace_addr") is None for slot in slots):
         # Its map tells no host addresses, as QEMU's info mtree does not.
-        return _first_maps(read(name, "json", io.BytesIO(text)))
+        return _memory_maps(machines(read(name, "json", io.BytesIO(text)))[0])
     return {
         k: MemoryMap(map_of_document([slot for slot in slots if slot["as_id"] == k])[0], k)
         for k in spaces

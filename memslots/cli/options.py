@@ -41,7 +41,7 @@ vm_option = click.option(
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="The number of the VM, if a trace has several.",
+    help="The number of the VM, if a trace has several, or of the boot, if a log has several.",
 )
 kind_option = click.option(
     "--kind",

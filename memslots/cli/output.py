@@ -10,17 +10,18 @@ import click
 
 
 class OutputClosedError(Exception):
-    """The reader of standard output closed it. Click would handle a BrokenPipeError itself."""
+    """The reader of standard output closed it."""
+
+
+class OutputError(Exception):
+    """Standard output cannot be written, for example because the disk is full."""
 
 
 def show(shown: str | dict[str, Any]) -> None:
     """Prints a text as it is, or a document as JSON."""
     text = shown if isinstance(shown, str) else json.dumps(shown, indent=2) + "\n"
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise OutputClosedError from None
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def show_line(shown: str | dict[str, Any]) -> None:

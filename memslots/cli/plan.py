@@ -17,7 +17,7 @@ from memslots.errors import KvmUnavailableError
 from memslots.replay.live import LiveVM
 
 
-@click.command("plan")
+@click.command("plan", short_help="Plan the fewest memslot calls from one map to another.")
 @click.argument("current", metavar="CURRENT", shell_complete=file_names)
 @click.argument("wanted", metavar="WANTED", shell_complete=file_names)
 @vm_option

@@ -18,7 +18,7 @@ from memslots.traces import Format, TraceError
 from memslots.traces.threads import grouped
 
 
-@click.command("replay")
+@click.command("replay", short_help="Make the calls of a trace again, and compare the results.")
 @click.argument("files", metavar="[FILE]...", nargs=-1, shell_complete=file_names)
 @sample_option
 @click.option("--list-samples", is_flag=True, help="List the samples, and exit.")

@@ -190,7 +190,7 @@ def _churn(spans: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-@click.command("report")
+@click.command("report", short_help="Draw replays as one HTML page.")
 @click.argument("files", metavar="[FILE]...", nargs=-1, shell_complete=file_names)
 @sample_option
 @format_option

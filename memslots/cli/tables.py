@@ -7,6 +7,7 @@ thousand inputs need no more memory than one.
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
@@ -178,13 +179,11 @@ class Tables:
 
     def add(self, report: Report) -> None:
         """Writes the rows of one input."""
-        vms = [_vm_row(report, number, vm) for number, vm in enumerate(report.vms, 1)]
-        gaps = list(_gap_rows(report))
         with _explained(None):
             for writer in self._vms:
-                writer.write(vms)
+                writer.write([_vm_row(report, at, vm) for at, vm in enumerate(report.vms, 1)])
             for writer in self._gaps:
-                writer.write(gaps)
+                writer.write(list(_gap_rows(report)))
 
 
 @contextmanager
@@ -211,7 +210,8 @@ def _closed(path: Path, writer: Writer) -> Iterator[None]:
 
 def paths(place: str, format: str) -> tuple[Path, Path]:
     """Returns the files of the two tables: in the directory `place`, or with that prefix."""
-    if place.endswith("/") or Path(place).is_dir():
+    # pathlib's is_dir raises an error if one may not look.
+    if place.endswith("/") or os.path.isdir(place):  # noqa: PTH112
         return Path(place, f"vms.{format}"), Path(place, f"gaps.{format}")
     return Path(f"{place}-vms.{format}"), Path(f"{place}-gaps.{format}")
 

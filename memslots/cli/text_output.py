@@ -24,12 +24,14 @@ from memslots.bench import Report as BenchReport
 from memslots.cli.json_output import BENCH_LIMITS
 from memslots.maps import Map, write
 from memslots.maps.changes import Part, Run
+from memslots.maps.entries import machines
 from memslots.maps.writing import HEADS, cells
 from memslots.read.table import flag_names, lines, slot_lines
 from memslots.replay import Report, VmReport, errno_name
 from memslots.replay.costs import Costs
 from memslots.replay.live import Live, number_of, slot_name
 from memslots.traces import Counts, LostCall, RegionCall
+from memslots.traces.gaps import Gap
 from memslots.traces.samples import SAMPLES
 from memslots.values.records import size_text
 
@@ -165,11 +167,12 @@ def _show_vm(page: _Page, vm: VmReport, title: str) -> None:
     page.line(f"  most slots  {vm.most_slots}")
     if vm.live is not None:
         _show_live_summary(page, vm.live)
-    _show_gap_summary(page, vm)
+    gaps = vm.gaps
+    _show_gap_summary(page, gaps)
     if vm.costs is not None:
         _show_costs(page, vm.costs)
     _show_disagreements(page, vm)
-    _show_gaps(page, vm)
+    _show_gaps(page, gaps)
     _show_map(page, vm)
 
 
@@ -190,8 +193,7 @@ def _show_live_summary(page: _Page, live: Live) -> None:
             )
 
 
-def _show_gap_summary(page: _Page, vm: VmReport) -> None:
-    gaps = vm.gaps
+def _show_gap_summary(page: _Page, gaps: list[Gap]) -> None:
     times = [gap.duration_ns for gap in gaps if gap.duration_ns is not None]
     text = str(len(gaps)) if gaps else "none"
     if times:
@@ -250,8 +252,7 @@ def _show_disagreements(page: _Page, vm: VmReport) -> None:
         )
 
 
-def _show_gaps(page: _Page, vm: VmReport) -> None:
-    gaps = vm.gaps
+def _show_gaps(page: _Page, gaps: list[Gap]) -> None:
     if not gaps:
         return
     page.line()
@@ -468,9 +469,15 @@ def _structures(results: Sequence[RivalsResult]) -> Table:
 def lookup_in_maps(name: str, maps: Sequence[Map], addresses: Sequence[int]) -> str:
     """Returns the text of `memslots lookup` for maps that do not come from a trace."""
     lines = [f"{name}: {maps[0].format}"]
+    found = machines(maps)
+    places = [
+        (f" in map {number}" if len(found) > 1 else "")
+        + (f" in space {one.as_id}" if len(each) > 1 else "")
+        for number, each in enumerate(found, 1)
+        for one in each
+    ]
     for gpa in addresses:
-        for one in maps:
-            space = f" in space {one.as_id}" if len(maps) > 1 else ""
+        for one, space in zip(maps, places, strict=True):
             entry = one.get(gpa)
             if entry is None:
                 lines.append(f"gpa {gpa:#x}{space}: nothing")

@@ -98,7 +98,7 @@ def _now() -> datetime:
     return datetime.now().astimezone()
 
 
-@click.command("watch")
+@click.command("watch", short_help="Watch the memory of a running QEMU.")
 @click.option(
     "--qmp",
     "path",

@@ -183,7 +183,7 @@ cdef void update_stage(change *c, slot *next) noexcept nogil:
 cdef void update_carry(change *c, idtable_spare *spare) noexcept nogil:
     cdef slotset *set = space_inactive(c.sp)
     c.done = True
-    idtable_drop_spare(&c.spare[set.k])
+    # No step took memory for this set's table: it was the active one then.
     c.spare[set.k] = spare[0]
     spare.places = NULL
     hold(c, set, c.new)

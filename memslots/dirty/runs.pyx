@@ -212,8 +212,8 @@ def copy_pages(list logs not None, dict places not None, bint guarded):
 
     `places` has for each slot, in order, its parts: the number of pages, the address, the address
     of the copy, and whether the memory may go away. Pages of other slots stay as they are.
-    `guarded`: some memory may go away. NotMappedError: it has. Nothing was copied, unless it went
-    during the call.
+    `guarded`: some memory may go away, so a first round only looks. NotMappedError: it has. Nothing
+    was copied, unless it went during the call.
     """
     cdef TakenLog taken
     cdef Py_ssize_t first
@@ -224,8 +224,8 @@ def copy_pages(list logs not None, dict places not None, bint guarded):
     cdef hva_t to
     cdef hva_t from_
     cdef tuple part
-    cdef bint looking
-    for looking in [True, False] if guarded else [False]:
+    cdef bint looking = guarded
+    while True:
         for taken in logs:
             log = PyByteArray_AS_STRING(taken.log)
             first = 0
@@ -245,7 +245,9 @@ def copy_pages(list logs not None, dict places not None, bint guarded):
                         with nogil:
                             copy_marked(log, page, end, to, from_, end, &copied)
                 first = end
-    return copied
+        if not looking:
+            return copied
+        looking = False
 
 
 def return_logs(Reader vm not None, list logs not None):

@@ -149,6 +149,16 @@ class Map:
         return MemoryMap(slots, self.as_id)
 
 
+def machines(maps: Iterable[Map]) -> list[list[Map]]:
+    """Returns the maps of each machine. A machine's address spaces have different numbers."""
+    found: list[list[Map]] = []
+    for one in maps:
+        if not found or any(one.as_id == other.as_id for other in found[-1]):
+            found.append([])
+        found[-1].append(one)
+    return found
+
+
 def joined(entries: Iterable[Entry]) -> tuple[Entry, ...]:
     """Returns the entries in the order of their addresses.
 

@@ -17,8 +17,8 @@ _HEX = r"0x([0-9a-f]{1,16})"
 _HEAD = re.compile(r"Block Name\s+PSize\s+Offset\s+Used\s+Total")
 _HOST = re.compile(r"Total\s+HVA\b")
 _BLOCK = re.compile(
-    rf"^[>\s]*(?P<name>\S(?:.*\S)?) +\d+ (?:[KMGTPE]i)?B +{_HEX}\s+{_HEX}\s+{_HEX}"
-    r"(?:[ \t]+0x(?P<host>[0-9a-f]{1,16})[ \t]+r[ow]\b)?",
+    rf"^[>\s]*(?P<name>\S(?:.*\S)?)[ \t]+\d+ (?:[KMGTPE]i)?B\s+{_HEX}\s+{_HEX}\s+{_HEX}"
+    r"(?:\s+0x(?P<host>[0-9a-f]{1,16})\s+r[ow]\b)?",
     re.MULTILINE,
 )
 

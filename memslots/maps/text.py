@@ -44,7 +44,7 @@ class E820:
 
     @staticmethod
     def read(text: str) -> list[Map]:
-        """Returns a map for each boot in the log. A lower address than before begins a boot.
+        """Returns a map for each boot in the log. An address that is not higher begins a boot.
 
         The machine's map counts. If the log has only maps that Linux made of it, these count.
         """
@@ -53,7 +53,7 @@ class E820:
         maps: list[list[Entry]] = []
         last = 1 << 64
         for entry in given or [entry for _, entry in lines]:
-            if entry.start < last:
+            if entry.start <= last:
                 maps.append([])
             last = entry.start
             maps[-1].append(entry)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from memslots.errors import MemslotError
@@ -38,9 +38,14 @@ class _Log(ABC):
     @classmethod
     def read(cls, text: str) -> list[Map]:
         """Returns the map after the changes of all lines."""
-        vm = Memslots(1 << 16, max_gfn=(1 << 52) - 1, max_hva=(1 << 64) - 4096)
-        known: set[int] = set()  # ids of slots that have host addresses
-        for match in cls.pattern.finditer(text):
+        return cls.maps(cls.pattern.finditer(text))
+
+    @classmethod
+    def maps(cls, matches: Iterable[re.Match[str]]) -> list[Map]:
+        """Returns the maps of one machine's address spaces after the changes of its lines."""
+        vm = Memslots(1 << 16, address_spaces=2, max_gfn=(1 << 52) - 1, max_hva=(1 << 64) - 4096)
+        known: set[int] = set()  # slots that have host addresses
+        for match in matches:
             try:
                 for slot, flags, gpa, size, hva in cls.calls(match, vm):
                     vm.set_region(slot, flags & 3, gpa, size, hva or 0)
@@ -49,18 +54,27 @@ class _Log(ABC):
             except MemslotError:
                 continue  # the change was refused, so nothing changed
         no_ids = not cls.with_ids
-        entries = [
-            Entry(
-                slot.guest_phys_addr,
-                slot.memory_size,
-                "rom" if slot.flags & 2 else "ram",
-                userspace_addr=slot.userspace_addr if slot.id in known or no_ids else None,
-                id=None if no_ids else slot.id,
-                flags=int(slot.flags),
-            )
-            for slot in vm
+        spaces = [
+            [
+                Entry(
+                    slot.guest_phys_addr,
+                    slot.memory_size,
+                    "rom" if slot.flags & 2 else "ram",
+                    userspace_addr=slot.userspace_addr
+                    if no_ids or slot.as_id << 16 | slot.id in known
+                    else None,
+                    id=None if no_ids else slot.id,
+                    flags=int(slot.flags),
+                )
+                for slot in vm.address_space(as_id)
+            ]
+            for as_id in range(vm.address_spaces)
         ]
-        return [Map(joined(entries), format=cls.name)]
+        return [
+            Map(joined(entries), as_id=as_id, format=cls.name)
+            for as_id, entries in enumerate(spaces)
+            if entries
+        ]
 
     @classmethod
     @abstractmethod
@@ -152,17 +166,41 @@ class Libkrun(_Log):
 
 
 class Syzkaller(_Log):
-    """A syzkaller program: the struct's fields in order, pointers as `&(0xADDRESS/0xSIZE)=nil`."""
+    """A syzkaller program: the struct's fields in order, pointers as `&(0xADDRESS/0xSIZE)=nil`.
+
+    A mail may have wrapped the lines. `AUTO` is a size that syzkaller takes from the pointer.
+    """
 
     name = "syzkaller"
     pattern = re.compile(
-        r"ioctl\$KVM_SET_USER_MEMORY_REGION2?\([^{\n]*\{(0x[0-9a-f]+|\d+), (0x[0-9a-f]+|\d+), "
-        r"(0x[0-9a-f]+|\d+), (0x[0-9a-f]+|\d+), (?:&\((0x[0-9a-f]+)[^)]*\)|(0x[0-9a-f]+|\d+))"
+        r"ioctl\$KVM_SET_USER_MEMORY_REGION(?P<second>2?)\((?P<fd>[^,]*),\s+\w+,\s+"
+        r"&(?:\([^)]*\)|AUTO)=\{(?P<slot>NUMBER),\s+(?P<flags>NUMBER),\s+(?P<gpa>NUMBER),\s+"
+        r"(?P<size>NUMBER|AUTO),\s+"
+        r"(?:&\((?P<address>0x[0-9a-f]+)(?:/(?P<length>0x[0-9a-f]+))?\)|(?P<number>NUMBER))".replace(
+            "NUMBER", r"(?:0x[0-9a-f]+|\d+)"
+        )
     )
+    _dup = re.compile(r"(?P<new>r\d+) = dup\((?P<fd>r\d+)\)")
+
+    @classmethod
+    def read(cls, text: str) -> list[Map]:
+        """Returns the maps of each VM in the order of their first calls."""
+        same: dict[str, str] = {}
+        for found in cls._dup.finditer(text):
+            same[found["new"]] = same.get(found["fd"], found["fd"])
+        calls: dict[str, list[re.Match[str]]] = {}
+        for match in cls.pattern.finditer(text):
+            fd = same.get(match["fd"], match["fd"])
+            if fd.startswith("r"):  # else it is no descriptor of a VM
+                calls.setdefault(fd, []).append(match)
+        return [one for matches in calls.values() for one in cls.maps(matches)]
 
     @classmethod
     def calls(cls, match: re.Match[str], vm: Memslots) -> Iterator[_Call]:
         """Yields the calls of one line."""
-        slot, flags, gpa, size = (int(match[n], 0) for n in (1, 2, 3, 4))
-        if slot < 1 << 16 and flags >> 32 == 0 and (gpa | size) >> 64 == 0:
-            yield _Call(slot, flags, gpa, size, int(match[5] or match[6], 0))
+        slot, flags = (int(match[name], 0) & 0xFFFFFFFF for name in ("slot", "flags"))
+        gpa = int(match["gpa"], 0)
+        size = int((match["length"] or "0") if match["size"] == "AUTO" else match["size"], 0)
+        known = 7 if match["second"] else 3
+        if flags & ~known == 0 and (gpa | size) >> 64 == 0:
+            yield _Call(slot, flags, gpa, size, int(match["address"] or match["number"], 0))

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Sequence
 
 from memslots.maps.documents import document
-from memslots.maps.entries import Entry, Map
+from memslots.maps.entries import Entry, Map, machines
 from memslots.maps.text import CSV_FIELDS
 from memslots.read.table import flag_names
 from memslots.values.records import size_text
@@ -22,6 +22,13 @@ _MTREE = {"ram": "ram", "rom": "rom", "romd": "romd", "mmio": "i/o"}
 
 
 def _text(maps: Sequence[Map]) -> str:
+    tables = [_table(each) for each in machines(maps)]
+    if len(tables) == 1:
+        return tables[0]
+    return "\n".join(f"map {number}\n{table}" for number, table in enumerate(tables, 1))
+
+
+def _table(maps: Sequence[Map]) -> str:
     rows: list[tuple[str, ...]] = [HEADS]
     rows += [cells(found.as_id, entry) for found in maps for entry in found]
     if not any(entry.backing for found in maps for entry in found):
@@ -56,8 +63,11 @@ def cells(as_id: int, entry: Entry) -> tuple[str, ...]:
 
 
 def _json(maps: Sequence[Map]) -> str:
-    slots = [document(entry, found.as_id) for found in maps for entry in found]
-    return json.dumps({"files": [{"vms": [{"final_map": slots}]}]}, indent=1) + "\n"
+    vms = [
+        {"final_map": [document(entry, found.as_id) for found in each for entry in found]}
+        for each in machines(maps)
+    ]
+    return json.dumps({"files": [{"vms": vms}]}, indent=1) + "\n"
 
 
 def _e820(maps: Sequence[Map]) -> str:

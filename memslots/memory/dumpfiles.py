@@ -13,6 +13,8 @@ _LIME = struct.Struct("<IIQQ8x")
 _LIME_MAGIC = 0x4C694D45
 _MOST = 1 << 20  # ranges
 _PT_LOAD = 1
+#: Linux's p_paddr of memory without one physical address (/proc/kcore), in 32 and in 64 bits.
+_NO_PADDR = ((1 << 32) - 1, (1 << 64) - 1)
 _PN_XNUM = 0xFFFF
 _CORE = 4
 _SPACE_SHIFT, _SPACE_MASK = 20, 0xFF  # the address space in p_flags, in files of snapshot.py
@@ -95,7 +97,7 @@ def _segments(table: bytes, step: int, program: struct.Struct, wide: bool) -> It
             _, flags, offset, vaddr, paddr, filesz, memsz, _ = fields
         else:
             _, offset, vaddr, paddr, filesz, memsz, flags, _ = fields
-        if memsz:
+        if memsz and paddr != _NO_PADDR[wide]:
             space = flags >> _SPACE_SHIFT & _SPACE_MASK
             found.append((vaddr, FileRange(paddr, memsz, offset, min(filesz, memsz), space)))
     if len(found) > 1 and not any(one.gpa for _, one in found) and any(v for v, _ in found):

@@ -31,7 +31,9 @@ class Succeeded:
         if call.memory_size:
             self.count += 1
             self.bits |= call.guest_phys_addr | call.memory_size | call.userspace_addr
-            self.end = max(self.end, call.guest_phys_addr + call.memory_size)
+            end = call.guest_phys_addr + call.memory_size
+            if end > self.end:
+                self.end = end
 
 
 def explanation(call: RegionCall, others: Succeeded) -> str | None:

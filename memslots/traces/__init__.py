@@ -78,6 +78,9 @@ _HINTS: dict[Format, str] = {
 }
 #: The end of a strace line: a result, or `<unfinished ...>`.
 _RESULT = re.compile(r"\) += (?:\?|-?\d+|0x[0-9a-f]+)|<unfinished \.\.\.>$")
+#: QEMU's message of a failed call. It may stand in front of a trace that somebody pasted.
+_MESSAGE = re.compile(r"KVM_SET_USER_MEMORY_REGION2? failed, slot=\d")
+_LOOKED_AHEAD = 10_000  # lines behind the first such message
 
 
 class Trace:
@@ -132,8 +135,12 @@ class Trace:
         self.notes += reader.notes
 
     def _recognise(self, lines: Lines) -> Format:
-        """Reads up to the first line that is clearly strace's or QEMU's, and puts it back."""
+        """Reads up to the first line that is clearly strace's or QEMU's, and puts it back.
+
+        QEMU's messages of failed calls count only if no trace follows them soon.
+        """
         nul = False
+        messages: list[tuple[int, bytes]] = []
         for number, raw in lines:
             nul = nul or b"\0" in raw
             text = raw.removeprefix(b"\xef\xbb\xbf").decode("ascii", "replace").rstrip("\r")
@@ -141,6 +148,14 @@ class Trace:
             if found is not None:
                 lines.put_back(number, raw)
                 return found
+            if _MESSAGE.search(text):
+                messages.append((number, raw))
+            if messages and number > messages[0][0] + _LOOKED_AHEAD:
+                break
+        if messages:
+            for number, raw in reversed(messages):
+                lines.put_back(number, raw)
+            return "qemu"
         if not lines.total:
             raise TraceError(self.name, "it is empty")
         reason = "neither strace's output nor QEMU's kvm_set_user_memory trace"
@@ -162,8 +177,6 @@ def _recognised(text: str) -> Format | None:
         r"ioctl\((?:fd: )?-?\d+(?:<[^\"]*>)?, (?:cmd: )?[K_0]|guest_phys_addr=.*memory_size=", text
     ):
         return "strace"
-    if re.search(r"KVM_SET_USER_MEMORY_REGION2? failed, slot=\d", text):
-        return "qemu"
     if re.search(r"kvm_set_user_memory (?:AddrSpace#|Slot#)|size=0x[0-9a-f]+ ua=0x", text):
         return "qemu"
     return None

@@ -13,7 +13,7 @@ LOST_KEPT = 20
 GUEST_MEMFD_FLAG = 4
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class RegionCall:
     """One KVM_SET_USER_MEMORY_REGION with the kernel's answer.
 
@@ -39,6 +39,40 @@ class RegionCall:
     guest_memfd_offset: int | None = None
     duration_ns: int | None = None
 
+    def __init__(
+        self,
+        line: int,
+        slot: int,
+        flags: int,
+        guest_phys_addr: int,
+        memory_size: int,
+        userspace_addr: int,
+        errno: int,
+        tid: int | None = None,
+        fd: int | None = None,
+        time_ns: int | None = None,
+        end_line: int = 0,
+        guest_memfd: int | None = None,
+        guest_memfd_offset: int | None = None,
+        duration_ns: int | None = None,
+    ) -> None:
+        # A frozen dataclass sets each field by its name through object.__setattr__. That takes
+        # twice the time, a tenth of the time of reading a long log.
+        _set_line(self, line)
+        _set_slot(self, slot)
+        _set_flags(self, flags)
+        _set_guest_phys_addr(self, guest_phys_addr)
+        _set_memory_size(self, memory_size)
+        _set_userspace_addr(self, userspace_addr)
+        _set_errno(self, errno)
+        _set_tid(self, tid)
+        _set_fd(self, fd)
+        _set_time_ns(self, time_ns)
+        _set_end_line(self, end_line)
+        _set_guest_memfd(self, guest_memfd)
+        _set_guest_memfd_offset(self, guest_memfd_offset)
+        _set_duration_ns(self, duration_ns)
+
     def __setstate__(self, state: list[object]) -> None:
         # A pickle of an older version has fewer fields.
         for each, value in zip_longest(fields(self), state):
@@ -53,6 +87,24 @@ class RegionCall:
     def as_id(self) -> int:
         """Returns the address space, bits 16-31 of `slot`."""
         return self.slot >> 16
+
+
+(
+    _set_line,
+    _set_slot,
+    _set_flags,
+    _set_guest_phys_addr,
+    _set_memory_size,
+    _set_userspace_addr,
+    _set_errno,
+    _set_tid,
+    _set_fd,
+    _set_time_ns,
+    _set_end_line,
+    _set_guest_memfd,
+    _set_guest_memfd_offset,
+    _set_duration_ns,
+) = (getattr(RegionCall, each.name).__set__ for each in fields(RegionCall))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,10 @@ space. Its caller reports every range that lost its slot and every range that go
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Gap:
     """[base_gfn, base_gfn + npages) was without a slot from one line of the trace to another."""
 
@@ -21,10 +21,37 @@ class Gap:
     closed_line: int
     duration_ns: int | None
 
+    def __init__(
+        self,
+        as_id: int,
+        base_gfn: int,
+        npages: int,
+        opened_line: int,
+        closed_line: int,
+        duration_ns: int | None,
+    ) -> None:
+        # Takes half the time of a frozen dataclass's own, as RegionCall's does.
+        _set_as_id(self, as_id)
+        _set_base_gfn(self, base_gfn)
+        _set_npages(self, npages)
+        _set_opened_line(self, opened_line)
+        _set_closed_line(self, closed_line)
+        _set_duration_ns(self, duration_ns)
+
     @property
     def end_gfn(self) -> int:
         """Returns the first gfn after the gap."""
         return self.base_gfn + self.npages
+
+
+(
+    _set_as_id,
+    _set_base_gfn,
+    _set_npages,
+    _set_opened_line,
+    _set_closed_line,
+    _set_duration_ns,
+) = (getattr(Gap, each.name).__set__ for each in fields(Gap))
 
 
 @dataclass(slots=True)
@@ -65,11 +92,14 @@ class Gaps:
         left: list[_Hole] = []
         while last < len(self._holes) and (hole := self._holes[last]).start < end:
             last += 1
-            if hole.start < start:
-                left.append(_Hole(hole.start, start, hole.line, hole.time_ns))
-            if hole.end > end:
-                left.append(_Hole(end, hole.end, hole.line, hole.time_ns))
-            self._close(max(start, hole.start), min(end, hole.end), hole, line, time_ns)
+            closed_start, closed_end = hole.start, hole.end
+            if closed_start < start:
+                left.append(_Hole(closed_start, start, hole.line, hole.time_ns))
+                closed_start = start
+            if closed_end > end:
+                left.append(_Hole(end, closed_end, hole.line, hole.time_ns))
+                closed_end = end
+            self._close(closed_start, closed_end, hole, line, time_ns)
         self._holes[first:last] = left
         self._starts[first:last] = [hole.start for hole in left]
 

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from memslots.traces.events import GUEST_MEMFD_FLAG, Counts, Event, RegionCall, VmCreated
-from memslots.traces.lines import Lines
+from memslots.traces.lines import Lines, Word
 
-WORDS = (b"kvm_set_user_memory", b": starting up libvirt version")
+WORDS = (Word(rb"kvm_set_user_memory"), Word(rb": starting up libvirt version", b"n"))
 
 CALL = re.compile(
     r"(?:(?P<tid>\d{1,20})@(?P<seconds>\d{1,20})\.(?P<micros>\d{1,6}):\s*)?"

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from memslots.traces.clock import EPOCH_FROM, Clock
 from memslots.traces.events import (
@@ -54,31 +55,29 @@ _FOLLOWED = frozenset(
     )
 )
 _NAMES = "|".join(sorted(_FOLLOWED))
+#: The halves of a cut call, behind their dots. Most halves are those of a vCPU's KVM_RUN, which do
+#: not matter.
+_BEGUN = r">(?<=<unfinished \.\.\.>)(?<!KVM_RUN <unfinished \.\.\.>)"
+_RESUMED = rf" (?<=<\.\.\. )(?:{_NAMES}) resumed>(?!, 0\) +=(?: 0\n| -1 (?:EINTR|EAGAIN)))"
+#: Names that the search finds by the bracket behind them: a line has few brackets, and most of
+#: these are behind `ioctl`.
+_NAMED = [*sorted(_FOLLOWED - {"ioctl", "fcntl", "fcntl64"}), "_IOC"]
+_LAST_LETTERS = "".join(sorted({name[-1] for name in _NAMED}))
+_BEHIND_NAME = "|".join(rf"(?<={name}\()" for name in _NAMED)
 #: Only lines with one of these words are read; see Lines. strace prints requests by name or, in all
 #: lines, as numbers (-X raw). `_IOC(` is a request that strace does not know.
 WORDS = (
-    Word(b"MEMORY_REGION", beside=b"Y"),
-    Word(b"KVM_CREATE_VM", beside=b"C"),
-    Word(b"KVM_CHECK_EXTENSION", beside=b"C"),
-    Word(b"_IOC(_IOC_", beside=b"C"),
-    b"0xae",  # 0xae01, ...
-    b"0ae4",  # 0x4020ae46, 0x40a0ae49
-    # A VMM's vCPUs print two halves of a KVM_RUN again and again.
-    Word(re.compile(rb"<unfinished \.\.\.>(?<!KVM_RUN <unfinished \.\.\.>)"), beside=b"<"),
+    Word(rb"MEMORY_REGION", b"Y"),
+    Word(rb"KVM_C(?:REATE_VM|HECK_EXTENSION)", b"C"),
+    Word(rb"ae(?:(?<=0xae)|(?<=0ae)4)"),  # 0xae01, ...; 0x4020ae46, 0x40a0ae49
+    Word(rf"\.\.\.(?:{_BEGUN}|{_RESUMED})".encode()),
     Word(
-        re.compile(
-            rf"<\.\.\. (?:{_NAMES}) resumed>(?!, 0\) +=(?: 0\n| -1 (?:EINTR|EAGAIN)))".encode()
-        ),
-        beside=b"<",
+        rf"\((?:(?<=[{_LAST_LETTERS}]\()(?:{_BEHIND_NAME})"
+        rf"|(?:(?<=fcntl\()|(?<=fcntl64\())[^\n]*F_DUPFD)".encode()
     ),
-    Word(re.compile(rb"clone|close\(")),
-    Word(b"fork(", beside=b"k"),
-    Word(re.compile(rb"dup[23]?\(")),
-    Word(b"F_DUPFD", beside=b"D"),
-    Word(b"execve"),
-    Word(b"strace: Process ", beside=b":"),
-    Word(b"+++", beside=b"+"),
-    Word(b"kvm_set_user_memory", beside=b"y"),
+    Word(rb"strace: Process ", b"P"),
+    Word(rb"\+\+\+", b"+"),
+    Word(rb"kvm_set_user_memory", b"y"),
 )
 #: The beginning of a call other than these, which strace cut.
 _OTHER_BEGUN = re.compile(
@@ -128,8 +127,7 @@ class _Begun:
     text: str | None
 
 
-@dataclass(slots=True)
-class _Head:
+class _Head(NamedTuple):
     """The thread and time in front of a call."""
 
     tid: int | None
@@ -215,36 +213,42 @@ class StraceReader:
             return
         head = self._read_head(found)
         tid = head.tid
+        kind = found.lastgroup  # the last group of HEAD that matched
         if found["pid"] and tid is not None:
             yield from self._see_pid(number, tid)
-        elif tid is None and found["call"]:
+        elif tid is None and kind == "call":
             self._without_pid = True
         if self._clock.relative and self._lines.words is not None:
             self._lines.words = None  # times since the line before add up over all lines
         behind = found.end()
-        if found["call"] and found["call"] != "ioctl":
+        if kind == "call" and found["call"] != "ioctl":
             behind = found.start("call")  # "consoleioctl" is other text directly before a call
         others = memslot_calls(text, behind)
         own = text[: others[0].start] if others else text
-        if found["ended"]:
+        event: Event | None = None
+        if kind == "call":
+            event = self._call(first, number, own[found.start("call") :], head)
+        elif kind == "resumed":
+            event = self._resumed(number, found["resumed"], own[found.end() :], head)
+        elif kind == "ended":
             if begun := self._begun.pop(tid, None):
                 self._lose_begun(begun)
             # The thread that superseded this one became another program under this one's pid.
-            yield TaskEnded(number, tid, by_exec=found["ended"].endswith("superseded"))
-        elif found["call"]:
-            yield from self._call(first, number, own[found.start("call") :], head)
-        elif found["resumed"]:
-            yield from self._resumed(number, found["resumed"], own[found.end() :], head)
-        yield from self._inner_calls(first, number, text, others)
+            by_exec = found["ended"].endswith("superseded")
+            event = TaskEnded(number, tid, by_exec=by_exec)
+        if event is not None:
+            yield event
+        if others:
+            yield from self._inner_calls(first, number, text, others)
 
     def _read_head(self, found: re.Match[str]) -> _Head:
-        tid = found["pid"] or found["bare"]
-        seconds = found["seconds"]
+        pid, bare, clock, seconds = found.group("pid", "bare", "clock", "seconds")
+        tid = pid or bare
         if tid and not seconds and int(tid) >= EPOCH_FROM:
             tid, seconds = None, tid  # whole seconds since the epoch, not a pid
         time_ns = None
-        if found["clock"]:
-            time_ns = self._clock.time_of_day(found["clock"])
+        if clock:
+            time_ns = self._clock.time_of_day(clock)
         elif seconds:
             time_ns = self._clock.seconds(seconds)
         return _Head(int(tid) if tid else None, time_ns)
@@ -278,7 +282,9 @@ class StraceReader:
                 self._lose(first, reason, text[call.start : end])
             else:
                 head = self._head_of(text, call.start)
-                yield from self._call(first, number, text[call.start : end], head)
+                event = self._call(first, number, text[call.start : end], head)
+                if event is not None:
+                    yield event
 
     def _head_of(self, text: str, call: int) -> _Head:
         """Returns the thread and time in front of a call that follows other text."""
@@ -288,12 +294,11 @@ class StraceReader:
                 return self._read_head(found)
         return _Head(None, None)
 
-    def _call(self, first: int, number: int, text: str, head: _Head) -> Iterator[Event]:
-        """Yields the events of a call. Keeps an `<unfinished ...>` call until it is resumed."""
+    def _call(self, first: int, number: int, text: str, head: _Head) -> Event | None:
+        """Returns the event of a call. Keeps an `<unfinished ...>` call until it is resumed."""
         unfinished = text.find(_UNFINISHED)
         if unfinished < 0:
-            yield from self._complete(first, number, text, head)
-            return
+            return self._complete(first, number, text, head)
         before = self._begun.pop(head.tid, None)
         if before is not None:
             self._lose_begun(before)
@@ -302,11 +307,12 @@ class StraceReader:
         if rest.strip().startswith(")"):  # "<unfinished ...>) = ?": it never returned
             if _is_memslot(text):
                 self._lose(first, "the call did not return", text)
-            return
+            return None
         wanted = name in _FOLLOWED and (name != "ioctl" or _is_wanted(text))
         self._begun[head.tid] = _Begun(first, text if wanted else None)
+        return None
 
-    def _resumed(self, number: int, name: str, rest: str, head: _Head) -> Iterator[Event]:
+    def _resumed(self, number: int, name: str, rest: str, head: _Head) -> Event | None:
         begun = self._begun.pop(head.tid, None)
         if begun is None:
             # KVM_RUN and most other ioctls print their argument when they return. A memslot call
@@ -315,38 +321,37 @@ class StraceReader:
                 reason = "resumed, but its beginning is not in the trace (perhaps another ioctl)"
                 self._lose(number, reason, f"<... ioctl resumed>{rest}", _errno_of(rest))
         elif begun.text is not None:
-            yield from self._complete(begun.line, number, begun.text + rest, head)
+            return self._complete(begun.line, number, begun.text + rest, head)
+        return None
 
-    def _complete(self, first: int, number: int, text: str, head: _Head) -> Iterator[Event]:
-        """Yields the event of a whole call with its result."""
+    def _complete(self, first: int, number: int, text: str, head: _Head) -> Event | None:
+        """Returns the event of a whole call with its result."""
         name = text.partition("(")[0]
         if name == "ioctl":
             cut = self._lines.cut and number == self._lines.total
-            event = self._ioctls.read(first, number, text, head.tid, head.time_ns, cut)
-            if event is not None:
-                yield event
-            return
+            return self._ioctls.read(first, number, text, head.tid, head.time_ns, cut)
         if name not in _FOLLOWED:
-            return
+            return None
         try:
             result = read_result(text)
         except UndecodedError:
-            return
+            return None
         if result.errno or result.value is None:
-            return
+            return None
         if name == "close":
             if found := _CLOSE.match(text):
                 fd = int(found[1], 16) if found[1] else int(found[2])
-                yield FdClosed(number, head.tid, fd)
+                return FdClosed(number, head.tid, fd)
         elif name.startswith(("fcntl", "dup")):
             if found := _DUP.match(text):
                 fd = int(found[2], 16) if found[2] else int(found[3])
                 if fd != result.value:
-                    yield FdDuplicated(number, head.tid, fd, result.value)
+                    return FdDuplicated(number, head.tid, fd, result.value)
         elif name.startswith("execve"):
-            yield TaskEnded(number, head.tid, by_exec=True)
+            return TaskEnded(number, head.tid, by_exec=True)
         elif result.value > 0:
-            yield TaskStarted(number, head.tid, result.value, _same_process(name, text))
+            return TaskStarted(number, head.tid, result.value, _same_process(name, text))
+        return None
 
     def _lose_begun(self, begun: _Begun) -> None:
         if begun.text is not None and _is_memslot(begun.text):

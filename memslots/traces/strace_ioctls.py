@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import errno
 import re
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from memslots.traces.clock import nanoseconds
 from memslots.traces.events import GUEST_MEMFD_FLAG, Capability, Counts, RegionCall, VmCreated
@@ -35,6 +34,12 @@ _REQUESTS: tuple[tuple[str, Kind], ...] = (
     (rf"KVM_CHECK_EXTENSION\b|0xae03\b|{_IOC}0x0?3, 0(?:x0+)?\)", "check_extension"),
 )
 _REQUEST = tuple((re.compile(pattern), kind) for pattern, kind in _REQUESTS)
+#: Requests by their plain names, which need no search.
+_BY_NAME: dict[str, Kind] = {
+    "KVM_SET_USER_MEMORY_REGION": "region",
+    "KVM_CREATE_VM": "create_vm",
+    "KVM_CHECK_EXTENSION": "check_extension",
+}
 #: fd (with -y's name), request, and the rest from the argument on.
 _IOCTL = re.compile(
     rf"ioctl\({ARGUMENT_NAME}(?P<fd>0x[0-9a-f]{{1,16}}|-?\d{{1,20}})(?:<.*?>(?=, ))?, "
@@ -68,8 +73,7 @@ class UndecodedError(ValueError):
     """A part of a call cannot be read; the message is the reason."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ioctl:
+class Ioctl(NamedTuple):
     """The parts of an ioctl. `kind` is "" if the ioctl does not matter here."""
 
     kind: Kind
@@ -77,8 +81,7 @@ class Ioctl:
     rest: str
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(NamedTuple):
     """The result of a call: `value` is None for `?`, `errno` 0 for success.
 
     `tail` is the text behind the value and the error's name.
@@ -105,14 +108,16 @@ def split_ioctl(text: str) -> Ioctl:
     found = _IOCTL.match(text)
     if found is None:
         return Ioctl("region" if "KVM_SET_USER_MEMORY_REGION" in text else "", -1, "")
-    request = found["request"]
-    fd = int(found["fd"], 16 if found["fd"].startswith("0x") else 10)
+    number, request, rest = found.groups()
+    fd = int(number, 16 if number.startswith("0x") else 10)
+    if request in _BY_NAME:
+        return Ioctl(_BY_NAME[request], fd, rest)
     for pattern, kind in _REQUEST:
         if pattern.search(request):
-            return Ioctl(kind, fd, found["rest"])
+            return Ioctl(kind, fd, rest)
     # The request's name may be cut off: no other request begins with KVM_SET_U.
     cut = request.startswith("KVM_SET_U") and "KVM_SET_USER_MEMORY_REGION".startswith(request)
-    return Ioctl("region" if cut else "", fd, found["rest"])
+    return Ioctl("region" if cut else "", fd, rest)
 
 
 def read_result(text: str) -> Result:
@@ -127,24 +132,24 @@ def read_result(text: str) -> Result:
         if ")\t" in text:
             return read_result(text.replace("\t", " "))
         raise UndecodedError("the line has no result (cut off?)")
-    tail = found["tail"]
-    if found["value"] == "?":
-        restarted = (found["name"] or "").startswith("ERESTART")
+    digits, name, code, tail = found.groups()
+    if digits == "?":
+        restarted = (name or "").startswith("ERESTART")
         return Result(None, _RESTARTED if restarted else 0, tail)
-    value = int(found["value"], 16 if found["value"].startswith("0x") else 10)
+    value = int(digits, 16 if digits.startswith("0x") else 10)
     if value >> 63 == 1:
         value -= 1 << 64  # a negative number, printed without its sign
     if value >= 0:
         return Result(value, 0, tail)
-    if value < -1 and not found["name"]:
+    if value < -1 and not name:
         return Result(value, -value, tail)
-    if found["number"]:
-        return Result(value, int(found["number"]), tail)
-    number = getattr(errno, found["name"] or "", None)
+    if code:
+        return Result(value, int(code), tail)
+    number = getattr(errno, name or "", None)
     if number is None and (unknown := _UNKNOWN_ERROR.match(tail)):
         number = int(unknown[1])
     if not isinstance(number, int):
-        raise UndecodedError(f"its error {found['name'] or value} has no number")
+        raise UndecodedError(f"its error {name or value} has no number")
     return Result(value, number, tail)
 
 
@@ -168,6 +173,8 @@ def read_number(text: str, bits: int, name: str) -> int:
 def read_flags(text: str) -> int:
     """Reads flags: `KVM_MEM_LOG_DIRTY_PAGES|0x8`, `0x10 /* KVM_MEM_??? */`, `2`, `0`."""
     flags = 0
+    if text == "0":  # most often
+        return flags
     for part in _COMMENT.sub("", text).split("|"):
         part = part.strip()
         if part in FLAG_NAMES:

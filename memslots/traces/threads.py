@@ -8,12 +8,17 @@ from collections.abc import Iterable, Sequence
 from heapq import merge
 from pathlib import Path
 
+from memslots.traces.clock import EPOCH_FROM
 from memslots.traces.source import Source
+from memslots.traces.strace import HEAD
 
+UNORDERED = (
+    "the files of the threads have no times finer than a second (-ttt), so the order of different"
+    " threads' calls is not known: files without times were read one after the other"
+)
 _NAME = re.compile(r"(.+)\.(\d{1,10})")
 #: The time that strace prints first with -ttt, -tt and -t.
-_TIME = re.compile(rb"(\d{1,20}\.\d{1,9}|\d\d:\d\d:\d\d(?:\.\d{1,9})?) ")
-_STRACE = re.compile(rb"(?:\S+ )?(?:[a-z_0-9]+\(|\+\+\+ |--- )")
+_TIME = re.compile(rb"(\d{9,20}(?:\.\d{1,9})?|\d\d:\d\d:\d\d(?:\.\d{1,9})?) ")
 
 
 def grouped(paths: Iterable[str]) -> list[list[str]]:
@@ -44,6 +49,11 @@ def merged(paths: Sequence[str]) -> io.BytesIO:
     return io.BytesIO(b"".join(line for _, line in merge(*files, key=lambda each: each[0])))
 
 
+def is_ordered(paths: Iterable[str]) -> bool:
+    """Returns whether the first lines of all files have the times by which `merged` orders them."""
+    return all(b"." in _lines(path)[0][0] for path in paths)
+
+
 def _tid(path: str) -> int:
     found = _NAME.fullmatch(path)
     assert found is not None
@@ -59,7 +69,9 @@ def _is_thread(path: str) -> bool:
             head = next(source.blocks(), b"")
     except OSError:
         return False  # reading the trace later reports the error
-    return _STRACE.match(head) is not None
+    found = HEAD.match(head.partition(b"\n")[0].decode("ascii", "replace"))
+    # Without a time a number in front is a pid: the file has several threads.
+    return found is not None and not found["pid"] and int(found["bare"] or EPOCH_FROM) >= EPOCH_FROM
 
 
 def _lines(path: str) -> list[tuple[bytes, bytes]]:

@@ -41,6 +41,7 @@ _COMMENT = re.compile(
 
 #: The break of a line that was too long for a mail (RFC 2045); the next line continues it.
 _SOFT_BREAK = re.compile(rb"=\r?\n")
+_QUOTED_SIGN = re.compile(rb"=3D")
 #: RFC 2045: a line has at most 76 characters. A broken line that a reply quotes has less text.
 _LONGEST_QUOTED = 76
 _BROKEN_FROM = 65
@@ -53,7 +54,8 @@ _RESULT = (
 class _Calls(NamedTuple):
     """How calls stand in a kind of trace."""
 
-    #: A call that begins in a line and does not end in it.
+    #: A call that begins in a line and does not end in it. The pattern begins with fixed bytes: it
+    #: is searched in whole blocks.
     goes_on: re.Pattern[bytes]
     ends: re.Pattern[bytes]
     #: The beginning of another line of the trace.
@@ -62,11 +64,16 @@ class _Calls(NamedTuple):
     whole: re.Pattern[bytes]
 
 
+#: The beginning of a call that ends before the name of the call or of the request.
+_BEGINS_CALL = re.compile(
+    rb"(?:ioctl\([^,\n]{1,200},|^\s*(?:\[pid +)?\d{1,10}\]?(?: [\d:.]{8,30})?)\s*\Z", re.MULTILINE
+)
 _STRACE = _Calls(
+    # A name that begins a line is behind a line feed, or behind a blank that no comma precedes.
     re.compile(
-        rb"KVM_SET_USER_MEMORY_REGION2?(?: \*/)?[ \t]*(?:,|\r?\n)"
+        rb"KVM_SET_USER_MEMORY_REGION(?:2?(?: \*/)?[ \t]*(?:,|\r?\n)"
         rb"(?![^\n]*(?:" + _RESULT + rb"|strace: Process ))"
-        rb"|ioctl\([^,\n]{1,200},[ \t]*\r?\n[ \t]*KVM_SET_USER_MEMORY_REGION"
+        rb"|(?<=\nKVM_SET_USER_MEMORY_REGION)|(?<=\n KVM_SET_USER_MEMORY_REGION))"
     ),
     re.compile(_RESULT),
     re.compile(
@@ -79,6 +86,13 @@ _STRACE = _Calls(
         rb"userspace_addr=\w+[,}]"
     ),
 )
+#: The calls that tell whose memslots these are. They are shorter, so they break where those do.
+_AROUND = _Calls(
+    re.compile(rb"(?:KVM_CREATE_VM|\bclone3?\(|F_DUPFD)(?![^\n]*" + _RESULT + rb")"),
+    _STRACE.ends,
+    _STRACE.other,
+    re.compile(rb"KVM_CREATE_VM, |flags=[\w|]+[,)}]|F_DUPFD"),
+)
 _QEMU = _Calls(
     re.compile(rb"kvm_set_user_memory (?![^\n]* ret=-?\d)(?=[^\n]*(?:Slot|AddrSpace)#)"),
     re.compile(rb"\bret=-?\d"),
@@ -88,7 +102,10 @@ _QEMU = _Calls(
         rb"(?:guest_memfd=-?\d+ guest_memfd_offset=(?:0x)?[0-9a-f]+ )?ret=-?\d"
     ),
 )
+#: A word of each call, which is found fast.
+_CALLS = ((b"KVM_SET_USER_MEMORY_REGION", _STRACE), (b"kvm_set_user_memory ", _QEMU))
 _MOST_LINES = 16  # of one call
+_LONGEST_CALL = 1 << 10
 
 
 def _joined(text: bytes, calls: _Calls) -> bytes:
@@ -100,8 +117,11 @@ def _joined(text: bytes, calls: _Calls) -> bytes:
         place = found.start()
         if first < start:
             continue  # a line of the call before
-        for end in range(first + 2, min(first + _MOST_LINES, len(lines)) + 1):
-            parts = lines[first:end]
+        begun = first
+        if first > start and _BEGINS_CALL.search(lines[first - 1]):
+            begun -= lines[first].lstrip().startswith(found[0])
+        for end in range(begun + 2, min(begun + _MOST_LINES, len(lines)) + 1):
+            parts = lines[begun:end]
             if calls.other.match(parts[-1]):
                 break
             # A mail breaks a line at a space, a terminal at any character.
@@ -110,7 +130,7 @@ def _joined(text: bytes, calls: _Calls) -> bytes:
             ended = [whole for whole in (spaced, broken) if calls.ends.search(whole)]
             if ended:
                 whole = next((one for one in ended if calls.whole.search(one)), ended[0])
-                lines[first:end] = [whole, *[b""] * (end - first - 1)]
+                lines[begun:end] = [whole, *[b""] * (end - begun - 1)]
                 start = end
                 break
     return b"\n".join(lines)
@@ -137,7 +157,9 @@ def _unquoted(text: bytes) -> bytes:
 
 
 def _is_quoted_printable(text: bytes) -> bool:
-    """Returns whether a text without "=3D" is quoted-printable, by the lengths of its lines."""
+    """Returns whether a text is quoted-printable, by its "=" or the lengths of its lines."""
+    if 2 * text.count(b"=3D") > text.count(b"="):
+        return True
     if b"=\n" not in text and b"=\r\n" not in text:
         return False
     lines = text.splitlines()
@@ -162,14 +184,33 @@ class Wrapping:
         self._is_page = False
         self._is_quoted = False
 
+    def end_of_whole(self, text: bytes) -> int:
+        """Returns the length of `text`, which is whole lines, without a last line that goes on."""
+        tail = max(0, len(text) - _LONGEST_CALL)
+        for word, calls in _CALLS:
+            place = text.rfind(word, tail)
+            if place < 0 or not calls.goes_on.search(text, place):
+                continue
+            rest = text[place:]
+            if not calls.ends.search(rest) and not calls.ends.search(rest.replace(b"\n", b"")):
+                start = text.rfind(b"\n", 0, place) + 1
+                before = text.rfind(b"\n", 0, max(start - 1, 0)) + 1
+                return before if _BEGINS_CALL.search(text, before, start) else start
+        last = text.rfind(b"\n", 0, len(text) - 1) + 1
+        end = last if _BEGINS_CALL.search(text, last) else len(text)
+        while text.endswith((b"=\n", b"=\r\n"), 0, end):
+            end = text.rfind(b"\n", 0, end - 1) + 1
+        return end
+
     def taken_off(self, text: bytes) -> bytes:
         """Returns whole lines without their wrapping; their number does not change."""
-        if b"\x1b" in text:
-            text = _TERMINAL.sub(b"", text)
         if self._prefixes is None:
             self._is_quoted = _is_quoted_printable(text)
-        if self._is_quoted or (b"=3D" in text and _SOFT_BREAK.search(text)):
+        has_signs = b"D" in text and _QUOTED_SIGN.search(text) is not None
+        if self._is_quoted or (has_signs and _SOFT_BREAK.search(text)):
             text = _unquoted(text)
+        if b"\x1b" in text:
+            text = _TERMINAL.sub(b"", text)
         if b"\xc2" in text and _NO_BREAK_SPACE in text:
             text = text.replace(_NO_BREAK_SPACE, b" ")
         if self._prefixes is None:
@@ -180,10 +221,11 @@ class Wrapping:
             text = _ENTITY.sub(_character, text)
         for prefix in self._prefixes:
             text = prefix.sub(b"", text)
-        if b"KVM_SET_USER_MEMORY_REGION" in text and _STRACE.goes_on.search(text):
-            text = _joined(text, _STRACE)
-        if b"kvm_set_user_memory " in text and _QEMU.goes_on.search(text):
-            text = _joined(text, _QEMU)
+        for word, calls in _CALLS:
+            if word in text and calls.goes_on.search(text):
+                text = _joined(text, calls)
+                if calls is _STRACE:
+                    text = _joined(text, _AROUND)
         return text
 
     @staticmethod

@@ -8,6 +8,8 @@ import lzma
 import os
 import pty
 import select
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -66,6 +68,60 @@ def test_wrong_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str
     outcome = Outcome(capsys, *arguments)
     assert (outcome.status, outcome.out) == (2, "")
     assert outcome.err
+
+
+def test_the_list_of_commands_is_not_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = Outcome(capsys, "--help").out
+    assert "..." not in shown.partition("Commands:")[2]
+    assert len(shown.partition("Commands:")[2].split("\n")) == len(commands.NAMES) + 2
+
+
+#: Commands with a file F that cannot be used.
+ON_A_FILE = [
+    "replay F",
+    "map F",
+    "lookup F 0",
+    "diff F GOOD",
+    "diff GOOD F",
+    "plan GOOD F",
+    "report F -o page.html",
+    "report GOOD -o F/page.html",
+    "replay GOOD --csv F/table",
+    "map --host F GOOD",
+    "map --raw F GOOD",
+    "watch --qmp F",
+]
+
+
+@pytest.mark.parametrize("line", ON_A_FILE)
+def test_a_file_that_cannot_be_read(
+    line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "good.log").write_text(qemu(0, 0, 0x10000))
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "locked" / "file").write_text(qemu(0, 0, 0x10000))
+    (tmp_path / "closed").write_text(qemu(0, 0, 0x10000))
+    words = line.replace("GOOD", "good.log").split()
+    long = "n" * 5000
+    prefix = []
+    if os.geteuid() == 0:  # root may read everything, until it gives up that right
+        if shutil.which("setpriv") is None:
+            pytest.skip("needs setpriv, as root can read every file")
+        right = "-dac_override,-dac_read_search"
+        prefix = ["setpriv", f"--bounding-set={right}", f"--inh-caps={right}"]
+    for name in ("locked", "closed"):
+        (tmp_path / name).chmod(0)
+    try:
+        for file in ("locked/file", "closed", long):
+            arguments = [word.replace("F", file) for word in words]
+            done = subprocess.run(
+                [*prefix, *COMMAND, *arguments], cwd=tmp_path, capture_output=True, timeout=60
+            )
+            assert (done.returncode, done.stdout) == (2, b"")
+            assert done.stderr.startswith(b"memslots: ")
+            assert done.stderr.count(b"\n") == 1
+    finally:
+        (tmp_path / "locked").chmod(0o700)
 
 
 @pytest.mark.parametrize("missing", ["click", "rich"])
@@ -290,7 +346,11 @@ def test_colours_on_a_terminal(disagreeing: str) -> None:
     assert b"\x1b[1;31m" in seen
 
 
-@pytest.mark.parametrize("arguments", [["replay", SEABIOS, SEABIOS], ONE_TEST])
+@pytest.mark.parametrize(
+    "arguments",
+    [["replay", SEABIOS, SEABIOS], ONE_TEST, ["--help"], ["--version"], ["map", "-h"], ["demo"]],
+    ids=lambda each: each[0],
+)
 def test_a_reader_who_has_had_enough(arguments: list[str]) -> None:
     process = subprocess.Popen(
         [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -301,6 +361,35 @@ def test_a_reader_who_has_had_enough(arguments: list[str]) -> None:
     with process.stderr as stderr:
         assert stderr.read() == b""
     assert process.wait(30) == 141
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["replay", SEABIOS], ["map", "--json", SEABIOS], ["--help"], ["--version"], ["demo"]],
+    ids=lambda each: each[0],
+)
+def test_a_full_disk(arguments: list[str]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run([*COMMAND, *arguments], stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 2
+    assert done.stderr == b"memslots: standard output: No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "closed", "status"),
+    [
+        (["replay", SEABIOS], ">&-", 0),
+        (["replay", "no-such-file"], "2>&-", 2),
+        (["replay", "-"], "<&-", 2),
+    ],
+)
+def test_a_closed_stream_is_like_the_null_device(
+    arguments: list[str], closed: str, status: int
+) -> None:
+    line = f"{shlex.join([*COMMAND, *arguments])} {closed}"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout) == (status, b"")
+    assert done.stderr in (b"", b"memslots: standard input: it is empty\n")
 
 
 def test_interrupted() -> None:

@@ -164,7 +164,7 @@ def test_a_scheduler_that_goes_away(
 def test_no_scheduler(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("distributed", reason="there is no dask: pip install 'memslots[fleet]'")
     monkeypatch.setattr(fleet, "CONNECTING", 0.5)
-    for address in ("tcp://127.0.0.1:1", "nonsense://127.0.0.1:1"):
+    for address in ("tcp://127.0.0.1:1", "nonsense://127.0.0.1:1", "127.0.0.1"):
         outcome = Outcome(capsys, "replay", "--dask", address, SEABIOS)
         assert (outcome.status, outcome.out) == (2, "")
         assert outcome.err.startswith(f"memslots: no dask scheduler at {address}: ")

@@ -148,3 +148,40 @@ def test_diff_and_plan(capsys: pytest.CaptureFixture[str]) -> None:
     outcome = Outcome(capsys, "diff", f"{LIME}:3", MTREE)
     assert outcome.status == 2
     assert "is a map (lime), not a trace" in outcome.err
+
+
+def test_the_maps_of_two_boots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each boot in a log has a map of its own, which --vm names."""
+    log = tmp_path / "log"
+    lines = "".join(
+        f"BIOS-e820: [mem 0x0000000000000000-{end:#018x}] usable\n" for end in (0xFFF, 0x1FFF)
+    )
+    log.write_text(lines)
+    outcome = Outcome(capsys, "map", str(log))
+    heads = [line for line in outcome.out.splitlines() if line.startswith("map")]
+    assert (outcome.status, heads) == (0, ["map 1", "map 2"])
+    outcome = Outcome(capsys, "map", str(log), "--json")
+    vms = json.loads(outcome.out)["files"][0]["vms"]
+    assert [vm["final_map"][0]["memory_size"] for vm in vms] == [
+        0x1000,
+        0x2000,
+    ]
+    outcome = Outcome(capsys, "lookup", str(log), "0x1000")
+    assert outcome.out.splitlines()[1:] == [
+        "gpa 0x1000 in map 1: nothing",
+        "gpa 0x1000 in map 2: ram usable, [0x0, 0x2000)",
+    ]
+    second = tmp_path / "second"
+    second.write_text(lines.splitlines()[1])
+    for vm, status in (("1", 1), ("2", 0)):
+        assert Outcome(capsys, "diff", str(log), str(second), "--vm", vm).status == status
+    outcome = Outcome(capsys, "diff", str(log), str(second), "--vm", "3")
+    assert (outcome.status, "there is no VM 3" in outcome.err) == (2, True)
+
+
+def test_several_files_are_no_one_file_of_a_format(capsys: pytest.CaptureFixture[str]) -> None:
+    for format in ("csv", "json", "e820"):
+        outcome = Outcome(capsys, "map", "--to", format, E820, LIME)
+        assert (outcome.status, outcome.out) == (2, "")
+        assert f"--to {format} takes one FILE, not 2" in outcome.err
+    assert Outcome(capsys, "map", "--to", "text", E820, LIME).status == 0

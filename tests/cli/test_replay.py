@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import io
 import json
@@ -204,3 +205,16 @@ def test_the_wrong_format(capsys: pytest.CaptureFixture[str]) -> None:
     assert outcome.status == 2
     assert "--format qemu" in outcome.err
     assert Outcome(capsys, "replay", "--format", "qemu", OVMF_QEMU).status == 0
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_collector_is_as_it_was(enabled: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    before = gc.isenabled()
+    (gc.enable if enabled else gc.disable)()
+    try:
+        assert Outcome(capsys, "replay", OVMF).status == 0
+        assert gc.isenabled() is enabled
+        assert Outcome(capsys, "replay", os.devnull).status != 0
+        assert gc.isenabled() is enabled
+    finally:
+        (gc.enable if before else gc.disable)()

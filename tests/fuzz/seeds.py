@@ -28,7 +28,7 @@ from fuzz.fuzz_calls import decode, encode
 from fuzz.target import SORTS, TABLE, Call
 from model import Model
 
-from memslots.traces import RegionCall, open_trace, qemu, strace, strace_ioctls
+from memslots.traces import RegionCall, open_trace, strace_ioctls
 
 DATA = Path(__file__).parent.parent / "data"
 KERNEL = sorted((DATA / "kernel").glob("*.jsonl.gz"))
@@ -175,9 +175,7 @@ def traces() -> Iterator[bytes]:
 
 def words() -> list[bytes]:
     """Returns the words that the readers look for, for libFuzzer to insert anywhere."""
-    found = {*qemu.WORDS, *WORDS.split(b"|")}
-    texts = (word if isinstance(word, bytes) else word.text for word in strace.WORDS)
-    found |= {text for text in texts if isinstance(text, bytes)}
+    found = set(WORDS.split(b"|"))
     found |= {
         name.encode() for name in (*strace_ioctls.FLAG_NAMES, *strace_ioctls.CAPABILITIES.values())
     }
@@ -193,6 +191,8 @@ WORDS = (
     b"|vfork() = 9\n|execve(|close(8) = 0\n|+++ exited with 0 +++\n|strace: Process 9 attached"
     b"|(INJECTED)|... |12:00:00|1700000000.123456| ENOMEM|AddrSpace#1 Slot#| flags=0x| gpa=0x"
     b"| size=0x| ua=0x| ret=-17| ret=0\n|guest_memfd=3 guest_memfd_offset=0x0|7@1700000000.123456:"
+    b"|MEMORY_REGION|KVM_CREATE_VM|_IOC(_IOC_|0xae|0ae4|fork(|dup2(|F_DUPFD|strace: Process |+++"
+    b"|kvm_set_user_memory|: starting up libvirt version"
 )
 
 SEEDS: dict[str, Callable[[], Iterator[bytes]]] = {"calls": calls, "traces": traces}

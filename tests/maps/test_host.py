@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 
 import pytest
 
@@ -54,6 +55,12 @@ def with_host(text: bytes, host: str) -> Map:
     given = read("it", stream=io.BytesIO(text))
     (found,) = beside(given, "host", io.BytesIO(host.encode()))
     return found.of_kind(*MEMORY)
+
+
+@pytest.mark.parametrize("width", [72, 80, 100, 110])
+def test_blocks_that_a_mail_wrapped(width: int) -> None:
+    broken = "\n".join(part for line in BLOCKS.splitlines() for part in textwrap.wrap(line, width))
+    assert with_host(MTREE, broken) == with_host(MTREE, BLOCKS)
 
 
 def test_the_host_addresses_of_named_blocks() -> None:

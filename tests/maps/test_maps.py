@@ -248,6 +248,19 @@ def test_elf_cores(bits: int, order: str) -> None:
     assert [(e.start, e.size, e.offset) for e in found] == segments
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("bits", [32, 64])
+def test_a_core_of_a_crashed_linux(bits: int, order: str) -> None:
+    """The kernel's text is in the RAM around it too; memory without one address is left out."""
+    memory = [(0x1000, 0x1000, 0x1200), (0x100000, 0x3000, 0x2200)]
+    segments = [(0x101000, 0x1000, 0x3200), *memory, ((1 << bits) - 1, 0x1000, 0x5200)]
+    (found,) = read("vmcore", stream=io.BytesIO(elf(bits, order, segments)))
+    assert [(e.start, e.size, e.offset) for e in found] == memory
+    with pytest.raises(TraceError, match="overlaps the entry before it"):
+        segments = [(0x1000, 0x2000, 0x200), (0x2000, 0x2000, 0x2200)]
+        read("vmcore", stream=io.BytesIO(elf(bits, order, segments)))
+
+
 def test_our_own_core_file(tmp_path: Path) -> None:
     memory = GuestMemory(Memslots())
     memory.place(0, 0x10000, Backing.anonymous(0x4000))

@@ -163,3 +163,30 @@ def test_not_a_reason() -> None:
     small = "kvm_set_user_memory Slot#1 flags=0x0 gpa=0x20000 size=0x1000 ua=0x7f0000000000 ret="
     assert not replay_text(one + small + "-22\n").agree
     assert not replay_text(one + small.replace("Slot#1", "Slot#2") + "0\n" + small + "-22\n").agree
+
+
+@pytest.mark.parametrize(
+    ("time", "ordered"),
+    [
+        ("", False),
+        ("10:11:12 ", False),
+        ("1700000000 ", False),
+        ("     0.000123 ", False),
+        ("10:11:12.5 ", True),
+        ("10:11:12.5 (+     0.000123) ", True),
+        ("1700000000.123 [  16] [00007f688951bd6b] ", True),
+    ],
+)
+def test_files_of_threads_with_other_times(
+    time: str, ordered: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A report says if the files of strace -ff have no times by which to order the calls."""
+    paths = [str(tmp_path / f"out.{tid}") for tid in (501, 502)]
+    for n, path in enumerate(paths):
+        region = f"{{slot={n}, flags=0, guest_phys_addr={n << 12}, memory_size=4096, "
+        call = f"ioctl(8, KVM_SET_USER_MEMORY_REGION, {region}userspace_addr=0x7f0000000000}}) = 0"
+        Path(path).write_text(f"{time}{call}\n")
+    assert grouped(paths) == [paths]
+    (file,) = json.loads(Outcome(capsys, "replay", "--json", *paths).out)["files"]
+    assert file["calls"] == 2
+    assert any("no times finer than a second" in note for note in file["notes"]) is not ordered

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 
 import pytest
@@ -343,3 +344,29 @@ def test_any_results(made: list[tuple[int, int, int, int, int, int]]) -> None:
         else:
             assert found is None
     assert report.agree == (not vm.disagreements)
+
+
+def test_no_call_makes_a_cycle_of_references() -> None:
+    """The command pauses the collector, so what only the collector frees would stay."""
+
+    def left_to_the_collector(times: int) -> int:
+        text = CREATE + times * (
+            qemu(0, 1, 0, 0x10000)
+            + qemu(1, 0, 0x8000, 0x10000, ret=-17)
+            + qemu(1, 0, 0x8000, 0x10000)  # the rules refuse it
+            + qemu(0, 0, 0, 0x10000, ret=-22)  # only the kernel refuses it
+            + "kvm_set_user_memory Slot#lost\n"
+        )
+        gc.collect()
+        gc.disable()
+        try:
+            with open_trace("trace", "qemu", io.BytesIO(text.encode())) as trace:
+                report = replay(trace)
+            left = gc.collect()
+            assert report.counts.lost_total == times
+            return left
+        finally:
+            gc.enable()
+
+    few = left_to_the_collector(10)
+    assert left_to_the_collector(1000) <= few + 10

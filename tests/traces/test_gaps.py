@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import inspect
+from dataclasses import MISSING, FrozenInstanceError, astuple, fields
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from memslots.traces import RegionCall
 from memslots.traces.gaps import Gap, Gaps
 
 
@@ -78,3 +83,16 @@ def test_many() -> None:
         gaps.removed(2 * n, 2 * n + 1, n, None)
     gaps.added(0, 40_000, 20_000, None)
     assert len(gaps.closed) == 20_000
+
+
+@pytest.mark.parametrize("kind", [Gap, RegionCall])
+def test_the_written_constructors(kind: type[Gap] | type[RegionCall]) -> None:
+    """These two have constructors of their own, which must take and set every field."""
+    names = [each.name for each in fields(kind)]
+    assert list(inspect.signature(kind).parameters) == names
+    made = kind(*range(len(names)))
+    assert astuple(made) == tuple(range(len(names)))
+    with pytest.raises(FrozenInstanceError):
+        setattr(made, names[0], 7)
+    for each, taken in zip(fields(kind), inspect.signature(kind).parameters.values(), strict=True):
+        assert taken.default == (taken.empty if each.default is MISSING else each.default)

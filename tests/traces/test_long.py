@@ -13,6 +13,7 @@ from memslots.traces import Event, Trace, open_trace
 from memslots.traces import lines as lines_module
 from memslots.traces.lines import Lines, Word
 from memslots.traces.source import BLOCK
+from memslots.traces.strace import WORDS
 
 TRACES = Path(__file__).parents[1] / "data" / "traces"
 CALL = (
@@ -39,6 +40,29 @@ OTHERS = (
     "ioctl(11, _IOC(_IOC_WRITE, 0xae, 0x49, 0xa0), 0x7ffe) = 0\n",
     "strace: Process 4302 attached\n",
 )
+
+LINES_THAT_MATTER = [
+    "7 ioctl(11, KVM_SET_USER_MEMORY_REGION, {slot=1",
+    "7 ioctl(11, KVM_SET_USER_MEMORY_REGION2, 0x7ffe) = 0",
+    "7 ioctl(9, KVM_CREATE_VM, 0) = 11",
+    "7 ioctl(9, KVM_CHECK_EXTENSION, KVM_CAP_NR_MEMSLOTS) = 32764",
+    "7 ioctl(0x9, 0xae01, 0) = 0xb",
+    "7 ioctl(11, 0x4020ae46, 0x7ffe) = 0",
+    "7 ioctl(11, 0x40a0ae49, 0x7ffe) = 0",
+    "7 ioctl(11, _IOC(_IOC_WRITE, 0xae, 0x49, 0xa0), 0x7ffe) = 0",
+    "7 futex(0x5581, FUTEX_WAIT, 2, NULL <unfinished ...>",
+    "7 ioctl(9, KVM_CREATE_VM <unfinished ...>",
+    *(f"7 <... {name} resumed>) = 12" for name in ("ioctl", "clone", "clone3", "vfork", "dup")),
+    "7 <... ioctl resumed>, 0) = 11",
+    *(f"7 {name}(11) = 12" for name in ("close", "dup", "dup2", "dup3")),
+    *(f"7 {name}({{}}) = 12" for name in ("clone", "clone2", "clone3", "fork", "vfork")),
+    *(f'7 {name}("/bin/sh") = 0' for name in ("execve", "execveat")),
+    "7 fcntl(11<anon_inode:kvm-vm>, F_DUPFD_CLOEXEC, 0) = 12",
+    "7 fcntl64(11, F_DUPFD, 0) = 12",
+    "strace: Process 8 attached",
+    "7 +++ exited with 0 +++",
+    "7@1.2:kvm_set_user_memory Slot#0",
+]
 
 
 class EveryLine(Lines):
@@ -103,18 +127,27 @@ def test_requests_as_numbers_after_requests_by_name(between: int) -> None:
         assert trace.counts.calls == 1
 
 
+@pytest.mark.parametrize("line", LINES_THAT_MATTER)
+def test_each_line_that_matters_is_read(line: str) -> None:
+    filling = "[pid 7] ioctl(18<anon_inode:kvm-vcpu:0>, KVM_RUN, 0) = 0\n" * (BLOCK // 50)
+    lines = Lines(pieces_of(f"{filling}{line}\n{filling}".encode()))
+    lines.words = WORDS
+    assert line.encode() in [text for _, text in lines]
+    assert lines.total == 2 * filling.count("\n") + 1
+
+
 def pieces_of(text: bytes) -> Iterator[bytes]:
     for at in range(0, len(text), BLOCK):
         yield text[at : at + BLOCK]
 
 
-def test_words_beside_others() -> None:
+def test_words_with_a_rare_byte() -> None:
     filler = b"-" * 99 + b"\n"
     block = BLOCK // 100 + 1
     text = b"word\n" + filler * block + b"word\n" + filler * block + b"no word\n" + filler * block
     text += b"word!\n" + filler * block
     lines = Lines(pieces_of(text))
-    lines.words = (Word(b"word", beside=b"!"),)
+    lines.words = (Word(b"word", b"!"),)
     found = [line for _, line in lines if b"word" in line]
     assert found == [b"word", b"word!"]
     assert lines.total == text.count(b"\n")
@@ -126,7 +159,7 @@ def test_long_lines_and_words(monkeypatch: pytest.MonkeyPatch) -> None:
     text = b"\n".join([b"first", long, long + b"word" + long, b"word", long, b"end"])
     lines = Lines(pieces_of(text))
     lines.long_lines = True
-    lines.words = (b"word",)
+    lines.words = (Word(b"word"),)
     numbers = [number for number, line in lines if b"word" in line]
     assert numbers == [3, 4]
     assert lines.total == 6

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memslots.traces import FORMATS, RegionCall, TraceError, open_trace
-from memslots.traces.lines import LINE_LIMIT, Lines, LineTooLongError
+from memslots.traces.lines import LINE_LIMIT, Lines, LineTooLongError, Word
 from memslots.traces.source import BLOCK, Source
 
 CALL = (
@@ -178,7 +178,7 @@ def test_lines_with_a_word(parts: list[bytes], ended: bool, cuts: list[int]) -> 
     if not expected[-1]:
         expected.pop()
     lines = Lines(blocks_of(text, cuts))
-    lines.words = (b"word", b"oth")
+    lines.words = (Word(b"word"), Word(b"oth"))
     found = list(lines)
     assert lines.total == len(expected)
     assert all(expected[number - 1] == line for number, line in found)
@@ -192,7 +192,7 @@ def test_lines_with_a_word(parts: list[bytes], ended: bool, cuts: list[int]) -> 
 
 def test_the_next_line_too() -> None:
     lines = Lines(iter([b"first\nword\nplain\nplain\nword\n"]))
-    lines.words = (b"word",)
+    lines.words = (Word(b"word"),)
     found = []
     for number, line in lines:
         found.append(number)
@@ -291,6 +291,21 @@ def test_a_trace_with_any_bytes_behind(data: bytes, call: str) -> None:
     with open_trace("x", "auto", io.BytesIO(call.encode() + data)) as trace:
         list(trace)
     assert trace.counts.calls >= 1
+
+
+MESSAGE = (
+    "qemu-system-x86_64: kvm_set_user_memory_region: KVM_SET_USER_MEMORY_REGION failed, slot=2, "
+    "start=0x1000, size=0x1000: File exists\n"
+)
+
+
+def test_a_message_in_front_of_a_trace() -> None:
+    """A report may begin with QEMU's message; the trace behind it counts."""
+    assert outcome((MESSAGE + "under strace:\n" + CALL * 2).encode()) == ("strace", 2, 4)
+    assert outcome((MESSAGE + QEMU * 2).encode())[:2] == ("qemu", 2)
+    assert outcome((MESSAGE + "no trace\n" + MESSAGE).encode()) == ("qemu", 2, 3)
+    far = MESSAGE + "text\n" * 20_000
+    assert outcome((far + CALL).encode())[:2] == ("qemu", 1)
 
 
 def test_a_trace_with_a_very_long_line_in_it() -> None:

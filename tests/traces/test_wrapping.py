@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+import quopri
 import re
 import textwrap
 from collections.abc import Callable
@@ -12,7 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from memslots.replay import replay
 from memslots.traces import RegionCall, open_trace
+from memslots.traces.lines import Lines
 from memslots.traces.wrapping import Wrapping
 
 STRACE = """\
@@ -44,11 +47,17 @@ def in_a_mail(width: int, space: str = "") -> Callable[[str], str]:
         return "".join(
             part + ("\n" if part is parts[-1] else f"{space}\n")
             for line in text.splitlines()
-            for parts in [textwrap.wrap(line, width, break_on_hyphens=False)]
+            for parts in [
+                textwrap.wrap(line, width, break_on_hyphens=False, break_long_words=False)
+            ]
             for part in parts
         )
 
     return wrap
+
+
+def quoted_printable(text: str) -> str:
+    return quopri.encodestring(text.encode()).decode()
 
 
 def in_a_terminal(width: int) -> Callable[[str], str]:
@@ -187,6 +196,49 @@ def test_lines_that_were_broken(wrap: Callable[[str], str], text: str, quote: st
     assert found == [(call.slot, call.guest_phys_addr, call.memory_size) for call in calls(text)]
 
 
+@pytest.mark.parametrize("text", [STRACE, QEMU], ids=["strace", "qemu"])
+def test_a_quoted_mail_is_encoded_last(text: str) -> None:
+    found = [call.slot for call in calls(quoted_printable(prefixed("> > ")(text)))]
+    assert found == [call.slot for call in calls(text)]
+
+
+@pytest.mark.parametrize("text", [STRACE, QEMU], ids=["strace", "qemu"])
+@pytest.mark.parametrize(
+    "way",
+    [in_a_mail(60), in_a_mail(76), in_a_terminal(80), quoted_printable],
+    ids=["mail", "wider mail", "terminal", "quoted-printable"],
+)
+def test_a_broken_call_at_the_end_of_a_block(way: Callable[[str], str], text: str) -> None:
+    wrapped = (way(text) * 3).encode().removesuffix(b"\n")
+    for place in range(len(wrapped) // 3, len(wrapped)):
+        lines = Lines(iter([wrapped[:place], wrapped[place:]]))
+        found = b"\n".join(line for _, line in lines)
+        assert found == Wrapping().taken_off(wrapped + b"\n").removesuffix(b"\n")
+        assert lines.cut
+
+
+@pytest.mark.parametrize(
+    "wrap", [*map(in_a_mail, range(60, 100, 3)), *map(in_a_terminal, range(80, 140, 7))]
+)
+def test_broken_calls_around_memslots(wrap: Callable[[str], str]) -> None:
+    """Whose memslots these are is known wherever the lines broke."""
+
+    def vms(text: str) -> list[object]:
+        with open_trace("pasted", stream=io.BytesIO(text.encode())) as trace:
+            return [(vm.process, vm.fd, vm.calls) for vm in replay(trace).vms]
+
+    fd = "<anon_inode:[a longer name than KVM's, so that lines are broken]>"
+    text = TWO_PROCESSES.replace("= 8\n", f"= 8{fd}\n").replace(
+        "CLONE_VM", "CLONE_FS|" * 9 + "CLONE_VM"
+    )
+    assert vms(wrap(text)) == vms(text)
+
+
+def test_colours_in_a_mail() -> None:
+    coloured = STRACE.replace("501 ", "\x1b[32m501\x1b[0m ")
+    assert [call.tid for call in calls(quoted_printable(coloured))] == [501, 501]
+
+
 def test_another_line_ends_a_broken_call() -> None:
     """The result of another call is not taken for that of a call whose end is missing."""
     text = (
@@ -198,10 +250,11 @@ def test_another_line_ends_a_broken_call() -> None:
     assert trace.counts.lost == {"the line has no result (cut off?)": 1}
 
 
-def test_quoted_printable_without_equals_signs() -> None:
-    """A text without "=" tells by the lengths of its lines that a mail broke them."""
+def test_what_tells_quoted_printable() -> None:
+    """Most equals signs are encoded; without any, the lengths of the lines tell."""
     line = b"x" * 75
     assert Wrapping().taken_off(line + b"=\nyy\nz\n") == line + b"yy\n\nz\n"
+    assert Wrapping().taken_off(b"a=3Db\nc=3D\n") == b"a=b\nc=\n"
     longer = b"a longer line than a mail has: " + line
     for text in (line + b"=\n" + longer + b"\n", b"a=\nb\n"):
         assert Wrapping().taken_off(text) == text

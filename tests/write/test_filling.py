@@ -7,12 +7,12 @@ import pickle
 from array import array
 from collections.abc import Callable
 from functools import partial
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 from model import state_of, unchanged
 
-from memslots import Flags, Memslots
+from memslots import Flags, InvalidRegionError, Memslots, Slot
 
 HVA = 0x1000_0000_0000
 LIMITS = {"address_spaces": 2, "max_gfn": 0xFFFFF, "max_hva": 1 << 46, "manual_dirty_log": 1}
@@ -145,6 +145,32 @@ def test_a_spoilt_pickle(used: Memslots) -> None:
     for cut in (1, len(data) // 2, len(data) - 2):
         with pytest.raises((EOFError, pickle.UnpicklingError)):
             pickle.loads(data[:cut])
+
+
+def test_a_pickle_of_slots_that_no_memslots_can_have() -> None:
+    """Two slots with one id: as a change, the second could be a move of the first."""
+    vm = Memslots()
+    first, second = vm.create(1, 0, 4, HVA), Slot(1, 0, 8, 4, HVA)
+    reduced: Any = vm.__reduce__()
+    restore, (kind, limits, _) = reduced[:2]
+    assert list(restore(kind, limits, [(1, [(first, None)])])) == [first]
+    for slot in (first, second):
+        with pytest.raises(InvalidRegionError, match="rule 5: the id is in use"):
+            restore(kind, limits, [(1, [(first, None), (slot, None)])])
+
+
+@pytest.mark.parametrize("generation", [1, 2, (1 << 62) + 1])
+def test_a_pickle_of_a_generation_that_no_memslots_can_have(generation: int) -> None:
+    """The second of two address spaces uses odd generations, far below bit 63."""
+    vm = Memslots(address_spaces=2)
+    reduced: Any = vm.__reduce__()
+    restore, (kind, limits, spaces) = reduced[:2]
+    state = [spaces[0], (generation, [])]
+    if generation == 1:
+        assert restore(kind, limits, state).address_space(1).generation == 1
+    else:
+        with pytest.raises(ValueError, match="address space 1 cannot have generation"):
+            restore(kind, limits, state)
 
 
 class Named(Memslots):

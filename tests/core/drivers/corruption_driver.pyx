@@ -4,7 +4,7 @@
 from libc.stdint cimport uint64_t
 
 from memslots.core.hvatree cimport hva_node
-from memslots.core.index cimport index_row
+from memslots.core.index cimport INDEX_READONLY, index_row
 from memslots.core.rbtree cimport RB_BLACK, rb_node
 from memslots.core.slot cimport SLOT_INVALID, SLOT_LOG_DIRTY_PAGES, slot, slot_of_hva_node
 from memslots.core.slotset cimport slotset, slotset_first, slotset_step
@@ -57,6 +57,8 @@ def broken(face, name, active=True, hva=False):
     cdef void *place = NULL
     cdef uint64_t i = 0
     cdef slot copy
+    cdef index_row *row
+    cdef index_row row_copy
     cdef rb_node *parent
     cdef int side
     if name == "R1":
@@ -159,10 +161,28 @@ def broken(face, name, active=True, hva=False):
         s.dirty[i] |= <uint64_t>1 << 63
         yield 0  # both sets hold the slot
         s.dirty[i] = word
-    elif name == "I1 row":
-        (<index_row *>sp.active.index.rows)[1].base_gfn += 1
+    elif name.startswith("I1 row"):
+        row = &sp.active.index.rows[1]
+        row_copy = row[0]
+        if name == "I1 row: base_gfn":
+            row.base_gfn += 1
+        elif name == "I1 row: npages":
+            row.npages += 1
+        elif name == "I1 row: id":
+            row.id += 1
+        elif name == "I1 row: userspace_addr":
+            row.hva += 1 << 12
+        elif name == "I1 row: flags":
+            row.hva ^= INDEX_READONLY
+        elif name == "I1 row: record":
+            row.record = NULL
         yield sp.active.k
-        (<index_row *>sp.active.index.rows)[1].base_gfn -= 1
+        row[0] = row_copy
+    elif name == "I1 slot":
+        place = sp.active.index.slots[1]
+        sp.active.index.slots[1] = sp.active.index.slots[2]
+        yield sp.active.k
+        sp.active.index.slots[1] = <slot *>place
     elif name == "I1 count":
         sp.active.index.count -= 1
         yield sp.active.k
