@@ -23,6 +23,12 @@ class Beside:
     raw: str | None
     layout: str
 
+    def __post_init__(self) -> None:
+        if self.layout != "auto" and self.raw is None:
+            raise click.UsageError(
+                "--layout tells how the file of --raw is laid out: name that file"
+            )
+
     def __bool__(self) -> bool:
         return bool(self.hosts or self.raw)
 

@@ -18,7 +18,7 @@ from memslots.cli.options import file_names, format_option, json_option, read_gp
 from memslots.cli.output import complain, show
 from memslots.cli.progress import metered
 from memslots.cli.replaying import replay_input
-from memslots.maps.reading import recognised
+from memslots.maps.reading import recognised, unrecognised
 from memslots.traces import Format, TraceError
 from memslots.traces.samples import SAMPLES
 from memslots.traces.source import Source
@@ -116,7 +116,7 @@ def command(
             return 0
         report = replay_input(path, format, sample is not None)
     except TraceError as error:
-        complain(error)
+        complain(unrecognised(error))
         return 2
     for warning in text_output.warnings(report):
         complain(f"{report.name}: {warning}")

@@ -22,7 +22,7 @@ from memslots.cli.output import complain
 from memslots.cli.progress import Meter, metered
 from memslots.maps import Map, read
 from memslots.maps.entries import machines
-from memslots.maps.reading import recognised
+from memslots.maps.reading import recognised, unrecognised
 from memslots.read.document import map_of_document
 from memslots.replay import replay
 from memslots.traces import TraceError, open_trace
@@ -77,9 +77,12 @@ def read_maps(name: str, vm: int, meter: Meter) -> Maps:
             return Maps(name, found)
         if stream is not None:
             stream.seek(0)
-        with open_trace(path, "auto", stream) as trace:
-            trace.source.watch = meter.reading
-            report = replay(trace, meter.replaying, until=until)
+        try:
+            with open_trace(path, "auto", stream) as trace:
+                trace.source.watch = meter.reading
+                report = replay(trace, meter.replaying, until=until)
+        except TraceError as error:
+            raise unrecognised(error) from None
     else:
         with SAMPLES[sample].open() as sampled, open_trace(path, "auto", sampled) as trace:
             report = replay(trace, until=until)

@@ -16,7 +16,7 @@ from memslots.cli.progress import metered
 from memslots.maps.reading import recognised
 from memslots.replay import Report, replay
 from memslots.replay.live import LiveVM
-from memslots.traces import Format, Trace, TraceError, open_trace
+from memslots.traces import NO_TRACE, Format, Trace, TraceError, open_trace
 from memslots.traces.samples import SAMPLES
 from memslots.traces.threads import UNORDERED, is_ordered, merged
 
@@ -114,7 +114,7 @@ def _explained(error: TraceError, trace: Trace, path: Input) -> TraceError:
     """Returns the error of an input that is no trace, or a better one if the input is a map."""
     if trace.format != "auto" or not isinstance(path, str):
         return error
-    if path == "-" and error.reason.startswith("neither"):  # read already: nobody can look again
+    if path == "-" and error.reason.startswith(NO_TRACE):  # read already: nobody can look again
         reason = f"{error.reason}; if it is a map, `memslots map` reads it"
         return TraceError(error.name, reason, error.line, error.errno or errno.EINVAL)
     try:

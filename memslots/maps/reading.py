@@ -26,7 +26,7 @@ from memslots.maps.text import E820, Csv, Iomem, Memmap
 from memslots.maps.vmmlogs import CloudHypervisor, Dosemu, Libkrun, Syzkaller, Unidbg
 from memslots.memory.dumpfiles import READERS
 from memslots.replay import replay
-from memslots.traces import open_trace
+from memslots.traces import NO_TRACE, open_trace
 from memslots.traces.source import Source
 from memslots.traces.wrapping import Wrapping
 
@@ -176,16 +176,21 @@ def _answer(text: str) -> str:
     return answer if isinstance(answer, str) else text
 
 
+def unrecognised(error: TraceError) -> TraceError:
+    """Returns the error that a trace gave, with the formats of maps if the file is no trace."""
+    if not error.reason.startswith(NO_TRACE):
+        return error
+    known = ", ".join(FORMATS[:-1])
+    reason = f"it is in no known format ({known}), and {error.reason}"
+    return TraceError(error.name, reason, None, errno.EINVAL)
+
+
 def _of_trace(name: str, file: BinaryIO) -> list[Map]:
     try:
         with open_trace(name, "auto", file) as trace:
             report = replay(trace)
     except TraceError as error:
-        if error.reason.startswith("neither"):
-            known = ", ".join(FORMATS[:-1])
-            reason = f"it is in no known format ({known}), and {error.reason}"
-            raise TraceError(name, reason, None, errno.EINVAL) from None
-        raise
+        raise unrecognised(error) from None
     maps = [
         map_of(vm.memslots.map(as_id), "trace")
         for vm in report.vms

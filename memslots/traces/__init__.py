@@ -78,6 +78,8 @@ _HINTS: dict[Format, str] = {
 }
 #: The end of a strace line: a result, or `<unfinished ...>`.
 _RESULT = re.compile(r"\) += (?:\?|-?\d+|0x[0-9a-f]+)|<unfinished \.\.\.>$")
+#: How the reason of a TraceError begins if a file is in no known form.
+NO_TRACE = "neither strace's output nor QEMU's kvm_set_user_memory trace"
 #: QEMU's message of a failed call. It may stand in front of a trace that somebody pasted.
 _MESSAGE = re.compile(r"KVM_SET_USER_MEMORY_REGION2? failed, slot=\d")
 _LOOKED_AHEAD = 10_000  # lines behind the first such message
@@ -158,7 +160,7 @@ class Trace:
             return "qemu"
         if not lines.total:
             raise TraceError(self.name, "it is empty")
-        reason = "neither strace's output nor QEMU's kvm_set_user_memory trace"
+        reason = NO_TRACE
         if nul:
             reason += " (it has zero bytes: is it binary?)"
         raise TraceError(self.name, reason)

@@ -70,6 +70,21 @@ def test_what_cannot_be_read(capsys: pytest.CaptureFixture[str], tmp_path: Path)
     assert f"{LIME}: lime\n" in outcome.out
     found = json.loads(Outcome(capsys, "map", str(bad), "--json").out)["files"]
     assert "no known format" in found[0]["error"]["reason"]
+    for command in (
+        ["lookup", str(bad), "0x1000"],
+        ["diff", str(bad), LIME],
+        ["plan", LIME, str(bad)],
+    ):
+        outcome = Outcome(capsys, *command)
+        assert (outcome.status, outcome.out) == (2, "")
+        assert "it is in no known format" in outcome.err
+
+
+@pytest.mark.parametrize("command", [["map", LIME], ["lookup", LIME, "0x1000"]])
+def test_a_layout_of_no_file(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = Outcome(capsys, *command, "--layout", "pc")
+    assert (outcome.status, outcome.out) == (2, "")
+    assert "--layout tells how the file of --raw is laid out" in outcome.err
 
 
 def test_lookup(capsys: pytest.CaptureFixture[str]) -> None:
