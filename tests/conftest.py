@@ -77,7 +77,10 @@ MARKERS = {
         "models/",
         "mutation/",
     ),
-    "pure": ("traces/", "cli/", "bench/", "replay/"),
+    "pure": (
+        *("traces/", "cli/", "bench/", "maps/", "replay/", "mirror/test_cycles.py"),
+        *("mirror/test_plan.py", "mirror/test_plan_traces.py", "mirror/test_planner.py"),
+    ),
     "kvm": ("kvm/",),
     "leaks": ("test_leaks.py", "kvm/test_leaks.py"),
     "serial": ("test_leaks.py", "kvm/test_leaks.py", "test_stress.py", "core/test_threads.py"),
