@@ -73,11 +73,6 @@ class RegionCall:
         _set_guest_memfd_offset(self, guest_memfd_offset)
         _set_duration_ns(self, duration_ns)
 
-    def __setstate__(self, state: list[object]) -> None:
-        # A pickle of an older version has fewer fields.
-        for each, value in zip_longest(fields(self), state):
-            object.__setattr__(self, each.name, value)
-
     @property
     def id(self) -> int:
         """Returns the slot's id, bits 0-15 of `slot`."""
@@ -88,6 +83,15 @@ class RegionCall:
         """Returns the address space, bits 16-31 of `slot`."""
         return self.slot >> 16
 
+
+def _restore(call: RegionCall, state: list[object]) -> None:
+    """Restores a call. A pickle of an older version has fewer fields."""
+    for each, value in zip_longest(fields(call), state):
+        object.__setattr__(call, each.name, value)
+
+
+# Not in the class: `dataclass` of Python 3.11.2 puts its own in the place of that.
+RegionCall.__setstate__ = _restore  # type: ignore[attr-defined,method-assign,unused-ignore]
 
 (
     _set_line,
