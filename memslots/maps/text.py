@@ -198,14 +198,7 @@ def _csv_rows(lines: list[str]) -> csv.DictReader[str]:
 
 def _rows(rows: csv.DictReader[str]) -> Iterator[Entry]:
     for row in rows:
-
-        def number(column: str, row: dict[str, str] = row) -> int | None:
-            try:
-                return int(row[column], 0) if row.get(column) else None
-            except ValueError:
-                raise ValueError(f"its {column} is no number: {row[column]!r}") from None
-
-        start, size, end = number("start"), number("size"), number("end")
+        start, size, end = (_number(row, column) for column in ("start", "size", "end"))
         if start is None or (size is None and end is None):
             raise ValueError(f"line {rows.line_num} has no start, or neither size nor end")
         kind = row.get("kind") or "ram"
@@ -216,9 +209,16 @@ def _rows(rows: csv.DictReader[str]) -> Iterator[Entry]:
             (end or 0) - start if size is None else size,
             kind,
             row.get("name") or "",
-            number("offset"),
-            number("userspace_addr"),
-            number("id"),
-            number("flags") or 0,
+            _number(row, "offset"),
+            _number(row, "userspace_addr"),
+            _number(row, "id"),
+            _number(row, "flags") or 0,
             row.get("backing") or "",
         )
+
+
+def _number(row: dict[str, str], column: str) -> int | None:
+    try:
+        return int(row[column], 0) if row.get(column) else None
+    except ValueError:
+        raise ValueError(f"its {column} is no number: {row[column]!r}") from None

@@ -7,10 +7,10 @@ space. Its caller reports every range that lost its slot and every range that go
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 
-@dataclass(frozen=True, slots=True, init=False)
+@dataclass(frozen=True, slots=True)
 class Gap:
     """[base_gfn, base_gfn + npages) was without a slot from one line of the trace to another."""
 
@@ -21,37 +21,10 @@ class Gap:
     closed_line: int
     duration_ns: int | None
 
-    def __init__(
-        self,
-        as_id: int,
-        base_gfn: int,
-        npages: int,
-        opened_line: int,
-        closed_line: int,
-        duration_ns: int | None,
-    ) -> None:
-        # Takes half the time of a frozen dataclass's own, as RegionCall's does.
-        _set_as_id(self, as_id)
-        _set_base_gfn(self, base_gfn)
-        _set_npages(self, npages)
-        _set_opened_line(self, opened_line)
-        _set_closed_line(self, closed_line)
-        _set_duration_ns(self, duration_ns)
-
     @property
     def end_gfn(self) -> int:
         """Returns the first gfn after the gap."""
         return self.base_gfn + self.npages
-
-
-(
-    _set_as_id,
-    _set_base_gfn,
-    _set_npages,
-    _set_opened_line,
-    _set_closed_line,
-    _set_duration_ns,
-) = (getattr(Gap, each.name).__set__ for each in fields(Gap))
 
 
 @dataclass(slots=True)

@@ -41,7 +41,6 @@ _COMMENT = re.compile(
 
 #: The break of a line that was too long for a mail (RFC 2045); the next line continues it.
 _SOFT_BREAK = re.compile(rb"=\r?\n")
-_QUOTED_SIGN = re.compile(rb"=3D")
 #: RFC 2045: a line has at most 76 characters. A broken line that a reply quotes has less text.
 _LONGEST_QUOTED = 76
 _BROKEN_FROM = 65
@@ -198,7 +197,8 @@ class Wrapping:
                 return before if _BEGINS_CALL.search(text, before, start) else start
         last = text.rfind(b"\n", 0, len(text) - 1) + 1
         end = last if _BEGINS_CALL.search(text, last) else len(text)
-        while text.endswith((b"=\n", b"=\r\n"), 0, end):
+        # A call is short. So however many lines end in "=", few of them wait for the next block.
+        while end > tail and text.endswith((b"=\n", b"=\r\n"), 0, end):
             end = text.rfind(b"\n", 0, end - 1) + 1
         return end
 
@@ -206,8 +206,7 @@ class Wrapping:
         """Returns whole lines without their wrapping; their number does not change."""
         if self._prefixes is None:
             self._is_quoted = _is_quoted_printable(text)
-        has_signs = b"D" in text and _QUOTED_SIGN.search(text) is not None
-        if self._is_quoted or (has_signs and _SOFT_BREAK.search(text)):
+        if self._is_quoted or (b"=3D" in text and _SOFT_BREAK.search(text)):
             text = _unquoted(text)
         if b"\x1b" in text:
             text = _TERMINAL.sub(b"", text)

@@ -217,6 +217,12 @@ def test_a_broken_call_at_the_end_of_a_block(way: Callable[[str], str], text: st
         assert lines.cut
 
 
+def test_lines_that_end_in_an_equals_sign_are_not_kept() -> None:
+    """However many follow each other, no line is lost: the numbers behind them show it."""
+    first, _, second, _ = calls(STRACE + "KEY=\n" * 600_000 + STRACE)
+    assert second.line - first.line == 600_000 + STRACE.count("\n")
+
+
 @pytest.mark.parametrize(
     "wrap", [*map(in_a_mail, range(60, 100, 3)), *map(in_a_terminal, range(80, 140, 7))]
 )
