@@ -364,9 +364,11 @@ def test_a_transaction_without_memory_changes_nothing(drivers: Any, vm: Memslots
 def test_a_transaction_without_memory_for_python_objects(drivers: Any, testcapi: Any) -> None:
     alloc = drivers("alloc")
     failed = nth = in_a_row = 0
+    hoard = [Slot(9, 0, 0, 1, 0) for _ in range(100)]  # those kept for reuse
     while in_a_row < 20:  # as above
         vm = six_slots()
         before, live = state(vm), alloc.live()
+        hoard += [Slot(9, 0, 0, 1, 0) for _ in range(30)]
         testcapi.set_nomemory(nth, nth + 1)
         try:
             in_one_step(vm)
