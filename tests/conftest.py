@@ -84,7 +84,7 @@ MARKERS = {
     ),
     "kvm": ("kvm/",),
     "leaks": ("test_leaks.py", "kvm/test_leaks.py"),
-    "serial": ("test_leaks.py", "kvm/test_leaks.py", "test_stress.py", "core/test_threads.py"),
+    "soak": ("test_leaks.py", "kvm/test_leaks.py", "test_stress.py", "core/test_threads.py"),
 }
 
 
