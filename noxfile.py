@@ -45,7 +45,7 @@ COVERED = [
     *(f"tests/test_{name}.py" for name in ("memslots", "errors", "state_machine")),
     *(f"tests/core/test_{name}.py" for name in ("alloc_failures", "update", "invariants")),
     *(f"tests/{name}" for name in ("fuzz", "values", "write", "dirty", "mirror", "memory")),
-    *(f"tests/{name}" for name in ("traces", "replay", "cli", "kvm")),
+    *(f"tests/{name}" for name in ("traces", "replay", "maps", "cli", "kvm")),
 ]
 
 SANITIZED = "not static and not pure and not leaks"
