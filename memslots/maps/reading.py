@@ -157,7 +157,7 @@ def text_of(name: str, file: BinaryIO | None, most: int = _MOST_TEXT) -> str:
     with Source(name, file) as source:
         parts = []
         size = 0
-        for block in source.blocks():
+        for block in source.text():
             parts.append(block)
             size += len(block)
             if size >= most:

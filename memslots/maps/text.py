@@ -176,8 +176,8 @@ class Csv:
     @staticmethod
     def recognises(text: str) -> bool:
         """Returns whether an input that begins with `text` is in this format."""
-        head = text.lstrip("\ufeff \r\n")[:_LONGEST_HEAD].split("\n", 1)[0]
-        columns = _csv_rows([head]).fieldnames or ()
+        head = text.lstrip("\ufeff \r\n")[:_LONGEST_HEAD].splitlines()[:1]
+        columns = _csv_rows(head or [""]).fieldnames or ()
         return "start" in columns and ("size" in columns or "end" in columns)
 
     @staticmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import struct
+from email.mime.text import MIMEText
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,9 @@ QUOTED = [
     ("in a mail", lambda text: "".join(f"> {line}\n" for line in text.splitlines())),
     ("in colours", lambda text: "".join(f"\x1b[1m{line}\x1b[0m\n" for line in text.splitlines())),
     ("with CRLF", lambda text: text.replace("\n", "\r\n")),
+    ("with CR", lambda text: text.replace("\n", "\r")),
+    ("with CR CR LF", lambda text: text.replace("\n", "\r\r\n")),
+    ("in a mail in base64", lambda text: MIMEText(text, _charset="utf-8").as_string()),
     ("by a CI", lambda text: "".join(f"2026-01-02T03:04:05Z {x}\n" for x in text.splitlines())),
     ("indented", lambda text: "".join(f"    {line}\n" for line in text.splitlines())),
 ]

@@ -7,6 +7,7 @@ import quopri
 
 import pytest
 
+from memslots import TraceError
 from memslots.maps import MEMORY, read
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -185,3 +186,10 @@ def test_iomem_twice() -> None:
 def test_tables(text: str) -> None:
     (found,) = read("table", stream=io.BytesIO(text.encode()))
     assert [(entry.start, entry.size) for entry in found.of_kind(*MEMORY)] == [(0x1000, 0x2000)]
+
+
+def test_a_return_within_the_first_line() -> None:
+    """A CR among lines that end in line feeds is no error of a table."""
+    assert shapes("start,size\r0x1000,0x2000\n") == [[(0x1000, 0x2000, "ram")]]
+    with pytest.raises(TraceError, match="in no known format"):
+        shapes("100%\rstart,size\n")
