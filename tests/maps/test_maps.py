@@ -77,6 +77,33 @@ WANTED: dict[str, tuple[str, list[tuple[object, ...]]]] = {
             (4 * GIB, GIB, "ram", None, None),
         ],
     ),
+    "efi.txt": (
+        "efi",
+        [
+            (0, 4 * KIB, "ram", None, None),
+            (4 * KIB, 4 * KIB, "ram", None, None),
+            (8 * KIB, 184 * KIB, "ram", None, None),
+            (320 * KIB, 220 * KIB, "ram", None, None),
+            (MIB, 0x707000, "ram", None, None),
+            (0x1710000, 0x8F0000, "ram", None, None),
+        ],
+    ),
+    "smap.txt": (
+        "smap",
+        [
+            (0, 0x9D800, "ram", None, None),
+            (MIB, 0xBF3D6000, "ram", None, None),
+            (4 * GIB, 0x23E000000, "ram", None, None),
+        ],
+    ),
+    "freebsd.txt": (
+        "freebsd",
+        [
+            (0x1D0000, 0x20000, "ram", None, None),
+            (2 * MIB, 0x337C1000, "ram", None, None),
+            (GIB, GIB, "ram", None, None),
+        ],
+    ),
     "iomem.txt": (
         "iomem",
         [
