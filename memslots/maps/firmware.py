@@ -1,4 +1,4 @@
-"""Memory maps that firmware gives to an operating system, as EFI, GRUB and FreeBSD print them."""
+"""Memory maps that firmware gives to an operating system, as different programs print them."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ _RANGE = r"\b(?:0x)?(?P<start>[0-9a-f]{1,16})\s?-\s?(?:0x)?(?P<end>[0-9a-f]{1,16
 _NUMBER = r"type=(?P<number>\d+),?\s+attr="
 #: Types by number, of the address map of a PC's BIOS.
 _USES = {1: ("ram", "usable"), 2: ("reserved",) * 2, 3: ("acpi", "ACPI data"), 4: ("acpi", "NVS")}
+#: The same by the first words of their names.
+_NAMED = {"available": "ram", "usable": "ram", "ram": "ram", "reserved": "reserved", "acpi": "acpi"}
 
 
 def _lines(*patterns: str) -> tuple[re.Pattern[str], ...]:
@@ -101,40 +103,51 @@ class Efi(_Firmware):
 
 
 class Smap(_Firmware):
-    """A BIOS's address map with sizes: FreeBSD's log and `machdep.smap`, GRUB's `lsmmap`."""
+    """A BIOS's address map as others than Linux, Xen and SeaBIOS print it."""
 
     name = "smap"
     patterns = _lines(
+        # FreeBSD.
         r"SMAP type=(?P<number>[0-9a-f]{2}),?\s+(?:xattr=\w+,\s+)?"
         r"base=(?P<start>[0-9a-f]{16}),?\s+len=(?P<size>[0-9a-f]{16})",
+        # GRUB's lsmmap, and displaymem of GRUB's first version.
         r"base_addr = 0x(?P<start>[0-9a-f]{1,16}),\s+length = 0x(?P<size>[0-9a-f]{1,16}),\s+"
         r"(?:type = 0x(?P<number>[0-9a-f]+)|(?P<name>[a-z][\w ()-]*))",
+        r"(?P<name>Usable RAM|Reserved)\s*:\s+Base:\s+0x\s*(?P<start>[0-9a-f]+),"
+        r"\s+Length:\s+0x\s*(?P<size>[0-9a-f]+),",
+        # Coreboot.
+        r"\b\d+\. (?P<start>[0-9a-f]{16})-(?P<end>[0-9a-f]{16}): (?P<name>[A-Z][A-Z ]+)",
+        # Linux on MIPS.
+        r"memory: (?P<size>[0-9a-f]{8,16}) @ (?P<start>[0-9a-f]{8,16}) \((?P<name>[\w ]+)\)",
     )
 
     @classmethod
     def entry(cls, match: re.Match[str]) -> Entry:
         """Returns the entry of one line."""
         found = match.groupdict()
-        if found["number"] is None:
-            name = found["name"]
-            words = name.lower().split()
-            kind = next((k for k in ("reserved", "acpi") if k in words), "other")
-            kind = "ram" if words[0] == "available" else kind
-        else:
+        start = int(found["start"], 16)
+        end = found.get("end")
+        size = int(end, 16) + 1 - start if end else int(found["size"], 16)
+        if found.get("number"):
             number = int(found["number"], 16)
-            kind, name = _USES.get(number, ("other", f"type {number}"))
-        return Entry(int(found["start"], 16), int(found["size"], 16), kind, name)
+            return Entry(start, size, *_USES.get(number, ("other", f"type {number}")))
+        first = found["name"].split()[0].lower()
+        return Entry(start, size, _NAMED.get(first, "other"), found["name"].strip())
 
 
-class FreeBsd(_Firmware):
-    """FreeBSD's `Physical memory chunk(s)`: all RAM if the log has that, else the free RAM."""
+class Ram(_Firmware):
+    """RAM without anything else, as kernels and U-Boot log it."""
 
-    name = "freebsd"
+    name = "ram"
     patterns = _lines(
+        # FreeBSD: all RAM, or the RAM that it has left.
         *(
             rf"0x(?P<start>[0-9a-f]+) - 0x(?P<end>[0-9a-f]+),\s+\d+ {unit} \(\s*\d+ pages\)\s*$"
             for unit in ("MB", "bytes")
-        )
+        ),
+        # Linux: of each node, or with memblock=debug. U-Boot's bdinfo has the form of the latter.
+        r"\bnode\s+\d+: \[mem 0x(?P<start>[0-9a-f]+)-0x(?P<end>[0-9a-f]+)\]",
+        r"\bmemory\[\w+\]\s+\[0x(?P<start>[0-9a-f]+)-0x(?P<end>[0-9a-f]+)\],\s+0x\w+ bytes",
     )
 
     @classmethod

@@ -19,7 +19,7 @@ from memslots.errors import InvalidRegionError, TraceError
 from memslots.maps.binary import maps_of
 from memslots.maps.documents import Json, map_of
 from memslots.maps.entries import Map
-from memslots.maps.firmware import Efi, FreeBsd, Smap
+from memslots.maps.firmware import Efi, Ram, Smap
 from memslots.maps.mtree import FlatViews, Tree
 from memslots.maps.procmaps import ProcMaps
 from memslots.maps.ramblock import RamBlocks
@@ -61,10 +61,10 @@ _TEXTS: tuple[_Text, ...] = (
     E820(),
     Efi(),
     Smap(),
-    FreeBsd(),
     Csv(),
     Memmap(),
     Iomem(),
+    Ram(),
     RamBlocks(),
     ProcMaps(),
 )

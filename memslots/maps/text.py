@@ -65,7 +65,8 @@ def _e820_lines(text: str) -> Iterator[tuple[str, Entry]]:
     for match in _E820.finditer(text):
         source, type = (match["source"] or "").lower(), match["type"].strip()
         kind = _e820_kind(type)
-        if not source and (match["mark"] is None or kind == "other"):
+        known = kind != "other" or type == "unusable"
+        if not source and (match["mark"] is None or not known):
             continue  # two numbers of something else
         start, end = int(match["start"], 16), int(match["end"], 16)
         if match["closed"] or end & 1:

@@ -196,11 +196,24 @@ FREEBSD = "".join(
     f"SMAP type={1 + (kind != 'ram'):02} base={start:016x} len={size:016x}\n"
     for start, size, kind in PC
 )
+DISPLAYMEM = "".join(
+    f"  {'Usable RAM' if kind == 'ram' else 'Reserved  '}: "
+    f"Base: 0x{start:8X}, Length: 0x{size:8X}, End: 0x{start + size:8X}\n"
+    for start, size, kind in PC
+)
+COREBOOT = "".join(
+    f"  {n:2}. {start:016x}-{start + size - 1:016x}: {'RAM' if kind == 'ram' else 'RESERVED'}\n"
+    for n, (start, size, kind) in enumerate(PC)
+)
+MIPS = "Determined physical RAM map:\n" + "".join(
+    f" memory: {size:016x} @ {start:016x} ({'usable' if kind == 'ram' else 'reserved'})\n"
+    for start, size, kind in PC
+)
 SYSCTL = "machdep.smap: \n" + FREEBSD.replace(" base", ", xattr=01, base").replace(" len", ", len")
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("text", [GRUB, OLD_GRUB, FREEBSD, SYSCTL])
+@pytest.mark.parametrize("text", [GRUB, OLD_GRUB, FREEBSD, SYSCTL, DISPLAYMEM, COREBOOT, MIPS])
 def test_maps_of_a_bios(text: str, way: str) -> None:
     assert shapes(WAYS[way](text)) == [PC]
     assert maps(text)[0].format == "smap"
@@ -217,6 +230,8 @@ def test_types_of_a_bios() -> None:
         "base_addr = 0x20, length = 0x10, faulty RAM (BadRAM)\n"
     )
     assert [entry.kind for entry in found] == ["acpi", "acpi", "other"]
+    (found,) = maps(" 0. 0000000000000000-0000000000000fff: CONFIGURATION TABLES\n")
+    assert [(entry.kind, entry.name) for entry in found] == [("other", "CONFIGURATION TABLES")]
 
 
 CHUNKS = """\
@@ -246,8 +261,52 @@ def test_chunks(way: str) -> None:
         86016000,
         62634536960,
     ]
-    assert maps(FREE)[0].format == "freebsd"
+    assert maps(FREE)[0].format == "ram"
     assert shapes(CHUNKS + SYSCTL) == [PC] and shapes(CHUNKS + printed("FreeBSD")) == [ONE]
+
+
+NODES = """\
+[    0.000000] Zone ranges:
+[    0.000000]   DMA      [mem 0x0000000080000000-0x00000000ffffffff]
+[    0.000000]   Normal   [mem 0x0000000100000000-0x00000009ffffffff]
+[    0.000000] Movable zone start for each node
+[    0.000000] Early memory node ranges
+[    0.000000]   node   0: [mem 0x0000000080000000-0x0000000081ffffff]
+[    0.000000]   node   0: [mem 0x0000000082000000-0x00000000ffffffff]
+[    0.000000]   node   1: [mem 0x0000000880000000-0x00000009ffffffff]
+[    0.000000] Initmem setup node 0 [mem 0x0000000080000000-0x00000009ffffffff]
+"""
+MEMBLOCK = """\
+[    0.000000] MEMBLOCK configuration:
+[    0.000000]  memory size = 0xfdfff000 reserved size = 0x7ce4d20d
+[    0.000000]  memory.cnt  = 0x3
+[    0.000000]  memory[0x0]     [0x00000080000000-0x00000081ffffff], 0x2000000 bytes flags: 0x0
+[    0.000000]  memory[0x1]     [0x00000082000000-0x000000ffffffff], 0x7e000000 bytes flags: 0x0
+[    0.000000]  memory[0x2]     [0x00000880000000-0x000009ffffffff], 0x180000000 bytes flags: 0x0
+[    0.000000]  reserved.cnt  = 0x1
+[    0.000000]  reserved[0x0]   [0x00000080003000-0x0000008000e494], 0xb495 bytes flags: 0x0
+"""
+LMB = """\
+lmb_dump_all:
+ memory.count = 0x3
+ memory[0]\t[0x80000000-0x81ffffff], 0x2000000 bytes, flags: none
+ memory[1]\t[0x82000000-0xffffffff], 0x7e000000 bytes, flags: none
+ memory[2]\t[0x880000000-0x9ffffffff], 0x180000000 bytes, flags: none
+ reserved[0]\t[0x84000000-0x841fffff], 0x200000 bytes, flags: none
+"""
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("text", [NODES, NODES + MEMBLOCK, MEMBLOCK, LMB])
+def test_ram_of_other_processors(text: str, way: str) -> None:
+    """A log of Linux without an e820 map and EFI's has the RAM of each node."""
+    ram = [(0x80000000, 0x2000000), (0x82000000, 0x7E000000), (0x880000000, 0x180000000)]
+    assert shapes(WAYS[way](text)) == [[(*each, "ram") for each in ram]]
+
+
+def test_a_map_with_more_than_ram_counts_first() -> None:
+    assert shapes("00000000-00000fff : System RAM\n" + NODES) == [[(0, 0x1000, "ram")]]
+    assert shapes(NODES + GRUB) == [PC]
 
 
 def test_a_mail_with_a_header() -> None:

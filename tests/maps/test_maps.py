@@ -96,8 +96,8 @@ WANTED: dict[str, tuple[str, list[tuple[object, ...]]]] = {
             (4 * GIB, 0x23E000000, "ram", None, None),
         ],
     ),
-    "freebsd.txt": (
-        "freebsd",
+    "ram.txt": (
+        "ram",
         [
             (0x1D0000, 0x20000, "ram", None, None),
             (2 * MIB, 0x337C1000, "ram", None, None),

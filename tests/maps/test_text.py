@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import quopri
 
 import pytest
@@ -193,3 +194,16 @@ def test_a_return_within_the_first_line() -> None:
     assert shapes("start,size\r0x1000,0x2000\n") == [[(0x1000, 0x2000, "ram")]]
     with pytest.raises(TraceError, match="in no known format"):
         shapes("100%\rstart,size\n")
+
+
+def test_ranges_of_xen_that_are_unusable() -> None:
+    text = "(XEN)  0000000000000000 - 0000000000001000 (usable)\n"
+    text += "(XEN)  0000000000001000 - 0000000000002000 (unusable)\n"
+    assert shapes(text) == [[(0, 0x1000, "ram"), (0x1000, 0x1000, "other")]]
+
+
+@pytest.mark.parametrize("key", ["MESSAGE", "log"])
+def test_a_log_with_a_json_object_in_each_line(key: str) -> None:
+    """journalctl -o json, and containers, write such logs."""
+    lines = (json.dumps({"PRIORITY": "6", key: f"{line}\n"}) for line in LINUX.splitlines())
+    assert shapes("".join(f"{line}\n" for line in lines)) == [PC]
