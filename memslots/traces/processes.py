@@ -215,7 +215,7 @@ class Machines(Generic[V]):
     def _note(self, call: RegionCall, what: str, why: str) -> None:
         self.notes.append(
             f"thread {call.tid} (line {call.line}) is assumed to be {what}: {why}; "
-            "the trace has no clone call for it that tells"
+            "the trace has no clone call for it"
         )
 
 

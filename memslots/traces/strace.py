@@ -6,7 +6,7 @@ The reader understands:
 - calls that strace cut in two (`<unfinished ...>` and `resumed`), which it joins per thread;
 - calls behind any other text.
 A call is counted as lost if strace did not decode its struct or if its other half is missing. The
-calls of perf trace are lost too, since perf trace prints no structs.
+calls of ltrace, perf, ftrace and other tracers are lost too, since they print no structs.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from memslots.traces.strace_ioctls import (
     read_result,
     split_ioctl,
 )
+from memslots.traces.tracers import DECIMAL, OtherTracers
 
 #: The calls that say which process has which VM.
 _FOLLOWED = frozenset(
@@ -65,7 +66,9 @@ _NAMES = "|".join(sorted(_FOLLOWED))
 #: The halves of a cut call, behind their dots. Most halves are those of a vCPU's KVM_RUN, which do
 #: not matter.
 _BEGUN = r">(?<=<unfinished \.\.\.>)(?<!KVM_RUN <unfinished \.\.\.>)"
-_RESUMED = rf" (?<=<\.\.\. )(?:{_NAMES}) resumed>(?!, 0\) +=(?: 0\n| -1 (?:EINTR|EAGAIN)))"
+_RESUMED = (
+    rf" (?<=<\.\.\. )(?:{_NAMES}|recvm?msg) resumed>(?!, 0\) +=(?: 0\n| -1 (?:EINTR|EAGAIN)))"
+)
 #: Names that the search finds by the bracket behind them: a line has few brackets, and most of
 #: these are behind `ioctl`.
 _NAMED = [*sorted(_FOLLOWED - {"ioctl", "close", "fcntl", "fcntl64", "pidfd_getfd"}), "_IOC"]
@@ -73,10 +76,12 @@ _LAST_LETTERS = "".join(sorted({name[-1] for name in _NAMED}))
 _BEHIND_NAME = "|".join(rf"(?<={name}\()" for name in _NAMED)
 #: F_DUPFD and F_DUPFD_CLOEXEC, as names or as numbers (-X raw).
 _DUPFD = r"(?:F_DUPFD|(?:0|0x406)(?=[,) ]))"
-#: CLOSE stands for the closes that matter.
+#: CLOSE stands for the closes that matter. recvmsg matters if it brings descriptors.
 _BRACKET = (
     rf"\((?:(?<=[{_LAST_LETTERS}]\()(?:{_BEHIND_NAME}|CLOSE)"
-    rf"|(?:(?<=fcntl\()|(?<=fcntl64\())[^\n]*, {ARGUMENT_NAME}(?:0x[0-9a-f]+ /\* )?{_DUPFD})"
+    rf"|(?:(?<=fcntl\()|(?<=fcntl64\())[^\n]*, {ARGUMENT_NAME}(?:0x[0-9a-f]+ /\* )?{_DUPFD}"
+    r"|(?<=d\()(?<=pidfd_getfd\()"
+    r"|(?<=g\()(?:(?<=recvmsg\()|(?<=recvmmsg\())[^\n]*cmsg_type=(?:SCM_RIGHTS|0x1\b))"
 )
 #: strace prints requests by name or, in all lines, as numbers (-X raw). `_IOC(` is a request that
 #: strace does not know.
@@ -85,11 +90,10 @@ _WORDS = (
     Word(rb"KVM_C(?:REATE_VM|HECK_EXTENSION)", b"C"),
     Word(rb"ae(?:(?<=0xae)|(?<=0ae)4)"),  # 0xae01, ...; 0x4020ae46, 0x40a0ae49
     Word(rf"\.\.\.(?:{_BEGUN}|{_RESUMED})".encode()),
-    Word(rb"cmsg_type=(?:SCM_RIGHTS|0x1\b)"),
-    Word(rb"pidfd_getfd\(", b"p"),
     Word(rb"strace: Process ", b"P"),
     Word(rb"\+\+\+", b"+"),
     Word(rb"kvm_set_user_memory", b"y"),
+    *(Word(number.encode(), number.encode()) for number in DECIMAL),
 )
 #: Most descriptors of VMs whose close the search tells from another.
 _MOST_FDS = 16
@@ -149,7 +153,7 @@ _DUP = re.compile(
 )
 _CLOSE_RANGE = re.compile(
     rf"close_range\({ARGUMENT_NAME}(?P<first>{_FD})(?:<[^>]*>+)?, {ARGUMENT_NAME}(?P<last>{_FD})"
-    rf"(?:<[^>]*>+)?, {ARGUMENT_NAME}(?P<flags>[^)]*)\)"
+    rf"(?:<[^>]*>+)?, {ARGUMENT_NAME}(?P<flags>0x[0-9a-f]{{1,8}}|\d{{1,10}}|[\w|]+)"
 )
 #: clone's flags behind their name, or as the first argument, which is a stack on some processors.
 _CLONE_FLAGS = re.compile(r"flags=(0x[0-9a-f]{1,16}|0\b)|(?:clone|unshare)\((0x[0-9a-f]{1,8}|0)\b")
@@ -185,6 +189,7 @@ class StraceReader:
         self._clock = Clock()
         self._begun: dict[int | None, _Begun] = {}
         self._ioctls = IoctlReader(counts)
+        self._tracers = OtherTracers()
         self._announced: set[int] = set()  # by "strace: Process N attached"
         self._first_pid = False  # a [pid N] was seen
         self._without_pid = False  # a call without a pid was seen
@@ -244,6 +249,9 @@ class StraceReader:
                 self._fragment = (first, beginning)
                 self._lines.next_too = True
             return
+        if self._tracers.has_call(text):
+            reason = "another tracer than strace: it prints no struct"
+            self._lose(first, reason, text, _errno_of(text))
         found = HEAD.match(text)
         if found is None:
             grep = _GREP.match(text)
@@ -461,7 +469,7 @@ def _closed_range(number: int, tid: int | None, text: str) -> Event | None:
     if found is None:
         return None
     flags = found["flags"]
-    bits = _number(flags.split()[0]) if flags[:1].isdigit() else 0
+    bits = _number(flags) if flags[0].isdecimal() else 0
     unshared = "CLOSE_RANGE_UNSHARE" in flags or bool(bits & 2)
     if "CLOSE_RANGE_CLOEXEC" in flags or bits & 4:
         return FdsUnshared(number, tid) if unshared else None
