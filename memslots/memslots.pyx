@@ -337,10 +337,11 @@ max_hva=140737488351232, manual_dirty_log=0, backend=None, map=None)\n--\n
         address space is empty and there is neither a listener nor a backend, one pass makes them in
         a fifth of the time.
         """
-        made = late("memslots.write.filling", "create_at_once")(self.writer, slots, as_id)
+        wanted = late("memslots.write.filling", "map_from")(slots, as_id)
+        made = late("memslots.write.filling", "create_at_once")(self.writer, wanted, as_id)
         if made is None:
             with self.transaction() as tx:
-                made = tx.create_many(slots, as_id)
+                made = tx.create_many(wanted, as_id)
         return made
 
     def move(self, slot, base_gfn, as_id=0):

@@ -164,6 +164,14 @@ def fill_with(Writer writer not None, map):
             fill_put(&f)
 
 
+def map_from(slots, as_id):
+    """Returns `slots` if it is a MemoryMap, or the map that it makes in an address space.
+
+    This runs the code of an iterable, so it comes before a lock is taken.
+    """
+    return slots if isinstance(slots, MemoryMap) else MemoryMap(slots, as_id)
+
+
 def create_at_once(Writer writer not None, slots, as_id):
     """Does what create_many does, if the address space is empty and there are no listeners.
 
@@ -200,7 +208,7 @@ def create_at_once(Writer writer not None, slots, as_id):
     return made
 
 
-def create_many(Target to not None, slots, as_id):
+def create_many(Target to not None, map, as_id):
     """Creates all the slots in a transaction, or none.
 
     Returns
@@ -213,7 +221,6 @@ def create_many(Target to not None, slots, as_id):
     cdef uint32_t i, count
     cdef list made
     cdef uint32_t id = 0
-    map = slots if isinstance(slots, MemoryMap) else MemoryMap(slots, as_id)
     map_index(map, &ix, &space_id)
     if as_id is not None and u32(as_id, "as_id") != space_id:
         raise ValueError(f"the map is of address space {space_id}, not {as_id}")

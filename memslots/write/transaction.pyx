@@ -263,12 +263,13 @@ cdef class Transaction(Target):
 
     def create_many(self, slots, as_id=None):
         """As Memslots.create_many, in this transaction."""
-        from memslots.write.filling import create_many
+        from memslots.write.filling import create_many, map_from
 
         self.enter("many slots")
         self.leave()
-        made = self.stage_all(slots, as_id)
-        return create_many(self, slots, as_id) if made is None else made
+        map = map_from(slots, as_id)
+        made = self.stage_all(map, as_id)
+        return create_many(self, map, as_id) if made is None else made
 
     def unmap(self, start, end, as_id=0):
         """As Memslots.unmap, in this transaction."""
