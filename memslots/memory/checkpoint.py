@@ -14,6 +14,7 @@ from memslots.errors import InvalidRegionError
 from memslots.memory.absent import pages_there
 from memslots.memory.backing import Backing, address_of, may_go_away
 from memslots.memory.marks import return_marks, without_changes
+from memslots.memory.written import mark_memory
 from memslots.values.integers import PAGE_SHIFT, PAGE_SIZE
 from memslots.values.records import Flags, Slot
 
@@ -77,7 +78,9 @@ class Checkpoint:
             if self._by_log:
                 take_logs(vm, logs)
             for there, slots in zip(spaces, self._slots, strict=True):
-                for slot in filter(_is_copied, slots):
+                for slot in slots:
+                    if not _is_copied(there, slot):
+                        continue
                     (view,) = there._restore_views(slot.guest_phys_addr, slot.memory_size)
                     views.append((there, slot, view))
                     if _backing(view).kind == "file":
@@ -195,7 +198,7 @@ class Checkpoint:
                     hva = piece.hva + start
                     # The mark after the bytes is the one that counts. This one is there if a
                     # signal handler raises before the other is made.
-                    self._mark(hva, hva + PAGE_SIZE)
+                    mark_memory(vm, hva, hva + PAGE_SIZE)
                     changed.append(hva)
                     piece.put_back(start, start + PAGE_SIZE)
 
@@ -203,20 +206,16 @@ class Checkpoint:
             without_changes(vm, work)
         finally:
             for hva in changed:
-                self._mark(hva, hva + PAGE_SIZE)
+                mark_memory(vm, hva, hva + PAGE_SIZE)
         return len(changed) << PAGE_SHIFT
 
-    def _mark(self, start: int, end: int) -> None:
-        """Marks host memory in every slot on it that has a log."""
-        vm = self._memory.vm
-        for as_id in range(vm.address_spaces):
-            for slot, first, last in vm.address_space(as_id).in_hva_range(start, end):
-                if slot.flags & Flags.LOG_DIRTY_PAGES:
-                    vm.mark_dirty_range(first, last, as_id)
 
-
-def _is_copied(slot: Slot) -> bool:
-    return not slot.flags & (Flags.READONLY | Flags.GUEST_MEMFD)
+def _is_copied(there: GuestMemory, slot: Slot) -> bool:
+    if slot.flags & Flags.READONLY:
+        return False
+    # A slot of a guest_memfd need not have host memory.
+    private = bool(slot.flags & Flags.GUEST_MEMFD)
+    return not private or there.is_mapped(slot.guest_phys_addr, slot.memory_size)
 
 
 def _backing(view: memoryview) -> Backing:

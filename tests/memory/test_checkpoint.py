@@ -11,7 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from memslots import Backing, Flags, GuestMemory, InvalidRegionError, Memslots, NotMappedError
+from memslots import (
+    Backing,
+    Flags,
+    GuestMemfd,
+    GuestMemory,
+    InvalidRegionError,
+    Memslots,
+    NotMappedError,
+)
 
 PAGE = 4096
 LOG = Flags.LOG_DIRTY_PAGES
@@ -223,3 +231,19 @@ def test_changes_wait_until_the_memory_is_copied(monkeypatch: pytest.MonkeyPatch
     memory.checkpoint()
     moved.join()
     assert waited == [True] and memory.vm[2].base_gfn == 0x400
+
+
+def test_shared_memory_of_guest_memfds() -> None:
+    """`write` reaches it. A slot without host memory has none that could be saved."""
+    vm = Memslots()
+    memory = GuestMemory(vm)
+    ram, memfd = Backing.anonymous(4 * PAGE), GuestMemfd(8 * PAGE)
+    memory.add(ram)
+    vm.set_region2(0, 4, 0, 4 * PAGE, ram.hva, memfd, 0)
+    vm.set_region2(1, 4, 0x100000, 4 * PAGE, 0, memfd, 4 * PAGE)
+    memory.write(PAGE, b"before")
+    checkpoint = memory.checkpoint()
+    assert (checkpoint.by_log, checkpoint.size) == (False, 4 * PAGE)
+    memory.write(PAGE, b"after!")
+    assert checkpoint.restore() == PAGE
+    assert memory.read(PAGE, 6) == b"before"
