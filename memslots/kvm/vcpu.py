@@ -36,6 +36,14 @@ _IO, _HLT, _MMIO, _SHUTDOWN, _FAIL_ENTRY, _INTR = 2, 5, 6, 8, 9, 10
 _INTERNAL_ERROR, _SYSTEM_EVENT, _MEMORY_FAULT = 17, 24, 39
 
 
+def _check_memory(given: object) -> None:
+    # Imported here: a vCPU that runs without devices needs no GuestMemory.
+    from memslots.memory.guestmemory import GuestMemory
+
+    if not isinstance(given, GuestMemory):
+        raise TypeError(f"memory must be a GuestMemory, not {type(given).__name__!r}")
+
+
 class KvmVcpu:
     """A virtual processor. Made by `KvmVM.create_vcpu`; a context manager that closes it.
 
@@ -162,12 +170,16 @@ class KvmVcpu:
 
         Raises
         ------
+        TypeError
+            memory is not a GuestMemory.
         KvmError
             The kernel refuses to run the guest.
         KvmClosedError
             The vCPU is closed, or was closed while it ran.
         """
         mmio = None
+        if memory is not None:
+            _check_memory(memory)  # before the guest runs
         while True:
             exit = self.run_once()
             if memory is not None:
