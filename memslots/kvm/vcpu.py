@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from struct import Struct
-from typing import TYPE_CHECKING, SupportsIndex
+from typing import TYPE_CHECKING, NoReturn, SupportsIndex
 
 from memslots.errors import KvmError
 from memslots.kvm import ioctls
@@ -70,6 +70,9 @@ class KvmVcpu:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a KvmVcpu cannot be pickled or copied: it belongs to its KvmVM")
 
     def __repr__(self) -> str:
         return f"<KvmVcpu {self.id}{': closed' if self._fd.closed else ''}>"

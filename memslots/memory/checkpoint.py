@@ -7,7 +7,7 @@ import errno
 import mmap
 from bisect import bisect_right
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from memslots.dirty.runs import copy_pages, take_logs
 from memslots.errors import InvalidRegionError
@@ -92,6 +92,9 @@ class Checkpoint:
         except BaseException:
             return_marks(vm, logs)
             raise
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Checkpoint cannot be pickled or copied: it is memory")
 
     @property
     def by_log(self) -> bool:

@@ -485,7 +485,7 @@ cdef class GuestMemory:
                 f"{size:#x} bytes from gpa {address:#x} are in {len(parts)} slots: a view must be"
                 " in one",
             )
-        return parts[0] if parts else memoryview(b"")
+        return parts[0] if parts else memoryview(bytearray())
 
     def views(self, gpa, n, *, write=False):
         """Returns views of guest memory, slot by slot, as os.readv and os.writev take them.

@@ -8,6 +8,7 @@ import mmap
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import index
 from typing import TYPE_CHECKING, SupportsIndex
 
 from memslots.errors import InvalidRegionError
@@ -28,6 +29,7 @@ _MADV_POPULATE_READ = 22
 
 def write_from(memory: GuestMemory, fd: int, gpa: int, n: int, offset: SupportsIndex | None) -> int:
     """Implements GuestMemory.write_from."""
+    fd = _descriptor(fd)
     at, address, size = _checked(offset), field(gpa, "gpa", 64), field(n, "n", 64)
     written = Written(memory, address, size)
     views = written.views
@@ -50,6 +52,7 @@ def write_from(memory: GuestMemory, fd: int, gpa: int, n: int, offset: SupportsI
 
 def read_into(memory: GuestMemory, fd: int, gpa: int, n: int, offset: SupportsIndex | None) -> int:
     """Implements GuestMemory.read_into."""
+    fd = _descriptor(fd)
     at = _checked(offset)
     views = memory.views(gpa, n)
     done = 0
@@ -59,6 +62,13 @@ def read_into(memory: GuestMemory, fd: int, gpa: int, n: int, offset: SupportsIn
         done += count
         views = _rest(views, count)
     return done
+
+
+def _descriptor(fd: SupportsIndex) -> int:
+    try:
+        return index(fd)
+    except TypeError:
+        raise TypeError(f"fd must be an integer, not {type(fd).__name__!r}") from None
 
 
 def _checked(offset: SupportsIndex | None) -> int | None:
@@ -146,7 +156,7 @@ def writing(memory: GuestMemory, gpa: int, n: int) -> Iterator[memoryview]:
         memory.view(address, size)  # raises, unless the slots were merged meanwhile
         written = Written(memory, address, size)
     try:
-        yield written.views[0] if written.views else memoryview(b"")
+        yield written.views[0] if written.views else memoryview(bytearray())
     finally:
         written.mark(size)
 

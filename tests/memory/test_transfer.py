@@ -80,6 +80,15 @@ def test_offsets_that_cannot_be(
     assert dirty(memory) == []
 
 
+@pytest.mark.parametrize("fd", ["3", 2.0, None])
+def test_a_descriptor_is_an_integer(memory: GuestMemory, fd: Any) -> None:
+    """Nothing is marked: no byte was read."""
+    for call in (memory.write_from, memory.read_into):
+        with pytest.raises(TypeError, match=f"fd must be an integer, not {type(fd).__name__!r}"):
+            call(fd, 0, 1)
+    assert dirty(memory) == []
+
+
 class Three:
     def __index__(self) -> int:
         return 3
@@ -239,6 +248,14 @@ def test_what_is_written_in_a_block_is_marked(memory: GuestMemory) -> None:
             raise AssertionError("nothing is to be written")
     with pytest.raises(InvalidRegionError), memory.writing(3 * PAGE, 2 * PAGE):
         raise AssertionError("it is in two slots")
+    assert dirty(memory) == []
+
+
+def test_no_bytes_can_be_written_anywhere(memory: GuestMemory) -> None:
+    """An access of 0 bytes does nothing at any address: no view of them is read-only."""
+    memory.view(0x900000, 0)[:] = b""
+    with memory.writing(0x900000, 0) as view:
+        view[:] = b""
     assert dirty(memory) == []
 
 
