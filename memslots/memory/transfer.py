@@ -42,11 +42,12 @@ def write_from(memory: GuestMemory, fd: int, gpa: int, n: int, offset: SupportsI
                 break
             done += count
             views = _rest(views, count)
+        written.mark(done)
     except BaseException:
-        # A signal handler may raise as a read returns: then it is not known what was written.
+        # A signal handler may raise as a read returns, when nothing tells what was written, or in
+        # the middle of the marks.
         written.mark(size)
         raise
-    written.mark(done)
     return done
 
 
@@ -109,8 +110,10 @@ def discard(memory: GuestMemory, gpa: int, n: int) -> None:
         for view in written.views:
             _discard(memory, at, view)
             at += len(view)
-    finally:
         written.mark(size)
+    except BaseException:
+        written.mark(size)  # again, if a signal handler raised in the middle of the marks
+        raise
 
 
 def _discard(memory: GuestMemory, gpa: int, view: memoryview) -> None:
@@ -157,8 +160,10 @@ def writing(memory: GuestMemory, gpa: int, n: int) -> Iterator[memoryview]:
         written = Written(memory, address, size)
     try:
         yield written.views[0] if written.views else memoryview(bytearray())
-    finally:
         written.mark(size)
+    except BaseException:
+        written.mark(size)  # again, if a signal handler raised in the middle of the marks
+        raise
 
 
 def array(memory: GuestMemory, gpa: int, dtype: object, n: int) -> object:
