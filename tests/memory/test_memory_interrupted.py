@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from inspect import unwrap
 from itertools import count
 from pathlib import Path
 
@@ -227,7 +228,7 @@ def test_at_each_line(name: str, moves: bool) -> None:
             raise Interrupt
 
         functions = (transfer.write_from, transfer.discard, transfer._discard, transfer._rest)
-        writing = transfer.writing.__wrapped__
+        writing = unwrap(transfer.writing)
         with (
             suppress(Interrupt, NotMappedError),
             Path("/dev/zero").open("rb") as zeros,
