@@ -897,7 +897,7 @@ max_hva=140737488351232, manual_dirty_log=0, backend=None, map=None)\n--\n
         cdef space *sp = self.space_of(as_id)
         self.writer.enter("a free id")
         try:
-            id = self.writer.free_ids_of(sp.as_id).lowest(space_active(sp))
+            id = self.writer.lowest_id(sp.as_id)
         finally:
             self.writer.leave()
         return room_for(id, sp.as_id, self.m.lim.max_slots)

@@ -759,7 +759,6 @@ cdef class Transaction(Target):
         self.ids = None
 
     cdef uint32_t lowest_id(self, uint32_t as_id) except? 0xFFFFFFFF:
-        """Returns the lowest id that no staged slot has."""
         cdef slotset *staged = self.slots(as_id)
         cdef slotset *active = space_active(self.m.spaces[as_id])
         cdef FreeIds free_ids = self.writer.free_ids_of(as_id)
