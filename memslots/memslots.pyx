@@ -11,7 +11,7 @@ from memslots.core.lookup_batch cimport MARK_DIRTY
 from memslots.core.machine cimport machine
 from memslots.core.region cimport limits
 from memslots.core.slot cimport slot as slot_t
-from memslots.core.space cimport space, space_active
+from memslots.core.space cimport space
 from memslots.core.srcu cimport srcu_reader
 from memslots.core.units cimport LAST_GFN, gfn_t
 from memslots.dirty.logs cimport (

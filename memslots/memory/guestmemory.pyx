@@ -832,6 +832,10 @@ cdef class GuestMemory:
                 self.known.mmio = late("memslots.memory.mmio", "Mmio")()
         return self.known.mmio.add(first, last, self.sp.as_id, read, write)
 
+    def _ended_logs(self):
+        """Returns how many dirty logs of the machine have ended. For checkpoint.py."""
+        return self.known.ended_logs
+
     def _mmio(self):
         """Returns the Mmio of the machine, or None. For kvm/vcpu.py."""
         return self.known.mmio

@@ -43,7 +43,6 @@ from memslots.core.slotset cimport (
 from memslots.core.space cimport (
     space,
     space_active,
-    space_active,
     space_inactive,
     space_swap_begin,
     space_swap_end,

@@ -7,6 +7,7 @@ import mmap
 import os
 import random
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from memslots import (
     GuestMemfd,
     GuestMemory,
     InvalidRegionError,
+    MemoryMap,
     Memslots,
     NotMappedError,
 )
@@ -247,3 +249,57 @@ def test_shared_memory_of_guest_memfds() -> None:
     memory.write(PAGE, b"after!")
     assert checkpoint.restore() == PAGE
     assert memory.read(PAGE, 6) == b"before"
+
+
+def cut_and_join(memory: GuestMemory) -> None:
+    vm, slots = memory.vm, memory.vm.map()
+    vm.become(slots | MemoryMap([(0, 2, 1 << 40)]))
+    vm.become(slots)
+
+
+def delete_and_create(memory: GuestMemory) -> None:
+    ram = memory.backings[0]
+    memory.vm.delete(0)
+    memory.place(0, 0, ram, flags=LOG)
+
+
+def log_again(memory: GuestMemory) -> None:
+    memory.vm.set_flags(0, 0)
+    memory.vm.set_flags(0, LOG)
+
+
+@pytest.mark.parametrize("change", [cut_and_join, delete_and_create, log_again])
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_log_that_ended(
+    change: Callable[[GuestMemory], None], shared: bool, tmp_path: Path
+) -> None:
+    """The marks in it are lost, so the next restore compares."""
+    path = tmp_path / "ram"
+    path.write_bytes(bytes(8 * PAGE))
+    memory = GuestMemory(Memslots())
+    memory.place(0, 0, Backing.file(path) if shared else Backing.anonymous(8 * PAGE), flags=LOG)
+    checkpoint = memory.checkpoint(by_log=True)
+    memory.write(PAGE, b"before")
+    change(memory)
+    memory.write(3 * PAGE, b"after")
+    assert checkpoint.restore() == 2 * PAGE
+    assert memory.read(0, 8 * PAGE) == bytes(8 * PAGE)
+    if not shared:
+        assert not memory.vm.take_dirty_runs()
+    checkpoint.restore()
+    memory.view(5 * PAGE, 1)[0] = 1  # no mark, so only a comparison would find it
+    memory.write(PAGE, b"again")
+    assert checkpoint.restore() == PAGE
+    assert memory.read_u8(5 * PAGE) == 1
+
+
+def test_a_log_that_moved_is_the_same() -> None:
+    memory = GuestMemory(Memslots())
+    memory.place(0, 0, Backing.anonymous(8 * PAGE), flags=LOG)
+    checkpoint = memory.checkpoint(by_log=True)
+    memory.view(5 * PAGE, 1)[0] = 1
+    memory.write(PAGE, b"before")
+    memory.vm.move(0, 0x1000)
+    memory.vm.move(0, 0)
+    assert checkpoint.restore() == PAGE
+    assert memory.read_u8(5 * PAGE) == 1
