@@ -115,7 +115,8 @@ def split_ioctl(text: str) -> Ioctl:
     for pattern, kind in _REQUEST:
         if pattern.search(request):
             return Ioctl(kind, fd, rest)
-    # The request's name may be cut off: no other request begins with KVM_SET_U.
+    # The request's name may be cut off or in two parts: no other request begins with KVM_SET_U.
+    request = request.replace(" ", "")
     cut = request.startswith("KVM_SET_U") and "KVM_SET_USER_MEMORY_REGION".startswith(request)
     return Ioctl("region" if cut else "", fd, rest)
 
