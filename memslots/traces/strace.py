@@ -160,8 +160,10 @@ _CLOSE_RANGE = re.compile(
 #: clone's flags behind their name, or as the first argument, which is a stack on some processors.
 _CLONE_FLAGS = re.compile(r"flags=(0x[0-9a-f]{1,16}|0\b)|(?:clone|unshare)\((0x[0-9a-f]{1,8}|0)\b")
 #: The descriptors in a message, perhaps with their names (-y).
-_RIGHTS = re.compile(r"cmsg_type=(?:SCM_RIGHTS|0x1(?: /\* SCM_RIGHTS \*/)?), cmsg_data=\[(.*?)\]\}")
-_DESCRIPTOR = re.compile(rf"(?:^|,)\s*({_FD})(?=$|[,<])")
+_RIGHTS = re.compile(
+    r"cmsg_type=(?:SCM_RIGHTS|0x1(?: /\* SCM_RIGHTS \*/)?)\s*, cmsg_data=\[(.*?)\]\}"
+)
+_DESCRIPTOR = re.compile(rf"(?:^|,)\s*({_FD})(?=\s*(?:$|[,<]))")
 _ATTACHED = re.compile(r"strace: Process (\d{1,20}) attached")
 _UNFINISHED = "<unfinished ...>"
 

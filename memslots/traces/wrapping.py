@@ -72,6 +72,7 @@ _BEGINNING = re.compile(
     rb"(?:ioctl\([^,\n]{1,200},|(?P<pid>(?:^|[\s|:+>])(?:\[pid +)?\d{1,10}\]?(?: [\d:.]{8,30})?))\Z"
 )
 _LONGEST_BEGINNING = 256
+_IN_ENDED_LINE = (b"= ", b"=3D ", b"...>")  # of a call, also in quoted-printable text
 #: The end of a call in its line, or strace's message that interrupts it.
 _ENDED = rb"[^\n]{0,4096}(?:" + _RESULT + rb"|strace: Process )"
 _OTHER_LINE = re.compile(
@@ -127,7 +128,9 @@ _ANY = _Calls(
     ),
 )
 _QEMU = _Calls(
-    re.compile(rb"kvm_set_user_memory\s{1,3}(?![^\n]* ret=-?\d)(?=[^\n]*(?:Slot|AddrSpace)#)"),
+    re.compile(
+        rb"kvm_set_user_memory(?: *\r?\n|[ \t](?![^\n]* ret=-?\d))(?=[^\n]*(?:Slot|AddrSpace)#)"
+    ),
     re.compile(rb"\bret=-?\d"),
     re.compile(rb".*kvm_set_user_memory"),
     re.compile(
@@ -167,7 +170,7 @@ def _begins_call(line: bytes) -> bool:
     found = _BEGINNING.search(line.rstrip()[-_LONGEST_BEGINNING:])
     if found is None:
         return False
-    return found["pid"] is None or not (b"= " in line or b"...>" in line)
+    return found["pid"] is None or not any(word in line for word in _IN_ENDED_LINE)
 
 
 class _Shape(NamedTuple):
@@ -341,7 +344,11 @@ class Wrapping:
             if word in text and calls.goes_on.search(text):
                 text = _joined(text, calls, self._shape)
                 self._is_broken = self._is_broken or calls is _STRACE
-        return _joined(text, _ANY, self._shape) if self._is_broken else text
+        if self._is_broken:
+            text = _joined(text, _ANY, self._shape)
+            if self._is_page:
+                text = _ENTITY.sub(_character, text)  # those that were broken too
+        return text
 
     @staticmethod
     def _find_prefixes(text: bytes) -> list[re.Pattern[bytes]]:
