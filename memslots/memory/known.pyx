@@ -4,7 +4,7 @@ cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 
 from memslots.core.machine cimport machine
-from memslots.core.slot cimport slot
+from memslots.core.slot cimport SLOT_LOG_DIRTY_PAGES, slot
 from memslots.core.slotset cimport slotset_first_hva
 from memslots.core.space cimport space_active
 from memslots.memory.backing cimport Backing
@@ -33,6 +33,10 @@ cdef class Backings:
 
     def commit(self, change, old, new):
         """Forgets Backings that a DELETE leaves without slots. The Memslots calls it."""
+        # In C: the & of an IntFlag is a Python function.
+        cdef uint32_t before = 0 if old is None else old.flags
+        cdef uint32_t after = 0 if new is None else new.flags
+        self.ended_logs += before & ~after & SLOT_LOG_DIRTY_PAGES
         if change is not DELETE:
             return
         cdef hva_t hva = old.userspace_addr

@@ -116,7 +116,7 @@ class Trace:
         self.source.close()
 
     def __iter__(self) -> Iterator[Event]:
-        lines = Lines(self.source.blocks())
+        lines = Lines(self.source.text())
         try:
             yield from self._events(lines)
         except LineTooLongError:

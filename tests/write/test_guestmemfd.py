@@ -11,6 +11,7 @@ import random
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,30 @@ def test_closing(vm: Memslots, memfd: GuestMemfd) -> None:
     vm.delete(5)
     vm.delete(0)
     vm.check()
+
+
+def test_slots_of_a_closed_file_cannot_be_cut(memfd: GuestMemfd) -> None:
+    """They could be neither made anew nor put back. The transaction goes on."""
+    vm = Memslots()
+    vm.set_region2(0, PRIVATE, 0, 16 * PAGE, 0, memfd, 0)
+    vm.set_region2(1, PRIVATE, 16 * PAGE, 16 * PAGE, 16 * PAGE, memfd, 16 * PAGE)
+    before = list(vm)
+    memfd.close()
+    calls: list[Callable[[Any], object]] = [
+        lambda to: to.split(0, 4),
+        lambda to: to.merge(0, 1),
+        lambda to: to.unmap(0, 4),
+    ]
+    with vm.transaction() as tx:
+        for call in calls:
+            refused(partial(call, tx), errno.EBADF, "G7")
+            assert tx.in_gfn_range(0, 32) == before
+        tx.create(5, 100, 1, 0x1000)
+    for call in calls:
+        refused(partial(call, vm), errno.EBADF, "G7")
+    assert len(vm) == 3
+    vm.unmap(0, 32)
+    assert [slot.id for slot in vm] == [5]
 
 
 def test_closing_by_two_threads_at_a_time(vm: Memslots, memfd: GuestMemfd) -> None:
