@@ -9,6 +9,7 @@ from memslots.traces import (
     Capability,
     FdClosed,
     FdDuplicated,
+    RegionCall,
     TaskEnded,
     TaskStarted,
     VmCreated,
