@@ -62,6 +62,8 @@ _FOLLOWED = frozenset(
         "fcntl64",
     )
 )
+#: These matter if they bring descriptors.
+_RECEIVING = ("recvmsg", "recvmmsg")
 _NAMES = "|".join(sorted(_FOLLOWED))
 #: The halves of a cut call, behind their dots. Most halves are those of a vCPU's KVM_RUN, which do
 #: not matter.
@@ -158,8 +160,10 @@ _CLOSE_RANGE = re.compile(
 #: clone's flags behind their name, or as the first argument, which is a stack on some processors.
 _CLONE_FLAGS = re.compile(r"flags=(0x[0-9a-f]{1,16}|0\b)|(?:clone|unshare)\((0x[0-9a-f]{1,8}|0)\b")
 #: The descriptors in a message, perhaps with their names (-y).
-_RIGHTS = re.compile(r"cmsg_type=(?:SCM_RIGHTS|0x1(?: /\* SCM_RIGHTS \*/)?), cmsg_data=\[(.*?)\]\}")
-_DESCRIPTOR = re.compile(rf"(?:^|, )({_FD})(?=$|[,<])")
+_RIGHTS = re.compile(
+    r"cmsg_type=(?:SCM_RIGHTS|0x1(?: /\* SCM_RIGHTS \*/)?)\s*, cmsg_data=\[(.*?)\]\}"
+)
+_DESCRIPTOR = re.compile(rf"(?:^|,)\s*({_FD})(?=\s*(?:$|[,<]))")
 _ATTACHED = re.compile(r"strace: Process (\d{1,20}) attached")
 _UNFINISHED = "<unfinished ...>"
 
@@ -364,7 +368,7 @@ class StraceReader:
 
     def _resumed(self, number: int, name: str, rest: str, head: _Head) -> Event | None:
         begun = self._begun.pop(head.tid, None)
-        if name in ("recvmsg", "recvmmsg"):
+        if name in _RECEIVING:
             return self._received(number, rest, head)
         if begun is None:
             # KVM_RUN and most other ioctls print their argument when they return. A memslot call
@@ -385,7 +389,7 @@ class StraceReader:
             if event is not None and not isinstance(event, Capability):
                 self._hold(event.fd)
             return event
-        if name in ("recvmsg", "recvmmsg"):
+        if name in _RECEIVING:
             return self._received(number, text, head)
         if name not in _FOLLOWED:
             return None
@@ -453,7 +457,8 @@ class StraceReader:
 def _behind(text: str) -> re.Match[str] | None:
     """Returns the head of a followed call that other text stands in front of, or None."""
     for found in _BEHIND.finditer(text):
-        followed = found["ended"] or (found["call"] or found["resumed"]) in _FOLLOWED
+        name = found["call"] or found["resumed"]
+        followed = found["ended"] or name in _FOLLOWED or name in _RECEIVING
         if followed and not is_quoted(text, found.start()):
             return found
     return None
