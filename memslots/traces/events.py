@@ -122,11 +122,25 @@ class VmCreated:
 
 @dataclass(frozen=True, slots=True)
 class FdClosed:
-    """`tid` closed `fd`."""
+    """`tid` closed `fd`, at which a VM may be. Other descriptors do not matter: no event."""
 
     line: int
     tid: int | None
     fd: int
+
+
+@dataclass(frozen=True, slots=True)
+class FdsClosed:
+    """`tid` closed its descriptors from `first` to `last`: close_range.
+
+    If `unshared`, it first took a copy of those that it shared with other threads.
+    """
+
+    line: int
+    tid: int | None
+    first: int
+    last: int
+    unshared: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +154,28 @@ class FdDuplicated:
 
 
 @dataclass(frozen=True, slots=True)
+class FdsReceived:
+    """`tid` got `fds` from another task: by pidfd_getfd, or in a message (SCM_RIGHTS)."""
+
+    line: int
+    tid: int | None
+    fds: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FdsUnshared:
+    """`tid` has a copy of the descriptors that it shared with other threads: unshare."""
+
+    line: int
+    tid: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class TaskStarted:
-    """`parent` started `child`, which is a thread of the same process or a new process."""
+    """`parent` started `child`.
+
+    If `same_process`, they share their descriptors, as threads do. Else `child` has a copy of them.
+    """
 
     line: int
     parent: int | None
@@ -168,7 +202,18 @@ class Capability:
     value: int
 
 
-Event = RegionCall | VmCreated | FdClosed | FdDuplicated | TaskStarted | TaskEnded | Capability
+Event = (
+    RegionCall
+    | VmCreated
+    | FdClosed
+    | FdDuplicated
+    | FdsClosed
+    | FdsReceived
+    | FdsUnshared
+    | TaskStarted
+    | TaskEnded
+    | Capability
+)
 
 
 @dataclass(frozen=True, slots=True)
