@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,8 @@ ROOT = Path(__file__).parent
 HOME = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
 KEPT = ROOT / ".nox" / ".kept"  # the sdist, wheels, and what fuzzing has found
+# What a build of the package needs.
+BUILD = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
 
 STRESS = os.environ.get("MEMSLOTS_STRESS_SECONDS", "60")
 FUZZ = os.environ.get("MEMSLOTS_FUZZ_SECONDS", "60")
@@ -293,8 +296,7 @@ def test_session(version: str) -> Callable[[nox.Session], None]:
             "pytest>=8",
             "pytest-xdist>=3.5",
             "hypothesis>=6.100",
-            "cython>=3.1",
-            "setuptools>=77",
+            *BUILD,
         )
         install(session, "cli,numpy", "--only-binary", ":all:", "--no-binary", "memslots", *needs)
         off = "import sys, memslots; print(sys.version); raise SystemExit(sys._is_gil_enabled())"
@@ -351,7 +353,7 @@ def coverage(session: nox.Session) -> None:
     """Which lines of memslots/ the tests run, Cython's among them."""
     # Coverage finds the lines of a .pyx by the .c beside it, so this build is in a copy.
     with unpacked(session):
-        session.install("cython>=3.1", "setuptools>=77", "coverage>=7.10")
+        session.install(*BUILD, "coverage>=7.10")
         session.install("--no-build-isolation", "-e", ".[test]", env={"MEMSLOTS_TRACE": "1"})
         few = {"MEMSLOTS_HYPOTHESIS_PROFILE": "short"}
         marks = "not untraced and not soak and not static"
@@ -383,7 +385,7 @@ ON_ARM64 = [f"tests/{name}" for name in ("core", "read", "dirty", "write", "valu
 @nox.session(default=False)
 def arm64(session: nox.Session) -> None:
     """The tests of the core and of what is next to it on an emulated 64-bit ARM."""
-    session.install("cython>=3.1", "setuptools>=77", "pip")
+    session.install(*BUILD, "pip")
     few = {"MEMSLOTS_HYPOTHESIS_PROFILE": "short", "PYTHON": str(Path(session.bin) / "python")}
     command = ("bash", "tests/arm64/run", str(KEPT / "arm64"), "-m", "not soak and not static")
     # qemu does not pass on to the kernel what madvise asks of huge pages.
@@ -398,7 +400,7 @@ def arm64(session: nox.Session) -> None:
 def mutation(session: nox.Session) -> None:
     """Small faults in the core and the write side, and how many of them the tests find."""
     with unpacked(session):
-        install(session, "test", "cython>=3.1", "setuptools>=77")
+        install(session, "test", *BUILD)
         session.run("python", "-u", "tests/mutation/run.py", *session.posargs)
 
 
@@ -486,7 +488,7 @@ def asan_suite(session: nox.Session, switches: Mapping[str, str], report: Path) 
 @nox.session
 def tsan(session: nox.Session) -> None:
     """The core under threads and ThreadSanitizer, without Python: the driver of test_threads.py."""
-    install(session, "", "cython>=3.1", "setuptools>=77", SANITIZE="thread")
+    install(session, "", *BUILD, SANITIZE="thread")
     with scratch(session) as where:
         tsan_driver(session, where)
 

@@ -83,7 +83,8 @@ def compiler_options() -> tuple[list[str], list[str], list[tuple[str, str | None
     # and no assertions.
     compile_args += ["-fwrapv"] if DEBUG else ["-fwrapv", "-DNDEBUG"]
     link_args: list[str] = []
-    macros: list[tuple[str, str | None]] = []
+    # To decompress its strings, a module made by Cython 3.2 would import zlib.
+    macros: list[tuple[str, str | None]] = [("CYTHON_COMPRESS_STRINGS", "0")]
     if DEBUG:
         compile_args += ["-g3", "-UNDEBUG"]
         macros.append(("MEMSLOTS_DEBUG", "1"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -64,3 +65,27 @@ def test_what_is_seldom_used_comes_in_when_it_is() -> None:
         " assert 'memslots.mirror.backend' in sys.modules"
     )
     subprocess.run([sys.executable, "-P", "-c", code], check=True)
+
+
+def test_another_interpreter_of_the_process_is_refused() -> None:
+    """The first interpreter keeps working."""
+    pytest.importorskip("concurrent.interpreters", reason="Python has them from 3.14 on")
+    code = """
+from concurrent import interpreters
+for _ in range(2):
+    other = interpreters.create()
+    try:
+        other.exec("import memslots")
+    except interpreters.ExecutionFailed as failed:
+        print(failed.excinfo.type.__name__, failed.excinfo.msg)
+    other.close()
+    from memslots import Memslots
+    vm = Memslots()
+    assert vm.create(0, 0, 1, 0) is vm.lookup(0)
+"""
+    command = [sys.executable, "-P", "-W", "error", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    (message,) = set(done.stdout.splitlines())
+    assert re.fullmatch(
+        r"ImportError module memslots\.\S+ does not support .*interpreters", message
+    )

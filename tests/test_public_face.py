@@ -42,12 +42,14 @@ SPECIAL = re.compile(
 )
 #: Parts that may change: the module of an annotation's class, the address of a default.
 UNSTABLE = re.compile(r" at 0x[0-9a-f]+|\bmemslots(?:\.\w+)*\.(?=[A-Z])")
+#: An annotation of a named tuple before Python 3.14, which shows what is in the quotes.
+FORWARD = re.compile(r"ForwardRef\('([^']*)'\)")
 
 
 def signature(value: Callable[..., object]) -> str:
     """Returns the parameters of a callable, or nothing if Python does not know them."""
     try:
-        return UNSTABLE.sub("", str(inspect.signature(value)))
+        return UNSTABLE.sub("", FORWARD.sub(r"\1", str(inspect.signature(value))))
     except ValueError:
         return ""
 
