@@ -21,7 +21,7 @@ _NUMBER = re.compile(
 _AS_STRACE = re.compile(
     rf"(?<!\w)ioctl\({ARGUMENT_NAME}(?:-?\d+|0x[0-9a-f]+)(?:<[^\"]*>)?, {ARGUMENT_NAME}\Z"
 )
-_CALLED = re.compile(r"\w*ioctl\w*|\bNR \d{1,4} \(|\ba1=")
+_CALLED = re.compile(r"\b(?:\w*[sS][yY][sS]\w*_)?ioctl\b|\bNR \d{1,4} \(|\ba1=")
 _ADDRESS = re.compile(r"[^\w\n]+(?:(?:arg|a2)\W+)?(?:0x)?0*(\w*)")
 _LONGEST = 200  # characters from the name of a call to the number
 

@@ -75,6 +75,7 @@ def test_the_long_struct() -> None:
         '501 write(1, "sys_ioctl(fd: 4, cmd: 4020ae46, arg: 7ffd)", 33) = 33',
         "             vmm-10814   [000] ..... 15021.763230: sys_ioctl(fd: 3, cmd: 0xae01, arg: 0)",
         "mmap(0x4020ae46000, 4096) = 0x4020ae46000",
+        "4321@1772446272.345600:kvm_vm_ioctl type 0x4020ae46, arg 0x7ffe13b0c970",
     ],
 )
 def test_what_is_no_call(text: str) -> None:
@@ -88,3 +89,14 @@ def test_a_trace_of_another_tracer_cannot_be_replayed() -> None:
         pytest.raises(TraceError, match=r"line 5.*none of its 2 memslot calls.*prints no struct"),
     ):
         replay(trace)
+
+
+def test_qemus_own_trace_of_ioctls_is_no_other_tracer() -> None:
+    text = (
+        "4321@1772446272.345600:kvm_vm_ioctl type 0x4020ae46, arg 0x7ffe13b0c970\n"
+        "4321@1772446272.345678:kvm_set_user_memory Slot#0 flags=0x0 gpa=0x0 size=0x8000000 "
+        "ua=0x7f2c0be00000 ret=0\n"
+    )
+    with open_trace("recorded", stream=io.BytesIO(text.encode())) as trace:
+        assert len(list(trace)) == 1
+        assert (trace.format, trace.counts.lost_total) == ("qemu", 0)
