@@ -3,48 +3,41 @@
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
 from bisect import bisect
 from typing import ClassVar
 
 from memslots.maps.entries import Entry, Map, joined
 from memslots.values.integers import PAGE_SHIFT
 
-#: Types of EFI's memory, by number.
-_TYPES = (
-    "Reserved", "Loader Code", "Loader Data", "Boot Code", "Boot Data", "Runtime Code",
-    "Runtime Data", "Conventional Memory", "Unusable Memory", "ACPI Reclaim Memory",
-    "ACPI Memory NVS", "Memory Mapped I/O", "MMIO Port Space", "PAL Code", "Persistent Memory",
-    "Unaccepted Memory",
-)  # fmt: skip
 #: How the names of types begin, by kind. An operating system may use what EFI's boot used.
 _KINDS = (
+    ("reserved", ("reserved", "runtime", "rt", "pal", "ramstage")),
     ("ram", ("conv", "avail", "loader", "ldr", "boot", "bs", "unaccepted")),
-    ("reserved", ("reserved", "runtime", "rt", "pal")),
     ("acpi", ("acpi",)),
     ("mmio", ("mmio", "memmap", "memory", "io")),
     ("other", ("unusable", "persist", "unk")),
+    ("ram", ("usable", "ram")),  # a BIOS's words
 )
-_BEGINS = rf"\b(?:{'|'.join('|'.join(names) for _, names in _KINDS)})"
+_BEGINS = rf"\b(?:{'|'.join('|'.join(names) for _, names in _KINDS[:-1])})"
 _TYPE = rf"(?P<type>{_BEGINS}[\w -]{{0,24}}?)"
 _WITH_FLAGS = rf"\[(?P<type>{_BEGINS}[^|\]]{{0,24}})\|"  # a mail may break it
-_RANGE = r"\b(?:0x)?(?P<start>[0-9a-f]{1,16})\s?-\s?(?:0x)?(?P<end>[0-9a-f]{1,16})"
 _NUMBER = r"type=(?P<number>\d+),?\s+attr="
-#: Types by number, of the address map of a PC's BIOS.
-_USES = {1: ("ram", "usable"), 2: ("reserved",) * 2, 3: ("acpi", "ACPI data"), 4: ("acpi", "NVS")}
-#: The same by the first words of their names.
-_NAMED = {"available": "ram", "usable": "ram", "ram": "ram", "reserved": "reserved", "acpi": "acpi"}
+_START = r"(?:0x)?(?P<start>[0-9a-f]+)"
+_END = r"(?:0x)?(?P<end>[0-9a-f]+)"
+_RANGE = rf"\b{_START}\s?-\s?{_END}"
 
 
 def _lines(*patterns: str) -> tuple[re.Pattern[str], ...]:
     return tuple(re.compile(pattern, re.IGNORECASE | re.MULTILINE) for pattern in patterns)
 
 
-class _Firmware(ABC):
+class _Firmware:
     """Lines that each have one entry. The first pattern that matches any line reads all."""
 
     name: str
     patterns: ClassVar[tuple[re.Pattern[str], ...]]
+    numbers = ""  # the kinds of types that are numbers
+    base = 10  # of these numbers
 
     @classmethod
     def recognises(cls, text: str) -> bool:
@@ -56,7 +49,7 @@ class _Firmware(ABC):
         """Returns the maps in the text. An entry that overlaps another one begins a map."""
         pattern = next((one for one in cls.patterns if one.search(text)), cls.patterns[0])
         maps: list[list[Entry]] = [[]]
-        for entry in map(cls.entry, pattern.finditer(text)):
+        for entry in map(cls._entry, pattern.finditer(text)):
             at = bisect(maps[-1], entry)  # the lines need not be in order
             near = maps[-1][max(at - 1, 0) : at + 1]
             if any(one.start < entry.end and entry.start < one.end for one in near):
@@ -66,73 +59,65 @@ class _Firmware(ABC):
         return [Map(joined(entries), format=cls.name) for entries in maps]
 
     @classmethod
-    @abstractmethod
-    def entry(cls, match: re.Match[str]) -> Entry:
-        """Returns the entry of one line."""
+    def _entry(cls, match: re.Match[str]) -> Entry:
+        found = match.groupdict()
+        start = int(found["start"], 16)
+        if found.get("end"):
+            end = int(found["end"], 16)
+            size = end + (end & 1) - start  # an odd end is the last address
+        elif found.get("pages"):
+            size = int(found["pages"], 16) << PAGE_SHIFT
+        else:
+            size = int(found["size"], 16)
+        if found.get("number"):
+            number = int(found["number"], cls.base)
+            kind = dict(enumerate(cls.numbers.split())).get(number, "other")
+            return Entry(start, size, kind, f"type {number}")
+        name = " ".join((found.get("type") or "").split())
+        first = re.sub("[^a-z]", "", name.lower() or "ram")
+        kind = next((kind for kind, names in _KINDS if first.startswith(names)), "other")
+        return Entry(start, size, kind, name)
 
 
 class Efi(_Firmware):
     """EFI's memory map: Linux's and Xen's log, the commands of EFI's shell, GRUB and U-Boot."""
 
     name = "efi"
+    numbers = (
+        "reserved ram ram ram ram reserved reserved ram other acpi acpi mmio mmio reserved"
+        " other ram"
+    )
     patterns = _lines(
         # Linux on x86.
         rf"mem\d+:\s+(?:{_WITH_FLAGS}[^\]]*\]|{_NUMBER}\w+,)\s+range=\[{_RANGE}",
         # Linux on other processors; Xen and ESXi.
         rf"{_RANGE}\s+(?:{_WITH_FLAGS}|(?:len=\d+,\s+)?{_NUMBER})",
         # A table, whose ends are inclusive or not. FreeBSD's has the virtual address, and pages.
-        rf"{_TYPE}\s+(?P<start>[0-9a-f]{{12,16}})(?:-(?P<end>[0-9a-f]{{16}})"
+        rf"{_TYPE}[ \t]+(?P<start>[0-9a-f]{{12,16}})(?:-(?P<end>[0-9a-f]{{16}})"
         r"|\s+(?:[0-9a-f]{12}|0)\s+(?P<pages>[0-9a-f]{8}))\b",
     )
-
-    @classmethod
-    def entry(cls, match: re.Match[str]) -> Entry:
-        """Returns the entry of one line."""
-        found = match.groupdict()
-        number = int(found.get("number") or 0)
-        type = found["type"] or (_TYPES[number] if number < len(_TYPES) else f"type {number}")
-        letters = re.sub("[^a-z]", "", type.lower())
-        kind = next((kind for kind, names in _KINDS if letters.startswith(names)), "other")
-        start = int(found["start"], 16)
-        if found.get("pages"):
-            size = int(found["pages"], 16) << PAGE_SHIFT
-        else:
-            end = int(found["end"], 16)
-            size = end + (end & 1) - start
-        return Entry(start, size, kind, " ".join(type.split()))
 
 
 class Smap(_Firmware):
     """A BIOS's address map as others than Linux, Xen and SeaBIOS print it."""
 
     name = "smap"
+    numbers = "other ram reserved acpi acpi"
+    base = 16
     patterns = _lines(
         # FreeBSD.
-        r"SMAP type=(?P<number>[0-9a-f]{2}),?\s+(?:xattr=\w+,\s+)?"
-        r"base=(?P<start>[0-9a-f]{16}),?\s+len=(?P<size>[0-9a-f]{16})",
+        r"SMAP type=(?P<number>[0-9a-f]+),?\s+(?:xattr=\w+,\s+)?"
+        rf"base={_START},?\s+len=(?P<size>[0-9a-f]+)",
         # GRUB's lsmmap, and displaymem of GRUB's first version.
-        r"base_addr = 0x(?P<start>[0-9a-f]{1,16}),\s+length = 0x(?P<size>[0-9a-f]{1,16}),\s+"
-        r"(?:type = 0x(?P<number>[0-9a-f]+)|(?P<name>[a-z][\w ()-]*))",
-        r"(?P<name>Usable RAM|Reserved)\s*:\s+Base:\s+0x\s*(?P<start>[0-9a-f]+),"
-        r"\s+Length:\s+0x\s*(?P<size>[0-9a-f]+),",
+        rf"base_addr = {_START},\s+length = 0x(?P<size>[0-9a-f]+),\s+"
+        r"(?:type = 0x(?P<number>[0-9a-f]+)|(?P<type>[a-z][\w ()-]*))",
+        r"(?P<type>Usable RAM|Reserved)\s*:\s+Base:\s+0x\s*(?P<start>[0-9a-f]+),"
+        r"\s+Length:\s+0x\s*(?P<size>[0-9a-f]+)",
         # Coreboot.
-        r"\b\d+\. (?P<start>[0-9a-f]{16})-(?P<end>[0-9a-f]{16}): (?P<name>[A-Z][A-Z ]+)",
+        r"\b\d+\. (?P<start>[0-9a-f]{16})-(?P<end>[0-9a-f]{16}): (?P<type>[A-Z][A-Z ]+)",
         # Linux on MIPS.
-        r"memory: (?P<size>[0-9a-f]{8,16}) @ (?P<start>[0-9a-f]{8,16}) \((?P<name>[\w ]+)\)",
+        rf"memory: (?P<size>[0-9a-f]{{8,16}}) @ {_START} \((?P<type>[\w ]+)\)",
     )
-
-    @classmethod
-    def entry(cls, match: re.Match[str]) -> Entry:
-        """Returns the entry of one line."""
-        found = match.groupdict()
-        start = int(found["start"], 16)
-        end = found.get("end")
-        size = int(end, 16) + 1 - start if end else int(found["size"], 16)
-        if found.get("number"):
-            number = int(found["number"], 16)
-            return Entry(start, size, *_USES.get(number, ("other", f"type {number}")))
-        first = found["name"].split()[0].lower()
-        return Entry(start, size, _NAMED.get(first, "other"), found["name"].strip())
 
 
 class Ram(_Firmware):
@@ -141,17 +126,9 @@ class Ram(_Firmware):
     name = "ram"
     patterns = _lines(
         # FreeBSD: all RAM, or the RAM that it has left.
-        *(
-            rf"0x(?P<start>[0-9a-f]+) - 0x(?P<end>[0-9a-f]+),\s+\d+ {unit} \(\s*\d+ pages\)\s*$"
-            for unit in ("MB", "bytes")
-        ),
+        rf"{_RANGE},\s+\d+ MB \(\s*\d+ pages\)\s*$",
+        rf"{_RANGE},\s+\d+ bytes \(\d+ pages\)\s*$",
         # Linux: of each node, or with memblock=debug. U-Boot's bdinfo has the form of the latter.
-        r"\bnode\s+\d+: \[mem 0x(?P<start>[0-9a-f]+)-0x(?P<end>[0-9a-f]+)\]",
-        r"\bmemory\[\w+\]\s+\[0x(?P<start>[0-9a-f]+)-0x(?P<end>[0-9a-f]+)\],\s+0x\w+ bytes",
+        rf"\bnode\s+\d+: \[mem {_RANGE}\]",
+        rf"\bmemory\[\w+\]\s+\[{_RANGE}\],\s+0x\w+ bytes",
     )
-
-    @classmethod
-    def entry(cls, match: re.Match[str]) -> Entry:
-        """Returns the entry of one line."""
-        start = int(match["start"], 16)
-        return Entry(start, int(match["end"], 16) + 1 - start)

@@ -154,8 +154,8 @@ def test_other_types() -> None:
     assert [entry.kind for entry in found] == ["ram", "other", "mmio", "reserved", "other"]
     (found,) = maps("0000-0fff type=0 attr=0\n1000-1fff type=15 attr=0\n2000-2fff type=77 attr=0\n")
     assert [(entry.kind, entry.name) for entry in found] == [
-        ("reserved", "Reserved"),
-        ("ram", "Unaccepted Memory"),
+        ("reserved", "type 0"),
+        ("ram", "type 15"),
         ("other", "type 77"),
     ]
 
@@ -230,8 +230,14 @@ def test_types_of_a_bios() -> None:
         "base_addr = 0x20, length = 0x10, faulty RAM (BadRAM)\n"
     )
     assert [entry.kind for entry in found] == ["acpi", "acpi", "other"]
-    (found,) = maps(" 0. 0000000000000000-0000000000000fff: CONFIGURATION TABLES\n")
-    assert [(entry.kind, entry.name) for entry in found] == [("other", "CONFIGURATION TABLES")]
+    (found,) = maps(
+        " 0. 0000000000000000-0000000000000fff: CONFIGURATION TABLES\n"
+        " 1. 0000000000001000-0000000000001fff: RAMSTAGE\n"
+    )
+    assert [(entry.kind, entry.name) for entry in found] == [
+        ("other", "CONFIGURATION TABLES"),
+        ("reserved", "RAMSTAGE"),
+    ]
 
 
 CHUNKS = """\

@@ -89,14 +89,3 @@ def test_a_trace_of_another_tracer_cannot_be_replayed() -> None:
         pytest.raises(TraceError, match=r"line 5.*none of its 2 memslot calls.*prints no struct"),
     ):
         replay(trace)
-
-
-def test_qemus_own_trace_of_ioctls_is_no_other_tracer() -> None:
-    text = (
-        "4321@1772446272.345600:kvm_vm_ioctl type 0x4020ae46, arg 0x7ffe13b0c970\n"
-        "4321@1772446272.345678:kvm_set_user_memory Slot#0 flags=0x0 gpa=0x0 size=0x8000000 "
-        "ua=0x7f2c0be00000 ret=0\n"
-    )
-    with open_trace("recorded", stream=io.BytesIO(text.encode())) as trace:
-        assert len(list(trace)) == 1
-        assert (trace.format, trace.counts.lost_total) == ("qemu", 0)

@@ -203,6 +203,30 @@ def test_slots_of_a_closed_file_cannot_be_cut(memfd: GuestMemfd) -> None:
     assert [slot.id for slot in vm] == [5]
 
 
+@pytest.mark.parametrize("bases", [(0, 16, 32), (32, 16, 0), (16, 0, 32)])
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_copies_where_one_descriptor_is_closed(
+    bases: tuple[int, int, int], copied: Callable[[Memslots], Memslots], memfd: GuestMemfd
+) -> None:
+    """The others of the file are open, so its bindings stay, those of the closed one too."""
+    vm, other = Memslots(), memfd.dup()
+    for id, (base, of) in enumerate(zip(bases, (memfd, other, other), strict=True)):
+        vm.set_region2(id, PRIVATE, base * PAGE, 16 * PAGE, 0, of, (48 - 16 * id) * PAGE)
+    memfd.close()
+    for each in (vm, copied(vm)):
+        each.check()
+        slots = [each[id] for id in range(3)]
+        assert [slot.base_gfn for slot in slots] == list(bases)
+        assert [slot.guest_memfd_offset >> 12 for slot in slots] == [48, 32, 16]
+        files = [slot.guest_memfd for slot in slots]
+        assert [file is None or file.closed for file in files] == [True, False, False]
+        again = files[1]
+        for offset in (16, 32, 48):
+            arguments = (9, PRIVATE, 100 * PAGE, 16 * PAGE, 0, again, offset * PAGE)
+            refused(partial(each.set_region2, *arguments), errno.EINVAL, "G7")
+        assert each.set_region2(9, PRIVATE, 100 * PAGE, 16 * PAGE, 0, again, 0) is Change.CREATE
+
+
 def test_closing_by_two_threads_at_a_time(vm: Memslots, memfd: GuestMemfd) -> None:
     """Wherever the second thread comes in between, only one descriptor is closed."""
     for number in count(1):
