@@ -17,13 +17,12 @@ _NUMBER = re.compile(
     rf"(?<![\w.-])(?:(?P<hex>(?:0x0*)?(?:4020ae46|40a0ae49))|{'|'.join(DECIMAL)})(?!\w)"
 )
 #: In front of the number: a call as strace prints it, too. Or the name of the call, or a system
-#: call's number (of raw_syscalls), or audit's name of the second argument.
+#: call's number (of raw_syscalls), or audit's name of the second argument. QEMU's event kvm_vm_ioctl
+#: is no call: its event kvm_set_user_memory has the struct.
 _AS_STRACE = re.compile(
     rf"(?<!\w)ioctl\({ARGUMENT_NAME}(?:-?\d+|0x[0-9a-f]+)(?:<[^\"]*>)?, {ARGUMENT_NAME}\Z"
 )
-#: QEMU's event of every request; its event kvm_set_user_memory has the struct.
-_QEMUS = "kvm_vm_ioctl type "
-_CALLED = re.compile(r"\w*ioctl\w*|\bNR \d{1,4} \(|\ba1=")
+_CALLED = re.compile(r"\b(?:\w*[sS][yY][sS]\w*_)?ioctl\b|\bNR \d{1,4} \(|\ba1=")
 _ADDRESS = re.compile(r"[^\w\n]+(?:(?:arg|a2)\W+)?(?:0x)?0*(\w*)")
 _LONGEST = 200  # characters from the name of a call to the number
 
@@ -42,7 +41,7 @@ class OtherTracers:
             return False
         for number in _NUMBER.finditer(text):
             before = text[max(0, number.start() - _LONGEST) : number.start()]
-            if number["hex"] and (_AS_STRACE.search(before) or before.endswith(_QEMUS)):
+            if number["hex"] and _AS_STRACE.search(before):
                 continue
             called = list(_CALLED.finditer(before))
             if not called or is_quoted(text, number.start()):

@@ -75,6 +75,7 @@ def test_the_long_struct() -> None:
         '501 write(1, "sys_ioctl(fd: 4, cmd: 4020ae46, arg: 7ffd)", 33) = 33',
         "             vmm-10814   [000] ..... 15021.763230: sys_ioctl(fd: 3, cmd: 0xae01, arg: 0)",
         "mmap(0x4020ae46000, 4096) = 0x4020ae46000",
+        "4321@1772446272.345600:kvm_vm_ioctl type 0x4020ae46, arg 0x7ffe13b0c970",
     ],
 )
 def test_what_is_no_call(text: str) -> None:
