@@ -35,7 +35,6 @@ SELDOM_CALLED = {
     "memory/backing",
     "memory/guestmemory",
     "memory/known",
-    "memory/marks",
     "memory/segments",
     "memslots",
     "read/batch",

@@ -11,7 +11,7 @@ from memslots.core.lookup_batch cimport MARK_DIRTY
 from memslots.core.machine cimport machine
 from memslots.core.region cimport limits
 from memslots.core.slot cimport slot as slot_t
-from memslots.core.space cimport space, space_active
+from memslots.core.space cimport space
 from memslots.core.srcu cimport srcu_reader
 from memslots.core.units cimport LAST_GFN, gfn_t
 from memslots.dirty.logs cimport (
@@ -337,10 +337,11 @@ max_hva=140737488351232, manual_dirty_log=0, backend=None, map=None)\n--\n
         address space is empty and there is neither a listener nor a backend, one pass makes them in
         a fifth of the time.
         """
-        made = late("memslots.write.filling", "create_at_once")(self.writer, slots, as_id)
+        wanted = late("memslots.write.filling", "map_from")(slots, as_id)
+        made = late("memslots.write.filling", "create_at_once")(self.writer, wanted, as_id)
         if made is None:
             with self.transaction() as tx:
-                made = tx.create_many(slots, as_id)
+                made = tx.create_many(wanted, as_id)
         return made
 
     def move(self, slot, base_gfn, as_id=0):
@@ -896,7 +897,7 @@ max_hva=140737488351232, manual_dirty_log=0, backend=None, map=None)\n--\n
         cdef space *sp = self.space_of(as_id)
         self.writer.enter("a free id")
         try:
-            id = self.writer.free_ids_of(sp.as_id).lowest(space_active(sp))
+            id = self.writer.lowest_id(sp.as_id)
         finally:
             self.writer.leave()
         return room_for(id, sp.as_id, self.m.lim.max_slots)

@@ -7,6 +7,7 @@ They drive a part of the core alone, as any outside code could.
 from __future__ import annotations
 
 import fcntl
+import gc
 import hashlib
 import importlib
 import inspect
@@ -83,7 +84,7 @@ MARKERS = {
     ),
     "kvm": ("kvm/",),
     "leaks": ("test_leaks.py", "kvm/test_leaks.py"),
-    "serial": ("test_leaks.py", "kvm/test_leaks.py", "test_stress.py", "core/test_threads.py"),
+    "soak": ("test_leaks.py", "kvm/test_leaks.py", "test_stress.py", "core/test_threads.py"),
 }
 
 
@@ -109,6 +110,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             or starts_threads(item)
         ):
             item.add_marker("untraced")
+
+
+def pytest_collection_finish() -> None:
+    """Keeps what stays until the end out of the collections that tests ask for: most are quick."""
+    gc.collect()
+    gc.freeze()
 
 
 def build_drivers(target: Path, sources: Sequence[Path]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -66,7 +67,10 @@ def command(
     Exit status: 0, or 1 if a structure gave a wrong answer (each is checked before it is timed).
     """  # fmt: skip
     chosen = _bench_plan(tests, sorted(set(slots)), against, quick)
-    draw = None if plot is None else _plotter(plot)
+    try:
+        draw = None if plot is None else _plotter(plot)
+    except OSError as error:
+        return _unwritten(plot, error)
     if plot is not None and draw is None:
         complain(_PLOT_MISSING)
         return 2
@@ -81,9 +85,13 @@ def command(
         if draw is not None:
             draw(report)
     except OSError as error:
-        complain(f"{plot}: {error.strerror}")
-        return 2
+        return _unwritten(plot, error)
     return 0
+
+
+def _unwritten(plot: str | None, error: OSError) -> int:
+    complain(f"{plot}: {error.strerror}")
+    return 2
 
 
 def _bench_plan(
@@ -102,14 +110,20 @@ def _bench_plan(
 def _plotter(path: str) -> Callable[[bench.Report], None] | None:
     """Returns a function that draws a report to `path`, or None if matplotlib is missing.
 
-    Called before anything is measured, so a missing matplotlib costs no time.
+    Raises OSError if the file cannot be written. Called before anything is measured, so these
+    faults cost no time.
     """
-    if Path(path).suffix.lower() not in (".svg", ".png"):
+    file = Path(path)
+    if file.suffix.lower() not in (".svg", ".png"):
         raise click.UsageError(f"--plot {path}: FILE must end in .svg or .png")
-    if not Path(path).absolute().parent.is_dir():
+    if not file.absolute().parent.is_dir():
         raise click.UsageError(f"--plot {path}: the directory does not exist")
     try:
         import_module("matplotlib")
     except ModuleNotFoundError:
         return None
+    new = not os.path.lexists(file)
+    file.open("ab").close()
+    if new:
+        file.unlink()
     return lambda report: draw(report, path)

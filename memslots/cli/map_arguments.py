@@ -86,6 +86,9 @@ def read_maps(name: str, vm: int, meter: Meter) -> Maps:
     else:
         with SAMPLES[sample].open() as sampled, open_trace(path, "auto", sampled) as trace:
             report = replay(trace, until=until)
+    lines = report.counts.lines
+    if until is not None and until > lines:
+        raise TraceError(path, f"line {until} was asked for, but the trace ends at line {lines}")
     if not report.vms and vm == 1:
         return Maps(name, {})  # the trace has no call up to that line
     if not 1 <= vm <= len(report.vms):

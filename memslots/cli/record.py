@@ -24,7 +24,11 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 #: The system calls that show slots, and the processes to which they belong.
-_TRACED = "trace=ioctl,clone,clone3,fork,vfork,close,dup,dup2,dup3,fcntl"
+#: A strace that does not know a name behind a question mark goes on without it.
+_TRACED = (
+    "trace=ioctl,clone,clone3,fork,vfork,close,dup,dup2,dup3,fcntl,"
+    "?unshare,?close_range,?pidfd_getfd"
+)
 _PAUSE = 0.1  # seconds between two looks at the end of a file that grows
 
 

@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from struct import Struct
-from typing import TYPE_CHECKING, SupportsIndex
+from typing import TYPE_CHECKING, NoReturn, SupportsIndex
 
 from memslots.errors import KvmError
 from memslots.kvm import ioctls
@@ -34,6 +34,14 @@ if TYPE_CHECKING:
 
 _IO, _HLT, _MMIO, _SHUTDOWN, _FAIL_ENTRY, _INTR = 2, 5, 6, 8, 9, 10
 _INTERNAL_ERROR, _SYSTEM_EVENT, _MEMORY_FAULT = 17, 24, 39
+
+
+def _check_memory(given: object) -> None:
+    # Imported here: a vCPU that runs without devices needs no GuestMemory.
+    from memslots.memory.guestmemory import GuestMemory
+
+    if not isinstance(given, GuestMemory):
+        raise TypeError(f"memory must be a GuestMemory, not {type(given).__name__!r}")
 
 
 class KvmVcpu:
@@ -62,6 +70,9 @@ class KvmVcpu:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a KvmVcpu cannot be pickled or copied: it belongs to its KvmVM")
 
     def __repr__(self) -> str:
         return f"<KvmVcpu {self.id}{': closed' if self._fd.closed else ''}>"
@@ -162,12 +173,16 @@ class KvmVcpu:
 
         Raises
         ------
+        TypeError
+            memory is not a GuestMemory.
         KvmError
             The kernel refuses to run the guest.
         KvmClosedError
             The vCPU is closed, or was closed while it ran.
         """
         mmio = None
+        if memory is not None:
+            _check_memory(memory)  # before the guest runs
         while True:
             exit = self.run_once()
             if memory is not None:

@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, SupportsIndex
+from typing import TYPE_CHECKING, NoReturn, SupportsIndex
 
 from memslots.errors import KvmClosedError, KvmError, MemslotError, busy
 from memslots.kvm import ioctls
@@ -116,6 +116,9 @@ class KvmVM:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a KvmVM cannot be pickled or copied: it is a VM of the kernel")
 
     def __repr__(self) -> str:
         state = "closed" if self._fd.closed else f"{len(self._slots)} slots"

@@ -13,6 +13,8 @@ from memslots.read.memorymap import MemoryMap
 from memslots.read.table import flag_names
 from memslots.values.records import Flags
 
+#: A log with an object in each line.
+_JSON_LINES = re.compile(r"\s*\{[^\n]*\}\s*\n\s*\{[^\n]*\}\s*(?:\n|\Z)")
 _JSON = re.compile(r"\ufeff?\s*(?:\{\s*[\"}]|\[\s*[\]{])")
 
 
@@ -24,7 +26,7 @@ class Json:
     @staticmethod
     def recognises(text: str) -> bool:
         """Returns whether an input that begins with `text` is in this format."""
-        return _JSON.match(text) is not None
+        return _JSON.match(text) is not None and _JSON_LINES.match(text) is None
 
     @staticmethod
     def read(text: str) -> list[Map]:

@@ -19,6 +19,7 @@ from memslots.errors import InvalidRegionError, TraceError
 from memslots.maps.binary import maps_of
 from memslots.maps.documents import Json, map_of
 from memslots.maps.entries import Map
+from memslots.maps.firmware import Efi, Ram, Smap
 from memslots.maps.mtree import FlatViews, Tree
 from memslots.maps.procmaps import ProcMaps
 from memslots.maps.ramblock import RamBlocks
@@ -58,9 +59,12 @@ _TEXTS: tuple[_Text, ...] = (
     Unidbg(),
     Libkrun(),
     E820(),
+    Efi(),
+    Smap(),
     Csv(),
     Memmap(),
     Iomem(),
+    Ram(),
     RamBlocks(),
     ProcMaps(),
 )
@@ -157,7 +161,7 @@ def text_of(name: str, file: BinaryIO | None, most: int = _MOST_TEXT) -> str:
     with Source(name, file) as source:
         parts = []
         size = 0
-        for block in source.blocks():
+        for block in source.text():
             parts.append(block)
             size += len(block)
             if size >= most:

@@ -65,7 +65,8 @@ def _e820_lines(text: str) -> Iterator[tuple[str, Entry]]:
     for match in _E820.finditer(text):
         source, type = (match["source"] or "").lower(), match["type"].strip()
         kind = _e820_kind(type)
-        if not source and (match["mark"] is None or kind == "other"):
+        known = kind != "other" or type == "unusable"
+        if not source and (match["mark"] is None or not known):
             continue  # two numbers of something else
         start, end = int(match["start"], 16), int(match["end"], 16)
         if match["closed"] or end & 1:
@@ -176,8 +177,8 @@ class Csv:
     @staticmethod
     def recognises(text: str) -> bool:
         """Returns whether an input that begins with `text` is in this format."""
-        head = text.lstrip("\ufeff \r\n")[:_LONGEST_HEAD].split("\n", 1)[0]
-        columns = _csv_rows([head]).fieldnames or ()
+        head = text.lstrip("\ufeff \r\n")[:_LONGEST_HEAD].splitlines()[:1]
+        columns = _csv_rows(head or [""]).fieldnames or ()
         return "start" in columns and ("size" in columns or "end" in columns)
 
     @staticmethod

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+from operator import index
+from typing import SupportsIndex
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
@@ -25,22 +27,33 @@ def advise(
     mergeable: bool | None,
     fork: bool | None,
     dump: bool | None,
-    numa_node: int | None,
+    numa_node: SupportsIndex | None,
 ) -> None:
     """Implements Backing.advise."""
+    node = None if numa_node is None else _node(numa_node)
     for wanted, (yes, no) in ((mergeable, _MERGEABLE), (fork, _FORK), (dump, _DUMP)):
         if wanted is not None and _libc.madvise(hva, size, yes if wanted else no):
             raise _error()
-    if numa_node is not None:
-        _bind(hva, size, numa_node)
+    if node is not None:
+        _bind(hva, size, node)
+
+
+def _node(given: SupportsIndex) -> int:
+    """Returns the number of a NUMA node. TypeError; ValueError: no kernel has so many nodes."""
+    try:
+        node = index(given)
+    except TypeError:
+        kind = type(given).__name__
+        raise TypeError(f"numa_node must be an integer, not {kind!r}") from None
+    if not 0 <= node < _MOST_NODES:
+        raise ValueError(f"numa_node must be 0 to {_MOST_NODES - 1}, not {node}")
+    return node
 
 
 def _bind(hva: int, size: int, node: int) -> None:
     number = _MBIND.get(platform.machine())
     if number is None:
         raise OSError(38, f"the number of mbind is not known for {platform.machine()}")
-    if not 0 <= node < _MOST_NODES:
-        raise ValueError(f"numa_node must be 0 to {_MOST_NODES - 1}, not {node}")
     mask = (ctypes.c_ulong * (_MOST_NODES // 64))()
     mask[node // 64] = 1 << node % 64
     arguments = (ctypes.c_void_p(hva), ctypes.c_ulong(size), ctypes.c_int(_MPOL_BIND))

@@ -55,7 +55,7 @@ class Backing:
         mergeable: bool | None = None,
         fork: bool | None = None,
         dump: bool | None = None,
-        numa_node: int | None = None,
+        numa_node: SupportsIndex | None = None,
     ) -> None:
         """Tells the host how to treat the memory. OSError: the kernel refused."""
     @property
@@ -71,6 +71,12 @@ class Backing:
 
 def address_of(view: ReadableBuffer) -> int:
     """Returns the host address of a buffer's first byte."""
+
+def place_in_file(backing: Backing, hva: int) -> tuple[int, int]:
+    """Returns the descriptor of the memory's file, and the file offset of a host address in it.
+
+    ValueError if the memory has no file.
+    """
 
 def may_go_away(backing: Backing) -> bool:
     """Returns whether pages of the memory may go away, or may never come."""

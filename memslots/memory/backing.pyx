@@ -377,6 +377,16 @@ def address_of(view):
     return address
 
 
+def place_in_file(Backing backing not None, uint64_t hva):
+    """Returns the descriptor of the memory's file, and the file offset of a host address in it.
+
+    ValueError if the memory has no file.
+    """
+    # A memfd is mapped from its first byte on, and has no file_end.
+    cdef uint64_t begin = backing.file_end - backing.memory.len if backing.file_end else 0
+    return backing.fileno(), begin + (hva - backing.start())
+
+
 def may_go_away(Backing backing not None):
     """Returns whether pages of the memory may go away, or may never come."""
     return backing.may_fault

@@ -7,13 +7,14 @@ import errno
 import mmap
 from bisect import bisect_right
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
-from memslots.dirty.runs import copy_pages, take_logs
+from memslots.dirty.runs import copy_pages, return_logs, take_logs
 from memslots.errors import InvalidRegionError
 from memslots.memory.absent import pages_there
 from memslots.memory.backing import Backing, address_of, may_go_away
-from memslots.memory.marks import return_marks, without_changes
+from memslots.memory.known import without_changes
+from memslots.memory.written import mark_memory
 from memslots.values.integers import PAGE_SHIFT, PAGE_SIZE
 from memslots.values.records import Flags, Slot
 
@@ -58,6 +59,7 @@ class Checkpoint:
         self._slots: list[list[Slot]] = []
         self._generations: list[int] = []
         self._by_log = False
+        self._ended_logs = 0  # of the machine, when its logs last said all that was written
         self._pieces: list[_Piece] = []
         self._of_files: list[tuple[GuestMemory, Slot]] = []
         # For each slot its parts, as copy_pages takes them.
@@ -74,10 +76,13 @@ class Checkpoint:
                 raise InvalidRegionError(
                     errno.EINVAL, "by_log needs a dirty log on every slot that can be written"
                 )
+            self._ended_logs = memory._ended_logs()
             if self._by_log:
                 take_logs(vm, logs)
             for there, slots in zip(spaces, self._slots, strict=True):
-                for slot in filter(_is_copied, slots):
+                for slot in slots:
+                    if not _is_copied(there, slot):
+                        continue
                     (view,) = there._restore_views(slot.guest_phys_addr, slot.memory_size)
                     views.append((there, slot, view))
                     if _backing(view).kind == "file":
@@ -87,8 +92,11 @@ class Checkpoint:
         try:
             without_changes(vm, begin)
         except BaseException:
-            return_marks(vm, logs)
+            return_logs(vm, logs)
             raise
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Checkpoint cannot be pickled or copied: it is memory")
 
     @property
     def by_log(self) -> bool:
@@ -127,8 +135,10 @@ class Checkpoint:
     def restore(self) -> int:
         """Restores all memory to the state at the checkpoint.
 
-        If `by_log` is true, the dirty logs are empty afterwards. Otherwise each restored page is
-        marked, like a written page, in every slot on it that has a log.
+        If `by_log` is true, the dirty logs are empty afterwards. If a log ended meanwhile, because
+        its slot was deleted or its flag turned off, this one restore compares all memory, and
+        restored pages of files stay marked. If `by_log` is false, each restored page is marked,
+        like a written page, in every slot on it that has a log.
 
         Returns
         -------
@@ -170,11 +180,17 @@ class Checkpoint:
 
         def work() -> int:
             self._check()
+            ended = self._memory._ended_logs()
             try:
                 take_logs(vm, logs)
-                return copy_pages(logs, self._places, self._guarded) << PAGE_SHIFT
+                if ended == self._ended_logs:
+                    return copy_pages(logs, self._places, self._guarded) << PAGE_SHIFT
+                # The marks of a log that ended are lost, and only a comparison finds the writes.
+                count = sum(1 for _ in self._put_back_differences())
+                self._ended_logs = ended
+                return count << PAGE_SHIFT
             except BaseException:
-                return_marks(vm, logs)
+                return_logs(vm, logs)
                 raise
 
         return without_changes(vm, work)
@@ -185,38 +201,38 @@ class Checkpoint:
 
         def work() -> None:
             self._check()
-            # Memory that may go away is compared before anything is written.
-            found = [
-                (piece, list(_different(piece)) if piece.guarded else _different(piece))
-                for piece in self._pieces
-            ]
-            for piece, pages in found:
-                for start in pages:
-                    hva = piece.hva + start
-                    # The mark after the bytes is the one that counts. This one is there if a
-                    # signal handler raises before the other is made.
-                    self._mark(hva, hva + PAGE_SIZE)
-                    changed.append(hva)
-                    piece.put_back(start, start + PAGE_SIZE)
+            for hva in self._put_back_differences():
+                # The mark after the bytes is the one that counts. This one is there if a signal
+                # handler raises before the other is made.
+                mark_memory(vm, hva, hva + PAGE_SIZE)
+                changed.append(hva)
 
         try:
             without_changes(vm, work)
         finally:
             for hva in changed:
-                self._mark(hva, hva + PAGE_SIZE)
+                mark_memory(vm, hva, hva + PAGE_SIZE)
         return len(changed) << PAGE_SHIFT
 
-    def _mark(self, start: int, end: int) -> None:
-        """Marks host memory in every slot on it that has a log."""
-        vm = self._memory.vm
-        for as_id in range(vm.address_spaces):
-            for slot, first, last in vm.address_space(as_id).in_hva_range(start, end):
-                if slot.flags & Flags.LOG_DIRTY_PAGES:
-                    vm.mark_dirty_range(first, last, as_id)
+    def _put_back_differences(self) -> Iterator[int]:
+        """Yields the host address of each page that differs from its copy, then puts it back."""
+        # Memory that may go away is compared before anything is written.
+        found = [
+            (piece, list(_different(piece)) if piece.guarded else _different(piece))
+            for piece in self._pieces
+        ]
+        for piece, pages in found:
+            for start in pages:
+                yield piece.hva + start
+                piece.put_back(start, start + PAGE_SIZE)
 
 
-def _is_copied(slot: Slot) -> bool:
-    return not slot.flags & (Flags.READONLY | Flags.GUEST_MEMFD)
+def _is_copied(there: GuestMemory, slot: Slot) -> bool:
+    if slot.flags & Flags.READONLY:
+        return False
+    # A slot of a guest_memfd need not have host memory.
+    private = bool(slot.flags & Flags.GUEST_MEMFD)
+    return not private or there.is_mapped(slot.guest_phys_addr, slot.memory_size)
 
 
 def _backing(view: memoryview) -> Backing:

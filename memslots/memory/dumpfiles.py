@@ -80,10 +80,11 @@ def elf_ranges(file: BinaryIO) -> list[FileRange]:
     program = struct.Struct(end + ("IIQQQQQQ" if wide else "IIIIIIII"))
     if (phnum and phentsize < program.size) or phnum > _MOST:
         raise ValueError(f"it cannot have {phnum} program headers of {phentsize} bytes")
+    # Looked at first: a read of so many bytes takes the memory for them.
+    if phoff + phnum * phentsize > file.seek(0, 2):
+        raise ValueError("it ends within its program headers")
     file.seek(phoff)
     table = file.read(phnum * phentsize)
-    if len(table) < phnum * phentsize:
-        raise ValueError("it ends within its program headers")
     return list(_segments(table, phentsize, program, wide))
 
 

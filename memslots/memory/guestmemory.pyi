@@ -134,6 +134,7 @@ class GuestMemory:
         write: Callable[[int, int, int], object] | None = None,
     ) -> MmioHandle:
         """Registers the functions of a device. They answer accesses where there is no slot."""
+    def _ended_logs(self) -> int: ...
     def _mmio(self) -> Mmio | None:
         """Returns the Mmio of the machine, or None. For kvm/vcpu.py."""
     def load(self, path: str | os.PathLike[str], gpa: SupportsIndex) -> int:

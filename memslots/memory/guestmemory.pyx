@@ -99,7 +99,8 @@ cdef class GuestMemory:
     An access is worked out in full before it begins. If it fails, it raises for the first guest
     address that it cannot reach, and has done nothing. NotMappedError: no slot holds the address,
     or the slot's host memory is not known or not there. ReadOnlyError: a write reaches a READONLY
-    slot, or host memory that cannot be written. An access of 0 bytes does nothing at any address.
+    slot, or host memory that cannot be written. InvalidRegionError: the bytes go beyond the last
+    guest address. An access of 0 bytes does nothing at any address.
 
     Writes are marked in the dirty logs of the slots they reach.
 
@@ -476,14 +477,15 @@ cdef class GuestMemory:
             The memory is in more than one slot; `views` returns all parts.
         """
         size = u64(n, "n")
-        parts = self.views(gpa, size)
+        address = u64(gpa, "gpa")
+        parts = self.views(address, size)
         if len(parts) > 1:
             raise InvalidRegionError(
                 errno.EINVAL,
-                f"{size:#x} bytes from gpa {u64(gpa, 'gpa'):#x} are in {len(parts)} slots: a view"
-                " must be in one",
+                f"{size:#x} bytes from gpa {address:#x} are in {len(parts)} slots: a view must be"
+                " in one",
             )
-        return parts[0] if parts else memoryview(b"")
+        return parts[0] if parts else memoryview(bytearray())
 
     def views(self, gpa, n, *, write=False):
         """Returns views of guest memory, slot by slot, as os.readv and os.writev take them.
@@ -677,11 +679,14 @@ cdef class GuestMemory:
         ------
         InvalidRegionError
             by_log is true, and a writable slot has no log.
+        ReadOnlyError
+            A slot that is not READONLY is on host memory that cannot be written.
         NotMappedError, MemoryError
 
         Notes
         -----
-        O(bytes that were ever touched). READONLY slots are left out. With the logs a restore takes
+        O(bytes that were ever touched). READONLY slots are left out, and slots of a guest_memfd
+        without known host memory. With the logs a restore takes
         as long as to copy the written pages; writes through a view must be marked (mark_dirty).
         """
         return late("memslots.memory.checkpoint", "Checkpoint")(self, by_log)
@@ -747,10 +752,13 @@ cdef class GuestMemory:
     # Structures and devices
 
     def is_mapped(self, gpa, n=1):
-        """Returns whether `read` of `n` bytes would succeed."""
+        """Returns whether slots with known host memory hold all of `n` bytes.
+
+        Then `read` succeeds, unless the memory has gone away. No page is touched to find out.
+        """
         try:
             self.views(gpa, n)
-        except NotMappedError:
+        except (NotMappedError, InvalidRegionError):
             return False
         return True
 
@@ -823,6 +831,10 @@ cdef class GuestMemory:
             if self.known.mmio is None:
                 self.known.mmio = late("memslots.memory.mmio", "Mmio")()
         return self.known.mmio.add(first, last, self.sp.as_id, read, write)
+
+    def _ended_logs(self):
+        """Returns how many dirty logs of the machine have ended. For checkpoint.py."""
+        return self.known.ended_logs
 
     def _mmio(self):
         """Returns the Mmio of the machine, or None. For kvm/vcpu.py."""
@@ -966,14 +978,15 @@ cdef class GuestMemory:
     cdef uint64_t number(self, object gpa, int size) except? 0xFFFFFFFFFFFFFFFF:
         """Reads a number of `size` bytes. If no slot holds it, a device may answer."""
         cdef access a
+        cdef gpa_t address = u64(gpa, "gpa")
         cdef uint64_t value
         cdef tuple _held
         given = None
         try:
-            _held = self.begin(&a, u64(gpa, "gpa"), size, ACCESS_READ)
+            _held = self.begin(&a, address, size, ACCESS_READ)
         except NotMappedError:
             if self.known.mmio is not None:
-                given = self.known.mmio.read(u64(gpa, "gpa"), size, self.sp.as_id)
+                given = self.known.mmio.read(address, size, self.sp.as_id)
             if given is None:
                 raise
         # Not in the except clause: if there is no memory for the traceback, Cython's return from
@@ -991,7 +1004,7 @@ cdef class GuestMemory:
         cdef gpa_t address = u64(gpa, "gpa")
         cdef uint64_t value = u64(given, "value")
         if size < 8 and value >> (8 * size):
-            field_of(given, "value", 8 * size)  # raises
+            field_of(value, "value", 8 * size)  # raises
         cdef tuple _held = None
         cdef gpa_t bad
         try:

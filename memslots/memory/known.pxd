@@ -3,6 +3,8 @@
 Not installed: Cython code outside this package uses memslots.pxd.
 """
 
+from libc.stdint cimport uint64_t
+
 from memslots.core.units cimport hva_t
 
 cdef class Backings:
@@ -11,6 +13,9 @@ cdef class Backings:
     # The Backings in order of host address. Any thread may replace the tuple, never change it in
     # place: use it only in a critical section
     cdef tuple all
+    # The number of dirty logs that ended: their slot was deleted, or logs no more. Each step of a
+    # transaction counts. Written by the writer
+    cdef uint64_t ended_logs
     cdef object mmio  # the machine's devices, a memory.mmio.Mmio; None: there are none
 
     # Returns all known Backings. The tuple keeps their memory.

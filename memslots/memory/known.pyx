@@ -1,10 +1,13 @@
-"""The known host memory of one machine: found by host address, kept while slots are on it."""
+"""The known host memory of one machine: found by host address, kept while slots are on it.
+
+Also what a snapshot needs of the machine's Writer: a moment without changes, and the marks.
+"""
 
 cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 
 from memslots.core.machine cimport machine
-from memslots.core.slot cimport slot
+from memslots.core.slot cimport SLOT_LOG_DIRTY_PAGES, slot
 from memslots.core.slotset cimport slotset_first_hva
 from memslots.core.space cimport space_active
 from memslots.memory.backing cimport Backing
@@ -33,6 +36,10 @@ cdef class Backings:
 
     def commit(self, change, old, new):
         """Forgets Backings that a DELETE leaves without slots. The Memslots calls it."""
+        # In C: the & of an IntFlag is a Python function.
+        cdef uint32_t before = 0 if old is None else old.flags
+        cdef uint32_t after = 0 if new is None else new.flags
+        self.ended_logs += before & ~after & SLOT_LOG_DIRTY_PAGES
         if change is not DELETE:
             return
         cdef hva_t hva = old.userspace_addr
@@ -155,3 +162,24 @@ cdef void *backing_at(tuple all, hva_t hva) noexcept:
     if n == 0 or not (<Backing>all[n - 1]).holds(hva, 1):
         return NULL
     return <void *>all[n - 1]
+
+
+def without_changes(vm, work):
+    """Returns what work() returns. Nobody changes the slots meanwhile: other threads wait."""
+    cdef Writer writer = memslots_writer(vm)
+    cdef bint entered = writer.enter_again("a snapshot")
+    try:
+        return work()
+    finally:
+        if entered:
+            writer.leave()
+
+
+def take_runs(vm, list logs not None):
+    """Does what Memslots.take_dirty_runs does. `logs` gets the marks, for return_logs.
+
+    If this raises, `logs` has what was taken until then. `logs` is an argument because a signal
+    handler may raise after this call, before the caller has its result.
+    """
+    cdef Writer writer = memslots_writer(vm)
+    return writer.take_dirty_runs(vm, logs)

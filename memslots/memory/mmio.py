@@ -6,7 +6,7 @@ import errno
 from collections.abc import Callable
 from operator import index
 from types import TracebackType
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from memslots.errors import InvalidRegionError
 from memslots.values.forks import lock_across_forks
@@ -35,6 +35,9 @@ class MmioHandle:
     def close(self) -> None:
         """Ends the registration. Closing again does nothing."""
         self._registry.remove(self._range)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a MmioHandle cannot be pickled or copied: it belongs to its GuestMemory")
 
     def __enter__(self) -> MmioHandle:
         return self

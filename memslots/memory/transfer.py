@@ -6,14 +6,14 @@ import ctypes
 import errno
 import mmap
 import os
-from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
 from operator import index
 from typing import TYPE_CHECKING, SupportsIndex
 
 from memslots.errors import InvalidRegionError
-from memslots.memory.backing import Backing, address_of
+from memslots.memory.backing import Backing, address_of, place_in_file
+from memslots.memory.written import Written
 from memslots.values.integers import PAGE_SIZE, field
 
 if TYPE_CHECKING:
@@ -29,8 +29,10 @@ _MADV_POPULATE_READ = 22
 
 def write_from(memory: GuestMemory, fd: int, gpa: int, n: int, offset: SupportsIndex | None) -> int:
     """Implements GuestMemory.write_from."""
-    at = _checked(offset)
-    views = memory.views(gpa, n, write=True)
+    fd = _descriptor(fd)
+    at, address, size = _checked(offset), field(gpa, "gpa", 64), field(n, "n", 64)
+    written = Written(memory, address, size)
+    views = written.views
     done = 0
     try:
         while views:
@@ -40,16 +42,18 @@ def write_from(memory: GuestMemory, fd: int, gpa: int, n: int, offset: SupportsI
                 break
             done += count
             views = _rest(views, count)
+        written.mark(done)
     except BaseException:
-        # A signal handler may raise as a read returns: then it is not known what was written.
-        memory.mark_dirty(gpa, n)
+        # A signal handler may raise as a read returns, when nothing tells what was written, or in
+        # the middle of the marks.
+        written.mark(size)
         raise
-    memory.mark_dirty(gpa, done)
     return done
 
 
 def read_into(memory: GuestMemory, fd: int, gpa: int, n: int, offset: SupportsIndex | None) -> int:
     """Implements GuestMemory.read_into."""
+    fd = _descriptor(fd)
     at = _checked(offset)
     views = memory.views(gpa, n)
     done = 0
@@ -59,6 +63,13 @@ def read_into(memory: GuestMemory, fd: int, gpa: int, n: int, offset: SupportsIn
         done += count
         views = _rest(views, count)
     return done
+
+
+def _descriptor(fd: SupportsIndex) -> int:
+    try:
+        return index(fd)
+    except TypeError:
+        raise TypeError(f"fd must be an integer, not {type(fd).__name__!r}") from None
 
 
 def _checked(offset: SupportsIndex | None) -> int | None:
@@ -77,37 +88,41 @@ def _rest(views: list[memoryview], count: int) -> list[memoryview]:
     return left
 
 
-def _backing_of(memory: GuestMemory, hva: int) -> Backing:
-    backings = memory.backings
-    return backings[bisect_right([backing.hva for backing in backings], hva) - 1]
+def _backing_of(view: memoryview) -> Backing:
+    assert isinstance(view.obj, Backing)
+    return view.obj
 
 
 def file_of(memory: GuestMemory, gpa: int, n: int) -> tuple[int, int]:
     """Implements GuestMemory.file_of."""
-    hva = address_of(memory.view(gpa, n))
-    backing = _backing_of(memory, hva)
-    return backing.fileno(), hva - backing.hva
+    size = field(n, "n", 64)
+    if size == 0:
+        raise ValueError("0 bytes are in no file")
+    view = memory.view(gpa, size)
+    return place_in_file(_backing_of(view), address_of(view))
 
 
 def discard(memory: GuestMemory, gpa: int, n: int) -> None:
     """Implements GuestMemory.discard."""
-    views = memory.views(gpa, n, write=True)
+    at, size = field(gpa, "gpa", 64), field(n, "n", 64)
+    written = Written(memory, at, size)
     try:
-        at = index(gpa)
-        for view in views:
+        for view in written.views:
             _discard(memory, at, view)
             at += len(view)
-    finally:
-        memory.mark_dirty(gpa, n)
+        written.mark(size)
+    except BaseException:
+        written.mark(size)  # again, if a signal handler raised in the middle of the marks
+        raise
 
 
 def _discard(memory: GuestMemory, gpa: int, view: memoryview) -> None:
     """Gives whole pages back to the host if the memory allows it, and zeroes the rest."""
     begin, size = address_of(view), len(view)
-    backing = _backing_of(memory, begin)
     first = -begin % PAGE_SIZE
     last = max(first, size - (begin + size) % PAGE_SIZE)
-    advice = {"anonymous": mmap.MADV_DONTNEED, "memfd": _MADV_REMOVE}.get(backing.kind)
+    kind = _backing_of(view).kind
+    advice = {"anonymous": mmap.MADV_DONTNEED, "memfd": _MADV_REMOVE}.get(kind)
     if advice is None or last == first or _madvise(begin + first, last - first, advice):
         memory.fill(gpa, size)
     else:
@@ -127,7 +142,8 @@ def prefault(memory: GuestMemory, gpa: int, n: int, write: bool) -> None:
             code = ctypes.get_errno()
             if code != errno.EINVAL:  # kernels before 5.14 do not know the advice: EINVAL
                 raise OSError(code, os.strerror(code))
-            for at in range(0, len(view), PAGE_SIZE):
+            # The first byte, and the first of each page after it.
+            for at in (0, *range(start + PAGE_SIZE - begin, len(view), PAGE_SIZE)):
                 if write:
                     view[at] = view[at]
                 else:
@@ -137,12 +153,17 @@ def prefault(memory: GuestMemory, gpa: int, n: int, write: bool) -> None:
 @contextmanager
 def writing(memory: GuestMemory, gpa: int, n: int) -> Iterator[memoryview]:
     """Implements GuestMemory.writing."""
-    memory.views(gpa, n, write=True)  # raises
-    view = memory.view(gpa, n)
+    address, size = field(gpa, "gpa", 64), field(n, "n", 64)
+    written = Written(memory, address, size)
+    while len(written.views) > 1:
+        memory.view(address, size)  # raises, unless the slots were merged meanwhile
+        written = Written(memory, address, size)
     try:
-        yield view
-    finally:
-        memory.mark_dirty(gpa, n)
+        yield written.views[0] if written.views else memoryview(bytearray())
+        written.mark(size)
+    except BaseException:
+        written.mark(size)  # again, if a signal handler raised in the middle of the marks
+        raise
 
 
 def array(memory: GuestMemory, gpa: int, dtype: object, n: int) -> object:

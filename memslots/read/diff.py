@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from memslots.read.table import COLUMNS, cells, flag_names, lines
+from memslots.values.guestmemfd import GuestMemfd
 from memslots.values.integers import PAGE_SHIFT
 from memslots.values.records import Change, Flags, Slot, size_text
 
 Range = tuple[int, int]  # [start_gfn, end_gfn)
+_Memory = tuple[int, int, GuestMemfd | None, int]
 
 
 class MemoryChange(NamedTuple):
@@ -35,7 +37,8 @@ class FlagsChange(NamedTuple):
 class SlotChange(NamedTuple):
     """A slot that came (CREATE), went (DELETE), moved, or has other flags.
 
-    A slot that moved, or has other flags, is on the same host memory as before.
+    A slot that moved, or has other flags, is on the same host memory as before, and on the same
+    range of the same guest_memfd, if it has one. A slot on other memory went, and another came.
     """
 
     change: Change
@@ -162,7 +165,7 @@ def _slots(first: Sequence[Slot], second: Sequence[Slot]) -> list[SlotChange]:
     """Pairs slots on the same host memory: first those in the same place, then in gfn order."""
     places = {slot.base_gfn: slot for slot in second}
     changes = []
-    left: dict[tuple[int, int], list[Slot]] = {}
+    left: dict[_Memory, list[Slot]] = {}
     taken = set()
     for old in first:
         new = places.get(old.base_gfn)
@@ -186,8 +189,8 @@ def _slots(first: Sequence[Slot], second: Sequence[Slot]) -> list[SlotChange]:
     return sorted(changes, key=_place)
 
 
-def _memory(slot: Slot) -> tuple[int, int]:
-    return slot.userspace_addr, slot.npages
+def _memory(slot: Slot) -> _Memory:
+    return slot.userspace_addr, slot.npages, slot.guest_memfd, slot.guest_memfd_offset
 
 
 def _place(change: SlotChange) -> tuple[int, bool]:

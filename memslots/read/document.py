@@ -63,7 +63,12 @@ def map_of_text(text: str | bytes) -> tuple[list[Any], int, int]:
     A slot is a tuple, or a Slot if it has a guest_memfd. Raises ValueError for a text that is no
     JSON, InvalidRegionError for JSON that is no map.
     """
-    return map_of_document(json.loads(text))
+    try:
+        return map_of_document(json.loads(text))
+    except RecursionError:
+        raise InvalidRegionError(
+            errno.EINVAL, "the values of a map are not nested as deeply as those of this JSON"
+        ) from None
 
 
 def map_of_document(document: object) -> tuple[list[Any], int, int]:

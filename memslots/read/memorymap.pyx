@@ -173,7 +173,7 @@ cdef class MemoryMap:
     later calls return the same object.
     """
 
-    cdef bint is_made  # whether the map is complete; it is immutable from then on
+    cdef bint is_made  # whether the map has its slots; it is immutable from then on
     cdef index *ix  # the slots; NULL: there are none
     cdef void **made  # [i]: the Slot of row i, a reference, or NULL; NULL: none was asked for
     cdef views *sorted  # the rows by id and by host address; NULL: not asked for
@@ -192,6 +192,7 @@ cdef class MemoryMap:
             raise TypeError("a MemoryMap is immutable")
         cdef uint64_t remembered = u64(generation, "generation")
         cdef list given = list(slots)
+        cdef list memfds = None
         cdef rows r
         if as_id is None:
             as_id = next((item.as_id for item in given if isinstance(item, Slot)), 0)
@@ -202,15 +203,13 @@ cdef class MemoryMap:
             for item in given:
                 record = add_item(&r, item, number)
                 if record.guest_memfd is not None:
-                    self.memfds = self.memfds or []
-                    self.memfds.append(record)
-            self.take_rows(&r, number)
-            if self.memfds is not None:
-                self.memfds.sort(key=base_of)
+                    memfds = memfds or []
+                    memfds.append(record)
+            if memfds is not None:
+                memfds.sort(key=base_of)
+            self.take_rows(&r, number, remembered, memfds)
         finally:
             rows_free(&r)
-        self.generation = remembered
-        self.is_made = True
 
     @staticmethod
     def from_arrays(
@@ -245,15 +244,14 @@ cdef class MemoryMap:
         """
         cdef MemoryMap made = MemoryMap.__new__(MemoryMap)
         cdef uint32_t number = u32(as_id, "as_id")
+        cdef uint64_t remembered = u64(generation, "generation")
         cdef rows r
-        made.generation = u64(generation, "generation")
         memset(&r, 0, sizeof(r))
         try:
             add_columns(&r, (base_gfns, npages, userspace_addrs, flags, ids), number)
-            made.take_rows(&r, number)
+            made.take_rows(&r, number, remembered, None)
         finally:
             rows_free(&r)
-        made.is_made = True
         return made
 
     def __dealloc__(self):
@@ -265,19 +263,32 @@ cdef class MemoryMap:
         views_free(self.sorted)
         index_drop(self.ix)
 
-    cdef int take_rows(self, rows *r, uint32_t as_id) except -1:
-        """Makes the index of rows, or raises the error that says why there can be none."""
+    cdef int take_rows(
+        self, rows *r, uint32_t as_id, uint64_t generation, list memfds
+    ) except -1:
+        """Completes the map with the index of rows, or raises the error that says why it cannot."""
         cdef rows_fault why
         cdef rows_pair which
+        cdef index *ix
         cdef uint32_t i
-        self.as_id = as_id
+        cdef bint again
         with nogil:
-            self.ix = rows_index(r, &why, &which)
+            ix = rows_index(r, &why, &which)
         if why != ROWS_GOOD:
             raise rows_error(r, why, &which, as_id)
-        if self.ix is not NULL:
-            for i in range(self.ix.count):
-                self.nr_pages += self.ix.rows[i].npages
+        # Code that ran since (an iterable of slots, another thread) may have completed the map.
+        with cython.critical_section(self):
+            again = self.is_made
+            self.is_made = True
+        if again:
+            index_drop(ix)
+            raise TypeError("a MemoryMap is immutable")
+        self.ix = ix
+        self.as_id = as_id
+        self.generation = generation
+        self.memfds = memfds
+        for i in range(self.count()):
+            self.nr_pages += ix.rows[i].npages
         return 0
 
     cdef int take_memfds(self, list sources) except -1:
@@ -718,12 +729,18 @@ cdef class MemoryMap:
         MapDiff
             False if there are none; prints like a diff. Ids are not compared.
 
+        Raises
+        ------
+        ValueError
+            The maps are of different address spaces.
+
         Notes
         -----
         O(n + m), and O(k log k) for k slots that differ.
         """
         if not isinstance(other, MemoryMap):
             raise TypeError(f"diff takes a MemoryMap, not {type(other).__name__!r}")
+        check_space(self, other, "compared")
         from memslots.read.diff import differences
 
         # Slots that are the same in both maps make no difference.
@@ -927,6 +944,11 @@ cdef object add_item(rows *r, object item, uint32_t as_id):
     return item
 
 
+cdef bint has_elements(object given) except -1:
+    """Returns whether an argument is a buffer. A number of numpy is one too, without dimensions."""
+    return PyObject_CheckBuffer(given) and memoryview(given).ndim > 0
+
+
 cdef int add_columns(rows *r, tuple given, uint32_t as_id) except -1:
     """Adds the rows whose fields are in buffers. Flags may be an integer, ids None."""
     cdef column columns[5]
@@ -943,7 +965,7 @@ cdef int add_columns(rows *r, tuple given, uint32_t as_id) except -1:
         for k in range(5):
             if k == 4 and given[k] is None:
                 continue
-            if k == 3 and not PyObject_CheckBuffer(given[k]):
+            if k == 3 and not has_elements(given[k]):
                 fields[k] = u32(given[k], "flags")
                 continue
             take_column(given[k], COLUMNS[k], &columns[k])
@@ -1023,13 +1045,18 @@ cdef object rows_error(rows *r, rows_fault why, const rows_pair *which, uint32_t
     )
 
 
+cdef int check_space(MemoryMap a, MemoryMap b, str done) except -1:
+    if a.as_id != b.as_id:
+        raise ValueError(f"maps of address spaces {a.as_id} and {b.as_id} cannot be {done}")
+    return 0
+
+
 cdef MemoryMap combined(MemoryMap a, MemoryMap b, operation what):
     """Returns the map that a set operation makes of two."""
     cdef MemoryMap made = MemoryMap.__new__(MemoryMap)
     cdef rows r
     cdef uint32_t i
-    if a.as_id != b.as_id:
-        raise ValueError(f"maps of address spaces {a.as_id} and {b.as_id} cannot be combined")
+    check_space(a, b, "combined")
     memset(&r, 0, sizeof(r))
     try:
         with nogil:
@@ -1043,12 +1070,11 @@ cdef MemoryMap combined(MemoryMap a, MemoryMap b, operation what):
                 rows_reserve(&r, r.count + b.ix.count)
                 for i in range(b.ix.count):
                     rows_add(&r, &b.ix.rows[i])
-        made.take_rows(&r, a.as_id)
+        made.take_rows(&r, a.as_id, 0, None)
     finally:
         rows_free(&r)
     if a.memfds is not None or b.memfds is not None:
         made.take_memfds([b, a] if what == LAY_OVER else [a])
-    made.is_made = True
     return made
 
 

@@ -25,6 +25,9 @@ from memslots.traces.events import (
     Event,
     FdClosed,
     FdDuplicated,
+    FdsClosed,
+    FdsReceived,
+    FdsUnshared,
     LostCall,
     RegionCall,
     TaskEnded,
@@ -35,6 +38,7 @@ from memslots.traces.lines import Lines, LineTooLongError
 from memslots.traces.qemu import QemuReader
 from memslots.traces.source import Source
 from memslots.traces.strace import HEAD, StraceReader
+from memslots.traces.tracers import OtherTracers
 
 __all__ = [
     "FORMATS",
@@ -43,6 +47,9 @@ __all__ = [
     "Event",
     "FdClosed",
     "FdDuplicated",
+    "FdsClosed",
+    "FdsReceived",
+    "FdsUnshared",
     "Format",
     "LostCall",
     "RegionCall",
@@ -60,6 +67,9 @@ for _value in (
     Counts,
     FdClosed,
     FdDuplicated,
+    FdsClosed,
+    FdsReceived,
+    FdsUnshared,
     LostCall,
     RegionCall,
     TaskEnded,
@@ -106,7 +116,7 @@ class Trace:
         self.source.close()
 
     def __iter__(self) -> Iterator[Event]:
-        lines = Lines(self.source.blocks())
+        lines = Lines(self.source.text())
         try:
             yield from self._events(lines)
         except LineTooLongError:
@@ -178,6 +188,8 @@ def _recognised(text: str) -> Format | None:
     if re.search(
         r"ioctl\((?:fd: )?-?\d+(?:<[^\"]*>)?, (?:cmd: )?[K_0]|guest_phys_addr=.*memory_size=", text
     ):
+        return "strace"
+    if OtherTracers().has_call(text):
         return "strace"
     if re.search(r"kvm_set_user_memory (?:AddrSpace#|Slot#)|size=0x[0-9a-f]+ ua=0x", text):
         return "qemu"

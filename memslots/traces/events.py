@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field, fields
 from itertools import zip_longest
+from typing import Any
 
 #: Number of lost calls kept with their line and text; the others are only counted.
 LOST_KEPT = 20
@@ -40,7 +41,7 @@ class RegionCall:
     duration_ns: int | None = None
 
     def __init__(
-        self,
+        self: Any,
         line: int,
         slot: int,
         flags: int,
@@ -56,22 +57,24 @@ class RegionCall:
         guest_memfd_offset: int | None = None,
         duration_ns: int | None = None,
     ) -> None:
-        # A frozen dataclass sets each field by its name through object.__setattr__. That takes
-        # twice the time, a tenth of the time of reading a long log.
-        _set_line(self, line)
-        _set_slot(self, slot)
-        _set_flags(self, flags)
-        _set_guest_phys_addr(self, guest_phys_addr)
-        _set_memory_size(self, memory_size)
-        _set_userspace_addr(self, userspace_addr)
-        _set_errno(self, errno)
-        _set_tid(self, tid)
-        _set_fd(self, fd)
-        _set_time_ns(self, time_ns)
-        _set_end_line(self, end_line)
-        _set_guest_memfd(self, guest_memfd)
-        _set_guest_memfd_offset(self, guest_memfd_offset)
-        _set_duration_ns(self, duration_ns)
+        # The fields of a frozen object can be set one by one only through its class. That takes
+        # twice the time, a tenth of the time of reading a long log. So it is not frozen yet.
+        _set_class(self, _Unfrozen)
+        self.line = line
+        self.slot = slot
+        self.flags = flags
+        self.guest_phys_addr = guest_phys_addr
+        self.memory_size = memory_size
+        self.userspace_addr = userspace_addr
+        self.errno = errno
+        self.tid = tid
+        self.fd = fd
+        self.time_ns = time_ns
+        self.end_line = end_line
+        self.guest_memfd = guest_memfd
+        self.guest_memfd_offset = guest_memfd_offset
+        self.duration_ns = duration_ns
+        self.__class__ = RegionCall
 
     @property
     def id(self) -> int:
@@ -93,22 +96,14 @@ def _restore(call: RegionCall, state: list[object]) -> None:
 # Not in the class: `dataclass` of Python 3.11.2 puts its own in the place of that.
 RegionCall.__setstate__ = _restore  # type: ignore[attr-defined,method-assign,unused-ignore]
 
-(
-    _set_line,
-    _set_slot,
-    _set_flags,
-    _set_guest_phys_addr,
-    _set_memory_size,
-    _set_userspace_addr,
-    _set_errno,
-    _set_tid,
-    _set_fd,
-    _set_time_ns,
-    _set_end_line,
-    _set_guest_memfd,
-    _set_guest_memfd_offset,
-    _set_duration_ns,
-) = (getattr(RegionCall, each.name).__set__ for each in fields(RegionCall))
+
+class _Unfrozen:
+    """A RegionCall while its fields are set. It has the same slots, so it can become one."""
+
+    __slots__ = RegionCall.__slots__
+
+
+_set_class = object.__dict__["__class__"].__set__
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +117,25 @@ class VmCreated:
 
 @dataclass(frozen=True, slots=True)
 class FdClosed:
-    """`tid` closed `fd`."""
+    """`tid` closed `fd`, at which a VM may be. Other descriptors do not matter: no event."""
 
     line: int
     tid: int | None
     fd: int
+
+
+@dataclass(frozen=True, slots=True)
+class FdsClosed:
+    """`tid` closed its descriptors from `first` to `last`: close_range.
+
+    If `unshared`, it first took a copy of those that it shared with other threads.
+    """
+
+    line: int
+    tid: int | None
+    first: int
+    last: int
+    unshared: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +149,28 @@ class FdDuplicated:
 
 
 @dataclass(frozen=True, slots=True)
+class FdsReceived:
+    """`tid` got `fds` from another task: by pidfd_getfd, or in a message (SCM_RIGHTS)."""
+
+    line: int
+    tid: int | None
+    fds: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FdsUnshared:
+    """`tid` has a copy of the descriptors that it shared with other threads: unshare."""
+
+    line: int
+    tid: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class TaskStarted:
-    """`parent` started `child`, which is a thread of the same process or a new process."""
+    """`parent` started `child`.
+
+    If `same_process`, they share their descriptors, as threads do. Else `child` has a copy of them.
+    """
 
     line: int
     parent: int | None
@@ -168,7 +197,18 @@ class Capability:
     value: int
 
 
-Event = RegionCall | VmCreated | FdClosed | FdDuplicated | TaskStarted | TaskEnded | Capability
+Event = (
+    RegionCall
+    | VmCreated
+    | FdClosed
+    | FdDuplicated
+    | FdsClosed
+    | FdsReceived
+    | FdsUnshared
+    | TaskStarted
+    | TaskEnded
+    | Capability
+)
 
 
 @dataclass(frozen=True, slots=True)

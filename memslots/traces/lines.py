@@ -24,7 +24,7 @@ PIECE = 16 << 10
 class Word:
     """A pattern that stays within a line.
 
-    `rare` is empty, or a byte that is in every match and in few lines. A piece without this byte
+    `rare` is empty, or bytes that are in every match and in few lines. A piece without these bytes
     has no match, so it is not searched for the pattern.
     """
 

@@ -5,6 +5,9 @@ trace says which process a thread belongs to. Otherwise the process is inferred.
 has a VM at the thread's fd, and the trace shows its creation, the thread belongs to that process.
 Else the thread belongs to a process whose VM would give its first call the recorded result. If
 there is none, the thread is a process of its own. `notes` reports every inference.
+
+A descriptor that a message or pidfd_getfd brought is inferred likewise: it is the only VM of the
+trace, or one that would give the recorded result.
 """
 
 from __future__ import annotations
@@ -17,6 +20,9 @@ from memslots.traces.events import (
     Event,
     FdClosed,
     FdDuplicated,
+    FdsClosed,
+    FdsReceived,
+    FdsUnshared,
     RegionCall,
     TaskEnded,
     TaskStarted,
@@ -28,10 +34,15 @@ V = TypeVar("V")
 
 @dataclass(slots=True)
 class _Held(Generic[V]):
-    """A VM at an fd. `born` is true if the trace shows its creation."""
+    """A VM at an fd. `born` is true if the trace shows its creation.
 
-    vm: V
-    born: bool
+    `vm` is None between line `received`, at which a message or pidfd_getfd brought the fd, and the
+    first call.
+    """
+
+    vm: V | None
+    born: bool = False
+    received: int = 0
 
 
 @dataclass(slots=True)
@@ -58,6 +69,7 @@ class Machines(Generic[V]):
         self.notes: list[str] = []
         self._make = make
         self._fits = fits
+        self._vms: list[tuple[V, str]] = []  # with their names
         self._processes: list[_Process[V]] = []
         self._of_tid: dict[int | None, _Process[V]] = {}
 
@@ -65,22 +77,17 @@ class Machines(Generic[V]):
         """Learns from an event that is not a call."""
         if isinstance(event, VmCreated):
             process = self._of_tid.get(event.tid) or self._new(event.tid)
-            vm = self._make(process.leader, event.fd, event.line)
-            process.fds[event.fd] = _Held(vm, True)
-        elif isinstance(event, FdClosed):
-            if closer := self._of_tid.get(event.tid):
-                closer.fds.pop(event.fd, None)
-        elif isinstance(event, FdDuplicated):
-            # dup2 closes `new_fd` first. If `fd` holds no VM, `new_fd` holds none either.
-            if owner := self._of_tid.get(event.tid):
-                held = owner.fds.get(event.fd)
-                owner.fds.pop(event.new_fd, None)
-                if held is not None:
-                    owner.fds[event.new_fd] = held
+            process.fds[event.fd] = _Held(self._made(process, event.fd, event.line), True)
+        elif isinstance(event, FdsReceived):
+            process = self._of_tid.get(event.tid) or self._new(event.tid)
+            for fd in event.fds:
+                process.fds[fd] = _Held(None, received=event.line)
         elif isinstance(event, TaskStarted):
             self._started(event)
         elif isinstance(event, TaskEnded):
             self._ended(event)
+        elif owner := self._of_tid.get(event.tid):
+            self._see_descriptors(owner, event)
 
     def of(self, call: RegionCall) -> V:
         """Returns the VM that `call` is for; makes it if the trace began after its creation."""
@@ -89,12 +96,42 @@ class Machines(Generic[V]):
             process = self._infer(call)
         held = process.fds.get(call.fd)
         if held is None:
-            held = _Held(self._make(process.leader, call.fd, None), False)
-            process.fds[call.fd] = held
+            held = process.fds[call.fd] = _Held(None)
+        if held.vm is None:
+            if held.received:
+                held.vm = self._infer_received(call, held.received)
+            if held.vm is None:
+                held.vm = self._made(process, call.fd, None)
         return held.vm
 
-    def _new(self, tid: int | None) -> _Process[V]:
-        process: _Process[V] = _Process(tid)
+    def _made(self, process: _Process[V], fd: int | None, line: int | None) -> V:
+        vm = self._make(process.leader, fd, line)
+        name = f"fd {fd}" if process.leader is None else f"process {process.leader}, fd {fd}"
+        self._vms.append((vm, name))
+        return vm
+
+    def _see_descriptors(self, owner: _Process[V], event: Event) -> None:
+        """Learns from what a thread of `owner` did to its descriptors."""
+        if isinstance(event, FdClosed):
+            owner.fds.pop(event.fd, None)
+        elif isinstance(event, FdDuplicated):
+            # dup2 closes `new_fd` first. If `fd` holds no VM, `new_fd` holds none either.
+            held = owner.fds.get(event.fd)
+            owner.fds.pop(event.new_fd, None)
+            if held is not None:
+                owner.fds[event.new_fd] = held
+        elif isinstance(event, (FdsUnshared, FdsClosed)):
+            if isinstance(event, FdsUnshared) or event.unshared:
+                fds = dict(owner.fds)
+                owner = self._leave(event.tid, owner, owner.leader)
+                owner.fds = fds
+            if isinstance(event, FdsClosed):
+                for fd in list(owner.fds):
+                    if fd is not None and event.first <= fd <= event.last:
+                        del owner.fds[fd]
+
+    def _new(self, tid: int | None, leader: int | None = None) -> _Process[V]:
+        process: _Process[V] = _Process(tid if leader is None else leader)
         self._processes.append(process)
         self._join(tid, process)
         return process
@@ -103,22 +140,33 @@ class Machines(Generic[V]):
         process.tids.add(tid)
         self._of_tid[tid] = process
 
+    def _leave(
+        self, tid: int | None, process: _Process[V], leader: int | None = None
+    ) -> _Process[V]:
+        """Takes a thread out of `process`. Returns its own, which is new."""
+        process.tids.discard(tid)
+        if not process.tids:
+            self._processes.remove(process)
+        return self._new(tid, leader)
+
     def _started(self, event: TaskStarted) -> None:
-        if event.child in self._of_tid and event.same_process:
+        if event.child in self._of_tid:
             return  # the child's own calls came first and settled its process
         parent = self._of_tid.get(event.parent) or self._new(event.parent)
         if event.same_process:
             self._join(event.child, parent)
-        elif event.child not in self._of_tid:
-            # A forked child inherits the fds, but KVM refuses to let it use them (EIO).
-            self._new(event.child)
+        else:
+            # KVM refuses calls on a VM of another process's memory (EIO), but they are calls on it.
+            self._new(event.child).fds = dict(parent.fds)
 
     def _ended(self, event: TaskEnded) -> None:
         process = self._of_tid.get(event.tid)
         if process is None:
             return
-        if event.by_exec:  # exec closes a VM's fd
-            process.fds.clear()
+        if event.by_exec:
+            # It shares its descriptors no longer. A VM's fd is closed; a duplicate that stays open
+            # is of no use, since the memory is no longer that of the VM.
+            self._leave(event.tid, process)
             return
         del self._of_tid[event.tid]
         process.tids.discard(event.tid)
@@ -126,14 +174,18 @@ class Machines(Generic[V]):
             self._processes.remove(process)
 
     def _infer(self, call: RegionCall) -> _Process[V]:
-        candidates = [process for process in self._processes if call.fd in process.fds]
+        candidates: dict[int, tuple[_Process[V], V, bool]] = {}  # once for each VM at that fd
+        for process in self._processes:
+            held = process.fds.get(call.fd)
+            if held is not None and held.vm is not None:
+                candidates.setdefault(id(held.vm), (process, held.vm, held.born))
         if not candidates:
             return self._new(call.tid)
-        if len(candidates) == 1 and candidates[0].fds[call.fd].born:
-            chosen = candidates[0]
+        chosen, _, born = next(iter(candidates.values()))
+        if len(candidates) == 1 and born:
             why = f"it uses fd {call.fd}, at which only that process has a VM"
         else:
-            fitting = [p for p in candidates if self._fits(p.fds[call.fd].vm, call)]
+            fitting = [p for p, vm, _ in candidates.values() if self._fits(vm, call)]
             if not fitting:
                 process = self._new(call.tid)
                 why = "no other VM at its fd fits its first call"
@@ -145,6 +197,20 @@ class Machines(Generic[V]):
         what = "the process" if chosen.leader is None else f"process {chosen.leader}"
         self._note(call, f"a thread of {what}", why)
         return chosen
+
+    def _infer_received(self, call: RegionCall, received: int) -> V | None:
+        """Returns the VM at a descriptor that came at line `received`, or None if none fits."""
+        vms, why = self._vms, "no other VM is in the trace"
+        if len(vms) > 1:
+            vms, why = [one for one in vms if self._fits(one[0], call)], "its first call fits it"
+        vm, name = vms[-1] if vms else (None, "another VM")
+        if vm is None:
+            why = "its first call fits no other VM"
+        self.notes.append(
+            f"fd {call.fd} (line {call.line}), which a message or pidfd_getfd brought at line "
+            f"{received}, is assumed to be {name}: {why}"
+        )
+        return vm
 
     def _note(self, call: RegionCall, what: str, why: str) -> None:
         self.notes.append(
@@ -163,15 +229,29 @@ def births_first(events: Iterable[Event]) -> list[Event]:
         return events
     keyed: list[tuple[float, Event]] = []
     first_seen: dict[int | None, int] = {}  # since the last end of that tid
+    born: set[int | None] = set()  # tasks with a TaskStarted, until they end
+    last_seen: dict[int | None, int] = {}
+    unborn: dict[int | None, int] = {}  # first places of tasks that ended without a TaskStarted
     for place, event in enumerate(events):
         key: float = place
         if isinstance(event, TaskStarted):
+            first = unborn.pop(event.child, -1)
+            if first > last_seen.get(event.parent, -1) and event.child not in first_seen:
+                key = first - 0.5  # the parent waited in vfork until the child had ended
+            else:
+                key = first_seen.setdefault(event.child, place) - 0.5
+                born.add(event.child)
             first_seen.setdefault(event.parent, place)
-            key = first_seen.setdefault(event.child, place) - 0.5
+            last_seen[event.parent] = place
         else:
             first_seen.setdefault(event.tid, place)
+            last_seen[event.tid] = place
             if isinstance(event, TaskEnded) and not event.by_exec:
-                del first_seen[event.tid]
+                first = first_seen.pop(event.tid)
+                if event.tid in born:
+                    born.remove(event.tid)
+                else:
+                    unborn[event.tid] = first
         keyed.append((key, event))
     return [event for _, event in sorted(keyed, key=lambda pair: pair[0])]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import lzma
 import os
+import re
 import stat
 import sys
 import zlib
@@ -17,11 +18,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from memslots.errors import TraceError
-from memslots.traces import simpletrace
+from memslots.traces import mails, simpletrace
 
 #: Most bytes read, and most bytes decompressed, in one step.
 BLOCK = 1 << 18
 
+#: The end of a line of a serial console that a Windows terminal saved.
+_CONSOLE_END = b"\r\r\n"
 _GZIP = b"\x1f\x8b"
 _XZ = b"\xfd7zXZ\x00"
 _FOREIGN = {
@@ -95,6 +98,10 @@ class Source:
         chained = _chain(first, chained)
         yield from simpletrace.text_of(chained) if first.startswith(simpletrace.HEAD) else chained
 
+    def text(self) -> Iterator[bytes]:
+        """Yields the blocks of a text: lines end with a line feed, parts of mails are decoded."""
+        return mails.decoded(_with_line_feeds(self.blocks()))
+
     def _read(self) -> Iterator[bytes]:
         # read1 returns what a pipe holds, without waiting for a whole block.
         read = getattr(self._raw, "read1", self._raw.read)
@@ -147,6 +154,33 @@ class Source:
             raise TraceError(self.name, f"its xz compression is damaged ({error})") from None
         if not stream.eof:
             raise TraceError(self.name, "its xz compression is cut off: the file is truncated")
+
+
+def _with_line_feeds(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """Yields blocks with line feeds at the ends of lines. The first lines decide what ends lines.
+
+    Old Macs, and some programs that save what a serial line sends, end lines with CR alone.
+    """
+    head = b""
+    for block in blocks:
+        head += block
+        if b"\n" in block or len(head) >= BLOCK:
+            break
+    blocks = _chain(head, blocks)
+    if b"\n" not in head:
+        blocks = (block.replace(b"\r", b"\n") for block in blocks)
+    elif _CONSOLE_END in head:
+        blocks = _without_returns(blocks)
+    return blocks
+
+
+def _without_returns(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    held = b""
+    for block in blocks:
+        text = (held + block).rstrip(b"\r")
+        held = (held + block)[len(text) :]
+        yield re.sub(rb"\r+\n", b"\n", text)
+    yield held
 
 
 def _chain(head: bytes, blocks: Iterator[bytes]) -> Iterator[bytes]:

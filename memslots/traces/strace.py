@@ -6,22 +6,26 @@ The reader understands:
 - calls that strace cut in two (`<unfinished ...>` and `resumed`), which it joins per thread;
 - calls behind any other text.
 A call is counted as lost if strace did not decode its struct or if its other half is missing. The
-calls of perf trace are lost too, since perf trace prints no structs.
+calls of ltrace, perf, ftrace and other tracers are lost too, since they print no structs.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from memslots.traces.clock import EPOCH_FROM, Clock
 from memslots.traces.events import (
+    Capability,
     Counts,
     Event,
     FdClosed,
     FdDuplicated,
+    FdsClosed,
+    FdsReceived,
+    FdsUnshared,
     TaskEnded,
     TaskStarted,
 )
@@ -34,6 +38,7 @@ from memslots.traces.strace_ioctls import (
     read_result,
     split_ioctl,
 )
+from memslots.traces.tracers import DECIMAL, OtherTracers
 
 #: The calls that say which process has which VM.
 _FOLLOWED = frozenset(
@@ -45,6 +50,9 @@ _FOLLOWED = frozenset(
         "fork",
         "vfork",
         "close",
+        "close_range",
+        "unshare",
+        "pidfd_getfd",
         "execve",
         "execveat",
         "dup",
@@ -54,31 +62,59 @@ _FOLLOWED = frozenset(
         "fcntl64",
     )
 )
+#: These matter if they bring descriptors.
+_RECEIVING = ("recvmsg", "recvmmsg")
 _NAMES = "|".join(sorted(_FOLLOWED))
 #: The halves of a cut call, behind their dots. Most halves are those of a vCPU's KVM_RUN, which do
 #: not matter.
 _BEGUN = r">(?<=<unfinished \.\.\.>)(?<!KVM_RUN <unfinished \.\.\.>)"
-_RESUMED = rf" (?<=<\.\.\. )(?:{_NAMES}) resumed>(?!, 0\) +=(?: 0\n| -1 (?:EINTR|EAGAIN)))"
+_RESUMED = (
+    rf" (?<=<\.\.\. )(?:{_NAMES}|recvm?msg) resumed>(?!, 0\) +=(?: 0\n| -1 (?:EINTR|EAGAIN)))"
+)
 #: Names that the search finds by the bracket behind them: a line has few brackets, and most of
 #: these are behind `ioctl`.
-_NAMED = [*sorted(_FOLLOWED - {"ioctl", "fcntl", "fcntl64"}), "_IOC"]
+_NAMED = [*sorted(_FOLLOWED - {"ioctl", "close", "fcntl", "fcntl64", "pidfd_getfd"}), "_IOC"]
 _LAST_LETTERS = "".join(sorted({name[-1] for name in _NAMED}))
 _BEHIND_NAME = "|".join(rf"(?<={name}\()" for name in _NAMED)
-#: Only lines with one of these words are read; see Lines. strace prints requests by name or, in all
-#: lines, as numbers (-X raw). `_IOC(` is a request that strace does not know.
-WORDS = (
+#: F_DUPFD and F_DUPFD_CLOEXEC, as names or as numbers (-X raw).
+_DUPFD = r"(?:F_DUPFD|(?:0|0x406)(?=[,) ]))"
+#: CLOSE stands for the closes that matter. recvmsg matters if it brings descriptors.
+_BRACKET = (
+    rf"\((?:(?<=[{_LAST_LETTERS}]\()(?:{_BEHIND_NAME}|CLOSE)"
+    rf"|(?:(?<=fcntl\()|(?<=fcntl64\())[^\n]*, {ARGUMENT_NAME}(?:0x[0-9a-f]+ /\* )?{_DUPFD}"
+    r"|(?<=d\()(?<=pidfd_getfd\()"
+    r"|(?<=g\()(?:(?<=recvmsg\()|(?<=recvmmsg\())[^\n]*cmsg_type=(?:SCM_RIGHTS|0x1\b))"
+)
+#: strace prints requests by name or, in all lines, as numbers (-X raw). `_IOC(` is a request that
+#: strace does not know.
+_WORDS = (
     Word(rb"MEMORY_REGION", b"Y"),
     Word(rb"KVM_C(?:REATE_VM|HECK_EXTENSION)", b"C"),
     Word(rb"ae(?:(?<=0xae)|(?<=0ae)4)"),  # 0xae01, ...; 0x4020ae46, 0x40a0ae49
     Word(rf"\.\.\.(?:{_BEGUN}|{_RESUMED})".encode()),
-    Word(
-        rf"\((?:(?<=[{_LAST_LETTERS}]\()(?:{_BEHIND_NAME})"
-        rf"|(?:(?<=fcntl\()|(?<=fcntl64\())[^\n]*F_DUPFD)".encode()
-    ),
     Word(rb"strace: Process ", b"P"),
     Word(rb"\+\+\+", b"+"),
     Word(rb"kvm_set_user_memory", b"y"),
+    *(Word(number.encode(), number.encode()) for number in DECIMAL),
 )
+#: Most descriptors of VMs whose close the search tells from another.
+_MOST_FDS = 16
+
+
+def words(vm_fds: Collection[int]) -> tuple[Word, ...]:
+    """Returns the words of the lines that are read; see Lines. The others do not matter.
+
+    Of the many lines of `close` only those matter that close one of `vm_fds`.
+    """
+    close = r"(?!)"
+    if len(vm_fds) > _MOST_FDS:
+        close = r"(?<=close\()"
+    elif vm_fds:
+        numbers = "|".join(f"{fd}|{fd:#x}" for fd in sorted(vm_fds))
+        close = rf"(?<=close\(){ARGUMENT_NAME}(?:{numbers})\b"
+    return (*_WORDS, Word(_BRACKET.replace("CLOSE", close).encode()))
+
+
 #: The beginning of a call other than these, which strace cut.
 _OTHER_BEGUN = re.compile(
     rf"(?:\[pid\s+\d{{1,20}}\]\s+|\d{{1,20}}\s+)?"
@@ -110,11 +146,24 @@ _BEHIND = re.compile(
 #: The pid that may stand right in front of a call that follows another program's output.
 _PID = re.compile(r"\[pid\s+\d{1,20}\]")
 _GREP = re.compile(r"(?:[^\s:(]*[^\s:(\d][^\s:(]*[:-])?(?:\d+[:-])?(?=[\s\[<\d a-z])")
-_CLOSE = re.compile(rf"close\({ARGUMENT_NAME}(?:0x([0-9a-f]{{1,16}})|(\d{{1,20}}))\b")
+#: A descriptor, in a decimal or hexadecimal number that a C integer can hold.
+_FD = r"(?:0x[0-9a-f]{1,16}|\d{1,20})"
+_CLOSE = re.compile(rf"close\({ARGUMENT_NAME}({_FD})\b")
 _DUP = re.compile(
-    rf"(?:dup[23]?|(?P<fcntl>fcntl(?:64)?))\({ARGUMENT_NAME}(?:0x([0-9a-f]{{1,16}})|(\d{{1,20}}))"
-    rf"(?:<[^>]*>)?(?(fcntl), {ARGUMENT_NAME}(?:0x[0-9a-f]+ /\* )?F_DUPFD|[,)])"
+    rf"(?:dup[23]?|(?P<fcntl>fcntl(?:64)?))\({ARGUMENT_NAME}(?P<fd>{_FD})"
+    rf"(?:<[^>]*>+)?(?(fcntl), {ARGUMENT_NAME}(?:0x[0-9a-f]+ /\* )?{_DUPFD}|[,)])"
 )
+_CLOSE_RANGE = re.compile(
+    rf"close_range\({ARGUMENT_NAME}(?P<first>{_FD})(?:<[^>]*>+)?, {ARGUMENT_NAME}(?P<last>{_FD})"
+    rf"(?:<[^>]*>+)?, {ARGUMENT_NAME}(?P<flags>0x[0-9a-f]{{1,8}}|\d{{1,10}}|[\w|]+)"
+)
+#: clone's flags behind their name, or as the first argument, which is a stack on some processors.
+_CLONE_FLAGS = re.compile(r"flags=(0x[0-9a-f]{1,16}|0\b)|(?:clone|unshare)\((0x[0-9a-f]{1,8}|0)\b")
+#: The descriptors in a message, perhaps with their names (-y).
+_RIGHTS = re.compile(
+    r"cmsg_type=(?:SCM_RIGHTS|0x1(?: /\* SCM_RIGHTS \*/)?)\s*, cmsg_data=\[(.*?)\]\}"
+)
+_DESCRIPTOR = re.compile(rf"(?:^|,)\s*({_FD})(?=\s*(?:$|[,<]))")
 _ATTACHED = re.compile(r"strace: Process (\d{1,20}) attached")
 _UNFINISHED = "<unfinished ...>"
 
@@ -144,14 +193,16 @@ class StraceReader:
         self._clock = Clock()
         self._begun: dict[int | None, _Begun] = {}
         self._ioctls = IoctlReader(counts)
+        self._tracers = OtherTracers()
         self._announced: set[int] = set()  # by "strace: Process N attached"
         self._first_pid = False  # a [pid N] was seen
         self._without_pid = False  # a call without a pid was seen
         self._fragment: tuple[int, str] | None = None
         self._qemu_lines = 0
+        self._vm_fds: set[int] = set()  # each at which any process had a VM
 
     def __iter__(self) -> Iterator[Event]:
-        self._lines.words = WORDS
+        self._lines.words = words(self._vm_fds)
         number = 0
         for number, raw in self._lines:
             if self._is_idle(raw):
@@ -202,6 +253,9 @@ class StraceReader:
                 self._fragment = (first, beginning)
                 self._lines.next_too = True
             return
+        if self._tracers.has_call(text):
+            reason = "another tracer than strace: it prints no struct"
+            self._lose(first, reason, text, _errno_of(text))
         found = HEAD.match(text)
         if found is None:
             grep = _GREP.match(text)
@@ -314,6 +368,8 @@ class StraceReader:
 
     def _resumed(self, number: int, name: str, rest: str, head: _Head) -> Event | None:
         begun = self._begun.pop(head.tid, None)
+        if name in _RECEIVING:
+            return self._received(number, rest, head)
         if begun is None:
             # KVM_RUN and most other ioctls print their argument when they return. A memslot call
             # printed all of it before, so only the bracket is left.
@@ -329,7 +385,12 @@ class StraceReader:
         name = text.partition("(")[0]
         if name == "ioctl":
             cut = self._lines.cut and number == self._lines.total
-            return self._ioctls.read(first, number, text, head.tid, head.time_ns, cut)
+            event = self._ioctls.read(first, number, text, head.tid, head.time_ns, cut)
+            if event is not None and not isinstance(event, Capability):
+                self._hold(event.fd)
+            return event
+        if name in _RECEIVING:
+            return self._received(number, text, head)
         if name not in _FOLLOWED:
             return None
         try:
@@ -339,19 +400,49 @@ class StraceReader:
         if result.errno or result.value is None:
             return None
         if name == "close":
-            if found := _CLOSE.match(text):
-                fd = int(found[1], 16) if found[1] else int(found[2])
+            found = _CLOSE.match(text)
+            if found and (fd := _number(found[1])) in self._vm_fds:
                 return FdClosed(number, head.tid, fd)
         elif name.startswith(("fcntl", "dup")):
             if found := _DUP.match(text):
-                fd = int(found[2], 16) if found[2] else int(found[3])
+                fd = _number(found["fd"])
+                if fd in self._vm_fds:
+                    self._hold(result.value)
                 if fd != result.value:
                     return FdDuplicated(number, head.tid, fd, result.value)
+        elif name == "close_range":
+            return _closed_range(number, head.tid, text)
+        elif name == "pidfd_getfd":
+            self._hold(result.value)
+            return FdsReceived(number, head.tid, (result.value,))
+        elif name == "unshare":
+            if _has_clone_files(text):
+                return FdsUnshared(number, head.tid)
         elif name.startswith("execve"):
             return TaskEnded(number, head.tid, by_exec=True)
         elif result.value > 0:
-            return TaskStarted(number, head.tid, result.value, _same_process(name, text))
+            shares = _has_clone_files(text) if "clone" in name else False
+            if shares is not None:
+                return TaskStarted(number, head.tid, result.value, shares)
         return None
+
+    def _hold(self, fd: int | None) -> None:
+        """Remembers that a VM is at `fd`: from now on the lines that close it are read."""
+        if fd is not None and fd not in self._vm_fds:
+            self._vm_fds.add(fd)
+            if self._lines.words is not None:
+                self._lines.words = words(self._vm_fds)
+
+    def _received(self, number: int, text: str, head: _Head) -> FdsReceived | None:
+        """Returns the event of a message that brought descriptors, or None."""
+        fds = [
+            _number(fd) for rights in _RIGHTS.findall(text) for fd in _DESCRIPTOR.findall(rights)
+        ]
+        if not fds or is_quoted(text, text.find("cmsg_type=")):
+            return None
+        for fd in fds:
+            self._hold(fd)
+        return FdsReceived(number, head.tid, tuple(fds))
 
     def _lose_begun(self, begun: _Begun) -> None:
         if begun.text is not None and _is_memslot(begun.text):
@@ -366,21 +457,41 @@ class StraceReader:
 def _behind(text: str) -> re.Match[str] | None:
     """Returns the head of a followed call that other text stands in front of, or None."""
     for found in _BEHIND.finditer(text):
-        followed = found["ended"] or (found["call"] or found["resumed"]) in _FOLLOWED
+        name = found["call"] or found["resumed"]
+        followed = found["ended"] or name in _FOLLOWED or name in _RECEIVING
         if followed and not is_quoted(text, found.start()):
             return found
     return None
 
 
-def _same_process(name: str, text: str) -> bool:
-    """Returns whether a clone shares its parent's fds, which makes both one process here."""
-    if name in ("fork", "vfork"):
-        return False
+def _number(text: str) -> int:
+    return int(text, 16 if text.startswith("0x") else 10)
+
+
+def _closed_range(number: int, tid: int | None, text: str) -> Event | None:
+    """Returns the event of a close_range. With CLOSE_RANGE_CLOEXEC it closes nothing yet."""
+    found = _CLOSE_RANGE.match(text)
+    if found is None:
+        return None
+    flags = found["flags"]
+    bits = _number(flags) if flags[0].isdecimal() else 0
+    unshared = "CLOSE_RANGE_UNSHARE" in flags or bool(bits & 2)
+    if "CLOSE_RANGE_CLOEXEC" in flags or bits & 4:
+        return FdsUnshared(number, tid) if unshared else None
+    return FdsClosed(number, tid, _number(found["first"]), _number(found["last"]), unshared)
+
+
+def _has_clone_files(text: str) -> bool | None:
+    """Returns whether a clone or unshare has CLONE_FILES, or None if the line does not tell."""
     if "CLONE_" in text:
-        return "CLONE_THREAD" in text or "CLONE_FILES" in text
-    if found := re.search(r"flags=(0x[0-9a-f]+)", text):  # -X raw
-        return bool(int(found[1], 16) & 0x10400)
-    return False
+        return "CLONE_FILES" in text
+    # strace -X raw, or -e raw=clone.
+    found = re.search(
+        r"flags=(0x[0-9a-f]{1,16}|0\b)|(?:clone|unshare)\((0x[0-9a-f]{1,8}|0)\b", text
+    )
+    if found is not None:
+        return bool(_number(found[1] or found[2]) & 0x400)
+    return False if "flags=" in text else None
 
 
 def _is_memslot(text: str) -> bool:

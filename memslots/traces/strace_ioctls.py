@@ -26,7 +26,8 @@ FLAG_NAMES = {
 #: The capabilities that shape a VM's slots, by number.
 CAPABILITIES = {10: "KVM_CAP_NR_MEMSLOTS", 118: "KVM_CAP_MULTI_ADDRESS_SPACE"}
 
-_IOC = r"_IOC\(_IOC_(?:NONE|WRITE), 0xae, "
+#: An older strace prints 0 for _IOC_NONE.
+_IOC = r"_IOC\((?:_IOC_(?:NONE|WRITE)|0), 0xae, "
 _REQUESTS: tuple[tuple[str, Kind], ...] = (
     (rf"KVM_SET_USER_MEMORY_REGION2\b|0x40a0ae49\b|{_IOC}0x49, 0xa0\)", "region2"),
     (rf"KVM_SET_USER_MEMORY_REGION\b|0x4020ae46\b|{_IOC}0x46, 0x20\)", "region"),
@@ -115,7 +116,8 @@ def split_ioctl(text: str) -> Ioctl:
     for pattern, kind in _REQUEST:
         if pattern.search(request):
             return Ioctl(kind, fd, rest)
-    # The request's name may be cut off: no other request begins with KVM_SET_U.
+    # The request's name may be cut off or in two parts: no other request begins with KVM_SET_U.
+    request = request.replace(" ", "")
     cut = request.startswith("KVM_SET_U") and "KVM_SET_USER_MEMORY_REGION".startswith(request)
     return Ioctl("region" if cut else "", fd, rest)
 

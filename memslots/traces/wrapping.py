@@ -7,6 +7,7 @@ keeps the number of lines, so line numbers stay those that an editor shows.
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import NamedTuple
 
 #: Colours and other control sequences of a terminal (ECMA-48); window titles.
@@ -34,7 +35,8 @@ _PREFIXES = (
 )
 #: A call in a comment of a program's source.
 _COMMENT = re.compile(
-    rb"^[ \t]*(?://|#|\*) ?(?=[^\n]*(?:kvm_set_user_memory|ioctl\(|resumed>|clone3?\(|close\())",
+    rb"^[ \t]*(?://|#|\*) ?(?=[^\n]*(?:kvm_set_user_memory|ioctl\(|resumed>|clone3?\(|close\()"
+    rb"|\d+ *$)",
     re.MULTILINE,
 )
 
@@ -44,6 +46,8 @@ _SOFT_BREAK = re.compile(rb"=\r?\n")
 #: RFC 2045: a line has at most 76 characters. A broken line that a reply quotes has less text.
 _LONGEST_QUOTED = 76
 _BROKEN_FROM = 65
+#: An equals sign that is neither a break nor the beginning of a byte's number.
+_NOT_QUOTED = re.compile(rb"=(?!\r?\n|[0-9A-F]{2})")
 _QUOTED_BYTE = re.compile(rb"=([0-9A-F]{2})")
 _RESULT = (
     rb"(?:\)[ \t]*=[ \t]*(?:\?|0x[0-9a-f]|\d|-\d+[ \t]+[(E])|<(?:unfinished|detached) \.\.\.>)"
@@ -63,37 +67,70 @@ class _Calls(NamedTuple):
     whole: re.Pattern[bytes]
 
 
-#: The beginning of a call that ends before the name of the call or of the request.
-_BEGINS_CALL = re.compile(
-    rb"(?:ioctl\([^,\n]{1,200},|^\s*(?:\[pid +)?\d{1,10}\]?(?: [\d:.]{8,30})?)\s*\Z", re.MULTILINE
+#: The beginning of a call at the end of a line: up to its descriptor, or only its pid and time.
+_BEGINNING = re.compile(
+    rb"(?:ioctl\([^,\n]{1,200},|(?P<pid>(?:^|[\s|:+>])(?:\[pid +)?\d{1,10}\]?(?: [\d:.]{8,30})?))\Z"
+)
+_LONGEST_BEGINNING = 256
+_IN_ENDED_LINE = (b"= ", b"=3D ", b"...>")  # of a call, also in quoted-printable text
+#: The end of a call in its line, or strace's message that interrupts it.
+_ENDED = rb"[^\n]{0,4096}(?:" + _RESULT + rb"|strace: Process )"
+_OTHER_LINE = re.compile(
+    rb"[ \t]*(?:\[pid|(?:\d+ +)?(?:\d\d:\d\d:\d\d|\d{9,}\.\d|[a-z_]\w*\(|<\.\.\. )|\+\+\+ |--- "
+    rb"|strace: )"
 )
 _STRACE = _Calls(
     # A name that begins a line is behind a line feed, or behind a blank that no comma precedes.
     re.compile(
-        rb"KVM_SET_USER_MEMORY_REGION(?:2?(?: \*/)?[ \t]*(?:,|\r?\n)"
-        rb"(?![^\n]*(?:" + _RESULT + rb"|strace: Process ))"
+        rb"KVM_SET_USER_MEMORY_REGION(?:2?(?: \*/)?[ \t]*(?:,|\r?\n)(?!" + _ENDED + rb")"
         rb"|(?<=\nKVM_SET_USER_MEMORY_REGION)|(?<=\n KVM_SET_USER_MEMORY_REGION))"
     ),
     re.compile(_RESULT),
+    _OTHER_LINE,
     re.compile(
-        rb"[ \t]*(?:\[pid|(?:\d+ +)?(?:\d\d:\d\d:\d\d|\d{9,}\.\d|[a-z_]\w*\(|<\.\.\. )|\+\+\+ |--- "
-        rb"|strace: )"
-    ),
-    re.compile(
-        rb"KVM_SET_USER_MEMORY_REGION2?(?: \*/)?, \{slot=\w+, "
+        rb"\bioctl\(.*(?:KVM_SET_USER_MEMORY_REGION2?(?: \*/)?|0x4020ae46|0x40a0ae49), \{slot=\w+, "
         rb"flags=\w+(?: ?\| ?\w+)*(?: /\*[^*]*\*/)?, guest_phys_addr=\w+, memory_size=\w+, "
         rb"userspace_addr=\w+[,}]"
     ),
 )
-#: The calls that tell whose memslots these are. They are shorter, so they break where those do.
-_AROUND = _Calls(
-    re.compile(rb"(?:KVM_CREATE_VM|\bclone3?\(|F_DUPFD)(?![^\n]*" + _RESULT + rb")"),
+_NAMES = (
+    *(b"ioctl", b"clone", b"clone3", b"fcntl", b"fcntl64", b"dup", b"dup2", b"dup3"),
+    *(b"recvmsg", b"recvmmsg", b"pidfd_getfd", b"unshare", b"close_range"),
+)
+#: The bracket behind one of these names; the search finds it faster than the names.
+_CALLED = rb"\((?<=[legpd234]\()(?:" + b"|".join(rb"(?<=\b%b\()" % name for name in _NAMES) + rb")"
+#: The beginning of a line of strace, without its pid.
+_NO_PID = rb"\s*(?:[a-z_]\w*\(|<\.\.\.|[+-]{3})"
+#: The rest of a result. It is no pid in a line of its own.
+_REST_OF_NUMBER = rb"\d+(?: <[\d.]+>)?\r?\n(?!" + _NO_PID + rb")"
+_ANY_GOES_ON = (
+    _CALLED + rb"(?:(?!" + _ENDED + rb")"
+    rb"|(?=[^\n]{0,4096}\) += \d+(?:\r?\n)+(?:[^\n(=]{0,99}[\s|:+>])?" + _REST_OF_NUMBER + rb"))"
+)
+#: Whether an input has broken lines.
+_BROKEN = re.compile(_ANY_GOES_ON)
+#: All calls that are followed. Only an input with a broken line is searched for them: they are
+#: many. A call that ends in its line may have its pid in the line before, and the rest of its
+#: result in the next one.
+_ANY = _Calls(
+    re.compile(
+        _ANY_GOES_ON
+        + rb"|\((?:"
+        + b"|".join(rb"(?<=\n%b\()" % name for name in _NAMES)
+        + rb")(?![^\n]{0,4096}strace: Process )"
+    ),
     _STRACE.ends,
-    _STRACE.other,
-    re.compile(rb"KVM_CREATE_VM, |flags=[\w|]+[,)}]|F_DUPFD"),
+    _OTHER_LINE,
+    re.compile(
+        _STRACE.whole.pattern + rb"|KVM_CREATE_VM, |0xae01, |\bclone3?\(.*flags=[\w|]+[,)}]"
+        rb"|\bfcntl(?:64)?\(.*, (?:F_DUPFD|0(?:x406)?, )"
+        rb"|\brecvm?msg\(.*cmsg_type=(?:SCM_RIGHTS|0x1)\b[^,]*, cmsg_data=\[[^]]*\]\}"
+    ),
 )
 _QEMU = _Calls(
-    re.compile(rb"kvm_set_user_memory (?![^\n]* ret=-?\d)(?=[^\n]*(?:Slot|AddrSpace)#)"),
+    re.compile(
+        rb"kvm_set_user_memory(?: *\r?\n|[ \t](?![^\n]* ret=-?\d))(?=[^\n]*(?:Slot|AddrSpace)#)"
+    ),
     re.compile(rb"\bret=-?\d"),
     re.compile(rb".*kvm_set_user_memory"),
     re.compile(
@@ -102,12 +139,52 @@ _QEMU = _Calls(
     ),
 )
 #: A word of each call, which is found fast.
-_CALLS = ((b"KVM_SET_USER_MEMORY_REGION", _STRACE), (b"kvm_set_user_memory ", _QEMU))
+_CALLS = (
+    (b"KVM_SET_USER_MEMORY_REGION", _STRACE),
+    (b"kvm_set_user_memory", _QEMU),
+)
+_BEGINS_WITH_NAME = re.compile(rb"\s*(?:[a-z]\w*\(|KVM_|0x4|kvm_set_user_memory)")
 _MOST_LINES = 16  # of one call
+_FEW_LINES = 4  # that may begin alike by chance
 _LONGEST_CALL = 1 << 10
 
 
-def _joined(text: bytes, calls: _Calls) -> bytes:
+def _front(text: bytes) -> bytes:
+    """Returns what stands in front of all lines, up to a character that is in no word."""
+    lines = [line for line in text.split(b"\n") if line.strip()]
+    found = re.match(rb"(?s).*\W", _same(lines)) if len(lines) > _FEW_LINES else None
+    return found[0] if found else b""
+
+
+def _same(lines: list[bytes]) -> bytes:
+    """Returns what all lines begin with."""
+    least, greatest = min(lines, default=b""), max(lines, default=b"")
+    at = 0
+    while least[at : at + 1] == greatest[at : at + 1] != b"":
+        at += 1
+    return least[:at]
+
+
+def _begins_call(line: bytes) -> bool:
+    """Returns whether a call begins at the end of a line, before its name or its request."""
+    found = _BEGINNING.search(line.rstrip()[-_LONGEST_BEGINNING:])
+    if found is None:
+        return False
+    return found["pid"] is None or not any(word in line for word in _IN_ENDED_LINE)
+
+
+class _Shape(NamedTuple):
+    """What is in front of all lines, before and after known prefixes are removed; the width."""
+
+    outer: bytes
+    front: bytes
+    width: int
+
+    def without_front(self, line: bytes) -> bytes:
+        return line.removeprefix(self.outer).removeprefix(self.front)
+
+
+def _joined(text: bytes, calls: _Calls, shape: _Shape) -> bytes:
     """Joins each call into one line, and adds empty lines to keep the number of lines."""
     lines = text.split(b"\n")
     first = start = place = 0
@@ -117,34 +194,59 @@ def _joined(text: bytes, calls: _Calls) -> bytes:
         if first < start:
             continue  # a line of the call before
         begun = first
-        if first > start and _BEGINS_CALL.search(lines[first - 1]):
-            begun -= lines[first].lstrip().startswith(found[0])
-        for end in range(begun + 2, min(begun + _MOST_LINES, len(lines)) + 1):
-            parts = lines[begun:end]
-            if calls.other.match(parts[-1]):
+        if first > start and _begins_call(lines[first - 1]):
+            begun -= _BEGINS_WITH_NAME.match(shape.without_front(lines[first])) is not None
+        for end in range(first + 1, min(begun + _MOST_LINES, len(lines)) + 1):
+            parts = [lines[begun], *map(shape.without_front, lines[begun + 1 : end])]
+            if end - 1 > first and calls.other.match(parts[-1]):
                 break
-            # A mail breaks a line at a space, a terminal at any character.
-            spaced = b" ".join(filter(None, map(bytes.strip, parts)))
-            broken = b"".join(part.rstrip(b"\r") for part in parts)
-            ended = [whole for whole in (spaced, broken) if calls.ends.search(whole)]
-            if ended:
-                whole = next((one for one in ended if calls.whole.search(one)), ended[0])
+            whole = _whole(parts, calls, shape.width)
+            if whole is None:
+                continue
+            if whole[-1:].isdigit():
+                at = next((at for at in range(end, len(lines)) if lines[at].strip()), end)
+                rest = [*map(shape.without_front, lines[at : at + 2])]
+                if re.match(_REST_OF_NUMBER, b"\n".join(rest) + b"\n"):
+                    whole += rest[0]
+                    end = at + 1
+            if end - begun > 1:
                 lines[begun:end] = [whole, *[b""] * (end - begun - 1)]
-                start = end
-                break
+            start = end
+            break
     return b"\n".join(lines)
+
+
+def _whole(parts: list[bytes], calls: _Calls, width: int) -> bytes | None:
+    """Returns the line whose parts these are, or None if a part is missing."""
+    parts = [part.rstrip(b"\r") for part in parts]
+    # A mail breaks a line at a space, a terminal at its width; or both did.
+    ways = [
+        b" ".join(filter(None, map(bytes.strip, parts))),
+        b"".join(parts),
+        b"".join(part + b" " * (len(part) < width) for part in parts[:-1]) + parts[-1],
+    ]
+    ended = [way for way in ways if calls.ends.search(way)]
+    return next((one for one in ended if calls.whole.search(one)), next(iter(ended), None))
 
 
 def _unquoted(text: bytes) -> bytes:
     """Decodes a mail's quoted-printable text.
 
-    Joins broken lines, and adds as many empty lines after each joined line to keep the count.
+    Joins broken lines, and adds as many empty lines after each joined line to keep the count. If
+    something stands in front of all lines, it stands there once in the joined line.
     """
     lines = []
     broken = 0
     part = b""
-    for line in text.splitlines(keepends=True):
-        part += line
+    all_lines = text.splitlines(keepends=True)
+    pairs = [(_SOFT_BREAK.search(before[-3:]), line) for before, line in pairwise(all_lines)]
+    front = _same([line for follows, line in pairs if follows])
+    # They also begin alike if all lines were broken at the same place.
+    others = [line for follows, line in pairs if not follows]
+    if 3 * sum(line.startswith(front) for line in others) <= len(others):
+        front = b""
+    for line in all_lines:
+        part += line.removeprefix(front) if broken else line
         if _SOFT_BREAK.search(line[-3:]):
             part = _SOFT_BREAK.sub(b"", part)
             broken += 1
@@ -159,7 +261,7 @@ def _is_quoted_printable(text: bytes) -> bool:
     """Returns whether a text is quoted-printable, by its "=" or the lengths of its lines."""
     if 2 * text.count(b"=3D") > text.count(b"="):
         return True
-    if b"=\n" not in text and b"=\r\n" not in text:
+    if _NOT_QUOTED.search(text) or _SOFT_BREAK.search(text) is None:
         return False
     lines = text.splitlines()
     broken = min(len(line) for line in lines if line.endswith(b"="))
@@ -175,6 +277,11 @@ def _character(entity: re.Match[bytes]) -> bytes:
     return b" " if number == _NO_BREAK else chr(number).encode()
 
 
+def _ended(text: bytes, calls: _Calls) -> bool:
+    """Returns whether a call ends within `text`, perhaps in broken lines."""
+    return bool(calls.ends.search(text) or calls.ends.search(text.replace(b"\n", b"")))
+
+
 class Wrapping:
     """Removes the wrapping of one input. The first lines decide how all lines are wrapped."""
 
@@ -182,21 +289,25 @@ class Wrapping:
         self._prefixes: list[re.Pattern[bytes]] | None = None
         self._is_page = False
         self._is_quoted = False
+        self._is_broken = False
+        self._shape = _Shape(b"", b"", 0)
 
     def end_of_whole(self, text: bytes) -> int:
         """Returns the length of `text`, which is whole lines, without a last line that goes on."""
         tail = max(0, len(text) - _LONGEST_CALL)
-        for word, calls in _CALLS:
+        last = text.rfind(b"\n", 0, len(text) - 1) + 1
+        end = last if _begins_call(text[last:]) else len(text)
+        for word, calls in ((b"ioctl(", _ANY), *_CALLS):
             place = text.rfind(word, tail)
             if place < 0 or not calls.goes_on.search(text, place):
                 continue
-            rest = text[place:]
-            if not calls.ends.search(rest) and not calls.ends.search(rest.replace(b"\n", b"")):
+            if not _ended(text[place:], calls):
                 start = text.rfind(b"\n", 0, place) + 1
                 before = text.rfind(b"\n", 0, max(start - 1, 0)) + 1
-                return before if _BEGINS_CALL.search(text, before, start) else start
-        last = text.rfind(b"\n", 0, len(text) - 1) + 1
-        end = last if _BEGINS_CALL.search(text, last) else len(text)
+                return before if _begins_call(text[before:start]) else start
+            if not _ended(text[place:last], calls):
+                end = len(text)  # the last line is the end of the call
+                break
         # A call is short. So however many lines end in "=", few of them wait for the next block.
         while end > tail and text.endswith((b"=\n", b"=\r\n"), 0, end):
             end = text.rfind(b"\n", 0, end - 1) + 1
@@ -204,12 +315,15 @@ class Wrapping:
 
     def taken_off(self, text: bytes) -> bytes:
         """Returns whole lines without their wrapping; their number does not change."""
-        if self._prefixes is None:
+        if b"\x1b" in text:
+            text = _TERMINAL.sub(b"", text)  # behind the "=" of a broken line
+        first = self._prefixes is None
+        if first:
             self._is_quoted = _is_quoted_printable(text)
         if self._is_quoted or (b"=3D" in text and _SOFT_BREAK.search(text)):
             text = _unquoted(text)
-        if b"\x1b" in text:
-            text = _TERMINAL.sub(b"", text)
+            if b"\x1b" in text:
+                text = _TERMINAL.sub(b"", text)
         if b"\xc2" in text and _NO_BREAK_SPACE in text:
             text = text.replace(_NO_BREAK_SPACE, b" ")
         if self._prefixes is None:
@@ -218,13 +332,22 @@ class Wrapping:
         if self._is_page:
             text = _TAGS.sub(b"", text)
             text = _ENTITY.sub(_character, text)
+        if first:
+            outer = _front(text)
         for prefix in self._prefixes:
             text = prefix.sub(b"", text)
+        if first:
+            self._is_broken = _BROKEN.search(text) is not None
+            width = max(len(line.rstrip(b"\r")) for line in text.split(b"\n"))
+            self._shape = _Shape(outer, _front(text), width)
         for word, calls in _CALLS:
             if word in text and calls.goes_on.search(text):
-                text = _joined(text, calls)
-                if calls is _STRACE:
-                    text = _joined(text, _AROUND)
+                text = _joined(text, calls, self._shape)
+                self._is_broken = self._is_broken or calls is _STRACE
+        if self._is_broken:
+            text = _joined(text, _ANY, self._shape)
+            if self._is_page:
+                text = _ENTITY.sub(_character, text)  # those that were broken too
         return text
 
     @staticmethod

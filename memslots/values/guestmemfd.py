@@ -256,6 +256,20 @@ def ranges_meet(one: Slot, two: Slot) -> bool:
     )
 
 
+def _rebound(slot: Slot, memfd: GuestMemfd) -> Slot:
+    """Returns the slot, bound to the same range of another file."""
+    return type(slot)(
+        slot.id,
+        slot.as_id,
+        slot.base_gfn,
+        slot.npages,
+        slot.userspace_addr,
+        slot.flags,
+        memfd,
+        slot.guest_memfd_offset,
+    )
+
+
 class StandIns:
     """Rewrites slots to other files of the same sizes, so that another Memslots can have them.
 
@@ -282,24 +296,14 @@ class StandIns:
     def slot(self, slot: Slot) -> Slot:
         """Returns the slot, bound to the stand-in for its file."""
         memfd = slot.guest_memfd
-        if memfd is None:
-            return slot
-        return type(slot)(
-            slot.id,
-            slot.as_id,
-            slot.base_gfn,
-            slot.npages,
-            slot.userspace_addr,
-            slot.flags,
-            self.memfd(memfd),
-            slot.guest_memfd_offset,
-        )
+        return slot if memfd is None else _rebound(slot, self.memfd(memfd))
 
 
 class Copies(StandIns):
     """The files of the slots of a copied Memslots: those that nobody owns yet, or stand-ins.
 
-    A slot whose file is closed gets a file that `done` closes (rule G10).
+    A slot whose descriptor is closed gets one that `done` closes: of the same file as others if
+    that is still open, else of a file of its own (rule G10).
     """
 
     def __init__(self) -> None:
@@ -317,13 +321,16 @@ class Copies(StandIns):
         if memfd._file in self._free and not memfd.closed:
             return slot
         if memfd.closed:
-            once = GuestMemfd(slot.guest_memfd_offset + slot.memory_size)
+            if memfd._file.open and memfd._file not in self._free:
+                once = self.memfd(memfd).dup()
+            else:
+                once = GuestMemfd(slot.guest_memfd_offset + slot.memory_size)
             self._closed.append(once)
-            self._files[memfd._file] = once
+            return _rebound(slot, once)
         return super().slot(slot)
 
     def done(self) -> None:
-        """Closes the files of slots whose file was closed. Call it once all slots are made."""
+        """Closes what is closed in the original. Call it once all slots are made."""
         for memfd in self._closed:
             memfd.close()
 

@@ -134,8 +134,8 @@ guest_memfd_offset=0)\n--\n
         guest_memfd=None,
         guest_memfd_offset=0,
     ):
-        if self.npages != 0:
-            raise TypeError("a Slot is immutable")
+        cdef uint32_t number = u32(id, "id")
+        cdef uint32_t space = u32(as_id, "as_id")
         cdef uint32_t bits = u32(flags, "flags")
         cdef gfn_t base = u64(base_gfn, "base_gfn")
         cdef uint64_t pages = u64(npages, "npages")
@@ -167,8 +167,10 @@ guest_memfd_offset=0)\n--\n
             raise InvalidRegionError(
                 errno.EINVAL, f"{pages} pages from host address {hva:#x} go beyond the last address"
             )
-        self.id = u32(id, "id")
-        self.as_id = u32(as_id, "as_id")
+        if self.npages != 0:  # tested last: the __index__ of an argument may have made the Slot
+            raise TypeError("a Slot is immutable")
+        self.id = number
+        self.as_id = space
         self.base_gfn = base
         self.userspace_addr = hva
         self.bits = bits

@@ -6,7 +6,7 @@ Rule T1 (docs/changes.md) keeps the marks of the pages that stay.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple, SupportsIndex
 
@@ -32,12 +32,13 @@ class _Part(NamedTuple):
 
 def unmap(tx: Transaction, start: SupportsIndex, end: SupportsIndex, as_id: SupportsIndex) -> None:
     """Implements Transaction.unmap."""
-    first, last = field(start, "start", 64), field(end, "end", 64)
+    first, last, space = field(start, "start", 64), field(end, "end", 64), _space(as_id)
     cut = [
         (slot, list(_outside(slot, first, last)))
-        for slot in tx.in_gfn_range(first, last, as_id=as_id)
+        for slot in tx.in_gfn_range(first, last, as_id=space)
     ]
-    tx._check_cut(as_id, _additions(cut))
+    _refuse_closed(slot for slot, parts in cut if parts)
+    tx._check_cut(space, _additions(cut))
     with _AllOrNothing(tx) as steps:
         for slot, parts in cut:
             steps.cut(slot, parts)
@@ -52,11 +53,11 @@ def protect(
 ) -> None:
     """Implements Transaction.protect."""
     first, last = field(start, "start", 64), field(end, "end", 64)
-    bits = field(flags, "flags", 32)
+    bits, space = field(flags, "flags", 32), _space(as_id)
     if bits & ~_FLAGS:
         known = "LOG_DIRTY_PAGES (1) and READONLY (2)"
         raise InvalidRegionError(errno.EINVAL, f"unknown flags {bits:#x}; known are {known}", 1)
-    slots = tx.in_gfn_range(first, last, as_id=as_id)
+    slots = tx.in_gfn_range(first, last, as_id=space)
     gfn = first
     for slot in slots:
         if slot.flags & Flags.GUEST_MEMFD:
@@ -71,7 +72,7 @@ def protect(
         if slot.flags != bits:
             inside = _Part(max(first, slot.base_gfn), min(last, slot.end_gfn), bits)
             cut.append((slot, sorted([*_outside(slot, first, last), inside])))
-    tx._check_cut(as_id, _additions(cut))
+    tx._check_cut(space, _additions(cut))
     with _AllOrNothing(tx) as steps:
         for slot, parts in cut:
             steps.cut(slot, parts)
@@ -85,15 +86,17 @@ def split(
     as_id: SupportsIndex,
 ) -> tuple[Slot, Slot]:
     """Implements Transaction.split."""
-    old = _slot(tx, slot, "slot", as_id)
-    page = field(gfn, "gfn", 64)
+    number, page, space = field(slot, "slot", 32), field(gfn, "gfn", 64), _space(as_id)
+    new = None if id is None else field(id, "id", 32)
+    old = _slot(tx, number, space)
     if not old.base_gfn < page < old.end_gfn:
         why = "each part must have a page"
         raise InvalidRegionError(errno.EINVAL, f"{old} cannot be split at gfn {page:#x}: {why}")
     parts = [_Part(old.base_gfn, page, old.flags), _Part(page, old.end_gfn, old.flags)]
-    tx._check_cut(as_id, 1, id)
+    _refuse_closed([old])
+    tx._check_cut(space, 1, new)
     with _AllOrNothing(tx) as steps:
-        one, two = steps.cut(old, parts, None if id is None else field(id, "id", 32))
+        one, two = steps.cut(old, parts, new)
     return one, two
 
 
@@ -101,7 +104,8 @@ def merge(
     tx: Transaction, first: SupportsIndex, second: SupportsIndex, as_id: SupportsIndex
 ) -> Slot:
     """Implements Transaction.merge."""
-    named, other = _slot(tx, first, "first", as_id), _slot(tx, second, "second", as_id)
+    numbers, space = (field(first, "first", 32), field(second, "second", 32)), _space(as_id)
+    named, other = (_slot(tx, number, space) for number in numbers)
     one, two = sorted((named, other), key=lambda slot: slot.base_gfn)
     why = ""
     if one.end_gfn != two.base_gfn:
@@ -119,6 +123,7 @@ def merge(
         why = f"a slot has at most {_MOST_PAGES} pages"
     if why:
         raise InvalidRegionError(errno.EINVAL, f"{one} and {two} cannot be merged: {why}")
+    _refuse_closed([named, other])
     with _AllOrNothing(tx) as steps:
         steps.change(other, None)
         steps.change(named, None)
@@ -138,8 +143,20 @@ def merge(
         )
 
 
-def _slot(tx: Transaction, id: SupportsIndex, name: str, as_id: SupportsIndex) -> Slot:
-    number = field(id, name, 32)
+def _space(as_id: SupportsIndex) -> int:
+    return field(as_id, "as_id", 32)
+
+
+def _refuse_closed(slots: Iterable[Slot]) -> None:
+    """Raises if a slot has a closed guest_memfd: it could be neither made anew nor put back."""
+    for slot in slots:
+        if slot.guest_memfd is not None and slot.guest_memfd.closed:
+            raise InvalidRegionError(
+                errno.EBADF, f"{slot} can only be deleted: its guest_memfd is closed", "G7"
+            )
+
+
+def _slot(tx: Transaction, number: int, as_id: int) -> Slot:
     found = tx.get(number, as_id=as_id)
     if found is None:
         raise NoSuchSlotError(errno.EINVAL, f"there is no slot {number}", 3)

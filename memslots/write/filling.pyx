@@ -164,6 +164,14 @@ def fill_with(Writer writer not None, map):
             fill_put(&f)
 
 
+def map_from(slots, as_id):
+    """Returns `slots` if it is a MemoryMap, or the map that it makes in an address space.
+
+    This runs the code of an iterable, so it comes before a lock is taken.
+    """
+    return slots if isinstance(slots, MemoryMap) else MemoryMap(slots, as_id)
+
+
 def create_at_once(Writer writer not None, slots, as_id):
     """Does what create_many does, if the address space is empty and there are no listeners.
 
@@ -200,7 +208,7 @@ def create_at_once(Writer writer not None, slots, as_id):
     return made
 
 
-def create_many(Target to not None, slots, as_id):
+def create_many(Target to not None, map, as_id):
     """Creates all the slots in a transaction, or none.
 
     Returns
@@ -210,10 +218,8 @@ def create_many(Target to not None, slots, as_id):
     """
     cdef const index *ix
     cdef uint32_t space_id
-    cdef uint32_t i, count
+    cdef uint32_t i, count, id
     cdef list made
-    cdef uint32_t id = 0
-    map = slots if isinstance(slots, MemoryMap) else MemoryMap(slots, as_id)
     map_index(map, &ix, &space_id)
     if as_id is not None and u32(as_id, "as_id") != space_id:
         raise ValueError(f"the map is of address space {space_id}, not {as_id}")
@@ -228,10 +234,7 @@ def create_many(Target to not None, slots, as_id):
                 made[i] = create_row(to, &ix.rows[i], space_id, <uint32_t>ix.rows[i].id, memfds)
         for i in range(count):
             if ix.rows[i].hva & INDEX_ANY_ID:
-                while id < to.lim.max_slots and to.find(id, space_id) is not NULL:
-                    id += 1
-                if id == to.lim.max_slots:
-                    room_for(id, space_id, id)
+                id = free_id(to, space_id)
                 made[i] = create_row(to, &ix.rows[i], space_id, id, memfds)
     except BaseException:
         try:
@@ -243,6 +246,18 @@ def create_many(Target to not None, slots, as_id):
             raise
         raise
     return made
+
+
+cdef uint32_t free_id(Target to, uint32_t as_id) except? 0xFFFFFFFF:
+    """Returns the lowest id that no slot has. NoRoomError."""
+    cdef uint32_t id
+    to.enter("a free id")
+    try:
+        id = to.lowest_id(as_id)
+    finally:
+        to.leave()
+    room_for(id, as_id, to.lim.max_slots)
+    return id
 
 
 cdef object create_row(

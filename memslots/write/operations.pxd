@@ -22,6 +22,9 @@ cdef class Target:
     # Returns the slot of an id as the next change finds it, or NULL; valid until that change. The
     # caller must have entered, and the id and the address space must be valid.
     cdef slot *find(self, uint32_t id, uint32_t as_id) noexcept
+    # Returns the lowest id that no slot has in an address space, which must be valid; it may be as
+    # high as max_slots. The caller must have entered. O(log n) amortised.
+    cdef uint32_t lowest_id(self, uint32_t as_id) except? 0xFFFFFFFF
     # Applies rules 3 to 7 to a region that keeps rules 1 and 2, and makes the change. `creates` is
     # region_classify's. `old` is the result of find for the region's id. Returns the slot's Slot
     # after the change, or None, and in *kind the kind of change.

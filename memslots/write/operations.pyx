@@ -37,6 +37,9 @@ cdef class Target:
     cdef slot_t *find(self, uint32_t id, uint32_t as_id) noexcept:
         return NULL
 
+    cdef uint32_t lowest_id(self, uint32_t as_id) except? 0xFFFFFFFF:
+        raise TypeError("not to be made")
+
     cdef object make(self, const region *r, slot_t *old, bint creates, change_kind *kind):
         raise TypeError("not to be made")
 

@@ -43,7 +43,6 @@ from memslots.core.slotset cimport (
 from memslots.core.space cimport (
     space,
     space_active,
-    space_active,
     space_inactive,
     space_swap_begin,
     space_swap_end,
@@ -263,12 +262,13 @@ cdef class Transaction(Target):
 
     def create_many(self, slots, as_id=None):
         """As Memslots.create_many, in this transaction."""
-        from memslots.write.filling import create_many
+        from memslots.write.filling import create_many, map_from
 
         self.enter("many slots")
         self.leave()
-        made = self.stage_all(slots, as_id)
-        return create_many(self, slots, as_id) if made is None else made
+        map = map_from(slots, as_id)
+        made = self.stage_all(map, as_id)
+        return create_many(self, map, as_id) if made is None else made
 
     def unmap(self, start, end, as_id=0):
         """As Memslots.unmap, in this transaction."""
@@ -758,7 +758,6 @@ cdef class Transaction(Target):
         self.ids = None
 
     cdef uint32_t lowest_id(self, uint32_t as_id) except? 0xFFFFFFFF:
-        """Returns the lowest id that no staged slot has."""
         cdef slotset *staged = self.slots(as_id)
         cdef slotset *active = space_active(self.m.spaces[as_id])
         cdef FreeIds free_ids = self.writer.free_ids_of(as_id)

@@ -320,6 +320,9 @@ cdef class Writer(Target):
     cdef slot *find(self, uint32_t id, uint32_t as_id) noexcept:
         return slotset_by_id(space_active(self.m.spaces[as_id]), id)
 
+    cdef uint32_t lowest_id(self, uint32_t as_id) except? 0xFFFFFFFF:
+        return self.free_ids_of(as_id).lowest(space_active(self.m.spaces[as_id]))
+
     cdef object make(self, const region *r, slot *found, bint creates, change_kind *done):
         """Applies rules 3 to 7 to a region and makes the change. The caller must be the writer."""
         cdef const limits *lim = &self.m.lim

@@ -14,6 +14,7 @@ from commandline import BENCH_SHAPE, ONE_TEST, QUICK, Outcome, assert_shape, run
 
 from memslots import bench
 from memslots.bench.questions import Questions
+from memslots.cli.bench import _plotter
 
 RIVALS = ["sortedcontainers", "BTrees", "superintervals", "numpy", "numba"]
 
@@ -126,10 +127,31 @@ def test_bench_plot_where_nothing_can_be_written() -> None:
     if find_spec("matplotlib") is None:
         pytest.skip("matplotlib is not installed")
     done = run(*ONE_TEST, "--plot", "/proc/figure.svg")
-    assert done.returncode == 2
+    assert (done.returncode, done.stdout) == (2, b"")  # nothing is measured
     assert done.stderr.startswith(b"memslots: /proc/figure.svg: ")
     assert done.stderr.count(b"\n") == 1
-    assert b"Slot setup" in done.stdout  # the figures so far are not lost
+
+
+def test_bench_plot_on_a_full_disk(tmp_path: Path) -> None:
+    if find_spec("matplotlib") is None:
+        pytest.skip("matplotlib is not installed")
+    path = tmp_path / "full.svg"
+    path.symlink_to("/dev/full")
+    done = run(*ONE_TEST, "--plot", str(path))
+    assert done.returncode == 2
+    assert done.stderr == f"memslots: {path}: No space left on device\n".encode()
+    assert b"Slot setup" in done.stdout  # the figures are not lost
+
+
+def test_bench_keeps_a_figure_until_the_next_one_is_drawn(tmp_path: Path) -> None:
+    """A file that can be written is neither changed nor made before it is drawn."""
+    if find_spec("matplotlib") is None:
+        pytest.skip("matplotlib is not installed")
+    old, new = tmp_path / "old.svg", tmp_path / "new.svg"
+    old.write_text("a figure")
+    for path in (old, new):
+        assert _plotter(str(path)) is not None
+    assert old.read_text() == "a figure" and not new.exists()
 
 
 def test_bench_plot_without_matplotlib(tmp_path: Path) -> None:

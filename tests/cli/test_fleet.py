@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 import time
@@ -56,7 +57,7 @@ def within(seconds: float, ready: Callable[[], Any]) -> Any:
 
 
 def kill_the_worker_of(address: str) -> None:
-    """Kills the process of a worker that has a task which does not end."""
+    """Kills the process of a worker that has a task which does not end, and waits for its end."""
     import distributed
 
     with distributed.Client(address, set_as_default=False) as client:
@@ -67,13 +68,22 @@ def kill_the_worker_of(address: str) -> None:
             pids: dict[str, int] = client.run(os.getpid)
             return pids.get(working[0])
 
-        os.kill(within(LONG, busy), signal.SIGKILL)
+        pid = within(LONG, busy)
+        process = os.pidfd_open(pid)
+        try:
+            os.kill(pid, signal.SIGKILL)
+            # Until then its files are open: what is written to a pipe would be lost with it.
+            assert select.select([process], [], [], LONG)[0], "it does not end"
+        finally:
+            os.close(process)
 
 
 def kill_and_write(address: str, pipe: Path, content: str) -> None:
     """Kills the worker that reads `pipe`, and writes for the next one."""
-    kill_the_worker_of(address)
-    pipe.write_text(content)  # waits until the file is read
+    try:
+        kill_the_worker_of(address)
+    finally:
+        pipe.write_text(content)  # waits until the file is read, so that the command ends
 
 
 def test_the_same_in_the_same_order(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -121,7 +121,6 @@ def of_record(command: str) -> bool:
     return "calls.txt" in command
 
 
-@pytest.mark.serial
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 def test_console_examples_of_record(workplace: Path) -> None:
     need_kvm()
@@ -133,7 +132,6 @@ def of_qemu(command: str) -> bool:
     return re.search(r"monitor|qmp|changes\.txt", command) is not None
 
 
-@pytest.mark.serial
 @pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="needs qemu-system-x86_64")
 def test_console_examples_of_qemu(workplace: Path) -> None:
     try:

@@ -85,6 +85,21 @@ def test_two_moments_of_a_trace(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "2 calls: 1 CREATE, 1 DELETE" in Outcome(capsys, "plan", f"{path}:3", str(path)).out
     assert "2 calls: 2 DELETE" in Outcome(capsys, "plan", str(path), f"{path}:0").out
     assert Outcome(capsys, "diff", f"{path}:1", f"{path}:2").out.endswith("no difference\n")
+    assert Outcome(capsys, "diff", f"{path}:5", str(path)).out.endswith("no difference\n")
+
+
+@pytest.mark.parametrize("command", ["plan", "diff"])
+def test_a_line_behind_the_end_of_a_trace(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The last line may lack its line feed. A sample has lines too."""
+    path = tmp_path / "trace"
+    path.write_text("other\n" + qemu(0, 0, 0x10000).removesuffix("\n"))
+    for name, line, lines in ((path, 3, 2), (path, 9**20, 2), (SEABIOS, 10**6, 6856)):
+        outcome = Outcome(capsys, command, str(path), f"{name}:{line}")
+        assert (outcome.status, outcome.out) == (2, "")
+        assert f"line {line} was asked for, but the trace ends at line {lines}" in outcome.err
+    assert Outcome(capsys, command, str(path), f"{path}:2").status == 0
 
 
 def test_samples_and_what_replay_printed(

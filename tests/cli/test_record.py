@@ -33,7 +33,6 @@ needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="needs 
 
 @needs_kvm
 @needs_strace
-@pytest.mark.serial
 @pytest.mark.parametrize("status", [0, 3])
 def test_a_vmm(tmp_path: Path, status: int) -> None:
     program = tmp_path / "vmm.py"
@@ -105,7 +104,6 @@ def waiting(folder: Path, *options: str, stderr: int) -> subprocess.Popen[str]:
 
 
 @needs_strace
-@pytest.mark.serial
 def test_calls_come_while_the_vmm_runs(tmp_path: Path) -> None:
     (tmp_path / "trace").write_text("1 ioctl(3, KVM_SET_USER_MEMORY_REGION, {old}) = 0\n")
     with waiting(tmp_path, "--live", stderr=subprocess.PIPE) as process:
@@ -123,7 +121,6 @@ def test_calls_come_while_the_vmm_runs(tmp_path: Path) -> None:
 
 
 @needs_strace
-@pytest.mark.serial
 @pytest.mark.parametrize(("options", "lines"), [([], 2), (["--no-live"], 0)])
 def test_a_terminal_shows_calls(tmp_path: Path, options: list[str], lines: int) -> None:
     (tmp_path / "go").touch()
@@ -150,7 +147,6 @@ def test_no_terminal_shows_no_calls(tmp_path: Path) -> None:
 
 
 @needs_strace
-@pytest.mark.serial
 @pytest.mark.parametrize("options", [["--live"], []])
 def test_interrupted(tmp_path: Path, options: list[str]) -> None:
     with waiting(tmp_path, *options, stderr=subprocess.PIPE) as process:

@@ -268,7 +268,6 @@ def rearranged_often(calls: int, slots: int) -> str:
     return "".join(lines)
 
 
-@pytest.mark.serial
 @pytest.mark.parametrize(("slots", "expected"), [(10, 1000), (2000, 25)])
 def test_plans_are_bounded(slots: int, expected: int, tmp_path: Path) -> None:
     """A hundred thousand calls have 50,000 rearrangements, and plans as far as the limits allow."""
@@ -289,7 +288,6 @@ def test_plans_are_bounded(slots: int, expected: int, tmp_path: Path) -> None:
 # --- in a browser
 
 
-@pytest.mark.serial
 @needs_chromium
 @pytest.mark.parametrize("sample", SAMPLES)
 def test_in_a_browser(sample: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -326,7 +324,6 @@ def diff_rows(document: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
-@pytest.mark.serial
 @needs_chromium
 @pytest.mark.parametrize("name", [*SAMPLES, "made"])
 def test_two_moments_differ_as_diff_says(
@@ -369,7 +366,6 @@ def test_two_moments_differ_as_diff_says(
         assert kinds == set(CHANGES.values())
 
 
-@pytest.mark.serial
 @needs_chromium
 @pytest.mark.parametrize("name", [*SAMPLES, "made"])
 def test_two_moments_have_the_plan_that_plan_makes(
@@ -411,7 +407,6 @@ def test_two_moments_have_the_plan_that_plan_makes(
     assert absent > 0
 
 
-@pytest.mark.serial
 @needs_chromium
 def test_rearrangements_and_moments_without_a_plan(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
@@ -444,7 +439,6 @@ def test_rearrangements_and_moments_without_a_plan(
     assert Outcome(capsys, *words[1:]).status == 0
 
 
-@pytest.mark.serial
 @needs_chromium
 def test_moments_are_picked_by_pointer_keys_numbers_and_address(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
@@ -519,7 +513,6 @@ def test_moments_are_picked_by_pointer_keys_numbers_and_address(
     assert found["drag"][:3] == [True, 4, 6]
 
 
-@pytest.mark.serial
 @needs_chromium
 def test_several_machines(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     first, second = tmp_path / "first.strace", tmp_path / "second.strace"
@@ -582,7 +575,6 @@ def test_several_machines(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
     assert [int(row[0]) for row in found["slowest"]] == [each["line"] for each in slowest]
 
 
-@pytest.mark.serial
 @needs_chromium
 def test_dark_light_and_print(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     page = tmp_path / "r.html"
@@ -638,7 +630,6 @@ def many_calls(calls: int) -> str:
     return "".join(lines)
 
 
-@pytest.mark.serial
 @needs_chromium
 def test_a_hundred_thousand_calls(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """A frame takes some tens of milliseconds; the limits leave room for a busy machine."""

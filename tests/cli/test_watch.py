@@ -411,7 +411,6 @@ PLUG = ["-m", "128,slots=1,maxmem=1G", "-object", "memory-backend-ram,id=more,si
 
 
 @needs_qemu
-@pytest.mark.serial
 def test_a_dimm_is_plugged(tmp_path: Path) -> None:
     with running(tmp_path, *PLUG) as machine, qmp.Qmp(str(tmp_path / "r")) as monitor:
         process = started(tmp_path / "q", "--json")
@@ -431,7 +430,6 @@ def test_a_dimm_is_plugged(tmp_path: Path) -> None:
 
 
 @needs_qemu
-@pytest.mark.serial
 def test_a_qemu_that_is_killed(tmp_path: Path) -> None:
     with running(tmp_path) as machine:
         process = started(tmp_path / "q", "--interval", "60")
@@ -444,7 +442,6 @@ def test_a_qemu_that_is_killed(tmp_path: Path) -> None:
 
 
 @needs_qemu
-@pytest.mark.serial
 def test_a_machine_without_memory_and_a_second_client(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

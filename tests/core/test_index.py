@@ -205,6 +205,19 @@ def test_single_look_ups_make_it_a_part_at_a_time(drivers: Any, single: Any) -> 
     assert index.searches(vm) == searches
 
 
+def test_each_miss_of_a_vcpu_goes_on_with_what_is_begun(drivers: Any) -> None:
+    index = drivers("index")
+    vm = make(300)
+    vcpu = vm.vcpu()
+    source = pages(300)
+    while index.rows_made(vm) is None:
+        vcpu.lookup(next(source))
+    while (made := index.rows_made(vm)) is not None:
+        vcpu.lookup(next(source))
+        assert (index.rows_made(vm) or 300) == min(made + index.PART, 300)
+    assert index.current(vm)
+
+
 def test_accesses_to_guest_memory_make_and_ask_it(drivers: Any) -> None:
     index = drivers("index")
     slots = 100

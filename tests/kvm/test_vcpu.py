@@ -207,6 +207,14 @@ def fake_run(fake: Any) -> Any:
     return vcpu
 
 
+def test_devices_are_of_a_guest_memory() -> None:
+    """The guest does not run before the mistake is told."""
+    with guest(HLT) as (vm, vcpu, _):
+        with pytest.raises(TypeError, match="memory must be a GuestMemory, not 'KvmVM'"):
+            next(vcpu.run(vm))  # type: ignore[arg-type]
+        assert vcpu.runs() == 0
+
+
 # Ends
 
 

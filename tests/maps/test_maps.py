@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import struct
+from email.mime.text import MIMEText
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,33 @@ WANTED: dict[str, tuple[str, list[tuple[object, ...]]]] = {
             (4 * GIB, GIB, "ram", None, None),
         ],
     ),
+    "efi.txt": (
+        "efi",
+        [
+            (0, 4 * KIB, "ram", None, None),
+            (4 * KIB, 4 * KIB, "ram", None, None),
+            (8 * KIB, 184 * KIB, "ram", None, None),
+            (320 * KIB, 220 * KIB, "ram", None, None),
+            (MIB, 0x707000, "ram", None, None),
+            (0x1710000, 0x8F0000, "ram", None, None),
+        ],
+    ),
+    "smap.txt": (
+        "smap",
+        [
+            (0, 0x9D800, "ram", None, None),
+            (MIB, 0xBF3D6000, "ram", None, None),
+            (4 * GIB, 0x23E000000, "ram", None, None),
+        ],
+    ),
+    "ram.txt": (
+        "ram",
+        [
+            (0x1D0000, 0x20000, "ram", None, None),
+            (2 * MIB, 0x337C1000, "ram", None, None),
+            (GIB, GIB, "ram", None, None),
+        ],
+    ),
     "iomem.txt": (
         "iomem",
         [
@@ -121,6 +149,9 @@ QUOTED = [
     ("in a mail", lambda text: "".join(f"> {line}\n" for line in text.splitlines())),
     ("in colours", lambda text: "".join(f"\x1b[1m{line}\x1b[0m\n" for line in text.splitlines())),
     ("with CRLF", lambda text: text.replace("\n", "\r\n")),
+    ("with CR", lambda text: text.replace("\n", "\r")),
+    ("with CR CR LF", lambda text: text.replace("\n", "\r\r\n")),
+    ("in a mail in base64", lambda text: MIMEText(text, _charset="utf-8").as_string()),
     ("by a CI", lambda text: "".join(f"2026-01-02T03:04:05Z {x}\n" for x in text.splitlines())),
     ("indented", lambda text: "".join(f"    {line}\n" for line in text.splitlines())),
 ]

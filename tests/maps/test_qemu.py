@@ -19,7 +19,6 @@ QEMU = shutil.which("qemu-system-x86_64")
 pytestmark = [
     needs_kvm,
     pytest.mark.skipif(QEMU is None, reason="needs qemu-system-x86_64"),
-    pytest.mark.serial,
 ]
 
 MACHINES = {

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 import quopri
 
 import pytest
 
+from memslots import TraceError
 from memslots.maps import MEMORY, read
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -185,3 +187,23 @@ def test_iomem_twice() -> None:
 def test_tables(text: str) -> None:
     (found,) = read("table", stream=io.BytesIO(text.encode()))
     assert [(entry.start, entry.size) for entry in found.of_kind(*MEMORY)] == [(0x1000, 0x2000)]
+
+
+def test_a_return_within_the_first_line() -> None:
+    """A CR among lines that end in line feeds is no error of a table."""
+    assert shapes("start,size\r0x1000,0x2000\n") == [[(0x1000, 0x2000, "ram")]]
+    with pytest.raises(TraceError, match="in no known format"):
+        shapes("100%\rstart,size\n")
+
+
+def test_ranges_of_xen_that_are_unusable() -> None:
+    text = "(XEN)  0000000000000000 - 0000000000001000 (usable)\n"
+    text += "(XEN)  0000000000001000 - 0000000000002000 (unusable)\n"
+    assert shapes(text) == [[(0, 0x1000, "ram"), (0x1000, 0x1000, "other")]]
+
+
+@pytest.mark.parametrize("key", ["MESSAGE", "log"])
+def test_a_log_with_a_json_object_in_each_line(key: str) -> None:
+    """journalctl -o json, and containers, write such logs."""
+    lines = (json.dumps({"PRIORITY": "6", key: f"{line}\n"}) for line in LINUX.splitlines())
+    assert shapes("".join(f"{line}\n" for line in lines)) == [PC]

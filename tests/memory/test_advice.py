@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,3 +79,21 @@ def test_a_node() -> None:
 
 def test_nothing() -> None:
     Backing.memfd(PAGE).advise()
+
+
+@pytest.mark.parametrize(
+    ("node", "error", "text"),
+    [
+        (1.5, TypeError, "numa_node must be an integer, not 'float'"),
+        ("0", TypeError, "numa_node must be an integer, not 'str'"),
+        (-1, ValueError, "numa_node must be 0 to 1023, not -1"),
+        (1024, ValueError, "numa_node must be 0 to 1023, not 1024"),
+    ],
+)
+@pytest.mark.skipif(not SMAPS.exists(), reason="needs /proc/self/smaps")
+def test_a_node_that_cannot_be(node: Any, error: type[Exception], text: str) -> None:
+    """The other advice is not given either."""
+    backing = Backing.anonymous(8 * PAGE)
+    with pytest.raises(error, match=text):
+        backing.advise(dump=False, numa_node=node)
+    assert "dd" not in flags_of(backing)

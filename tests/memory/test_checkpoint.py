@@ -7,11 +7,21 @@ import mmap
 import os
 import random
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from memslots import Backing, Flags, GuestMemory, InvalidRegionError, Memslots, NotMappedError
+from memslots import (
+    Backing,
+    Flags,
+    GuestMemfd,
+    GuestMemory,
+    InvalidRegionError,
+    MemoryMap,
+    Memslots,
+    NotMappedError,
+)
 
 PAGE = 4096
 LOG = Flags.LOG_DIRTY_PAGES
@@ -223,3 +233,73 @@ def test_changes_wait_until_the_memory_is_copied(monkeypatch: pytest.MonkeyPatch
     memory.checkpoint()
     moved.join()
     assert waited == [True] and memory.vm[2].base_gfn == 0x400
+
+
+def test_shared_memory_of_guest_memfds() -> None:
+    """`write` reaches it. A slot without host memory has none that could be saved."""
+    vm = Memslots()
+    memory = GuestMemory(vm)
+    ram, memfd = Backing.anonymous(4 * PAGE), GuestMemfd(8 * PAGE)
+    memory.add(ram)
+    vm.set_region2(0, 4, 0, 4 * PAGE, ram.hva, memfd, 0)
+    vm.set_region2(1, 4, 0x100000, 4 * PAGE, 0, memfd, 4 * PAGE)
+    memory.write(PAGE, b"before")
+    checkpoint = memory.checkpoint()
+    assert (checkpoint.by_log, checkpoint.size) == (False, 4 * PAGE)
+    memory.write(PAGE, b"after!")
+    assert checkpoint.restore() == PAGE
+    assert memory.read(PAGE, 6) == b"before"
+
+
+def cut_and_join(memory: GuestMemory) -> None:
+    vm, slots = memory.vm, memory.vm.map()
+    vm.become(slots | MemoryMap([(0, 2, 1 << 40)]))
+    vm.become(slots)
+
+
+def delete_and_create(memory: GuestMemory) -> None:
+    ram = memory.backings[0]
+    memory.vm.delete(0)
+    memory.place(0, 0, ram, flags=LOG)
+
+
+def log_again(memory: GuestMemory) -> None:
+    memory.vm.set_flags(0, 0)
+    memory.vm.set_flags(0, LOG)
+
+
+@pytest.mark.parametrize("change", [cut_and_join, delete_and_create, log_again])
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_log_that_ended(
+    change: Callable[[GuestMemory], None], shared: bool, tmp_path: Path
+) -> None:
+    """The marks in it are lost, so the next restore compares."""
+    path = tmp_path / "ram"
+    path.write_bytes(bytes(8 * PAGE))
+    memory = GuestMemory(Memslots())
+    memory.place(0, 0, Backing.file(path) if shared else Backing.anonymous(8 * PAGE), flags=LOG)
+    checkpoint = memory.checkpoint(by_log=True)
+    memory.write(PAGE, b"before")
+    change(memory)
+    memory.write(3 * PAGE, b"after")
+    assert checkpoint.restore() == 2 * PAGE
+    assert memory.read(0, 8 * PAGE) == bytes(8 * PAGE)
+    if not shared:
+        assert not memory.vm.take_dirty_runs()
+    checkpoint.restore()
+    memory.view(5 * PAGE, 1)[0] = 1  # no mark, so only a comparison would find it
+    memory.write(PAGE, b"again")
+    assert checkpoint.restore() == PAGE
+    assert memory.read_u8(5 * PAGE) == 1
+
+
+def test_a_log_that_moved_is_the_same() -> None:
+    memory = GuestMemory(Memslots())
+    memory.place(0, 0, Backing.anonymous(8 * PAGE), flags=LOG)
+    checkpoint = memory.checkpoint(by_log=True)
+    memory.view(5 * PAGE, 1)[0] = 1
+    memory.write(PAGE, b"before")
+    memory.vm.move(0, 0x1000)
+    memory.vm.move(0, 0)
+    assert checkpoint.restore() == PAGE
+    assert memory.read_u8(5 * PAGE) == 1

@@ -14,12 +14,17 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from inspect import unwrap
+from itertools import count
 from pathlib import Path
 
 import pytest
+from atline import AtLine
 
-from memslots import Backing, Flags, GuestMemory, Memslots
+from memslots import Backing, Flags, GuestMemory, Memslots, NotMappedError
+from memslots.memory import transfer
+from memslots.memory.written import Written, mark_memory
 
 PAGE = 4096
 LOG = Flags.LOG_DIRTY_PAGES
@@ -200,6 +205,48 @@ def test_write_from_that_waits() -> None:
     finally:
         os.close(reading)
         os.close(writing)
+
+
+def write_in_a_block(memory: GuestMemory, gpa: int, n: int) -> None:
+    with memory.writing(gpa, n) as view:
+        view[:] = bytes(n)
+
+
+@pytest.mark.parametrize("moves", [False, True])
+@pytest.mark.parametrize("name", ["write_from", "discard", "writing"])
+def test_at_each_line(name: str, moves: bool) -> None:
+    """No mark is lost, wherever the handler raises, not even if the slot moved meanwhile."""
+    size = 3 * PAGE
+    for number in count(1):
+        memory = machine()
+        memory.fill(0, PAGES * PAGE, 1)
+        memory.vm.take_dirty_runs()
+
+        def interrupt(memory: GuestMemory = memory) -> None:
+            if moves:
+                memory.vm.move(0, 0x2000)
+            raise Interrupt
+
+        functions = (transfer.write_from, transfer.discard, transfer._discard, transfer._rest)
+        writing = unwrap(transfer.writing)
+        with (
+            suppress(Interrupt, NotMappedError),
+            Path("/dev/zero").open("rb") as zeros,
+            AtLine(number, interrupt, *functions, writing, Written.mark, mark_memory) as at,
+        ):
+            if name == "write_from":
+                memory.write_from(zeros.fileno(), PAGE, size)
+            elif name == "discard":
+                memory.discard(PAGE, size)
+            else:
+                write_in_a_block(memory, PAGE, size)
+        base = memory.vm[0].guest_phys_addr
+        found = {gfn for gfn in range(1, 4) if not any(memory.read(base + gfn * PAGE, PAGE))}
+        assert {(base >> 12) + gfn for gfn in found} <= dirty(memory)
+        if at.lines < number:
+            break
+    assert found == {1, 2, 3}
+    assert number > 5
 
 
 def test_read_into_that_waits() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import struct
 from pathlib import Path
 
@@ -138,3 +139,20 @@ def test_every_cut_is_told(tmp_path: Path) -> None:
         except (SnapshotError, ValueError):
             continue
         assert cut < 8  # raw memory
+
+
+def test_a_list_of_segments_of_terabytes(tmp_path: Path) -> None:
+    """Its size is compared with the file's before memory for it is taken."""
+    content = bytearray(core(0, PAGE))
+    struct.pack_into("<Q", content, 40, PAGE)  # the first section has the number of segments
+    struct.pack_into("<HH", content, 54, 0xFFFF, 0xFFFF)
+    struct.pack_into("<I", content, PAGE + 44, 1 << 20)
+    path = tmp_path / "core"
+    path.write_bytes(content)
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (32 << 30, limits[1]))
+    try:
+        with pytest.raises(SnapshotError, match="it ends within its program headers"):
+            GuestMemory.open(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import struct
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,8 @@ from memslots import (
     NotMappedError,
     ReadOnlyError,
 )
+from memslots.memory import transfer
+from memslots.memory.absent import pages_there
 
 PAGE = 4096
 
@@ -71,6 +77,15 @@ def test_offsets_that_cannot_be(
         for call in (memory.write_from, memory.read_into):
             with pytest.raises(error, match=text):
                 call(file.fileno(), 0, 1, offset=offset)
+    assert dirty(memory) == []
+
+
+@pytest.mark.parametrize("fd", ["3", 2.0, None])
+def test_a_descriptor_is_an_integer(memory: GuestMemory, fd: Any) -> None:
+    """Nothing is marked: no byte was read."""
+    for call in (memory.write_from, memory.read_into):
+        with pytest.raises(TypeError, match=f"fd must be an integer, not {type(fd).__name__!r}"):
+            call(fd, 0, 1)
     assert dirty(memory) == []
 
 
@@ -236,6 +251,14 @@ def test_what_is_written_in_a_block_is_marked(memory: GuestMemory) -> None:
     assert dirty(memory) == []
 
 
+def test_no_bytes_can_be_written_anywhere(memory: GuestMemory) -> None:
+    """An access of 0 bytes does nothing at any address: no view of them is read-only."""
+    memory.view(0x900000, 0)[:] = b""
+    with memory.writing(0x900000, 0) as view:
+        view[:] = b""
+    assert dirty(memory) == []
+
+
 def test_arrays(memory: GuestMemory) -> None:
     np = pytest.importorskip("numpy")
     found = memory.array(PAGE, "<u4", 8)
@@ -254,3 +277,116 @@ def test_arrays(memory: GuestMemory) -> None:
         memory.array(0, "<u8", np.int32(1 << 29))  # which times 8 is 0 in 32 bits
     with pytest.raises(TypeError, match="n must be an integer, not 'bool"):
         memory.array(0, "u1", np.True_)
+
+
+def test_where_memory_is_in_a_part_of_a_file(tmp_path: Path) -> None:
+    """The offset counts from the file's first byte, wherever the Backing begins in the file."""
+    path = tmp_path / "file"
+    path.write_bytes(b"a" * PAGE + b"b" * PAGE + b"c" * PAGE)
+    memory = GuestMemory(Memslots())
+    memory.place(0, 0, Backing.file(path, PAGE, shared=True))
+    fd, offset = memory.file_of(PAGE + 5, 10)
+    assert offset == 2 * PAGE + 5
+    assert os.pread(fd, 10, offset) == memory.read(PAGE + 5, 10) == b"c" * 10
+
+
+def test_no_bytes_are_in_no_file(memory: GuestMemory) -> None:
+    with pytest.raises(ValueError, match="0 bytes are in no file"):
+        memory.file_of(0, 0)
+
+
+def test_is_mapped_at_the_end(memory: GuestMemory) -> None:
+    assert not memory.is_mapped((1 << 64) - 1, 2)
+
+
+def test_marks_follow_a_slot_that_moves(memory: GuestMemory) -> None:
+    """The marks go to the memory that was written, not to the place where it was."""
+    vm = memory.vm
+    with memory.writing(5 * PAGE, 1) as view:
+        view[0] = 1
+        vm.move(1, 0x200)
+    assert dirty(memory) == [(0x201, 0x202)]
+    with memory.writing(0x201 << 12, PAGE):
+        vm.split(1, 0x202)
+        vm.move(1, 0x300)
+    assert dirty(memory) == [(0x301, 0x302)]
+
+
+def test_marks_follow_a_slot_that_moves_before_the_bytes_come(memory: GuestMemory) -> None:
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb"), os.fdopen(writing, "wb", buffering=0) as pipe:
+        caller = threading.Thread(target=memory.write_from, args=(reading, 5 * PAGE, 8))
+        caller.start()
+        pipe.write(b"four")
+        while memory.read(5 * PAGE, 4) != b"four":
+            assert caller.is_alive()
+        memory.vm.move(1, 0x200)
+        pipe.write(b"more")
+        caller.join()
+    assert memory.read(0x201 << 12, 8) == b"fourmore"
+    assert dirty(memory) == [(0x201, 0x202)]
+
+
+class Once:
+    """A number that is another one when it is asked for again."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def __index__(self) -> int:
+        value, self.value = self.value, 0x900000
+        return value
+
+
+def write_in_a_block(memory: GuestMemory, gpa: Once, n: Once) -> None:
+    with memory.writing(gpa, n) as view:
+        view[:] = b"abc"
+
+
+@pytest.mark.parametrize(
+    ("call", "marked"),
+    [
+        (lambda memory, fd: memory.write_from(fd, Once(PAGE), Once(3), offset=0), True),
+        (lambda memory, fd: memory.discard(Once(PAGE), Once(3)), True),
+        (lambda memory, fd: write_in_a_block(memory, Once(PAGE), Once(3)), True),
+        (lambda memory, fd: memory.view(Once(PAGE), Once(3)), False),
+        (lambda memory, fd: memory.read_u8(Once(PAGE)), False),
+        (lambda memory, fd: memory.write_u8(Once(PAGE), Once(3)), True),
+    ],
+)
+def test_each_argument_is_asked_once(
+    memory: GuestMemory, tmp_path: Path, call: Callable[[GuestMemory, int], object], marked: bool
+) -> None:
+    (tmp_path / "file").write_bytes(b"abc")
+    with (tmp_path / "file").open("rb") as file:
+        call(memory, file.fileno())
+    assert dirty(memory) == [(1, 2)] * marked
+
+
+def test_prefault_without_the_kernels_help(
+    memory: GuestMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The range begins at the last byte of a page: the page after it is brought in too."""
+    monkeypatch.setattr(transfer, "_madvise", lambda *_: ctypes.set_errno(errno.EINVAL) or -1)
+    ram = Backing.anonymous(8 * PAGE)
+    memory.place(3, 0x300000, ram)
+    memory.prefault(0x301000 - 1, 2 * PAGE + 2)
+    assert pages_there(ram, ram.hva, ram.size) == bytes([1, 1, 1, 1, 0, 0, 0, 0])
+
+
+def test_discard_while_the_slot_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread deletes the slot, and its Backing is forgotten: the views keep the memory."""
+    memory = GuestMemory(Memslots())
+    memory.place(0, 0, Backing.anonymous(4 * PAGE))
+    discard = transfer._discard
+
+    def late(*arguments: Any) -> None:
+        memory.vm.delete(0)
+        discard(*arguments)
+
+    monkeypatch.setattr(transfer, "_discard", late)
+    view = memory.view(0, 4 * PAGE)
+    view[:] = b"a" * len(view)
+    memory.discard(0, 4 * PAGE)
+    assert view.tobytes() == bytes(4 * PAGE)
+    assert memory.backings == ()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import pairwise, permutations
 
 import pytest
 from hypothesis import given
 from maps import maps, pages
 
-from memslots import Change, Flags, MemoryMap, Slot
+from memslots import Change, Flags, GuestMemfd, MemoryMap, Slot
 
 A, B = 0x7F0000000000, 0x7E0000000000
 
@@ -85,3 +85,23 @@ def test_it_prints_like_a_diff() -> None:
 def test_only_with_a_map() -> None:
     with pytest.raises(TypeError, match="takes a MemoryMap, not 'list'"):
         MemoryMap().diff([])  # type: ignore[arg-type]
+
+
+def test_only_of_one_address_space() -> None:
+    with pytest.raises(ValueError, match="address spaces 0 and 1 cannot be compared"):
+        MemoryMap([(0, 1, A)]).diff(MemoryMap([(0, 1, A)], 1))
+
+
+def test_other_ranges_of_guest_memfds() -> None:
+    """A slot on another file, or elsewhere in it, went and came: rule G5 knows no other change."""
+    one, two = GuestMemfd(0x10000), GuestMemfd(0x10000)
+    maps = [
+        MemoryMap([Slot(0, 0, 0, 4, 0, 4, memfd, offset), (9, 1, A)])
+        for memfd, offset in ((one, 0), (two, 0), (one, 0x4000))
+    ]
+    for a, b in permutations(maps, 2):
+        diff = a.diff(b)
+        assert diff
+        assert [each.change for each in diff.slots] == [Change.DELETE, Change.CREATE]
+        assert (diff.slots[0].before, diff.slots[1].after) == (a[0], b[0])
+    assert not maps[0].diff(maps[0])

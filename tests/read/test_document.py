@@ -74,6 +74,7 @@ def test_what_people_write(slot: dict[str, Any]) -> None:
         ([{**GOOD, "id": -1}], OverflowError, "slot 0 of the map: id"),
         ([GOOD, GOOD], OverlapError, "slots 0 and 1 of the map"),
         ({"slots": [], "as_id": []}, InvalidRegionError, "as_id is not a whole number"),
+        ("[" * 100_000, InvalidRegionError, "not nested as deeply"),
     ],
 )
 def test_not_a_map(document: object, error: type[Exception], text: str) -> None:

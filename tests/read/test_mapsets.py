@@ -145,6 +145,15 @@ def test_from_numpy() -> None:
         MemoryMap.from_arrays(bases.astype(">u8"), bases, bases)
 
 
+def test_flags_of_all_slots() -> None:
+    """A number of numpy is a buffer as well: it counts as a number."""
+    numpy = pytest.importorskip("numpy")
+    bases, one, hvas = array("q", [0, 10, 20]), array("q", [1, 1, 1]), array("q", [0, 0, 0])
+    for flags in (3, Flags(3), numpy.uint32(3), numpy.int64(3), numpy.array(3)):
+        made = MemoryMap.from_arrays(bases, one, hvas, flags)
+        assert [slot.flags for slot in made] == [Flags(3)] * 3
+
+
 def test_what_is_wrong_with_arrays() -> None:
     good = array("q", [0, 10, 20])
     one = array("q", [1, 1, 1])

@@ -7,7 +7,7 @@ import gc
 import pickle
 import random
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -18,6 +18,7 @@ from memslots import (
     BAD_HVA,
     Change,
     Flags,
+    GuestMemfd,
     InvalidRegionError,
     MemoryMap,
     Memslots,
@@ -307,3 +308,27 @@ def test_host_addresses_that_overlap(data: st.DataObject) -> None:
         assert sorted(found, key=str) == sorted(vm.in_hva_range(start, end), key=str)
         at = [(slot.userspace_addr, slot.base_gfn) for slot, _, _ in found]
         assert at == sorted(at)
+
+
+def test_it_is_made_once() -> None:
+    """An iterable of slots may make the map that it is given to."""
+    m = MemoryMap.__new__(MemoryMap)
+
+    def slots() -> Iterator[tuple[int, int, int]]:
+        m.__init__([(0, 1, 0)])
+        assert len(list(m)) == 1
+        for gfn in range(1000):
+            yield gfn, 1, 0
+
+    with pytest.raises(TypeError, match="immutable"):
+        m.__init__(slots())
+    assert [slot.base_gfn for slot in m] == [0] and m.nr_pages == 1
+
+
+def test_nothing_is_left_of_what_failed() -> None:
+    m = MemoryMap.__new__(MemoryMap)
+    private = Slot(0, 0, 0, 1, 0, 4, GuestMemfd(1 << 12), 0)
+    with pytest.raises(OverlapError):
+        m.__init__([private, (0, 1, 0)])
+    m.__init__([(0, 1, 0)], generation=5)
+    assert (m, m.generation, m.nr_pages) == (MemoryMap([(0, 1, 0)]), 5, 1)

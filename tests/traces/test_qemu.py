@@ -150,3 +150,12 @@ def test_printed_and_read_back(
     )
     assert (call.slot, call.flags, call.errno) == (space << 16 | slot, flags, number)
     assert (call.guest_phys_addr, call.memory_size, call.userspace_addr) == (gpa, size, ua)
+
+
+def test_events_of_all_requests() -> None:
+    """-trace 'kvm_*' has an event of each request besides, which is no call of another tracer."""
+    line = "4321@1.5:kvm_set_user_memory Slot#0 flags=0x0 gpa=0x0 size=0x1000 ua=0x7f2c0000 ret=0\n"
+    text = f"4321@1.4:kvm_vm_ioctl type 0x4020ae46, arg 0x7ffe13b0c970\n{line}" * 2
+    with open_trace("x", stream=io.BytesIO(text.encode())) as trace:
+        assert sum(isinstance(event, RegionCall) for event in trace) == 2
+    assert (trace.format, trace.counts.lost_total) == ("qemu", 0)

@@ -41,6 +41,35 @@ def failure(data: bytes) -> TraceError:
     return caught.value
 
 
+class InPieces(io.BytesIO):
+    """A stream that returns data in pieces that end at the cuts, as a pipe may."""
+
+    def __init__(self, data: bytes, cuts: list[int]) -> None:
+        super().__init__(data)
+        edges = [0, *sorted(cuts), len(data)]
+        self.pieces = iter([data[a:b] for a, b in itertools.pairwise(edges) if a < b])
+
+    def read1(self, size: int | None = -1, /) -> bytes:
+        return next(self.pieces, b"")
+
+
+@given(
+    st.lists(st.sampled_from([b"a", b"\r", b"bc\n"]), min_size=7).map(b"".join),
+    st.lists(st.integers(0, 20)),
+)
+def test_ends_of_lines_in_any_blocks(data: bytes, cuts: list[int]) -> None:
+    def lines(data: bytes, cuts: list[int]) -> bytes:
+        return b"".join(Source("x", InPieces(data, cuts)).text())
+
+    data = data.replace(b"\n", b"\r\r\n") + b"\r\r\n"
+    first = data.index(b"\n") + 1
+    whole = lines(data, [first])
+    assert whole == lines(data, [first, *(cut + first for cut in cuts)])
+    assert whole.count(b"\n") == data.count(b"\n") and b"\r\n" not in whole
+    alone = data.replace(b"\n", b"")
+    assert lines(alone, cuts) == alone.replace(b"\r", b"\n")
+
+
 # --- compression, told by content
 
 TEXT = (CALL * 20_000).encode()

@@ -114,6 +114,8 @@ WAYS: dict[str, Callable[[str], str]] = {
     "spaces of a page": lambda text: text.replace(" ", "&nbsp;"),
     **{f"behind {front!r}": prefixed(front) for front in FRONTS},
     "comments": prefixed("    // "),
+    "CR": lambda text: text.replace("\n", "\r"),
+    "CR CR LF": lambda text: text.replace("\n", "\r\r\n"),
     "comments among code": lambda text: "fn main() {\n" * 30 + prefixed("  # ")(text),
 }
 
@@ -121,7 +123,8 @@ WAYS: dict[str, Callable[[str], str]] = {
 def calls(text: str) -> list[RegionCall]:
     with open_trace("pasted", stream=io.BytesIO(text.encode())) as trace:
         found = [event for event in trace if isinstance(event, RegionCall)]
-    assert trace.counts.lost_total == 0 and trace.counts.lines == text.count("\n")
+    end = "\n" if "\n" in text else "\r"
+    assert trace.counts.lost_total == 0 and trace.counts.lines == text.count(end)
     return found
 
 
@@ -194,6 +197,17 @@ def test_lines_that_were_broken(wrap: Callable[[str], str], text: str, quote: st
     broken = prefixed(quote)(wrap(text)) if quote else wrap(text)
     found = [(call.slot, call.guest_phys_addr, call.memory_size) for call in calls(broken)]
     assert found == [(call.slot, call.guest_phys_addr, call.memory_size) for call in calls(text)]
+
+
+@pytest.mark.parametrize("end", ["\r", "\r\r\n"])
+@pytest.mark.parametrize("text", [STRACE, QEMU], ids=["strace", "qemu"])
+@pytest.mark.parametrize(
+    "wrap", [in_a_mail(72), in_a_terminal(80), quoted_printable], ids=["mail", "terminal", "qp"]
+)
+def test_ends_of_lines(wrap: Callable[[str], str], text: str, end: str) -> None:
+    """Old Macs end lines with CR, and serial consoles in Windows terminals with CR CR LF."""
+    found = [call.slot for call in calls(wrap(text).replace("\n", end))]
+    assert found == [call.slot for call in calls(text)]
 
 
 @pytest.mark.parametrize("text", [STRACE, QEMU], ids=["strace", "qemu"])

@@ -65,6 +65,21 @@ def test_slot_is_immutable() -> None:
         SLOT.new_name = 3  # type: ignore[attr-defined]
 
 
+def test_slot_is_made_once() -> None:
+    """The __index__ of an argument may make the Slot that it is given to."""
+    slot = Slot.__new__(Slot)
+
+    class Making:
+        def __index__(self) -> int:
+            slot.__init__(7, 1, 0x100, 64, SLOT.userspace_addr, 1)
+            return 3
+
+    for arguments in ((Making(), 0, 0, 1, 0), (0, 0, 0, 1, 0)):
+        with pytest.raises(TypeError, match="immutable"):
+            slot.__init__(*arguments)
+        assert slot == SLOT
+
+
 @pytest.mark.parametrize(
     ("gfn", "inside"), [(0xFF, False), (0x100, True), (0x13F, True), (0x140, False), (0, False)]
 )

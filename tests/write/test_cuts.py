@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -236,6 +237,53 @@ def test_ids_that_cannot_be() -> None:
         with pytest.raises(InvalidRegionError):
             vm.split(0, 50, id)
     assert len(vm) == 2
+
+
+class Changing:
+    """A number that changes the slots when it is asked for."""
+
+    def __init__(self, value: int, change: Callable[[], object]) -> None:
+        self.value = value
+        self.change = change
+
+    def __index__(self) -> int:
+        self.change()
+        return self.value
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda tx, number: tx.split(0, number(4)),
+        lambda tx, number: tx.split(0, 4, number(7)),
+        lambda tx, number: tx.split(0, 4, None, number(0)),
+        lambda tx, number: tx.merge(0, number(1)),
+        lambda tx, number: tx.merge(0, 1, number(0)),
+        lambda tx, number: tx.protect(0, 4, number(1)),
+        lambda tx, number: tx.protect(0, 4, 1, number(0)),
+        lambda tx, number: tx.unmap(0, number(4)),
+        lambda tx, number: tx.unmap(0, 4, number(0)),
+    ],
+)
+def test_an_argument_that_changes_the_slots(
+    call: Callable[[Transaction, Callable[[int], Changing]], object],
+) -> None:
+    """The slots are looked up after all arguments were asked for their numbers."""
+    vm = Memslots()
+    vm.create(0, 0, 8, 0)
+    vm.create(1, 8, 8, 8 << 12)
+    with vm.transaction() as tx:
+
+        def change() -> None:
+            if tx.get(0) == vm[0]:
+                tx.delete(0)
+                tx.create(0, 0x100, 8, 1 << 30)
+
+        with suppress(InvalidRegionError, NotMappedError):
+            call(tx, lambda value: Changing(value, change))
+        there = tx.in_gfn_range(0, 1 << 40)
+        assert [slot.base_gfn for slot in there] == [8, 0x100]
+    vm.check()
 
 
 def test_what_cannot_be_merged() -> None:

@@ -11,6 +11,7 @@ import random
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,54 @@ def test_closing(vm: Memslots, memfd: GuestMemfd) -> None:
     vm.delete(5)
     vm.delete(0)
     vm.check()
+
+
+def test_slots_of_a_closed_file_cannot_be_cut(memfd: GuestMemfd) -> None:
+    """They could be neither made anew nor put back. The transaction goes on."""
+    vm = Memslots()
+    vm.set_region2(0, PRIVATE, 0, 16 * PAGE, 0, memfd, 0)
+    vm.set_region2(1, PRIVATE, 16 * PAGE, 16 * PAGE, 16 * PAGE, memfd, 16 * PAGE)
+    before = list(vm)
+    memfd.close()
+    calls: list[Callable[[Any], object]] = [
+        lambda to: to.split(0, 4),
+        lambda to: to.merge(0, 1),
+        lambda to: to.unmap(0, 4),
+    ]
+    with vm.transaction() as tx:
+        for call in calls:
+            refused(partial(call, tx), errno.EBADF, "G7")
+            assert tx.in_gfn_range(0, 32) == before
+        tx.create(5, 100, 1, 0x1000)
+    for call in calls:
+        refused(partial(call, vm), errno.EBADF, "G7")
+    assert len(vm) == 3
+    vm.unmap(0, 32)
+    assert [slot.id for slot in vm] == [5]
+
+
+@pytest.mark.parametrize("bases", [(0, 16, 32), (32, 16, 0), (16, 0, 32)])
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_copies_where_one_descriptor_is_closed(
+    bases: tuple[int, int, int], copied: Callable[[Memslots], Memslots], memfd: GuestMemfd
+) -> None:
+    """The others of the file are open, so its bindings stay, those of the closed one too."""
+    vm, other = Memslots(), memfd.dup()
+    for id, (base, of) in enumerate(zip(bases, (memfd, other, other), strict=True)):
+        vm.set_region2(id, PRIVATE, base * PAGE, 16 * PAGE, 0, of, (48 - 16 * id) * PAGE)
+    memfd.close()
+    for each in (vm, copied(vm)):
+        each.check()
+        slots = [each[id] for id in range(3)]
+        assert [slot.base_gfn for slot in slots] == list(bases)
+        assert [slot.guest_memfd_offset >> 12 for slot in slots] == [48, 32, 16]
+        files = [slot.guest_memfd for slot in slots]
+        assert [file is None or file.closed for file in files] == [True, False, False]
+        again = files[1]
+        for offset in (16, 32, 48):
+            arguments = (9, PRIVATE, 100 * PAGE, 16 * PAGE, 0, again, offset * PAGE)
+            refused(partial(each.set_region2, *arguments), errno.EINVAL, "G7")
+        assert each.set_region2(9, PRIVATE, 100 * PAGE, 16 * PAGE, 0, again, 0) is Change.CREATE
 
 
 def test_closing_by_two_threads_at_a_time(vm: Memslots, memfd: GuestMemfd) -> None:

@@ -406,3 +406,19 @@ def test_no_memory_for_a_change_after(drivers: Any) -> None:
 
     whole()  # the pool of slots keeps its memory for the next slots
     assert each_failure(drivers("alloc"), whole, unharmed) > 10
+
+
+def test_the_iterable_runs_before_the_change() -> None:
+    """It may use the Memslots, and changes of other threads need not wait for it."""
+    vm = Memslots()
+    vm.create(0, 0x1000, 1, 0)
+    made = vm.create_many((id * 4, 1, 0, 0, vm.free_id() + id) for id in range(3))
+    assert [slot.id for slot in made] == [1, 2, 3]
+    vm.check()
+
+
+def test_a_list_takes_one_pass_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.import_module("memslots.write.filling"), "create_many", None)
+    vm = Memslots()
+    assert [slot.id for slot in vm.create_many([(8, 1, 0), (0, 1, 0)])] == [0, 1]
+    vm.check()

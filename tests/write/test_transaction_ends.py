@@ -166,7 +166,6 @@ def test_a_finalizer_in_the_middle_of_a_step_or_of_the_end(at_end: bool) -> None
     thresholds = gc.get_threshold()
     logs: list[list[object]] = []
     gc.collect()
-    gc.freeze()  # for speed: the objects of other tests are not collected again and again
     try:
         for threshold in range(1, 10):
             for step in MEDDLED:
@@ -195,7 +194,6 @@ def test_a_finalizer_in_the_middle_of_a_step_or_of_the_end(at_end: bool) -> None
     finally:
         gc.set_threshold(*thresholds)
         gc.enable()
-        gc.unfreeze()
     assert [BusyError, BusyError] in logs
 
 
