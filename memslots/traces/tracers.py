@@ -17,8 +17,8 @@ _NUMBER = re.compile(
     rf"(?<![\w.-])(?:(?P<hex>(?:0x0*)?(?:4020ae46|40a0ae49))|{'|'.join(DECIMAL)})(?!\w)"
 )
 #: In front of the number: a call as strace prints it, too. Or the name of the call, or a system
-#: call's number (of raw_syscalls), or audit's name of the second argument. QEMU's event kvm_vm_ioctl
-#: is no call: its event kvm_set_user_memory has the struct.
+#: call's number (of raw_syscalls), or audit's name of the second argument. QEMU's event
+#: kvm_vm_ioctl is no call: its event kvm_set_user_memory has the struct.
 _AS_STRACE = re.compile(
     rf"(?<!\w)ioctl\({ARGUMENT_NAME}(?:-?\d+|0x[0-9a-f]+)(?:<[^\"]*>)?, {ARGUMENT_NAME}\Z"
 )

@@ -188,11 +188,13 @@ def _joined(text: bytes, calls: _Calls, shape: _Shape) -> bytes:
     """Joins each call into one line, and adds empty lines to keep the number of lines."""
     lines = text.split(b"\n")
     first = start = place = 0
+    tried = -1
     for found in calls.goes_on.finditer(text):
         first += text.count(b"\n", place, found.start())
         place = found.start()
-        if first < start:
-            continue  # a line of the call before
+        if first < start or first == tried:
+            continue  # a line of the call before, or another call in the same line
+        tried = first
         begun = first
         if first > start and _begins_call(lines[first - 1]):
             begun -= _BEGINS_WITH_NAME.match(shape.without_front(lines[first])) is not None
