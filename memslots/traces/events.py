@@ -249,6 +249,7 @@ class Counts:
 
     def lose(self, line: int, reason: str, text: str, errno: int | None = None) -> None:
         """Counts a memslot call that could not be decoded."""
+        reason = shorten(reason)  # it may have a name of the trace
         self.lost[reason] += 1
         if not errno:
             self.lost_unknown += 1

@@ -262,6 +262,14 @@ def test_a_flag_whose_number_is_not_known() -> None:
     assert lost(text) == {"the number of its flag KVM_MEM_OF_LATER is not known": 1}
 
 
+def test_a_reason_can_be_printed() -> None:
+    """A flag's name may have control characters, or no end."""
+    (reason,) = lost(CALL.replace("flags=0", "flags=KVM_MEM_\x00\x07"))
+    assert reason == "the number of its flag KVM_MEM_\ufffd\ufffd is not known"
+    (reason,) = lost(CALL.replace("flags=0", f"flags=KVM_MEM_{'X' * 10_000}"))
+    assert len(reason) == 160
+
+
 def test_a_thread_that_another_one_superseded() -> None:
     """A thread that calls execve gets the pid of its process, which closes the VM's fd."""
     events, _ = read(f"9 {CALL}\n9 +++ superseded by execve in pid 10 +++\n")
