@@ -182,6 +182,14 @@ def test_verbs_refuse(
         assert caught.value.rule == rule
 
 
+def test_an_error_names_the_slot_and_its_address_space(used: Memslots) -> None:
+    with pytest.raises(NoSuchSlotError) as caught:
+        used.move(2, 0, as_id=1)
+    assert str(caught.value) == (
+        "[Errno 22] slot 2 of address space 1, rule 3: there is no such slot"
+    )
+
+
 def test_move_above_max_gfn_takes_the_road_back(used: Memslots) -> None:
     with unchanged(used, swaps=2), pytest.raises(InvalidRegionError) as caught:
         used.move(2, 0xFFF1)

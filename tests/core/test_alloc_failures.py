@@ -8,10 +8,12 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import random
 import sys
 import sysconfig
 from array import array
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import pytest
 from allocations import each_failure
 from model import state_of
 
-from memslots import Backing, Flags, GuestMemory, Memslots, Slot
+from memslots import Backing, Flags, GuestMemory, MemoryMap, Memslots, Slot
 
 Call = Callable[[Memslots], object]
 
@@ -280,6 +282,78 @@ def test_a_list_without_memory_releases_no_slot(testcapi: Any) -> None:
         assert references(kept) == before
         nth += 1
     assert failed > 0
+
+
+def test_views_of_a_map_without_memory(drivers: Any) -> None:
+    """What a map makes at the first look by id or by host address."""
+    alloc = drivers("alloc")
+    for look in (lambda m: m.get(3), lambda m: m.in_hva_range(0, 1)):
+        m = six_slots().map()
+
+        def made(m: MemoryMap = m, look: Callable[[MemoryMap], object] = look) -> None:
+            look(m)
+
+        assert each_failure(alloc, made, lambda: None) == 4
+
+
+def test_transactions_give_all_memory_back(drivers: Any, vm: Memslots) -> None:
+    alloc = drivers("alloc")
+
+    def pass_through(fails: bool) -> None:
+        for _ in range(500):
+            with suppress(ZeroDivisionError), vm.transaction() as tx:
+                tx.delete(1)
+                tx.create(1, 0x100, 70, 0x1000)
+                tx.move(2, 0x280)
+                tx.move(2, 0x200)
+                tx.set_flags(3, LOG)
+                tx.set_flags(3, 0)
+                if fails:
+                    raise ZeroDivisionError
+
+    for fails in (False, True):
+        pass_through(fails)
+        live = alloc.live()
+        pass_through(fails)
+        assert alloc.live() == live
+
+
+def test_no_free_id_is_lost_without_memory(testcapi: Any) -> None:
+    for nth in range(12):
+        vm = Memslots(100)
+        for id in range(50):
+            vm.create(id, id, 1, 0)
+        assert vm.free_id() == 50
+        free = set(range(50, 100))
+        for id in random.Random(nth).sample(range(50), 50):
+            testcapi.set_nomemory(nth, nth + 1)
+            try:
+                vm.delete(id)
+            except MemoryError:
+                pass
+            finally:
+                testcapi.remove_mem_hooks()
+            if vm.get(id) is None:
+                free.add(id)
+            assert vm.free_id() == min(free)
+
+
+def test_no_id_that_a_transaction_took_is_lost_without_memory(testcapi: Any) -> None:
+    for nth in range(40):
+        vm = Memslots(100)
+        vm.create(0, 0, 1, 0)
+        assert vm.free_id() == 1
+        try:
+            with suppress(ZeroDivisionError), vm.transaction() as tx:
+                tx.create_many([(gfn, 1, 0) for gfn in range(1, 30)])
+                testcapi.set_nomemory(nth, nth + 1)
+                raise ZeroDivisionError
+        except MemoryError:
+            pass
+        finally:
+            testcapi.remove_mem_hooks()
+        assert len(vm) == 1
+        assert vm.free_id() == 1
 
 
 @pytest.mark.parametrize("mode", [0, 1])

@@ -290,6 +290,22 @@ def test_while_another_thread_makes_it_all_go_on(drivers: Any, single: Any) -> N
     assert index.current(vm)
 
 
+def test_a_map_waits_for_no_other_thread_that_makes_it(drivers: Any) -> None:
+    index, alloc = drivers("index"), drivers("alloc")
+    vm = make(300)
+    index.hold_building(vm, True)
+    assert list(vm.map()) == list(vm)
+    live = alloc.live()
+    alloc.fail_nth(1)
+    try:
+        with pytest.raises(MemoryError, match="no memory for a MemoryMap"):
+            vm.map()
+    finally:
+        alloc.fail_nth(0)
+    assert alloc.live() == live
+    index.hold_building(vm, False)
+
+
 def test_a_batch_goes_on_with_what_single_look_ups_made(drivers: Any) -> None:
     index = drivers("index")
     vm = make(2000)

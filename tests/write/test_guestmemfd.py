@@ -179,6 +179,16 @@ def test_closing(vm: Memslots, memfd: GuestMemfd) -> None:
     vm.check()
 
 
+def test_a_step_with_a_wrong_range_is_refused_at_once(memfd: GuestMemfd) -> None:
+    """The transaction goes on without it."""
+    vm = Memslots()
+    with vm.transaction() as tx:
+        arguments = (0, PRIVATE, 0, 16 * PAGE, 0, memfd, FILE_PAGES * PAGE)
+        refused(partial(tx.set_region2, *arguments), errno.EINVAL, "G7")
+        tx.create(1, 0, 1, 0)
+    assert [slot.id for slot in vm] == [1]
+
+
 def test_slots_of_a_closed_file_cannot_be_cut(memfd: GuestMemfd) -> None:
     """They could be neither made anew nor put back. The transaction goes on."""
     vm = Memslots()
