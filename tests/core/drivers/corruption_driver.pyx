@@ -158,7 +158,7 @@ def broken(face, name, active=True, hva=False):
             s = slotset_step(set, s, 1)
         i = s.npages >> 6
         word = s.dirty[i]
-        s.dirty[i] |= <uint64_t>1 << 63
+        s.dirty[i] |= <uint64_t>1 << (s.npages & 63)
         yield 0  # both sets hold the slot
         s.dirty[i] = word
     elif name.startswith("I1 row"):
