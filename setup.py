@@ -35,6 +35,7 @@ SELDOM_CALLED = {
     "memory/backing",
     "memory/guestmemory",
     "memory/known",
+    "memory/marks",
     "memory/segments",
     "memslots",
     "read/batch",

@@ -1,7 +1,4 @@
-"""The known host memory of one machine: found by host address, kept while slots are on it.
-
-Also what a snapshot needs of the machine's Writer: a moment without changes, and the marks.
-"""
+"""The known host memory of one machine: found by host address, kept while slots are on it."""
 
 cimport cython
 from libc.stdint cimport uint32_t, uint64_t
@@ -162,24 +159,3 @@ cdef void *backing_at(tuple all, hva_t hva) noexcept:
     if n == 0 or not (<Backing>all[n - 1]).holds(hva, 1):
         return NULL
     return <void *>all[n - 1]
-
-
-def without_changes(vm, work):
-    """Returns what work() returns. Nobody changes the slots meanwhile: other threads wait."""
-    cdef Writer writer = memslots_writer(vm)
-    cdef bint entered = writer.enter_again("a snapshot")
-    try:
-        return work()
-    finally:
-        if entered:
-            writer.leave()
-
-
-def take_runs(vm, list logs not None):
-    """Does what Memslots.take_dirty_runs does. `logs` gets the marks, for return_logs.
-
-    If this raises, `logs` has what was taken until then. `logs` is an argument because a signal
-    handler may raise after this call, before the caller has its result.
-    """
-    cdef Writer writer = memslots_writer(vm)
-    return writer.take_dirty_runs(vm, logs)

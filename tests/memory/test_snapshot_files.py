@@ -35,7 +35,7 @@ from memslots.kvm import KvmVM
 from memslots.memory import snapshot
 from memslots.memory.backing import Backing
 from memslots.memory.guestmemory import GuestMemory
-from memslots.memory.known import take_runs
+from memslots.memory.marks import take_runs
 
 
 def names_in(folder: Path) -> list[str]:
