@@ -97,6 +97,8 @@ _WORDS = (
     Word(rb"kvm_set_user_memory", b"y"),
     *(Word(number.encode(), number.encode()) for number in DECIMAL),
 )
+#: Lines that are known to be counted before those are forgotten on which no more calls stand.
+_MOST_COUNTED = 1000
 #: Most descriptors of VMs whose close the search tells from another.
 _MOST_FDS = 16
 
@@ -246,6 +248,9 @@ class StraceReader:
 
     def _line(self, first: int, number: int, text: str) -> Iterator[Event]:
         """Yields the events of one line, which begins at line `first` and ends at `number`."""
+        counted = self._ioctls.counted
+        if len(counted) > _MOST_COUNTED + 2 * len(self._begun):
+            counted &= {first, *(begun.line for begun in self._begun.values())}
         if "attached" in text and (attached := _ATTACHED.search(text)):
             self._announced.add(int(attached[1]))
             if beginning := text[: attached.start()]:
@@ -446,7 +451,7 @@ class StraceReader:
 
     def _lose_begun(self, begun: _Begun) -> None:
         if begun.text is not None and _is_memslot(begun.text):
-            self._ioctls.lines += 1
+            self._ioctls.count_lines(begun.line, begun.line)
             self.counts.lose(begun.line, "unfinished, and never resumed", begun.text)
 
     def _lose(self, line: int, reason: str, text: str, errno: int | None = None) -> None:

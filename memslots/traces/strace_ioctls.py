@@ -223,7 +223,7 @@ class IoctlReader:
         self.counts = counts
         self.decoded = 0
         self.lines = 0  # number of lines with memslot calls, decoded or lost
-        self._last = 0  # the last of these lines
+        self.counted: set[int] = set()  # those of them on which another call may stand
 
     def read(
         self, first: int, number: int, text: str, tid: int | None, time_ns: int | None, cut: bool
@@ -250,9 +250,12 @@ class IoctlReader:
         return None
 
     def count_lines(self, first: int, number: int) -> None:
-        """Counts the lines of a call once each, even if two calls stand on one line."""
-        self.lines += (number > self._last) + (first < number)
-        self._last = max(self._last, number)
+        """Counts the lines of a call, except those that another call counted."""
+        counted = self.counted
+        before = len(counted)
+        counted.add(first)
+        counted.add(number)
+        self.lines += len(counted) - before
 
     def _region(
         self,

@@ -41,6 +41,25 @@ def test_unfinished_and_resumed_per_thread() -> None:
     assert (counts.lines, counts.calls, counts.unrelated, counts.lost_total) == (5, 2, 1, 0)
 
 
+def test_a_line_of_several_calls_counts_once() -> None:
+    begun = "ioctl(8, KVM_SET_USER_MEMORY_REGION, {slot=1"
+    text = f"{CALL}\n{begun} {begun} strace: Process 9 attached\n{begun}}}) = 0\nother(1) = 0\n"
+    counts = read(text)[1].counts
+    assert (counts.lines, counts.unrelated, counts.lost_total) == (4, 1, 3)
+
+
+def test_lines_of_many_calls_in_two_parts_count_once_each() -> None:
+    threads = range(1000, 4000)
+    begun = [
+        f"{tid} ioctl(8, KVM_SET_USER_MEMORY_REGION, {STRUCT} <unfinished ...>" for tid in threads
+    ]
+    resumed = [f"{tid} <... ioctl resumed>) = 0" for tid in threads]
+    never = f"99 ioctl(8, KVM_SET_USER_MEMORY_REGION, {STRUCT} <unfinished ...>"
+    text = "\n".join([never, *begun, *resumed, "99 +++ exited with 0 +++", *([CALL] * 3000)])
+    counts = read(text)[1].counts
+    assert (counts.lines, counts.calls, counts.unrelated, counts.lost_total) == (9002, 6000, 1, 1)
+
+
 def test_resumed_by_another_call_of_the_thread() -> None:
     """A KVM_RUN that was cut in two plays no part in a memslot call of another thread."""
     text = (
