@@ -37,7 +37,8 @@ from memslots.traces.events import (
 from memslots.traces.lines import Lines, LineTooLongError
 from memslots.traces.qemu import QemuReader
 from memslots.traces.source import Source
-from memslots.traces.strace import HEAD, StraceReader
+from memslots.traces.strace import ATTACHED, HEAD, StraceReader
+from memslots.traces.strace_inner import memslot_calls
 from memslots.traces.tracers import OtherTracers
 
 __all__ = [
@@ -88,6 +89,9 @@ _HINTS: dict[Format, str] = {
 }
 #: The end of a strace line: a result, or `<unfinished ...>`.
 _RESULT = re.compile(r"\) += (?:\?|-?\d+|0x[0-9a-f]+)|<unfinished \.\.\.>$")
+#: QEMU's event with named fields.
+_EVENT = re.compile(r"kvm_set_user_memory\b")
+_NAMED_FIELD = re.compile(r"\bguest_phys_addr ?= ?\w")
 #: How the reason of a TraceError begins if a file is in no known form.
 NO_TRACE = "neither strace's output nor QEMU's kvm_set_user_memory trace"
 #: QEMU's message of a failed call. It may stand in front of a trace that somebody pasted.
@@ -153,13 +157,21 @@ class Trace:
         """
         nul = False
         messages: list[tuple[int, bytes]] = []
+        interrupted: list[tuple[int, bytes]] = []  # lines that the next line continues
+        beginning = ""
         for number, raw in lines:
             nul = nul or b"\0" in raw
             text = raw.removeprefix(b"\xef\xbb\xbf").decode("ascii", "replace").rstrip("\r")
-            found = _recognised(text)
+            found = _recognised(beginning + text)
             if found is not None:
-                lines.put_back(number, raw)
+                for line in [(number, raw), *reversed(interrupted)]:
+                    lines.put_back(*line)
                 return found
+            if attached := ATTACHED.search(text):
+                interrupted.append((number, raw))
+                beginning += text[: attached.start()]
+            elif text:
+                interrupted, beginning = [], ""
             if _MESSAGE.search(text):
                 messages.append((number, raw))
             if messages and number > messages[0][0] + _LOOKED_AHEAD:
@@ -177,7 +189,8 @@ class Trace:
 
 
 def _recognised(text: str) -> Format | None:
-    if re.search(r"kvm_set_user_memory\b(?!.*ioctl\().*\bguest_phys_addr ?= ?\w", text):
+    event = _EVENT.search(text, text.rfind("ioctl(") + 1)
+    if event is not None and _NAMED_FIELD.search(text, event.end()):
         return "qemu"
     head = HEAD.match(text)
     if head is not None:
@@ -185,8 +198,9 @@ def _recognised(text: str) -> Format | None:
             return "strace"
         if _RESULT.search(text, head.end()):
             return "strace"
-    if re.search(
-        r"ioctl\((?:fd: )?-?\d+(?:<[^\"]*>)?, (?:cmd: )?[K_0]|guest_phys_addr=.*memory_size=", text
+    if memslot_calls(text) or re.search(
+        r"ioctl\((?:fd: )?-?\d+(?:<[^\"]*>)?, (?:cmd: )?[K_0]|guest_phys_addr=[^=]*memory_size=",
+        text,
     ):
         return "strace"
     if OtherTracers().has_call(text):

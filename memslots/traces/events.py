@@ -264,5 +264,6 @@ class Counts:
 
 def shorten(text: str, width: int = 160) -> str:
     """Returns `text` on one line, without control characters, of at most `width` characters."""
-    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text.strip())
-    return text if len(text) <= width else text[: width - 3] + "..."
+    text = text.strip()
+    kept = text if len(text) <= width else text[: width - 3] + "..."
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in kept)

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from itertools import chain
 
 _MAIL = re.compile(rb"^(?:content-|mime-version:|message-id:)", re.IGNORECASE | re.MULTILINE)
+#: The lines that a mail begins with: fields, perhaps behind the line of a mailbox or of a part.
+_HEADER = re.compile(rb"(?:[A-Za-z][A-Za-z-]*:[^\n]*\n|(?:[ \t]|--|>?From )[^\n]*\n|\r?\n)*")
 _BASE64 = re.compile(rb"content-transfer-encoding:\s*\"?base64\b", re.IGNORECASE)
 _ALTERNATIVE = re.compile(rb"content-type:\s*multipart/alternative\b", re.IGNORECASE)
 _PAGE = re.compile(rb"content-type:\s*text/html\b", re.IGNORECASE)
@@ -19,10 +21,21 @@ _ENCODED = re.compile(rb"[A-Za-z0-9+/]+={0,2}")
 
 
 def decoded(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """Yields the blocks of a text, decoded if the first block has a mail's header."""
-    first = next(blocks, b"")
+    """Yields the blocks of a text, decoded if the text begins with a mail's header."""
+    first = b""
+    # A pipe may bring the header in several blocks.
+    while (header := _header(first)) is None and (block := next(blocks, b"")):
+        first += block
     blocks = chain([first], blocks)
-    yield from _decoded(blocks) if _MAIL.search(first) else blocks
+    yield from _decoded(blocks) if _MAIL.search(first if header is None else header) else blocks
+
+
+def _header(text: bytes) -> bytes | None:
+    """Returns the header that a text begins with, or None if the header may go on."""
+    found = _HEADER.match(text)
+    assert found is not None
+    goes_on = b"\n" not in text[found.end() :] and len(text) < _LONGEST
+    return None if goes_on else found[0]
 
 
 def _decoded(blocks: Iterator[bytes]) -> Iterator[bytes]:

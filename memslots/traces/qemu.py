@@ -24,11 +24,11 @@ CALL = re.compile(
     r" flags=(?P<flags>0x[0-9a-f]+) gpa=(?P<gpa>0x[0-9a-f]+) size=(?P<size>0x[0-9a-f]+)"
     r" ua=(?P<ua>0x[0-9a-f]+)"
     r"(?: guest_memfd=(?P<memfd>-?\d{1,20}) guest_memfd_offset=(?:0x)?(?P<offset>[0-9a-f]+))?"
-    r" ret=(?P<ret>-?\d{1,20})(?![0-9])"
+    r" ret=(?P<ret>-?\d{1,20})(?![0-9@])"
     r"(?: restricted_fd=(?P<restricted>-?\d{1,20}) restricted_offset=(?:0x)?[0-9a-f]+)?"
 )
 #: The end of an event whose beginning was cut off, in the first line of a log.
-_BEHEADED = re.compile(r"size=0x[0-9a-f]+ ua=0x[0-9a-f]+.* ret=-?\d+")
+_BEHEADED = re.compile(r"size=0x[0-9a-f]+ ua=0x[0-9a-f]+.{0,99} ret=-?\d+")
 #: The event's name, but not QEMU's error messages with a similar name.
 _EVENT = re.compile(r"kvm_set_user_memory(?![_a-z]|:(?! \{))")
 
@@ -50,6 +50,7 @@ _FIELDS = ("slot", "flags", "guest_phys_addr", "memory_size", "userspace_addr")
 _TIME_OF_DAY = re.compile(r"\[(?P<h>\d\d):(?P<m>\d\d):(?P<s>\d\d)\.(?P<ns>\d{1,9})\]")
 #: A line of simpletrace.py: the time since the line before, in microseconds.
 _SIMPLE = re.compile(r"[a-z_0-9]+ (?P<us>\d{1,15})\.(?P<ns>\d{3}) pid=\d+ ")
+_THREAD = re.compile(r"(?<!\d)\d+@\d+\.\d{1,6}:\s*$")
 _FTRACE = re.compile(r"\s(?P<s>\d{1,12})\.(?P<ns>\d{6}): tracing_mark_write: $")
 
 
@@ -91,11 +92,13 @@ class QemuReader:
                 related += 1
                 self.counts.lose(1, "the line's beginning is missing", text)
             last_line_cut = self._lines.cut and number == self._lines.total
-            for start in starts:
-                found = CALL.match(text, _prefix_start(text, start))
-                if found is None and (named := _by_names(text, start, number)):
+            ends = [*starts[1:], len(text)]
+            for before, start, end in zip([0, *starts], starts, ends, strict=False):
+                found = CALL.match(text, _prefix_start(text, before, start))
+                if found is None and (named := _by_names(text, start, end, number)):
+                    time_ns = _time_of(text, before, start) if elapsed is None else elapsed
                     self.counts.calls += 1
-                    yield named if elapsed is None else replace(named, time_ns=elapsed)
+                    yield replace(named, time_ns=time_ns)
                     continue
                 cut = last_line_cut and (found is None or found.end() == len(text))
                 if found is None or (cut and _may_go_on(found["ret"])):
@@ -104,8 +107,8 @@ class QemuReader:
                         if cut
                         else "not in a format of QEMU's log back end"
                     )
-                    self.counts.lose(number, reason, text[start:])
-                elif call := self._call(number, found, _time_of(text[:start])):
+                    self.counts.lose(number, reason, text[start:end])
+                elif call := self._call(number, found, _time_of(text, before, start)):
                     yield call
         if not self.counts.calls and not self.counts.lost_total:
             # In a log with events, each message repeats an event, so messages count only here.
@@ -149,7 +152,8 @@ class QemuReader:
         slot, flags, ret = int(slot_text), int(flags_text, 16), int(ret_text)
         gpa, size, ua = int(gpa_text, 16), int(size_text, 16), int(ua_text, 16)
         if space:
-            slot |= int(space) << 16
+            # A slot that reaches into the space's bits would name another space.
+            slot = slot | int(space) << 16 if slot >> 16 == 0 else -1
         if slot >> 32 or flags >> 32 or (gpa | size | ua) >> 64:
             self.counts.lose(number, "a number does not fit its field", found[0], -ret or None)
             return None
@@ -202,10 +206,11 @@ def _failed_call(found: re.Match[str], line: int) -> Iterator[RegionCall]:
         )
 
 
-def _by_names(text: str, start: int, line: int) -> RegionCall | None:
-    """Returns the call of an event with named fields, as simpletrace.py and LTTng print it."""
-    following = text.find("kvm_set_user_memory", start + 1)
-    end = following if following >= 0 else len(text)
+def _by_names(text: str, start: int, end: int, line: int) -> RegionCall | None:
+    """Returns the call of the event `text[start:end]`, as simpletrace.py and LTTng print it.
+
+    Returns None if its fields have no names.
+    """
     fields: dict[str, str] = dict(_FIELD.findall(text, start, end))
     try:
         slot, flags, gpa, size, ua = (_number(fields[name]) for name in _FIELDS)
@@ -214,9 +219,9 @@ def _by_names(text: str, start: int, line: int) -> RegionCall | None:
         memfd = _number(fields.get("fd", "-1"))
     except (KeyError, ValueError):
         return None
-    slot |= space << 16
-    if slot >> 32 or flags >> 32 or (gpa | size | ua) >> 64 or space >> 16:
+    if slot >> (16 if space else 32) or flags >> 32 or (gpa | size | ua) >> 64 or space >> 16:
         return None
+    slot |= space << 16
     return RegionCall(
         line=line,
         slot=slot,
@@ -225,7 +230,6 @@ def _by_names(text: str, start: int, line: int) -> RegionCall | None:
         memory_size=size,
         userspace_addr=ua,
         errno=max(-_signed(ret), 0),
-        time_ns=_time_of(text[:start]),
         end_line=line,
         guest_memfd=memfd if _signed(memfd) >= 0 else None,
     )
@@ -242,18 +246,18 @@ def _signed(number: int) -> int:
     return number - (1 << 32) if number >> 31 else number
 
 
-def _time_of(text: str) -> int | None:
-    """Returns the time in front of an LTTng or ftrace event in nanoseconds, or None."""
-    if written := _FTRACE.search(text):
+def _time_of(text: str, before: int, start: int) -> int | None:
+    """Returns the time in nanoseconds between `before` and an LTTng or ftrace event, or None."""
+    if written := _FTRACE.search(text, before, start):
         return int(written["s"]) * 10**9 + int(written["ns"]) * 1000
-    found = _TIME_OF_DAY.match(text)
+    found = _TIME_OF_DAY.match(text, 0, start)
     if found is None:
         return None
     hours, minutes, seconds = (int(found[name]) for name in ("h", "m", "s"))
     return ((hours * 60 + minutes) * 60 + seconds) * 10**9 + int(found["ns"].ljust(9, "0"))
 
 
-def _prefix_start(text: str, start: int) -> int:
-    """Returns where the event's `thread@time:` begins, or `start` if it has none."""
-    found = re.search(r"\d+@\d+\.\d{1,6}:\s*$", text[:start])
+def _prefix_start(text: str, before: int, start: int) -> int:
+    """Returns where the event's `thread@time:` begins behind `before`; `start` if it has none."""
+    found = _THREAD.search(text, before, start)
     return found.start() if found else start

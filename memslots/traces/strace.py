@@ -30,7 +30,7 @@ from memslots.traces.events import (
     TaskStarted,
 )
 from memslots.traces.lines import Lines, Word
-from memslots.traces.strace_inner import ARGUMENT_NAME, Found, is_quoted, memslot_calls
+from memslots.traces.strace_inner import ARGUMENT_NAME, Found, Quotes, memslot_calls
 from memslots.traces.strace_ioctls import (
     IoctlReader,
     Result,
@@ -126,8 +126,8 @@ _OTHER_BEGUN = re.compile(
 
 _HEAD = r"""
     \s*
-    (?: \[pid\s+(?P<pid>\d{1,20})(?:<[^>]*>)?(?:\ /\*.*?\*/)?\]\s+
-      | (?P<bare>\d{1,20})(?:<[^>]*>)?(?:\ /\*.*?\*/)?\s+ )?
+    (?: \[pid\s+(?P<pid>\d{1,20})(?:<[^>]{0,99}>)?(?:\ /\*.{0,99}?\*/)?\]\s+
+      | (?P<bare>\d{1,20})(?:<[^>]{0,99}>)?(?:\ /\*.{0,99}?\*/)?\s+ )?
     (?: (?: (?P<clock>\d\d:\d\d:\d\d(?:\.\d+)?) | (?P<seconds>\d{1,20}\.\d+|\d{9,20}) )\s+ )?
     (?: \(\+\s*\d+(?:\.\d+)?\)\s+ )?                         # -r beside -t
     (?: \[\s*\d+\]\s+ )? (?: \[[0-9a-f?]{8,16}\]\s+ )?       # -n, -i
@@ -147,7 +147,13 @@ _BEHIND = re.compile(
 )
 #: The pid that may stand right in front of a call that follows another program's output.
 _PID = re.compile(r"\[pid\s+\d{1,20}\]")
-_GREP = re.compile(r"(?:[^\s:(]*[^\s:(\d][^\s:(]*[:-])?(?:\d+[:-])?(?=[\s\[<\d a-z])")
+_GREP = re.compile(r"(?:(?=\d*[^\s:(\d])[^\s:(]*[:-])?(?:\d+[:-])?(?=[\s\[<\d a-z])")
+#: The struct of a memslot call, or the beginning of the struct behind the request.
+_BEHEADED = re.compile(
+    r"guest_phys_addr=[^=]*memory_size="
+    r"|(?:KVM_SET_USER_MEMORY_REGION2?|0x4020ae46|0x40a0ae49"
+    r"|_IOC\(_IOC_WRITE, 0xae, 0x4(?:6, 0x20|9, 0xa0)\))(?: /\*[^*]*\*/)?, \{slot="
+)
 #: A descriptor, in a decimal or hexadecimal number that a C integer can hold.
 _FD = r"(?:0x[0-9a-f]{1,16}|\d{1,20})"
 _CLOSE = re.compile(rf"close\({ARGUMENT_NAME}({_FD})\b")
@@ -163,11 +169,17 @@ _CLOSE_RANGE = re.compile(
 _CLONE_FLAGS = re.compile(r"flags=(0x[0-9a-f]{1,16}|0\b)|(?:clone|unshare)\((0x[0-9a-f]{1,8}|0)\b")
 #: The descriptors in a message, perhaps with their names (-y).
 _RIGHTS = re.compile(
-    r"cmsg_type=(?:SCM_RIGHTS|0x1(?: /\* SCM_RIGHTS \*/)?)\s*, cmsg_data=\[(.*?)\]\}"
+    r"cmsg_type=(?:SCM_RIGHTS|0x1(?: /\* SCM_RIGHTS \*/)?)\s*, "
+    r"cmsg_data=\[((?:(?!cmsg_data=).)*?)\]\}"
 )
 _DESCRIPTOR = re.compile(rf"(?:^|,)\s*({_FD})(?=\s*(?:$|[,<]))")
-_ATTACHED = re.compile(r"strace: Process (\d{1,20}) attached")
+#: strace's message, and whether more text follows: a paste may have lost its line ends.
+ATTACHED = re.compile(
+    r"strace: Process (\d{1,20}) attached(?: with \d+ threads)?(?:\s*\Z|(?P<more>))"
+)
 _UNFINISHED = "<unfinished ...>"
+#: The end of an ioctl that returned.
+_ENDED = re.compile(r"\)\s*= (?:\?|-?\d)")
 
 
 @dataclass(slots=True)
@@ -211,6 +223,9 @@ class StraceReader:
                 continue
             text = raw.decode("ascii", "replace").rstrip("\r")
             if self._fragment is not None:
+                if not text:  # of a broken line that was joined
+                    self._lines.next_too = True
+                    continue
                 first, beginning = self._fragment
                 self._fragment = None
                 yield from self._line(first, number, beginning + text)
@@ -251,13 +266,15 @@ class StraceReader:
         counted = self._ioctls.counted
         if len(counted) > _MOST_COUNTED + 2 * len(self._begun):
             counted &= {first, *(begun.line for begun in self._begun.values())}
-        if "attached" in text and (attached := _ATTACHED.search(text)):
-            self._announced.add(int(attached[1]))
-            if beginning := text[: attached.start()]:
-                # strace's message interrupted the line of a call; the next line continues it.
-                self._fragment = (first, beginning)
-                self._lines.next_too = True
-            return
+        if "attached" in text and (attached := list(ATTACHED.finditer(text))):
+            self._announced.update(int(found[1]) for found in attached)
+            text = ATTACHED.sub("", text)
+            if attached[-1]["more"] is None:
+                if text:
+                    # strace's message interrupted the line of a call; the next line continues it.
+                    self._fragment = (first, text)
+                    self._lines.next_too = True
+                return
         if self._tracers.has_call(text):
             reason = "another tracer than strace: it prints no struct"
             self._lose(first, reason, text, _errno_of(text))
@@ -265,8 +282,9 @@ class StraceReader:
         if found is None:
             grep = _GREP.match(text)
             found = HEAD.match(text, grep.end()) if grep else None
-        if found is None:
-            found = _behind(text)
+        if found is None and (found := _behind(text)):
+            front = text[: found.start()]
+            yield from self._inner_calls(first, number, front, memslot_calls(front))
         if found is None:
             yield from self._odd_line(first, number, text)
             return
@@ -299,6 +317,8 @@ class StraceReader:
             yield event
         if others:
             yield from self._inner_calls(first, number, text, others)
+        elif kind != "resumed" and found["call"] != "ioctl":
+            self._lose_beheaded(first, text)
 
     def _read_head(self, found: re.Match[str]) -> _Head:
         pid, bare, clock, seconds = found.group("pid", "bare", "clock", "seconds")
@@ -326,8 +346,13 @@ class StraceReader:
             self._qemu_lines += 1
         found = memslot_calls(text)
         yield from self._inner_calls(first, number, text, found)
-        at = text.find("guest_phys_addr=")
-        if at >= 0 and "memory_size=" in text and not found and not is_quoted(text, at):
+        if not found:
+            self._lose_beheaded(first, text)
+
+    def _lose_beheaded(self, first: int, text: str) -> None:
+        """Counts the call as lost whose beginning is missing in a line, if there is one."""
+        found = _BEHEADED.search(text)
+        if found is not None and found.start() not in Quotes(text):
             self._lose(first, "the line's beginning is missing", text)
 
     def _inner_calls(
@@ -335,19 +360,21 @@ class StraceReader:
     ) -> Iterator[Event]:
         """Yields the events of memslot calls that stand behind other text."""
         ends = [call.start for call in found[1:]] + [len(text)]
+        begin = 0
         for call, end in zip(found, ends, strict=False):
             if call.doubtful:
                 reason = "after a quotation mark: a call, or text that a program wrote"
                 self._lose(first, reason, text[call.start : end])
             else:
-                head = self._head_of(text, call.start)
+                head = self._head_of(text, begin, call.start)
                 event = self._call(first, number, text[call.start : end], head)
                 if event is not None:
                     yield event
+            begin = call.start
 
-    def _head_of(self, text: str, call: int) -> _Head:
-        """Returns the thread and time in front of a call that follows other text."""
-        for pid in _PID.finditer(text, 0, call):
+    def _head_of(self, text: str, begin: int, call: int) -> _Head:
+        """Returns the thread and time in front of a call that follows other text at `begin`."""
+        for pid in _PID.finditer(text, begin, call):
             found = HEAD.match(text, pid.start())
             if found is not None and found["call"] and found.start("call") == call:
                 return self._read_head(found)
@@ -356,6 +383,8 @@ class StraceReader:
     def _call(self, first: int, number: int, text: str, head: _Head) -> Event | None:
         """Returns the event of a call. Keeps an `<unfinished ...>` call until it is resumed."""
         unfinished = text.find(_UNFINISHED)
+        if unfinished >= 0 and text.startswith("ioctl(") and _ENDED.search(text, 0, unfinished):
+            unfinished = -1  # of another call, which follows on the line
         if unfinished < 0:
             return self._complete(first, number, text, head)
         before = self._begun.pop(head.tid, None)
@@ -373,12 +402,15 @@ class StraceReader:
 
     def _resumed(self, number: int, name: str, rest: str, head: _Head) -> Event | None:
         begun = self._begun.pop(head.tid, None)
+        if begun is not None and begun.text and not begun.text.startswith(name + "("):
+            self._lose_begun(begun)  # lines between the two calls are missing
+            begun = None
         if name in _RECEIVING:
             return self._received(number, rest, head)
         if begun is None:
             # KVM_RUN and most other ioctls print their argument when they return. A memslot call
             # printed all of it before, so only the bracket is left.
-            if name == "ioctl" and re.match(r"\)\s+= ", rest):
+            if name == "ioctl" and (re.match(r"\)\s+= ", rest) or _BEHEADED.search(rest)):
                 reason = "resumed, but its beginning is not in the trace (perhaps another ioctl)"
                 self._lose(number, reason, f"<... ioctl resumed>{rest}", _errno_of(rest))
         elif begun.text is not None:
@@ -443,7 +475,7 @@ class StraceReader:
         fds = [
             _number(fd) for rights in _RIGHTS.findall(text) for fd in _DESCRIPTOR.findall(rights)
         ]
-        if not fds or is_quoted(text, text.find("cmsg_type=")):
+        if not fds or text.find("cmsg_type=") in Quotes(text):
             return None
         for fd in fds:
             self._hold(fd)
@@ -461,10 +493,11 @@ class StraceReader:
 
 def _behind(text: str) -> re.Match[str] | None:
     """Returns the head of a followed call that other text stands in front of, or None."""
+    quotes = Quotes(text)
     for found in _BEHIND.finditer(text):
         name = found["call"] or found["resumed"]
         followed = found["ended"] or name in _FOLLOWED or name in _RECEIVING
-        if followed and not is_quoted(text, found.start()):
+        if followed and found.start() not in quotes:
             return found
     return None
 

@@ -8,6 +8,7 @@ writes is no call. strace prints such text as a string in the arguments of anoth
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -24,8 +25,8 @@ _CALL = re.compile(
 _OPENING = re.compile(r"\b(?P<name>[a-z_][a-z0-9_]{0,40})\(")
 #: The next string or the end of the call, whichever comes first. Within JSON a quotation mark has
 #: backslashes in front.
-_STRING_OR_END = re.compile(r"(?P<escapes>\\*)\"|\)\s*= ")
-_QUOTE = re.compile(r"(\\*)\"")
+_STRING_OR_END = re.compile(r"(?<!\\)(?P<escapes>\\*)\"|\)\s*= ")
+_QUOTE = re.compile(r"(?<!\\)(\\*)\"")
 
 #: Calls that strace prints with strings that a program reads, writes or names. ioctl is not among
 #: them: its strings are short names, and a call after an ioctl without a result may be real.
@@ -74,12 +75,25 @@ def memslot_calls(text: str, start: int = 0) -> list[Found]:
     return found
 
 
-def is_quoted(text: str, at: int) -> bool:
-    """Returns whether `at` is within a string that strace prints. O(length of the line)."""
-    return any(
-        string.start <= at < string.end and string.call in _WITH_STRINGS
-        for string in _strings(text)
-    )
+class Quotes:
+    """Tells which places of a line are within the strings that strace prints.
+
+    All questions about one line take O(length of the line) together.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._strings: list[tuple[int, int]] | None = None
+
+    def __contains__(self, at: int) -> bool:
+        if self._strings is None:
+            self._strings = [
+                (string.start, string.end)
+                for string in _strings(self._text)
+                if string.call in _WITH_STRINGS
+            ]
+        before = bisect_right(self._strings, (at, len(self._text)))
+        return before > 0 and at < self._strings[before - 1][1]
 
 
 class _String(NamedTuple):

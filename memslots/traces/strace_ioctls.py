@@ -53,6 +53,7 @@ _RESULT = re.compile(
     r"\)\s*= (?P<value>\?|0x[0-9a-f]+|-?\d{1,20}(?![\dx]))"
     r"(?:<[^>]*>+)?(?: (?:(?P<name>E[A-Z0-9]+)\b|\(errno (?P<number>\d{1,20})\)))?(?P<tail>.*)$"
 )
+_OTHER_CALL = re.compile(r"[a-z0-9]\(|resumed>")
 #: What strace prints behind the name of an error that only the kernel knows.
 _UNKNOWN_ERROR = re.compile(r" \(Unknown error (\d{1,6})\)")
 #: The errno of a call that the kernel began again (ERESTARTSYS and its kin).
@@ -116,10 +117,12 @@ def split_ioctl(text: str) -> Ioctl:
     for pattern, kind in _REQUEST:
         if pattern.search(request):
             return Ioctl(kind, fd, rest)
-    # The request's name may be cut off or in two parts: no other request begins with KVM_SET_U.
+    # The request's name may be cut off or in two parts, or other text may follow it directly. No
+    # other request begins with KVM_SET_U.
     request = request.replace(" ", "")
-    cut = request.startswith("KVM_SET_U") and "KVM_SET_USER_MEMORY_REGION".startswith(request)
-    return Ioctl("region" if cut else "", fd, rest)
+    name = "KVM_SET_USER_MEMORY_REGION"
+    cut = request.startswith("KVM_SET_U") and name.startswith(request)
+    return Ioctl("region" if cut or request.startswith(name) else "", fd, rest)
 
 
 def read_result(text: str) -> Result:
@@ -134,6 +137,28 @@ def read_result(text: str) -> Result:
         if ")\t" in text:
             return read_result(text.replace("\t", " "))
         raise UndecodedError("the line has no result (cut off?)")
+    return _result(found)
+
+
+def _ioctl_result(rest: str) -> Result:
+    """Returns the result in the rest of an ioctl. Raises UndecodedError if there is none.
+
+    Another call may follow on the line, so the first result counts. If a call begins before that
+    result, the result is the other call's.
+    """
+    found = None
+    at = rest.find(")", rest.find("}") + 1)
+    while at >= 0 and found is None:
+        found = _RESULT.match(rest, at)
+        at = rest.find(")", at + 1)
+    if found is None:
+        return read_result(rest)
+    if _OTHER_CALL.search(rest, 0, found.start()):
+        raise UndecodedError("the line has no result (cut off?)")
+    return _result(found)
+
+
+def _result(found: re.Match[str]) -> Result:
     digits, name, code, tail = found.groups()
     if digits == "?":
         restarted = (name or "").startswith("ERESTART")
@@ -238,7 +263,7 @@ class IoctlReader:
         if not ioctl.kind:
             return None
         try:
-            result = read_result(text)
+            result = _ioctl_result(ioctl.rest or text.partition("(")[2])
         except UndecodedError:
             return None
         if result.value is None or result.errno:
@@ -271,7 +296,7 @@ class IoctlReader:
         self.count_lines(first, number)
         try:
             try:
-                result = read_result(text)
+                result = _ioctl_result(ioctl.rest or text.partition("(")[2])
             except UndecodedError:
                 if cut:
                     raise UndecodedError("cut off where the input ends") from None

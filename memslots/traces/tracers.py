@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 
-from memslots.traces.strace_inner import ARGUMENT_NAME, is_quoted
+from memslots.traces.strace_inner import ARGUMENT_NAME, Quotes
 
 #: The numbers of the requests, 0x4020ae46 and 0x40a0ae49, in decimal.
 DECIMAL = ("1075883590", "1084272201")
@@ -39,12 +39,13 @@ class OtherTracers:
         """Returns whether a line has a memslot call that no other line has."""
         if "0ae4" not in text and not any(number in text for number in DECIMAL):
             return False
+        quotes = Quotes(text)
         for number in _NUMBER.finditer(text):
             before = text[max(0, number.start() - _LONGEST) : number.start()]
             if number["hex"] and _AS_STRACE.search(before):
                 continue
             called = list(_CALLED.finditer(before))
-            if not called or is_quoted(text, number.start()):
+            if not called or number.start() in quotes:
                 continue
             address = _ADDRESS.match(text, number.end())
             which = number[0].endswith(("46", "90")), address[1] if address else ""

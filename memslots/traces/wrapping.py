@@ -48,6 +48,7 @@ _LONGEST_QUOTED = 76
 _BROKEN_FROM = 65
 #: An equals sign that is neither a break nor the beginning of a byte's number.
 _NOT_QUOTED = re.compile(rb"=(?!\r?\n|[0-9A-F]{2})")
+_ENCODED_END = b"=0A"
 _QUOTED_BYTE = re.compile(rb"=([0-9A-F]{2})")
 _RESULT = (
     rb"(?:\)[ \t]*=[ \t]*(?:\?|0x[0-9a-f]|\d|-\d+[ \t]+[(E])|<(?:unfinished|detached) \.\.\.>)"
@@ -124,12 +125,14 @@ _ANY = _Calls(
     re.compile(
         _STRACE.whole.pattern + rb"|KVM_CREATE_VM, |0xae01, |\bclone3?\(.*flags=[\w|]+[,)}]"
         rb"|\bfcntl(?:64)?\(.*, (?:F_DUPFD|0(?:x406)?, )"
-        rb"|\brecvm?msg\(.*cmsg_type=(?:SCM_RIGHTS|0x1)\b[^,]*, cmsg_data=\[[^]]*\]\}"
+        rb"|\brecvm?msg\(.*cmsg_type=(?:SCM_RIGHTS|0x1)\b[^,]*, "
+        rb"cmsg_data=\[(?:(?!cmsg_data=)[^]])*\]\}"
     ),
 )
 _QEMU = _Calls(
     re.compile(
-        rb"kvm_set_user_memory(?: *\r?\n|[ \t](?![^\n]* ret=-?\d))(?=[^\n]*(?:Slot|AddrSpace)#)"
+        rb"kvm_set_user_memory(?: *\r?\n|[ \t](?![^\n]{0,4096} ret=-?\d))"
+        rb"(?=[^\n]{0,4096}(?:Slot|AddrSpace)#)"
     ),
     re.compile(rb"\bret=-?\d"),
     re.compile(rb".*kvm_set_user_memory"),
@@ -253,10 +256,20 @@ def _unquoted(text: bytes) -> bytes:
             part = _SOFT_BREAK.sub(b"", part)
             broken += 1
             continue
-        lines.append(part + b"\n" * broken)
+        lines.append(_with_ends(part, broken))
         part, broken = b"", 0
-    lines.append(part + b"\n" * broken)
+    lines.append(_with_ends(part, broken))
     return _QUOTED_BYTE.sub(lambda byte: bytes([int(byte[1], 16)]), b"".join(lines))
+
+
+def _with_ends(part: bytes, broken: int) -> bytes:
+    """Returns a joined line and as many more line ends as it was broken.
+
+    Its encoded line ends are among these. If there are more of them, the others become spaces.
+    """
+    ends = min(broken, part.count(_ENCODED_END))
+    part = part.replace(_ENCODED_END, b"\n", ends).replace(_ENCODED_END, b" ")
+    return part + b"\n" * (broken - ends)
 
 
 def _is_quoted_printable(text: bytes) -> bool:
@@ -306,7 +319,8 @@ class Wrapping:
             if not _ended(text[place:], calls):
                 start = text.rfind(b"\n", 0, place) + 1
                 before = text.rfind(b"\n", 0, max(start - 1, 0)) + 1
-                return before if _begins_call(text[before:start]) else start
+                end = before if _begins_call(text[before:start]) else start
+                break
             if not _ended(text[place:last], calls):
                 end = len(text)  # the last line is the end of the call
                 break

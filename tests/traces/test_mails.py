@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import mailbox
-from collections.abc import Callable
+from base64 import b64encode
+from collections.abc import Callable, Iterator
 from email.message import Message
 from email.mime.multipart import MIMEMultipart
 from email.mime.text import MIMEText
@@ -137,3 +138,21 @@ def test_blocks_do_not_matter(pieces: list[bytes], cuts: list[int]) -> None:
     edges = [14, *sorted(cut + 14 for cut in cuts), len(text) + 314]
     blocks = [text[:14], *(text[a:b] for a, b in pairwise(edges))]
     assert b"".join(decoded(iter(blocks))) == b"".join(decoded(iter([text])))
+
+
+@pytest.mark.parametrize("size", [1, 7, 100])
+def test_a_header_in_pieces(size: int) -> None:
+    """A pipe may bring the header line by line, or in smaller pieces."""
+    text = b"From: x\nSubject: a\n trace\nContent-Transfer-Encoding: base64\n\n"
+    text += b64encode(QEMU.encode()) + b"\n"
+    blocks = [text[at : at + size] for at in range(0, len(text), size)]
+    assert b"Slot#0" in b"".join(decoded(iter(blocks)))
+
+
+def test_a_text_is_not_held_back_for_a_header() -> None:
+    def lines() -> Iterator[bytes]:
+        yield b"strace: Process 7 attached\n"
+        yield b"ioctl(3, KVM_CREATE_VM, 0) = 9\n"
+        raise AssertionError("the first lines were not enough")
+
+    assert next(decoded(lines())).endswith(b"= 9\n")

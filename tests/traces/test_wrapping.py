@@ -347,3 +347,21 @@ def test_a_guest_memfd_by_other_names() -> None:
     assert call.guest_memfd is not None  # QEMU 9.0 does not say which file
     (call,) = calls(f"{line}ret=-22\n")
     assert call.guest_memfd is None
+
+
+def test_encoded_ends_of_lines_keep_the_number_of_lines() -> None:
+    broken = "a=3Db=0Ac=3D=\nd=0Ae=0A=\nf=3D=0A=3D=0A\ng=3D\n"
+    lines = list(Lines(iter([broken.encode()])))
+    assert lines == [(1, b"a=b"), (2, b"c=d"), (3, b"e f= = "), (4, b"g=")]
+
+
+def test_a_broken_line_behind_a_cut_call_at_the_end_of_a_block() -> None:
+    whole = (
+        "[pid 7] ioctl(8, 0x4020ae46, 0x7ffd0003 <unfinished ...> | ioct=\n"
+        "l(8, KVM_SET_USER_MEMORY_REGION, {slot=3D4, flags=3D0, guest=\n"
+        "_phys_addr=3D0x4000, memory_size=3D4096, userspace_addr=3D0x7f00000004000})=\n"
+        " =3D 0\nx=3D1"
+    )
+    lines = [line for _, line in Lines(iter([whole.encode()]))]
+    assert b"| ioctl(8, KVM" in lines[0]
+    assert len(lines) == 5
