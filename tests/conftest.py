@@ -60,6 +60,16 @@ def gil_stays_off() -> Iterator[None]:
         assert not getattr(sys, "_is_gil_enabled")()  # noqa: B009 (unknown to older typesheds)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def little_to_collect() -> None:
+    """Keeps what stays until the end out of the collections that tests ask for: most are quick.
+
+    That is what pytest has collected, and what hypothesis and caches keep of each module.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def vm() -> Iterator[Memslots]:
     """Returns a Memslots with 64 slots, two address spaces and gfns up to 0xffff."""
@@ -110,12 +120,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             or starts_threads(item)
         ):
             item.add_marker("untraced")
-
-
-def pytest_collection_finish() -> None:
-    """Keeps what stays until the end out of the collections that tests ask for: most are quick."""
-    gc.collect()
-    gc.freeze()
 
 
 def build_drivers(target: Path, sources: Sequence[Path]) -> None:
