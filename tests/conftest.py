@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from fresh import compiler_environment
 from hypothesis import HealthCheck, settings
 
 import memslots
@@ -147,7 +148,7 @@ def build_drivers(target: Path, sources: Sequence[Path]) -> None:
         result = subprocess.run(
             command,
             cwd=target,
-            env=dict(os.environ, PYTHONWARNINGS="ignore"),
+            env=compiler_environment() | {"PYTHONWARNINGS": "ignore"},
             capture_output=True,
             text=True,
             check=False,

@@ -1,8 +1,12 @@
-"""Runs work in a separate process: a crash or a hang then fails one test, not the whole run."""
+"""Runs work in a separate process: a crash or a hang then fails one test, not the whole run.
+
+Also returns the environment in which a test runs a compiler.
+"""
 
 from __future__ import annotations
 
 import inspect
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -27,3 +31,9 @@ import {path.stem}
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
     assert done.returncode == 0, f"{done.returncode}: {done.stdout}{done.stderr}"
     return done.stdout
+
+
+def compiler_environment() -> dict[str, str]:
+    """Returns the environment without the sanitizers' libraries, which double a compiler's time."""
+    sanitizers = ("LD_PRELOAD", "PYTHONMALLOC")
+    return {name: value for name, value in os.environ.items() if name not in sanitizers}
