@@ -20,10 +20,12 @@ def run_fresh(work: Callable[[], object], timeout: float = 120) -> str:
     """
     path = Path(inspect.getfile(work))
     code = f"""
-import faulthandler, sys
+import faulthandler, gc, sys
 faulthandler.enable()
 sys.path[:0] = {[str(Path(__file__).parent), str(path.parent)]!r}
 import {path.stem}
+gc.collect()
+gc.freeze()  # a collection that the work asks for need not look at all modules
 {path.stem}.{work.__name__}()
 """
     # -P ignores the current directory's memslots, which may have no compiled modules.
