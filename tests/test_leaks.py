@@ -423,8 +423,8 @@ def measure(vm: Memslots, case: Callable[[Memslots], None]) -> dict[str, int]:
 def main(chosen: str, drivers: str) -> None:
     sys.path.append(drivers)
     live = importlib.import_module("alloc_driver").live
-    vm = Memslots()
     gc.freeze()  # the modules stay: many cases ask for a collection each round
+    vm = Memslots()
     grown = measure(vm, globals()[chosen])
     assert live() > 0
     global MEMORY
