@@ -1,7 +1,8 @@
 """The checks of the project, a session each: `nox -l` lists them, `nox -s NAME` runs one.
 
-`.ci/run` runs all of them on what HEAD holds. The package is built from its sdist, once for each
-interpreter and each set of switches; sessions that need the same build share it. Environment:
+`.ci/run` runs all of them on what HEAD holds, two at a time. The package is built from its sdist,
+once for each interpreter and each set of switches; sessions that need the same build share it.
+`nox -j 2` starts sessions in the order of this file. Environment:
 
 - MEMSLOTS_STRESS_SECONDS: how long readers are tried beside writers (60).
 - MEMSLOTS_FUZZ_SECONDS: how long each target is fuzzed (60).
@@ -12,6 +13,7 @@ interpreter and each set of switches; sessions that need the same build share it
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import platform
@@ -54,7 +56,9 @@ COVERED = [
 SANITIZED = "not static and not pure and not leaks"
 
 nox.options.default_venv_backend = "venv"
+nox.needs_version = ">=2026.10.20"  # sessions side by side
 nox.options.stop_on_first_error = True
+nox.options.allow_parallel = True
 
 
 # ------------------------------------------------------------------------------------ interpreters
@@ -104,12 +108,22 @@ def sources_hash() -> str:
     return whole.hexdigest()[:16]
 
 
+@contextmanager
+def locked(where: Path) -> Iterator[None]:
+    """Waits until no other session builds in this folder, and keeps others out."""
+    where.mkdir(parents=True, exist_ok=True)
+    with (where / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def sdist(session: nox.Session) -> Path:
     """Returns the sdist of the checkout; builds it where there is none of these sources."""
     where = KEPT / sources_hash() / "dist"
-    if not list(where.glob("*.tar.gz")):
-        command = (sys.executable, "-m", "build", "--sdist", "-o", str(where))
-        session.run(*command, external=True, silent=True)
+    with locked(where):
+        if not list(where.glob("*.tar.gz")):
+            command = (sys.executable, "-m", "build", "--sdist", "-o", str(where))
+            session.run(*command, external=True, silent=True)
     (found,) = where.glob("*.tar.gz")
     return found
 
@@ -122,15 +136,16 @@ def wheel(session: nox.Session, **switches: str) -> Path:
     name = "-".join([str(tag).strip(), *(f"{key}={value}" for key, value in switches.items())])
     source = sdist(session)
     where = source.parent.parent / name
-    if not list(where.glob("*.whl")):
-        began = time.monotonic()
-        environment = {f"MEMSLOTS_{key}": value for key, value in switches.items()}
-        if os.environ.get("CI"):
-            environment["CFLAGS"] = "-Werror"
-        session.run(
-            *("pip", "wheel", "-q", "--no-deps", "-w", str(where), str(source)), env=environment
-        )
-        session.log(f"built {name} in {time.monotonic() - began:.0f} s")
+    with locked(where):
+        if not list(where.glob("*.whl")):
+            began = time.monotonic()
+            environment = {f"MEMSLOTS_{key}": value for key, value in switches.items()}
+            if os.environ.get("CI"):
+                environment["CFLAGS"] = "-Werror"
+            session.run(
+                *("pip", "wheel", "-q", "--no-deps", "-w", str(where), str(source)), env=environment
+            )
+            session.log(f"built {name} in {time.monotonic() - began:.0f} s")
     (found,) = where.glob("*.whl")
     return found
 
@@ -165,8 +180,13 @@ def unpacked(session: nox.Session) -> Iterator[Path]:
 
 
 def run_pytest(session: nox.Session, *arguments: str, env: Mapping[str, str] | None = None) -> None:
-    """Runs the tests that the arguments select, two at a time."""
-    session.run("pytest", "-q", "-n", "2", "--dist", "worksteal", *arguments, env=env)
+    """Runs the tests that the arguments select, two at a time if no other session runs beside."""
+    session.run("pytest", "-q", *at_a_time(session), *arguments, env=env)
+
+
+def at_a_time(session: nox.Session) -> tuple[str, ...]:
+    """Returns the options of pytest with which a session uses its share of two processors."""
+    return ("-n", "0") if session.parallel else ("-n", "2", "--dist", "worksteal")
 
 
 # ---------------------------------------------------------------------------- what needs no build
@@ -217,7 +237,8 @@ def dist(session: nox.Session) -> None:
         session.run("auditwheel", "repair", "-w", str(where / "repaired"), str(file))
 
 
-@nox.session
+# Alone, since a ratio of two times is compared.
+@nox.session(allow_parallel=False)
 def bench(session: nox.Session) -> None:
     """Whether the benchmarks run, and their answers are right; their figures prove nothing here."""
     install(session, "test,bench,examples", "asv>=0.6.3")
@@ -274,10 +295,29 @@ def readme_try(session: nox.Session) -> None:
     run_readme_command(session, "try")
 
 
-@nox.session(python=False)
+# Alone, since the command takes all processors.
+@nox.session(python=False, allow_parallel=False)
 def readme_test(session: nox.Session) -> None:
     """README.md's second command: the whole suite, on the main interpreter."""
     run_readme_command(session, "test")
+
+
+# ---------------------------------------------------------------------------------------- fuzzing
+
+
+@nox.session(python=False)
+def fuzz(session: nox.Session) -> None:
+    """Both fuzzers, a minute each, with the first interpreter that there is an atheris for."""
+    for version in sorted(INTERPRETERS, key=lambda version: version != MAIN):
+        for target in ("calls", "traces"):
+            command = ("bash", "tests/fuzz/run", str(KEPT / "fuzz"), target, FUZZ)
+            environment = {"PYTHON": INTERPRETERS[version]}
+            status = session.run(*command, external=True, env=environment, success_codes=[0, 77])
+            if status != 0 and not (KEPT / "fuzz" / target / "log").is_file():
+                break
+        else:
+            return
+    session.warn("NO Python was found that there is an atheris for: nothing is fuzzed here")
 
 
 # --------------------------------------------------------------------------------------- the suite
@@ -358,7 +398,8 @@ def coverage(session: nox.Session) -> None:
         few = {"MEMSLOTS_HYPOTHESIS_PROFILE": "short"}
         marks = "not untraced and not soak and not static"
         session.run(
-            *("coverage", "run", "-m", "pytest", "-q", "-n", "2", "-m", marks, *COVERED), env=few
+            *("coverage", "run", "-m", "pytest", "-q", *at_a_time(session), "-m", marks, *COVERED),
+            env=few,
         )
         session.run("coverage", "combine", "-q")
         without = [] if Path("/dev/kvm").exists() else ["--omit=memslots/kvm/*"]
@@ -416,24 +457,6 @@ def models(session: nox.Session) -> None:
     session.run("pytest", "-q", "-n", "2", "tests/models")
 
 
-# ---------------------------------------------------------------------------------------- fuzzing
-
-
-@nox.session(python=False)
-def fuzz(session: nox.Session) -> None:
-    """Both fuzzers, a minute each, with the first interpreter that there is an atheris for."""
-    for version in sorted(INTERPRETERS, key=lambda version: version != MAIN):
-        for target in ("calls", "traces"):
-            command = ("bash", "tests/fuzz/run", str(KEPT / "fuzz"), target, FUZZ)
-            environment = {"PYTHON": INTERPRETERS[version]}
-            status = session.run(*command, external=True, env=environment, success_codes=[0, 77])
-            if status != 0 and not (KEPT / "fuzz" / target / "log").is_file():
-                break
-        else:
-            return
-    session.warn("NO Python was found that there is an atheris for: nothing is fuzzed here")
-
-
 # ------------------------------------------------------------------------------------- sanitizers
 
 
@@ -446,7 +469,8 @@ def library(name: str) -> str:
     return path
 
 
-@nox.session
+# It runs what the fuzzers have kept, too.
+@nox.session(requires=["fuzz"])
 def asan(session: nox.Session) -> None:
     """The suite with the core's assertions, AddressSanitizer and UndefinedBehaviorSanitizer."""
     switches = {"DEBUG": "1", "SANITIZE": "address,undefined"}

@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from fresh import compiler_environment
 from hypothesis import HealthCheck, settings
 
 import memslots
@@ -58,6 +59,16 @@ def gil_stays_off() -> Iterator[None]:
     yield
     if sysconfig.get_config_var("Py_GIL_DISABLED") and os.environ.get("PYTHON_GIL") != "1":
         assert not getattr(sys, "_is_gil_enabled")()  # noqa: B009 (unknown to older typesheds)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def little_to_collect() -> None:
+    """Keeps what stays until the end out of the collections that tests ask for: most are quick.
+
+    That is what pytest has collected, and what hypothesis and caches keep of each module.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
@@ -112,12 +123,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("untraced")
 
 
-def pytest_collection_finish() -> None:
-    """Keeps what stays until the end out of the collections that tests ask for: most are quick."""
-    gc.collect()
-    gc.freeze()
-
-
 def build_drivers(target: Path, sources: Sequence[Path]) -> None:
     """Builds the drivers in `target`, unless they were built from the same files before."""
     core = Path(memslots.__file__).parent / "core"
@@ -143,7 +148,7 @@ def build_drivers(target: Path, sources: Sequence[Path]) -> None:
         result = subprocess.run(
             command,
             cwd=target,
-            env=dict(os.environ, PYTHONWARNINGS="ignore"),
+            env=compiler_environment() | {"PYTHONWARNINGS": "ignore"},
             capture_output=True,
             text=True,
             check=False,

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from fresh import compiler_environment
+
 ROOT = Path(__file__).parent.parent
 DISTRIBUTION = importlib.metadata.distribution("memslots")
 
@@ -18,9 +20,11 @@ def is_editable() -> bool:
     return bool(direct_url.get("dir_info", {}).get("editable", False))
 
 
-def python(*arguments: str, cwd: Path, path: str = "", fails: bool = False) -> str:
+def python(
+    *arguments: str, cwd: Path, path: str = "", fails: bool = False, compiles: bool = False
+) -> str:
     """What a fresh interpreter prints, in a directory from which it can import nothing of ours."""
-    env = os.environ.copy()
+    env = compiler_environment() if compiles else os.environ.copy()
     env.pop("PYTHONPATH", None)
     env.pop("PYTHONSAFEPATH", None)  # a script may import files beside it
     if path:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import heapq
+from functools import reduce
 from itertools import count
+from operator import or_
 
 from hypothesis import strategies as st
 
@@ -44,29 +46,40 @@ def shape_of(slot: Slot) -> Shape:
     return slot.base_gfn, slot.npages, slot.userspace_addr, int(slot.flags)
 
 
-def at_least(state: State, goals: list[Goal]) -> int:
+def at_least(state: State, wanted: set[Shape]) -> int:
     """Returns a lower bound of calls: one call places one slot, and removes one."""
-    wanted = {shape_of(goal.slot) for goal in goals}
     there = {shape for _, shape in state}
     return max(len(wanted - there), len(there - wanted))
 
 
-def next_states(state: State) -> list[State]:
-    """Returns the states that one call can reach, by the rules."""
+# The pages of each shape, a bit for each, and what a call can make of a slot of that shape.
+BITS = {shape: ((1 << shape[1]) - 1) << shape[0] for shape in SHAPES}
+BECOMES = {
+    old: [
+        shape
+        for shape in SHAPES
+        if shape[1:3] == old[1:3] and not (shape[3] ^ old[3]) & 2 and shape != old
+    ]
+    for old in SHAPES
+}
+
+
+def next_states(state: State) -> list[tuple[State, int]]:
+    """Returns the states that one call can reach, by the rules, and the pages that each loses."""
     slots = dict(state)
+    taken = reduce(or_, map(BITS.__getitem__, slots.values()), 0)
     found = []
     for id in range(IDS):
         old = slots.get(id)
-        rest = state - {(id, old)} if old is not None else state
+        rest, before, shapes = state, 0, SHAPES
         if old is not None:
-            found.append(rest)
-        for shape in SHAPES:
-            if old is not None and (
-                shape[1:3] != old[1:3] or (shape[3] ^ old[3]) & 2 or shape == old
-            ):
-                continue
-            if not any(overlap(shape, other) for _, other in rest):
-                found.append(rest | {(id, shape)})
+            rest, before, shapes = state - {(id, old)}, BITS[old], BECOMES[old]
+            found.append((rest, before))
+        found += [
+            (rest | {(id, shape)}, before & ~BITS[shape])
+            for shape in shapes
+            if not BITS[shape] & taken & ~before
+        ]
     return found
 
 
@@ -75,30 +88,24 @@ def least(start: State, goals: list[Goal]) -> tuple[int, int]:
 
     Tries all sequences of calls (A*). A page that goes twice counts twice.
     """
-    kept = {page for _, shape in start for page in pages_of(shape)} & {
-        page for goal in goals for page in pages_of(shape_of(goal.slot))
-    }
+    present = reduce(or_, (BITS[shape] for _, shape in start), 0)
+    kept = present & reduce(or_, (BITS[shape_of(goal.slot)] for goal in goals), 0)
+    wanted = {shape_of(goal.slot) for goal in goals}
     number = count()
     best = {start: (0, 0)}
-    work = [((at_least(start, goals), 0), next(number), start)]
+    work = [((at_least(start, wanted), 0), next(number), start)]
     while work:
         _, _, state = heapq.heappop(work)
         calls, lost = best[state]
         if is_reached(state, goals):
             return calls, lost
-        for other in next_states(state):
-            after = {page for _, shape in other - state for page in pages_of(shape)}
-            gone = {page for _, shape in state - other for page in pages_of(shape)} - after
-            cost = calls + 1, lost + len(gone & kept)
+        for other, gone in next_states(state):
+            cost = calls + 1, lost + (gone & kept).bit_count()
             if cost < best.get(other, (1 << 30, 0)):
                 best[other] = cost
-                estimate = cost[0] + at_least(other, goals), cost[1]
+                estimate = cost[0] + at_least(other, wanted), cost[1]
                 heapq.heappush(work, (estimate, next(number), other))
     raise AssertionError("a map that cannot be reached")
-
-
-def pages_of(shape: Shape) -> range:
-    return range(shape[0], shape[0] + shape[1])
 
 
 @st.composite

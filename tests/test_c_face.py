@@ -75,7 +75,7 @@ def build(where: Path, path: str, page: str = "reference.md") -> None:
     """Builds the example of a page of docs/ in `where`; .pxd files there go before others."""
     (where / "outside.pyx").write_text(cython_example(page), encoding="utf-8")
     shutil.copy(PROGRAMS / "setup.py", where)
-    python("setup.py", "-q", "build_ext", "--inplace", cwd=where, path=path)
+    python("setup.py", "-q", "build_ext", "--inplace", cwd=where, path=path, compiles=True)
 
 
 def test_outside_cython_code_builds_and_runs(tmp_path: Path) -> None:

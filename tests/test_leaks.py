@@ -423,6 +423,7 @@ def measure(vm: Memslots, case: Callable[[Memslots], None]) -> dict[str, int]:
 def main(chosen: str, drivers: str) -> None:
     sys.path.append(drivers)
     live = importlib.import_module("alloc_driver").live
+    gc.freeze()  # the modules stay: many cases ask for a collection each round
     vm = Memslots()
     grown = measure(vm, globals()[chosen])
     assert live() > 0

@@ -183,8 +183,9 @@ class Trials:
             if mutated is None and trial.end:
                 self._next.append(Trial(0, trial.ran, confirms=trial))
             elif mutated is not None and trial.end:
-                self._unsteady.add(trial.ran[-1])
-                print(f"without any mutant: {trial.ran[-1].nodeid} {trial.end}", flush=True)
+                if trial.ran[-1] not in self._unsteady:  # two workers may find it at once
+                    self._unsteady.add(trial.ran[-1])
+                    print(f"without any mutant: {trial.ran[-1].nodeid} {trial.end}", flush=True)
                 self._next.append(Trial(mutated.number, self._order(asking[mutated.number])))
             else:
                 self._report(self._outcome(mutated or trial))
