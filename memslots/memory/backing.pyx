@@ -206,14 +206,9 @@ cdef class Backing:
         if not page_aligned(begin):
             raise ValueError(f"offset {begin:#x} is not a multiple of the page size, 4096")
         mode = os.O_RDWR if shared and not readonly else os.O_RDONLY
-        # O_NONBLOCK: if the path is a pipe, do not wait for its writer.
-        fd = os.open(os.fspath(path), mode | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = open_regular(path, mode)
         try:
-            status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode):
-                code = errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.ENODEV
-                raise OSError(code, os.strerror(code), path)
-            there = status.st_size
+            there = os.fstat(fd).st_size
             left = max(there - begin, 0)
             if left == 0 and size is None:
                 raise ValueError(
@@ -366,6 +361,24 @@ cdef Backing memfd_of(uint64_t length, str name, int flags):
     if flags:
         made.huge_pages = "hugetlb"
     return made
+
+
+def open_regular(path, int mode):
+    """Opens a regular file. Returns a descriptor. Does not wait: a pipe may never get a writer.
+
+    OSError: it cannot be opened, or is a directory (EISDIR), a device or a pipe (ENODEV).
+    """
+    name = os.fspath(path)  # not a number: that would be a descriptor
+    fd = os.open(name, mode | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        kind = os.fstat(fd).st_mode
+        if not stat.S_ISREG(kind):
+            code = errno.EISDIR if stat.S_ISDIR(kind) else errno.ENODEV
+            raise OSError(code, f"{os.strerror(code)}: a regular file is needed", name)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def address_of(view):

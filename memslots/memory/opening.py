@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import struct
-from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from memslots.errors import no_snapshot
-from memslots.memory.backing import Backing
+from memslots.memory.backing import Backing, open_regular
 from memslots.memory.dumpfiles import READERS, FileRange
 from memslots.values.integers import PAGE_SHIFT, PAGE_SIZE
 
@@ -29,7 +28,7 @@ def open_memory(
 ) -> GuestMemory:
     """Implements GuestMemory.open."""
     name = os.fspath(path)
-    with Path(path).open("rb") as file:
+    with os.fdopen(open_regular(path, os.O_RDONLY), "rb") as file:
         ranges = _ranges(name, file)
         size = os.fstat(file.fileno()).st_size
         for one in ranges:
@@ -48,6 +47,8 @@ def open_memory(
         made = memory(vm)
         whole = size & -PAGE_SIZE
         mapped = Backing.file(path, 0, whole, shared=shared) if whole else None
+        if mapped is not None and not os.path.sameopenfile(mapped.fileno(), file.fileno()):
+            raise no_snapshot(f"{name}: it was replaced while it was opened")
         ids = [0] * spaces
         for part in parts:
             there = made.address_space(part.as_id)
