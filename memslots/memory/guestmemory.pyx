@@ -51,7 +51,7 @@ from memslots.memory.backing cimport Backing
 from memslots.memory.known cimport Backings, backing_at, backings_of
 from memslots.memslots cimport memslots_machine, memslots_space, memslots_writer
 from memslots.read.sections cimport section, section_enter, section_leave
-from memslots.values.integers cimport field_of, u32, u64
+from memslots.values.integers cimport end_of, field_of, u32, u64
 from memslots.write.writer cimport Writer
 
 from memslots.errors import (
@@ -534,6 +534,7 @@ cdef class GuestMemory:
         Parameters
         ----------
         path : str or os.PathLike
+            A pipe or a device is read to its end. A FIFO waits for its writer, as any reader does.
         gpa : int
 
         Returns
@@ -619,7 +620,7 @@ cdef class GuestMemory:
             The file is not a snapshot, is incomplete, or has segments that overlap with different
             bytes (a process's own core). Nothing was written, unless the file shrank meanwhile.
         OSError
-            The file cannot be read.
+            The file cannot be read, or is no regular file.
 
         Notes
         -----
@@ -640,6 +641,7 @@ cdef class GuestMemory:
         path : str or os.PathLike
             An ELF core with physical addresses (of `dump`, QEMU or others), a LiME file, a full
             crash dump of 64-bit Windows, or raw memory, where a file offset is a guest address.
+            Only a regular file can be mapped.
         shared : bool
             Whether writes go to the file. Otherwise only this process sees them (copy on write).
 
@@ -651,8 +653,10 @@ cdef class GuestMemory:
         Raises
         ------
         SnapshotError
-            The file has no memory, or is cut off.
-        OSError, OverlapError, MemoryError
+            The file has no memory, is cut off, or was replaced meanwhile.
+        OSError
+            The file cannot be opened or mapped, or is a directory, a device or a pipe.
+        OverlapError, MemoryError
 
         Notes
         -----
@@ -805,7 +809,7 @@ cdef class GuestMemory:
         Parameters
         ----------
         start, end : int
-            Guest addresses [start, end) in bytes, of this address space.
+            Guest addresses [start, end) in bytes, of this address space. `end` may be 2**64.
         read : callable, optional
             ``read(gpa, size)`` returns the number to be read.
         write : callable, optional
@@ -826,7 +830,7 @@ cdef class GuestMemory:
         is a NotMappedError, as without devices. An exception of a function goes to the caller.
         """
         cdef uint64_t first = u64(start, "start")
-        cdef uint64_t last = u64(end, "end")
+        last = end_of(end, "end")
         with cython.critical_section(self.known):
             if self.known.mmio is None:
                 self.known.mmio = late("memslots.memory.mmio", "Mmio")()

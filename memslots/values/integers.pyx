@@ -1,6 +1,6 @@
 """Integers at the border to Python: fields of a given width, the page size, KVM's slot numbers."""
 
-from cpython.number cimport PyNumber_Index
+from cpython.number cimport PyIndex_Check, PyNumber_Index
 from libc.stdint cimport uint64_t
 
 from memslots.core.slot cimport slot_number as number_of
@@ -26,6 +26,11 @@ cdef uint64_t field_of(object value, str name, int bits) except? ERROR64:
     if number.bit_length() > bits:
         raise OverflowError(f"{name} does not fit its {bits} bits: {number:#x}")
     return number
+
+
+cdef object end_of(object value, str name):
+    cdef object number = PyNumber_Index(value) if PyIndex_Check(value) else value
+    return number if number == 1 << 64 else field_of(number, name, 64)
 
 
 def field(value, name, bits):
