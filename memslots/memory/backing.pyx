@@ -13,6 +13,7 @@ from cpython.buffer cimport (
     PyBuffer_Release,
     PyObject_GetBuffer,
 )
+from cpython.ref cimport Py_INCREF
 from posix.stat cimport fstat, struct_stat
 from posix.unistd cimport close
 
@@ -254,7 +255,8 @@ cdef class Backing:
         mergeable : bool, optional
             Whether the kernel may merge pages with the same bytes (KSM).
         fork : bool, optional
-            Whether a child of this process has the memory, too.
+            Whether a child of this process has the memory, too. In a child that does not have it,
+            GuestMemory raises NotMappedError; a view or a Checkpoint of before ends the child.
         dump : bool, optional
             Whether a core dump of this process has the memory.
         numa_node : int, optional
@@ -270,7 +272,7 @@ cdef class Backing:
         """
         from memslots.memory.advice import advise
 
-        advise(self.start(), self.memory.len, mergeable, fork, dump, numa_node)
+        advise(self, mergeable, fork, dump, numa_node)
 
     @property
     def hva(self):
@@ -291,6 +293,8 @@ cdef class Backing:
         return self.memory.len
 
     def __getbuffer__(self, Py_buffer *view, int flags):
+        if self.is_lost:
+            raise BufferError(f"a fork left {self} to the parent: advise(fork=False)")
         PyBuffer_FillInfo(
             view, self, self.memory.buf, self.memory.len, self.memory.readonly, flags
         )
@@ -310,6 +314,8 @@ cdef class Backing:
 
     cdef bint is_whole(self) noexcept nogil:
         cdef struct_stat status
+        if self.is_lost:
+            return False
         if self.file_end == 0:
             return True
         return fstat(self.fd, &status) == 0 and <uint64_t>status.st_size >= self.file_end
@@ -398,6 +404,13 @@ def place_in_file(Backing backing not None, uint64_t hva):
     # A memfd is mapped from its first byte on, and has no file_end.
     cdef uint64_t begin = backing.file_end - backing.memory.len if backing.file_end else 0
     return backing.fileno(), begin + (hva - backing.start())
+
+
+def lose(Backing backing not None):
+    """Notes that this process, the child of a fork, does not have the memory. For advice.py."""
+    backing.is_lost = True
+    # It stays for ever. At its end it would unmap its addresses, where other memory may be by then.
+    Py_INCREF(backing)
 
 
 def may_go_away(Backing backing not None):

@@ -709,18 +709,23 @@ cdef class GuestMemory:
         Returns
         -------
         int
-            The number of bytes: less than n if the file ends before.
+            The number of bytes: less than n if the file ends before, or if the descriptor does not
+            block and has no more for now.
 
         Raises
         ------
         NotMappedError, ReadOnlyError
         OSError
-            All `n` bytes are marked, as after any error on the way.
+            All `n` bytes are marked, as after any error on the way. BlockingIOError: the descriptor
+            does not block and has nothing.
         """
         return late("memslots.memory.transfer", "write_from")(self, fd, gpa, n, offset)
 
     def read_into(self, fd, gpa, n, *, offset=None):
-        """Writes `n` bytes of guest memory to a file descriptor, as write_from. Returns n."""
+        """Writes `n` bytes of guest memory to a file descriptor, as write_from.
+
+        Returns n, or less if the descriptor does not block and takes no more for now.
+        """
         return late("memslots.memory.transfer", "read_into")(self, fd, gpa, n, offset)
 
     def file_of(self, gpa, n=4096):
@@ -916,6 +921,8 @@ cdef class GuestMemory:
         elif not backing.holds(at.hva, at.size):
             gpa += backing.start() + <uint64_t>backing.memory.len - at.hva
             error, why = NotMappedError, f"whose host memory there is beyond {backing}"
+        elif backing.is_lost:
+            error, why = NotMappedError, "whose host memory a fork left to the parent"
         else:
             error, why = NotMappedError, "whose file is shorter now than its memory"
         return error(
