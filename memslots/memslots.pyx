@@ -450,8 +450,13 @@ max_hva=140737488351232, manual_dirty_log=0, backend=None, map=None)\n--\n
         in two, the first part keeps the id, and the second gets the lowest free id. Pages that stay
         keep their marks. O((k + 1) log n) for k slots.
         """
+        # Numbers first, here and below: __index__ is the caller's code, and a transaction keeps other
+        # threads waiting.
+        cdef uint64_t first = u64(start, "start")
+        cdef uint64_t last = u64(end, "end")
+        cdef uint32_t space = u32(as_id, "as_id")
         with self.transaction() as tx:
-            tx.unmap(start, end, as_id)
+            tx.unmap(first, last, space)
 
     def protect(self, start, end, flags, as_id=0):
         """Changes the flags of pages. Cuts a slot if only part of it changes.
@@ -477,8 +482,12 @@ max_hva=140737488351232, manual_dirty_log=0, backend=None, map=None)\n--\n
         -----
         As unmap.
         """
+        cdef uint64_t first = u64(start, "start")
+        cdef uint64_t last = u64(end, "end")
+        cdef uint32_t bits = u32(flags, "flags")
+        cdef uint32_t space = u32(as_id, "as_id")
         with self.transaction() as tx:
-            tx.protect(start, end, flags, as_id)
+            tx.protect(first, last, bits, space)
 
     def split(self, slot, gfn, id=None, as_id=0):
         """Splits a slot in two.
@@ -510,8 +519,12 @@ max_hva=140737488351232, manual_dirty_log=0, backend=None, map=None)\n--\n
         -----
         Pages keep their marks. O(log n).
         """
+        cdef uint32_t number = u32(slot, "slot")
+        cdef uint64_t page = u64(gfn, "gfn")
+        cdef uint32_t space = u32(as_id, "as_id")
+        new = None if id is None else u32(id, "id")
         with self.transaction() as tx:
-            return tx.split(slot, gfn, id, as_id)
+            return tx.split(number, page, new, space)
 
     def merge(self, first, second, as_id=0):
         """Merges two slots that are side by side in guest and in host memory.
@@ -539,8 +552,11 @@ max_hva=140737488351232, manual_dirty_log=0, backend=None, map=None)\n--\n
         -----
         Pages keep their marks. O(log n).
         """
+        cdef uint32_t one = u32(first, "first")
+        cdef uint32_t two = u32(second, "second")
+        cdef uint32_t space = u32(as_id, "as_id")
         with self.transaction() as tx:
-            return tx.merge(first, second, as_id)
+            return tx.merge(one, two, space)
 
     def transaction(self):
         """Returns a Transaction: readers see all of its changes at once, or none.

@@ -397,8 +397,10 @@ def become(
         wanted = MemoryMap(wanted, as_id)
     elif as_id is not None and field(as_id, "as_id", 32) != wanted.as_id:
         raise ValueError(f"the map is of address space {wanted.as_id}, not {as_id}")
+    # Before the transaction, which keeps other threads waiting: `keep` may run the caller's code.
+    ranges = _ranges(keep)
     with vm.transaction() as tx:
-        made = plan_between(vm, wanted, None, None, keep, memslots)
+        made = plan_between(vm, wanted, None, None, ranges, memslots)
         _stage(tx, made)
     return made
 
