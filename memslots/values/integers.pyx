@@ -1,6 +1,6 @@
 """Integers at the border to Python: fields of a given width, the page size, KVM's slot numbers."""
 
-from cpython.number cimport PyIndex_Check, PyNumber_Index
+from cpython.number cimport PyNumber_Index
 from libc.stdint cimport uint64_t
 
 from memslots.core.slot cimport slot_number as number_of
@@ -15,12 +15,15 @@ PAGE_SIZE = SIZE
 BAD_HVA = NO_HVA
 
 
-cdef uint64_t field_of(object value, str name, int bits) except? ERROR64:
-    cdef object number
+cdef object integer_of(object value, str name):
     try:
-        number = PyNumber_Index(value)
+        return PyNumber_Index(value)
     except TypeError:
         raise TypeError(f"{name} must be an integer, not {type(value).__name__!r}") from None
+
+
+cdef uint64_t field_of(object value, str name, int bits) except? ERROR64:
+    cdef object number = integer_of(value, name)
     if number < 0:
         raise OverflowError(f"{name} must not be negative: {number:#x}")
     if number.bit_length() > bits:
@@ -29,7 +32,7 @@ cdef uint64_t field_of(object value, str name, int bits) except? ERROR64:
 
 
 cdef object end_of(object value, str name):
-    cdef object number = PyNumber_Index(value) if PyIndex_Check(value) else value
+    cdef object number = integer_of(value, name)
     return number if number == 1 << 64 else field_of(number, name, 64)
 
 
