@@ -110,6 +110,15 @@ def test_the_last_byte_of_all(memory: GuestMemory, size: int) -> None:
                 getattr(memory, f"read_u{8 * size}")(gpa + 1)
 
 
+def test_a_handle_says_what_it_is_of(memory: GuestMemory) -> None:
+    there = memory.address_space(1)
+    with there.on_mmio(0x2000, 0x3000) as handle:
+        assert repr(handle) == "<MmioHandle: gpa [0x2000, 0x3000) of address space 1>"
+        with there.on_mmio(0x2000, 0x3001) as other:
+            pass
+        assert repr(other) == "<MmioHandle: gpa [0x2000, 0x3001) of address space 1, closed>"
+
+
 def test_one_way(memory: GuestMemory) -> None:
     device = Registers()
     memory.on_mmio(0x2000, 0x3000, write=device.write)
