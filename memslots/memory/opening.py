@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from memslots.memslots import Memslots
 
 _MOST_PAGES = (1 << 31) - 1  # pages of a slot: rule 4
+_MOST_MEMORY = 1 << 56  # bytes of user space with five levels of page tables
 _MAX_HVA = (1 << 64) - PAGE_SIZE
 _LAST_PAGE = (1 << 64) - PAGE_SIZE  # the guest address of the one that no slot has: rule 2
 
@@ -33,6 +34,9 @@ def open_memory(
         size = os.fstat(file.fileno()).st_size
         for one in ranges:
             _check(name, one, size)
+        total = sum(one.size for one in ranges)
+        if total > _MOST_MEMORY:
+            raise no_snapshot(f"{name}: {total:#x} bytes of memory are more than any host has")
         parts = [part for one in ranges for part in _parts(one)]
         spaces = max(one.as_id for one in ranges) + 1
         try:

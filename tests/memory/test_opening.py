@@ -115,6 +115,12 @@ def crash_dump(first: int, pages: int) -> bytes:
         (crash_dump(0, 1 << 40), "cut off: it ends within the memory at 0x0"),
         (crash_dump(1 << 52, 1), "beyond the last page that a slot may have"),
         (crash_dump(0, (1 << 64) - 1), "beyond the last page that a slot may have"),
+        # A header is enough to state it. No slots are made for it, which would take hours.
+        (core(0, PAGE, size=1 << 62), "0x4000000000000000 bytes of memory are more than any host"),
+        (
+            core(0, 0, size=(1 << 56) + 1),
+            "0x100000000000001 bytes of memory are more than any host",
+        ),
     ],
 )
 def test_what_holds_no_memory(tmp_path: Path, content: bytes, text: str) -> None:
