@@ -450,13 +450,11 @@ max_hva=140737488351232, manual_dirty_log=0, backend=None, map=None)\n--\n
         in two, the first part keeps the id, and the second gets the lowest free id. Pages that stay
         keep their marks. O((k + 1) log n) for k slots.
         """
-        # Numbers first, here and below: __index__ is the caller's code, and a transaction keeps other
-        # threads waiting.
-        cdef uint64_t first = u64(start, "start")
-        cdef uint64_t last = u64(end, "end")
-        cdef uint32_t space = u32(as_id, "as_id")
+        # Before the transaction, here and below: __index__ is the caller's code, and other threads
+        # wait until a transaction ends.
+        start, end, as_id = u64(start, "start"), u64(end, "end"), u32(as_id, "as_id")
         with self.transaction() as tx:
-            tx.unmap(first, last, space)
+            tx.unmap(start, end, as_id)
 
     def protect(self, start, end, flags, as_id=0):
         """Changes the flags of pages. Cuts a slot if only part of it changes.
@@ -482,12 +480,10 @@ max_hva=140737488351232, manual_dirty_log=0, backend=None, map=None)\n--\n
         -----
         As unmap.
         """
-        cdef uint64_t first = u64(start, "start")
-        cdef uint64_t last = u64(end, "end")
-        cdef uint32_t bits = u32(flags, "flags")
-        cdef uint32_t space = u32(as_id, "as_id")
+        start, end = u64(start, "start"), u64(end, "end")
+        flags, as_id = u32(flags, "flags"), u32(as_id, "as_id")
         with self.transaction() as tx:
-            tx.protect(first, last, bits, space)
+            tx.protect(start, end, flags, as_id)
 
     def split(self, slot, gfn, id=None, as_id=0):
         """Splits a slot in two.
@@ -519,12 +515,10 @@ max_hva=140737488351232, manual_dirty_log=0, backend=None, map=None)\n--\n
         -----
         Pages keep their marks. O(log n).
         """
-        cdef uint32_t number = u32(slot, "slot")
-        cdef uint64_t page = u64(gfn, "gfn")
-        cdef uint32_t space = u32(as_id, "as_id")
-        new = None if id is None else u32(id, "id")
+        slot, gfn, as_id = u32(slot, "slot"), u64(gfn, "gfn"), u32(as_id, "as_id")
+        id = None if id is None else u32(id, "id")
         with self.transaction() as tx:
-            return tx.split(number, page, new, space)
+            return tx.split(slot, gfn, id, as_id)
 
     def merge(self, first, second, as_id=0):
         """Merges two slots that are side by side in guest and in host memory.
@@ -552,11 +546,9 @@ max_hva=140737488351232, manual_dirty_log=0, backend=None, map=None)\n--\n
         -----
         Pages keep their marks. O(log n).
         """
-        cdef uint32_t one = u32(first, "first")
-        cdef uint32_t two = u32(second, "second")
-        cdef uint32_t space = u32(as_id, "as_id")
+        first, second, as_id = u32(first, "first"), u32(second, "second"), u32(as_id, "as_id")
         with self.transaction() as tx:
-            return tx.merge(one, two, space)
+            return tx.merge(first, second, as_id)
 
     def transaction(self):
         """Returns a Transaction: readers see all of its changes at once, or none.

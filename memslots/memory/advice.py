@@ -6,13 +6,7 @@ import ctypes
 import os
 import platform
 from operator import index
-from typing import TYPE_CHECKING, SupportsIndex
-from weakref import WeakSet
-
-from memslots.memory.backing import lose
-
-if TYPE_CHECKING:
-    from memslots.memory.backing import Backing
+from typing import SupportsIndex
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
@@ -27,20 +21,9 @@ _MPOL_BIND = 2
 _MOST_NODES = 1024
 
 
-#: The memory that a child of this process will not have.
-_unforked: WeakSet[Backing] = WeakSet()
-
-
-def _lose() -> None:
-    for backing in _unforked:
-        lose(backing)
-
-
-os.register_at_fork(after_in_child=_lose)
-
-
 def advise(
-    backing: Backing,
+    hva: int,
+    size: int,
     mergeable: bool | None,
     fork: bool | None,
     dump: bool | None,
@@ -48,14 +31,9 @@ def advise(
 ) -> None:
     """Implements Backing.advise."""
     node = None if numa_node is None else _node(numa_node)
-    hva, size = backing.hva, backing.size
-    if fork is not None and not fork:
-        _unforked.add(backing)  # before the kernel is told: then no fork comes in between
     for wanted, (yes, no) in ((mergeable, _MERGEABLE), (fork, _FORK), (dump, _DUMP)):
         if wanted is not None and _libc.madvise(hva, size, yes if wanted else no):
             raise _error()
-    if fork:
-        _unforked.discard(backing)
     if node is not None:
         _bind(hva, size, node)
 

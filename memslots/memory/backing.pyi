@@ -84,8 +84,5 @@ def place_in_file(backing: Backing, hva: int) -> tuple[int, int]:
     ValueError if the memory has no file.
     """
 
-def lose(backing: Backing) -> None:
-    """Notes that this process, the child of a fork, does not have the memory."""
-
 def may_go_away(backing: Backing) -> bool:
     """Returns whether pages of the memory may go away, or may never come."""

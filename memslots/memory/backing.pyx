@@ -5,6 +5,7 @@ import fcntl
 import mmap
 import os
 import stat
+from weakref import WeakSet
 
 cimport cython
 from cpython.buffer cimport (
@@ -272,7 +273,13 @@ cdef class Backing:
         """
         from memslots.memory.advice import advise
 
-        advise(self, mergeable, fork, dump, numa_node)
+        if fork is not None:
+            fork = bool(fork)
+        if fork is False:
+            UNFORKED.add(self)  # before the kernel is told, so that no fork comes in between
+        advise(self.start(), self.memory.len, mergeable, fork, dump, numa_node)
+        if fork:
+            UNFORKED.discard(self)
 
     @property
     def hva(self):
@@ -406,11 +413,20 @@ def place_in_file(Backing backing not None, uint64_t hva):
     return backing.fileno(), begin + (hva - backing.start())
 
 
-def lose(Backing backing not None):
-    """Notes that this process, the child of a fork, does not have the memory. For advice.py."""
-    backing.is_lost = True
-    # It stays for ever. At its end it would unmap its addresses, where other memory may be by then.
-    Py_INCREF(backing)
+# The Backings that a child of this process will not have.
+cdef object UNFORKED = WeakSet()
+
+
+def _lose_unforked():
+    """Notes that this process, the child of a fork, does not have these Backings."""
+    cdef Backing backing
+    for backing in UNFORKED:
+        backing.is_lost = True
+        # It stays for ever: its end would unmap its addresses, where other memory may be then.
+        Py_INCREF(backing)
+
+
+os.register_at_fork(after_in_child=_lose_unforked)
 
 
 def may_go_away(Backing backing not None):

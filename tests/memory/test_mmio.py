@@ -154,7 +154,7 @@ def test_ranges_that_cannot_be(memory: GuestMemory) -> None:
     with pytest.raises(OverflowError, match="end does not fit its 64 bits: 0x10000000000000001"):
         memory.on_mmio(0, (1 << 64) + 1)
     with pytest.raises(TypeError, match="end must be an integer, not 'ndarray'"):
-        memory.on_mmio(0, np.array([1, 2]))  # type: ignore[arg-type]
+        memory.on_mmio(0, np.array([1, 2]))
     with pytest.raises(ReadOnlyError):
         memory.write_u8(0x10000, 1)
 
