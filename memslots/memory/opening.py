@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from memslots.errors import no_snapshot
@@ -29,7 +30,7 @@ def open_memory(
 ) -> GuestMemory:
     """Implements GuestMemory.open."""
     name = os.fspath(path)
-    with os.fdopen(open_regular(path, os.O_RDONLY), "rb") as file:
+    with os.fdopen(open_regular(Path(path), os.O_RDONLY), "rb") as file:
         ranges = _ranges(name, file)
         size = os.fstat(file.fileno()).st_size
         for one in ranges:

@@ -125,7 +125,7 @@ def _write_all(fd: int, views: list[memoryview]) -> None:
 def restore(mem: GuestMemory, path: str | os.PathLike[str]) -> int:
     """Implements `GuestMemory.restore`."""
     with ExitStack() as opened:
-        fd, name = open_regular(path, os.O_RDONLY), os.fspath(path)
+        fd, name = open_regular(Path(path), os.O_RDONLY), os.fspath(path)
         opened.callback(os.close, fd)
         segments = _read_segments(mem, fd, name)
         # Find the place of every segment before writing the first byte.
