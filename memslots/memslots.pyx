@@ -450,6 +450,9 @@ max_hva=140737488351232, manual_dirty_log=0, backend=None, map=None)\n--\n
         in two, the first part keeps the id, and the second gets the lowest free id. Pages that stay
         keep their marks. O((k + 1) log n) for k slots.
         """
+        # Before the transaction, here and below: __index__ is the caller's code, and other threads
+        # wait until a transaction ends.
+        start, end, as_id = u64(start, "start"), u64(end, "end"), u32(as_id, "as_id")
         with self.transaction() as tx:
             tx.unmap(start, end, as_id)
 
@@ -477,6 +480,8 @@ max_hva=140737488351232, manual_dirty_log=0, backend=None, map=None)\n--\n
         -----
         As unmap.
         """
+        start, end = u64(start, "start"), u64(end, "end")
+        flags, as_id = u32(flags, "flags"), u32(as_id, "as_id")
         with self.transaction() as tx:
             tx.protect(start, end, flags, as_id)
 
@@ -510,6 +515,8 @@ max_hva=140737488351232, manual_dirty_log=0, backend=None, map=None)\n--\n
         -----
         Pages keep their marks. O(log n).
         """
+        slot, gfn, as_id = u32(slot, "slot"), u64(gfn, "gfn"), u32(as_id, "as_id")
+        id = None if id is None else u32(id, "id")
         with self.transaction() as tx:
             return tx.split(slot, gfn, id, as_id)
 
@@ -539,6 +546,7 @@ max_hva=140737488351232, manual_dirty_log=0, backend=None, map=None)\n--\n
         -----
         Pages keep their marks. O(log n).
         """
+        first, second, as_id = u32(first, "first"), u32(second, "second"), u32(as_id, "as_id")
         with self.transaction() as tx:
             return tx.merge(first, second, as_id)
 

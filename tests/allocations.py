@@ -1,8 +1,8 @@
-"""Makes the core's allocations fail, one after the other."""
+"""Makes allocations of the core, or of Python, fail one after the other."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 
@@ -26,3 +26,33 @@ def each_failure(alloc: Any, call: Callable[[], object], unharmed: Callable[[], 
         # Not earlier: the error keeps the objects of its frames.
         assert alloc.live() == live
         unharmed()
+
+
+def python_failures(
+    testcapi: Any, errors: type[Exception] | tuple[type[Exception], ...] = MemoryError
+) -> Iterator[Callable[[Callable[[], object]], bool]]:
+    """Fails the first allocation of Python in a call, then the second, … until 20 calls succeed.
+
+    They must succeed in a row: CPython survives some failed allocations. Yields a function for each
+    allocation: given the call, it returns whether one of `errors` was raised. `testcapi` is
+    CPython's own module _testcapi.
+    """
+    nth = in_a_row = 0
+
+    def fails(call: Callable[[], object]) -> bool:
+        nonlocal in_a_row
+        testcapi.set_nomemory(nth, nth + 1)
+        try:
+            call()
+        except errors:
+            testcapi.remove_mem_hooks()
+            in_a_row = 0
+            return True
+        finally:
+            testcapi.remove_mem_hooks()
+        in_a_row += 1
+        return False
+
+    while in_a_row < 20:
+        yield fails
+        nth += 1

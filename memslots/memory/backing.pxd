@@ -16,6 +16,8 @@ cdef class Backing:
     cdef bint has_fd  # whether fd is valid: if __cinit__ was not reached, fd is 0
     cdef uint64_t file_end  # the file offset where the memory ends, if the file may shrink; else 0
     cdef bint may_fault  # whether pages may go away, or may never come
+    cdef bint is_lost  # whether a fork left the memory to the parent (advise)
+    cdef object __weakref__
     # The kernel's numbers of the file, and the file offset where the memory begins. They tell
     # whether another mapping is the same memory. inode 0: there is no file, or it is unknown.
     cdef uint64_t device
@@ -24,7 +26,8 @@ cdef class Backing:
 
     cdef hva_t start(self) noexcept
     cdef bint holds(self, hva_t hva, uint64_t size) noexcept
-    # Returns whether all memory can be touched. It cannot be if the file is shorter now.
+    # Returns whether all memory can be touched. It cannot be if the file is shorter now, or if a
+    # fork left the memory to the parent.
     cdef bint is_whole(self) noexcept nogil
     # Returns whether [hva, hva + size) may share memory, at other addresses, with
     # [other_hva, other_hva + other_size) of `other`.

@@ -69,6 +69,12 @@ class Backing:
     def __len__(self) -> int: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
+def open_regular(path: str | os.PathLike[str], mode: int) -> int:
+    """Opens a regular file. Returns a descriptor. Does not wait: a pipe may never get a writer.
+
+    OSError: it cannot be opened, or is a directory (EISDIR), a device or a pipe (ENODEV).
+    """
+
 def address_of(view: ReadableBuffer) -> int:
     """Returns the host address of a buffer's first byte."""
 

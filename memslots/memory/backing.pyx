@@ -5,6 +5,7 @@ import fcntl
 import mmap
 import os
 import stat
+from weakref import WeakSet
 
 cimport cython
 from cpython.buffer cimport (
@@ -13,6 +14,7 @@ from cpython.buffer cimport (
     PyBuffer_Release,
     PyObject_GetBuffer,
 )
+from cpython.ref cimport Py_INCREF
 from posix.stat cimport fstat, struct_stat
 from posix.unistd cimport close
 
@@ -206,14 +208,9 @@ cdef class Backing:
         if not page_aligned(begin):
             raise ValueError(f"offset {begin:#x} is not a multiple of the page size, 4096")
         mode = os.O_RDWR if shared and not readonly else os.O_RDONLY
-        # O_NONBLOCK: if the path is a pipe, do not wait for its writer.
-        fd = os.open(os.fspath(path), mode | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = open_regular(path, mode)
         try:
-            status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode):
-                code = errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.ENODEV
-                raise OSError(code, os.strerror(code), path)
-            there = status.st_size
+            there = os.fstat(fd).st_size
             left = max(there - begin, 0)
             if left == 0 and size is None:
                 raise ValueError(
@@ -259,7 +256,8 @@ cdef class Backing:
         mergeable : bool, optional
             Whether the kernel may merge pages with the same bytes (KSM).
         fork : bool, optional
-            Whether a child of this process has the memory, too.
+            Whether a child of this process has the memory, too. In a child that does not have it,
+            GuestMemory raises NotMappedError; a view or a Checkpoint of before ends the child.
         dump : bool, optional
             Whether a core dump of this process has the memory.
         numa_node : int, optional
@@ -275,7 +273,13 @@ cdef class Backing:
         """
         from memslots.memory.advice import advise
 
+        if fork is not None:
+            fork = bool(fork)
+        if fork is False:
+            UNFORKED.add(self)  # before the kernel is told, so that no fork comes in between
         advise(self.start(), self.memory.len, mergeable, fork, dump, numa_node)
+        if fork:
+            UNFORKED.discard(self)
 
     @property
     def hva(self):
@@ -296,6 +300,8 @@ cdef class Backing:
         return self.memory.len
 
     def __getbuffer__(self, Py_buffer *view, int flags):
+        if self.is_lost:
+            raise BufferError(f"a fork left {self} to the parent: advise(fork=False)")
         PyBuffer_FillInfo(
             view, self, self.memory.buf, self.memory.len, self.memory.readonly, flags
         )
@@ -315,6 +321,8 @@ cdef class Backing:
 
     cdef bint is_whole(self) noexcept nogil:
         cdef struct_stat status
+        if self.is_lost:
+            return False
         if self.file_end == 0:
             return True
         return fstat(self.fd, &status) == 0 and <uint64_t>status.st_size >= self.file_end
@@ -368,6 +376,24 @@ cdef Backing memfd_of(uint64_t length, str name, int flags):
     return made
 
 
+def open_regular(path, int mode):
+    """Opens a regular file. Returns a descriptor. Does not wait: a pipe may never get a writer.
+
+    OSError: it cannot be opened, or is a directory (EISDIR), a device or a pipe (ENODEV).
+    """
+    name = os.fspath(path)  # not a number: that would be a descriptor
+    fd = os.open(name, mode | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        kind = os.fstat(fd).st_mode
+        if not stat.S_ISREG(kind):
+            code = errno.EISDIR if stat.S_ISDIR(kind) else errno.ENODEV
+            raise OSError(code, f"{os.strerror(code)}: a regular file is needed", name)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
 def address_of(view):
     """Returns the host address of a buffer's first byte. The caller keeps the buffer."""
     cdef Py_buffer memory
@@ -385,6 +411,22 @@ def place_in_file(Backing backing not None, uint64_t hva):
     # A memfd is mapped from its first byte on, and has no file_end.
     cdef uint64_t begin = backing.file_end - backing.memory.len if backing.file_end else 0
     return backing.fileno(), begin + (hva - backing.start())
+
+
+# The Backings that a child of this process will not have.
+cdef object UNFORKED = WeakSet()
+
+
+def _lose_unforked():
+    """Notes that this process, the child of a fork, does not have these Backings."""
+    cdef Backing backing
+    for backing in UNFORKED:
+        backing.is_lost = True
+        # It stays for ever: its end would unmap its addresses, where other memory may be then.
+        Py_INCREF(backing)
+
+
+os.register_at_fork(after_in_child=_lose_unforked)
 
 
 def may_go_away(Backing backing not None):

@@ -16,7 +16,7 @@ from memslots.memory.backing import Backing, address_of, may_go_away
 from memslots.memory.marks import return_marks, without_changes
 from memslots.memory.written import mark_memory
 from memslots.values.integers import PAGE_SHIFT, PAGE_SIZE
-from memslots.values.records import Flags, Slot
+from memslots.values.records import Flags, Slot, size_text
 
 if TYPE_CHECKING:
     from memslots.memory.guestmemory import GuestMemory
@@ -94,6 +94,11 @@ class Checkpoint:
         except BaseException:
             return_marks(vm, logs)
             raise
+
+    def __repr__(self) -> str:
+        count = sum(len(slots) for slots in self._slots)
+        how = "by dirty logs" if self._by_log else "by comparing"
+        return f"<Checkpoint: {count} slots, {size_text(self.size)}, restored {how}>"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Checkpoint cannot be pickled or copied: it is memory")

@@ -51,7 +51,7 @@ from memslots.memory.backing cimport Backing
 from memslots.memory.known cimport Backings, backing_at, backings_of
 from memslots.memslots cimport memslots_machine, memslots_space, memslots_writer
 from memslots.read.sections cimport section, section_enter, section_leave
-from memslots.values.integers cimport field_of, u32, u64
+from memslots.values.integers cimport end_of, field_of, u32, u64
 from memslots.write.writer cimport Writer
 
 from memslots.errors import (
@@ -534,6 +534,7 @@ cdef class GuestMemory:
         Parameters
         ----------
         path : str or os.PathLike
+            A pipe or a device is read to its end. A FIFO waits for its writer, as any reader does.
         gpa : int
 
         Returns
@@ -619,7 +620,7 @@ cdef class GuestMemory:
             The file is not a snapshot, is incomplete, or has segments that overlap with different
             bytes (a process's own core). Nothing was written, unless the file shrank meanwhile.
         OSError
-            The file cannot be read.
+            The file cannot be read, or is no regular file.
 
         Notes
         -----
@@ -640,6 +641,7 @@ cdef class GuestMemory:
         path : str or os.PathLike
             An ELF core with physical addresses (of `dump`, QEMU or others), a LiME file, a full
             crash dump of 64-bit Windows, or raw memory, where a file offset is a guest address.
+            Only a regular file can be mapped.
         shared : bool
             Whether writes go to the file. Otherwise only this process sees them (copy on write).
             A file with a part that must be copied is refused.
@@ -652,8 +654,11 @@ cdef class GuestMemory:
         Raises
         ------
         SnapshotError
-            The file has no memory, or is cut off, or `shared` is true and a part must be copied.
-        OSError, OverlapError, MemoryError
+            The file has no memory, is cut off or was replaced meanwhile, or `shared` is true and a
+            part must be copied.
+        OSError
+            The file cannot be opened or mapped, or is a directory, a device or a pipe.
+        OverlapError, MemoryError
 
         Notes
         -----
@@ -707,18 +712,23 @@ cdef class GuestMemory:
         Returns
         -------
         int
-            The number of bytes: less than n if the file ends before.
+            The number of bytes: less than n if the file ends before, or if the descriptor does not
+            block and has no more for now.
 
         Raises
         ------
         NotMappedError, ReadOnlyError
         OSError
-            All `n` bytes are marked, as after any error on the way.
+            All `n` bytes are marked, as after any error on the way. BlockingIOError: the descriptor
+            does not block and has nothing.
         """
         return late("memslots.memory.transfer", "write_from")(self, fd, gpa, n, offset)
 
     def read_into(self, fd, gpa, n, *, offset=None):
-        """Writes `n` bytes of guest memory to a file descriptor, as write_from. Returns n."""
+        """Writes `n` bytes of guest memory to a file descriptor, as write_from.
+
+        Returns n, or less if the descriptor does not block and takes no more for now.
+        """
         return late("memslots.memory.transfer", "read_into")(self, fd, gpa, n, offset)
 
     def file_of(self, gpa, n=4096):
@@ -807,7 +817,7 @@ cdef class GuestMemory:
         Parameters
         ----------
         start, end : int
-            Guest addresses [start, end) in bytes, of this address space.
+            Guest addresses [start, end) in bytes, of this address space. `end` may be 2**64.
         read : callable, optional
             ``read(gpa, size)`` returns the number to be read.
         write : callable, optional
@@ -828,7 +838,7 @@ cdef class GuestMemory:
         is a NotMappedError, as without devices. An exception of a function goes to the caller.
         """
         cdef uint64_t first = u64(start, "start")
-        cdef uint64_t last = u64(end, "end")
+        last = end_of(end, "end")
         with cython.critical_section(self.known):
             if self.known.mmio is None:
                 self.known.mmio = late("memslots.memory.mmio", "Mmio")()
@@ -914,6 +924,8 @@ cdef class GuestMemory:
         elif not backing.holds(at.hva, at.size):
             gpa += backing.start() + <uint64_t>backing.memory.len - at.hva
             error, why = NotMappedError, f"whose host memory there is beyond {backing}"
+        elif backing.is_lost:
+            error, why = NotMappedError, "whose host memory a fork left to the parent"
         else:
             error, why = NotMappedError, "whose file is shorter now than its memory"
         return error(

@@ -36,6 +36,11 @@ class MmioHandle:
         """Ends the registration. Closing again does nothing."""
         self._registry.remove(self._range)
 
+    def __repr__(self) -> str:
+        start, end, as_id, *_ = self._range
+        closed = "" if self._registry.has(self._range) else ", closed"
+        return f"<MmioHandle: gpa [{start:#x}, {end:#x}) of address space {as_id}{closed}>"
+
     def __reduce__(self) -> NoReturn:
         raise TypeError("a MmioHandle cannot be pickled or copied: it belongs to its GuestMemory")
 
@@ -78,6 +83,10 @@ class Mmio:
         """Removes a range. Does nothing if it was removed before."""
         with _changing:
             self._ranges = tuple(one for one in self._ranges if one is not gone)
+
+    def has(self, one: _Range) -> bool:
+        """Returns whether a range is registered."""
+        return any(one is other for other in self._ranges)
 
     def find(self, gpa: int, size: int, as_id: int) -> _Range | None:
         """Returns the smallest range that holds all of an access, or None. O(k)."""

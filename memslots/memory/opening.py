@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from memslots.errors import no_snapshot
-from memslots.memory.backing import Backing
+from memslots.memory.backing import Backing, open_regular
 from memslots.memory.dumpfiles import READERS, FileRange
 from memslots.values.integers import PAGE_SHIFT, PAGE_SIZE
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from memslots.memslots import Memslots
 
 _MOST_PAGES = (1 << 31) - 1  # pages of a slot: rule 4
+_MOST_MEMORY = 1 << 56  # bytes of user space with five levels of page tables
 _MAX_HVA = (1 << 64) - PAGE_SIZE
 _LAST_PAGE = (1 << 64) - PAGE_SIZE  # the guest address of the one that no slot has: rule 2
 
@@ -29,11 +30,14 @@ def open_memory(
 ) -> GuestMemory:
     """Implements GuestMemory.open."""
     name = os.fspath(path)
-    with Path(path).open("rb") as file:
+    with os.fdopen(open_regular(Path(path), os.O_RDONLY), "rb") as file:
         ranges = _ranges(name, file)
         size = os.fstat(file.fileno()).st_size
         for one in ranges:
             _check(name, one, size)
+        total = sum(one.size for one in ranges)
+        if total > _MOST_MEMORY:
+            raise no_snapshot(f"{name}: {total:#x} bytes of memory are more than any host has")
         parts = [part for one in ranges for part in _parts(one)]
         spaces = max(one.as_id for one in ranges) + 1
         try:
@@ -48,6 +52,8 @@ def open_memory(
         made = memory(vm)
         whole = size & -PAGE_SIZE
         mapped = Backing.file(path, 0, whole, shared=shared) if whole else None
+        if mapped is not None and not os.path.sameopenfile(mapped.fileno(), file.fileno()):
+            raise no_snapshot(f"{name}: it was replaced while it was opened")
         ids = [0] * spaces
         for part in parts:
             there = made.address_space(part.as_id)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memslots.errors import no_snapshot
+from memslots.memory.backing import open_regular
 from memslots.memory.marks import return_marks, take_runs, without_changes
 from memslots.memory.replacing import replacing
 from memslots.memory.segments import Batch, Segments
@@ -124,8 +125,8 @@ def _write_all(fd: int, views: list[memoryview]) -> None:
 def restore(mem: GuestMemory, path: str | os.PathLike[str]) -> int:
     """Implements `GuestMemory.restore`."""
     with ExitStack() as opened:
-        file = opened.enter_context(Path(path).open("rb"))
-        fd, name = file.fileno(), os.fspath(path)
+        fd, name = open_regular(Path(path), os.O_RDONLY), os.fspath(path)
+        opened.callback(os.close, fd)
         segments = _read_segments(mem, fd, name)
         # Find the place of every segment before writing the first byte.
         batches: list[Batch] = []

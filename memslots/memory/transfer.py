@@ -19,6 +19,7 @@ from memslots.values.integers import PAGE_SIZE, field
 if TYPE_CHECKING:
     from memslots.memory.guestmemory import GuestMemory
 
+_HUGE_PAGE = 2 << 20  # of Backing
 _MOST_VIEWS = 1024  # views for one call of readv or writev
 _madvise = ctypes.CDLL(None, use_errno=True).madvise
 _madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
@@ -37,7 +38,12 @@ def write_from(memory: GuestMemory, fd: int, gpa: int, n: int, offset: SupportsI
     try:
         while views:
             some = views[:_MOST_VIEWS]
-            count = os.readv(fd, some) if at is None else os.preadv(fd, some, at + done)
+            try:
+                count = os.readv(fd, some) if at is None else os.preadv(fd, some, at + done)
+            except BlockingIOError:
+                if not done:
+                    raise
+                break
             if count == 0:
                 break
             done += count
@@ -59,7 +65,12 @@ def read_into(memory: GuestMemory, fd: int, gpa: int, n: int, offset: SupportsIn
     done = 0
     while views:
         some = views[:_MOST_VIEWS]
-        count = os.writev(fd, some) if at is None else os.pwritev(fd, some, at + done)
+        try:
+            count = os.writev(fd, some) if at is None else os.pwritev(fd, some, at + done)
+        except BlockingIOError:
+            if not done:
+                raise
+            break
         done += count
         views = _rest(views, count)
     return done
@@ -119,8 +130,9 @@ def discard(memory: GuestMemory, gpa: int, n: int) -> None:
 def _discard(memory: GuestMemory, gpa: int, view: memoryview) -> None:
     """Gives whole pages back to the host if the memory allows it, and zeroes the rest."""
     begin, size = address_of(view), len(view)
-    first = -begin % PAGE_SIZE
-    last = max(first, size - (begin + size) % PAGE_SIZE)
+    page = _page_size(_backing_of(view))
+    first = -begin % page
+    last = max(first, size - (begin + size) % page)
     kind = _backing_of(view).kind
     advice = {"anonymous": mmap.MADV_DONTNEED, "memfd": _MADV_REMOVE}.get(kind)
     if advice is None or last == first or _madvise(begin + first, last - first, advice):
@@ -128,6 +140,14 @@ def _discard(memory: GuestMemory, gpa: int, view: memoryview) -> None:
     else:
         memory.fill(gpa, first)
         memory.fill(gpa + last, size - last)
+
+
+def _page_size(backing: Backing) -> int:
+    """Returns the size of the pages that the memory surely consists of.
+
+    Of huge pages, the kernel rounds a range up or down, by version, and says nothing.
+    """
+    return _HUGE_PAGE if backing.huge_pages == "hugetlb" else PAGE_SIZE
 
 
 def prefault(memory: GuestMemory, gpa: int, n: int, write: bool) -> None:

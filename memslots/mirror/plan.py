@@ -49,6 +49,7 @@ _MAX_SLOTS = 32764
 _MAX_GFN = (1 << 40) - 1
 #: The limits of any Memslots.
 _MOST_SLOTS = (1 << 31) - 1
+_MOST_SPACES = 16
 _LAST_GFN = (1 << 52) - 1
 
 
@@ -147,11 +148,18 @@ class Plan:
         ------
         MemslotError
             A call is refused, or the map or a window is not as the plan says.
+        ValueError
+            The maps are of an address space that no Memslots has.
 
         Notes
         -----
         O(n + k log n).
         """
+        if self.wanted.as_id >= _MOST_SPACES:
+            raise ValueError(
+                f"the plan is for address space {self.wanted.as_id}, so no Memslots can try it: one"
+                f" has at most {_MOST_SPACES}, from 0 on"
+            )
         # Above these, a limit of the plan has no effect.
         limits = {"max_slots": min(max(self.max_slots, 1), _MOST_SLOTS)}
         limits["max_gfn"] = min(self.max_gfn, _LAST_GFN)
@@ -389,8 +397,10 @@ def become(
         wanted = MemoryMap(wanted, as_id)
     elif as_id is not None and field(as_id, "as_id", 32) != wanted.as_id:
         raise ValueError(f"the map is of address space {wanted.as_id}, not {as_id}")
+    # Before the transaction, which keeps other threads waiting: `keep` may run the caller's code.
+    ranges = _ranges(keep)
     with vm.transaction() as tx:
-        made = plan_between(vm, wanted, None, None, keep, memslots)
+        made = plan_between(vm, wanted, None, None, ranges, memslots)
         _stage(tx, made)
     return made
 

@@ -21,7 +21,7 @@ from memslots.core.slotset cimport (
 from memslots.core.space cimport space, space_active
 from memslots.core.units cimport gfn_t
 from memslots.read.sections cimport section, section_enter, section_leave
-from memslots.values.integers cimport u64
+from memslots.values.integers cimport ERROR64, end_of, quick, u64
 
 cdef enum:
     FEW = 16  # this many slots need no memory besides the list
@@ -53,7 +53,14 @@ cdef inline slot *range_next(const slotset *set, const extent *e, const slot *s)
 cdef bint set_extent(extent *e, bint by_hva, object start, object end) except -1:
     e.by_hva = by_hva
     e.first = u64(start, "start")
-    e.last = u64(end, "end")
+    e.last = quick(end)
+    if e.last == ERROR64:
+        # Rare: 2**64 - 1, no plain int, or the end of all host addresses.
+        end = end_of(end, "end") if by_hva else u64(end, "end")
+        if end > ERROR64:
+            e.last = ERROR64
+            return True
+        e.last = end
     if e.first > e.last:
         raise ValueError(f"the range [{e.first:#x}, {e.last:#x}) ends before it starts")
     if e.first == e.last:

@@ -43,6 +43,10 @@ cdef extern from *:
 # OverflowError for one that does not fit. Both errors name the field.
 cdef uint64_t field_of(object value, str name, int bits) except? ERROR64
 
+# Returns the end of a range of addresses as an int: as field_of with 64 bits, but 2**64, the end of
+# all addresses, too.
+cdef object end_of(object value, str name)
+
 
 cdef inline uint64_t quick(object value) noexcept:
     """Returns the value of a plain int that fits 64 bits; ERROR64 for anything else."""

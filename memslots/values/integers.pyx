@@ -15,17 +15,25 @@ PAGE_SIZE = SIZE
 BAD_HVA = NO_HVA
 
 
-cdef uint64_t field_of(object value, str name, int bits) except? ERROR64:
-    cdef object number
+cdef object integer_of(object value, str name):
     try:
-        number = PyNumber_Index(value)
+        return PyNumber_Index(value)
     except TypeError:
         raise TypeError(f"{name} must be an integer, not {type(value).__name__!r}") from None
+
+
+cdef uint64_t field_of(object value, str name, int bits) except? ERROR64:
+    cdef object number = integer_of(value, name)
     if number < 0:
         raise OverflowError(f"{name} must not be negative: {number:#x}")
     if number.bit_length() > bits:
         raise OverflowError(f"{name} does not fit its {bits} bits: {number:#x}")
     return number
+
+
+cdef object end_of(object value, str name):
+    cdef object number = integer_of(value, name)
+    return number if number == 1 << 64 else field_of(number, name, 64)
 
 
 def field(value, name, bits):

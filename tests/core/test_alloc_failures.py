@@ -14,11 +14,12 @@ import sysconfig
 from array import array
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from allocations import each_failure
+from allocations import each_failure, python_failures
 from model import state_of
 
 from memslots import Backing, Flags, GuestMemory, MemoryMap, Memslots, Slot
@@ -169,28 +170,19 @@ def test_what_cannot_be_made_for_want_of_python_objects(
     vm.vcpu()  # its line among the readers is kept for the next Vcpu
     gc.collect()  # collects the garbage of other tests
     live = alloc.live()
-    nth = failed = in_a_row = 0
-    while in_a_row < 20:  # CPython survives some failed allocations, so one success is not enough
-        made: object = None
-        testcapi.set_nomemory(nth, nth + 1)
-        try:
-            made = MAKERS[name](vm)
-        except (MemoryError, pickle.PicklingError):  # PicklingError: pickle did not ask why
-            testcapi.remove_mem_hooks()
+    failed = 0
+    made: list[object] = []
+    errors = MemoryError, pickle.PicklingError  # PicklingError: pickle did not ask why
+    for fails in python_failures(testcapi, errors):
+        made.clear()
+        if fails(lambda: made.append(MAKERS[name](vm))):
             failed += 1
-            in_a_row = 0
             assert alloc.live() == live
-        else:
-            testcapi.remove_mem_hooks()
-            in_a_row += 1
-        finally:
-            testcapi.remove_mem_hooks()
-        if isinstance(made, Memslots):
-            made.check()
-            assert state(made) == before
+        elif isinstance(made[0], Memslots):
+            made[0].check()
+            assert state(made[0]) == before
         vm.check()
         assert state(vm) == before
-        nth += 1
     # The number of objects differs between versions of CPython.
     assert failed > 0 or name not in ("copy", "pickle")
     vm.delete(0)
@@ -207,56 +199,35 @@ def test_python_objects_without_memory(drivers: Any, testcapi: Any, name: str) -
     """The same for Python's allocations: the Slot objects of the slots."""
     alloc = drivers("alloc")
     call = CALLS[name]
-    failed = nth = in_a_row = 0
+    failed = 0
     hoard = [Slot(9, 0, 0, 1, 0) for _ in range(100)]
-    while in_a_row < 20:  # as above
+    for fails in python_failures(testcapi):
         vm = six_slots()
         before, live = state(vm), alloc.live()
         # Slots that were given up are kept for reuse. Take those, so that an allocation can fail.
         hoard += [Slot(9, 0, 0, 1, 0) for _ in range(30)]
-        testcapi.set_nomemory(nth, nth + 1)
-        try:
-            call(vm)
-        except MemoryError:
-            testcapi.remove_mem_hooks()
+        if fails(partial(call, vm)):
             failed += 1
-            in_a_row = 0
             assert (state(vm), alloc.live()) == (before, live)
         else:
-            testcapi.remove_mem_hooks()
-            in_a_row += 1
             assert state(vm) != before
-        finally:
-            testcapi.remove_mem_hooks()
         vm.check()
-        nth += 1
     assert failed > 0
 
 
 def test_a_slot_without_a_record_releases_none(testcapi: Any) -> None:
-    failed = nth = in_a_row = 0
+    failed = 0
     hoard = [Slot(9, 0, 0, 1, 0) for _ in range(100)]  # those kept for reuse
-    while in_a_row < 20:  # as above
+    for fails in python_failures(testcapi):
         vm = six_slots()
         gone = [vm[3]]
         vm.set_flags(3, LOG)  # the next slot is made in the memory of the one that had this record
         before = references(gone)
         hoard += [Slot(9, 0, 0, 1, 0) for _ in range(30)]
-        testcapi.set_nomemory(nth, nth + 1)
-        try:
-            vm.create(60, 0x600, 70, 0x6000)
-        except MemoryError:
-            testcapi.remove_mem_hooks()
+        if fails(partial(vm.create, 60, 0x600, 70, 0x6000)):
             failed += 1
-            in_a_row = 0
             assert references(gone) == before
-        else:
-            testcapi.remove_mem_hooks()
-            in_a_row += 1
-        finally:
-            testcapi.remove_mem_hooks()
         vm.check()
-        nth += 1
     assert failed > 0
 
 
@@ -265,22 +236,10 @@ def test_a_list_without_memory_releases_no_slot(testcapi: Any) -> None:
     map = six_slots().map()
     kept = list(map)
     before = references(kept)
-    failed = nth = in_a_row = 0
-    while in_a_row < 20:  # as above
-        testcapi.set_nomemory(nth, nth + 1)
-        try:
-            list(map)
-        except MemoryError:
-            testcapi.remove_mem_hooks()
-            failed += 1
-            in_a_row = 0
-        else:
-            testcapi.remove_mem_hooks()
-            in_a_row += 1
-        finally:
-            testcapi.remove_mem_hooks()
+    failed = 0
+    for fails in python_failures(testcapi):
+        failed += fails(partial(list, map))
         assert references(kept) == before
-        nth += 1
     assert failed > 0
 
 
@@ -365,28 +324,21 @@ def test_dirty_runs_without_memory(testcapi: Any, mode: int) -> None:
             vm.create(id, 70 * id, 70, 0x100000 * id, LOG, as_id)
     marks = memoryview(array("Q", range(0, 210, 3)))
     wanted = [(as_id, gfn, gfn + 1) for as_id in (0, 1) for gfn in marks]
-    failed = nth = in_a_row = 0
-    while in_a_row < 20:  # as above
+    failed = 0
+    for fails in python_failures(testcapi):
         for as_id in (0, 1):
             vm.mark_dirty_many(marks, as_id)
-        taken: object = None
-        testcapi.set_nomemory(nth, nth + 1)
-        try:
-            taken = vm.take_dirty_runs()
-        except MemoryError:
-            testcapi.remove_mem_hooks()
+        taken: list[object] = [None]
+
+        def take(taken: list[object] = taken) -> None:
+            taken[0] = vm.take_dirty_runs()  # needs no memory once the call has returned
+
+        if fails(take):
             failed += 1
-            in_a_row = 0
-            taken = vm.take_dirty_runs()
-        else:
-            testcapi.remove_mem_hooks()
-            in_a_row += 1
-        finally:
-            testcapi.remove_mem_hooks()
-        assert taken == wanted
+            take()
+        assert taken == [wanted]
         assert vm.take_dirty_runs() == []
         vm.check()
-        nth += 1
     assert failed > 12  # a log of each slot and a run of each mark are only some of the allocations
 
 
@@ -437,29 +389,19 @@ def test_a_transaction_without_memory_changes_nothing(drivers: Any, vm: Memslots
 
 def test_a_transaction_without_memory_for_python_objects(drivers: Any, testcapi: Any) -> None:
     alloc = drivers("alloc")
-    failed = nth = in_a_row = 0
+    failed = 0
     hoard = [Slot(9, 0, 0, 1, 0) for _ in range(100)]  # those kept for reuse
-    while in_a_row < 20:  # as above
+    for fails in python_failures(testcapi):
         vm = six_slots()
         before, live = state(vm), alloc.live()
         hoard += [Slot(9, 0, 0, 1, 0) for _ in range(30)]
-        testcapi.set_nomemory(nth, nth + 1)
-        try:
-            in_one_step(vm)
-        except MemoryError:
-            testcapi.remove_mem_hooks()
+        if fails(partial(in_one_step, vm)):
             failed += 1
-            in_a_row = 0
             assert alloc.live() == live
             assert state(vm) == before
         else:
-            testcapi.remove_mem_hooks()
-            in_a_row += 1
             assert len(vm) == 11
-        finally:
-            testcapi.remove_mem_hooks()
         vm.check()
-        nth += 1
     assert failed > 5
 
 
@@ -589,26 +531,13 @@ def test_an_access_without_memory_for_python_objects(
     call, _ = ACCESSES[name]
     gc.collect()
     live = alloc.live()
-    nth = in_a_row = 0
-    while in_a_row < 20:  # as above
-        testcapi.set_nomemory(nth, nth + 1)
-        try:
-            call(guest)
-        except MemoryError:
-            testcapi.remove_mem_hooks()
-            in_a_row = 0
+    for fails in python_failures(testcapi):
+        if fails(partial(call, guest)):
+            assert alloc.live() == live
+            guest.vm.check()
+            assert guest.state() == before
         else:
-            testcapi.remove_mem_hooks()
-            in_a_row += 1
             guest = Guest()  # the call has changed the guest: make it anew
             before = guest.state()
             gc.collect()
             live = alloc.live()
-        finally:
-            testcapi.remove_mem_hooks()
-        if in_a_row == 0:  # not earlier: the error keeps the objects of its frames
-            assert alloc.live() == live
-            guest.vm.check()
-            assert guest.state() == before
-        nth += 1
-    assert nth >= 20

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from descriptors import descriptors
 
 from memslots.kvm import Cap, fd, ioctls
 
@@ -67,19 +68,6 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeKernel:
     monkeypatch.setattr(fd, "_by_value", kernel.by_value)
     monkeypatch.setattr(fd, "_by_struct", kernel.by_struct)
     return kernel
-
-
-def descriptors() -> set[int]:
-    """Returns the open descriptors of this process."""
-    return {int(name) for name in os.listdir("/proc/self/fd") if _is_open(int(name))}  # noqa: PTH208
-
-
-def _is_open(number: int) -> bool:
-    try:
-        os.fstat(number)
-    except OSError:
-        return False  # the descriptor of the listing itself
-    return True
 
 
 @pytest.fixture

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import mmap
 import os
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from memslots import Backing
+from memslots import Backing, GuestMemory, Memslots, NotMappedError
 
 PAGE = 4096
 SMAPS = Path("/proc/self/smaps")
@@ -97,3 +101,69 @@ def test_a_node_that_cannot_be(node: Any, error: type[Exception], text: str) -> 
     with pytest.raises(error, match=text):
         backing.advise(dump=False, numa_node=node)
     assert "dd" not in flags_of(backing)
+
+
+def in_a_child(call: Callable[[], None]) -> int:
+    """Returns the status of a child that makes the call: 0 if it raised nothing."""
+    child = os.fork()
+    if child == 0:
+        try:
+            call()
+        except BaseException:  # noqa: BLE001 (the child ends here)
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return os.waitpid(child, 0)[1]
+
+
+def test_an_access_in_a_child_that_does_not_have_it() -> None:
+    memory = GuestMemory(Memslots())
+    lost = [Backing.anonymous(8 * PAGE)]
+    memory.place(0, 0, lost[0], flags=1)
+    memory.place(1, 8 * PAGE, Backing.anonymous(PAGE))
+    memory.write(0, b"the parent's")
+    hva = lost[0].hva
+    lost[0].advise(fork=False)
+    lost[0].advise(fork=True)
+    assert in_a_child(lambda: memory.fill(0, 9 * PAGE, 1)) == 0
+    lost[0].advise(fork=False)
+
+    def access() -> None:
+        calls: list[Callable[[], object]] = [
+            lambda: memory.read(8 * PAGE - 1, 2),
+            lambda: memory.read_u8(0),
+            lambda: memory.write_u64(0, 1),
+            lambda: memory.fill(0, 9 * PAGE),
+            lambda: memory.view(0, 1),
+            lambda: memory.discard(0, PAGE),
+            lambda: memory.prefault(0, PAGE),
+            lambda: memory.dump(os.devnull),
+            memory.checkpoint,
+        ]
+        for call in calls:
+            with pytest.raises(NotMappedError, match="whose host memory a fork left to the parent"):
+                call()
+        assert not memory.is_mapped(0)
+        with pytest.raises(BufferError, match=r"a fork left .* to the parent"):
+            memoryview(lost[0])
+        memory.write(8 * PAGE, b"both have this")
+        # Other memory may be at the addresses by now, so nothing may unmap them.
+        map_at(hva)
+        memory.vm.delete(0)
+        del lost[:]
+        assert [slot.id for slot in memory.vm] == [1]
+        ctypes.string_at(hva, 1)
+
+    assert in_a_child(access) == 0
+    assert memory.read(0, 12) == b"the parent's"
+
+
+def map_at(hva: int) -> None:
+    """Maps a page of memory at an address, unless other memory is there."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = (*[ctypes.c_void_p] * 2, *[ctypes.c_int] * 3, ctypes.c_long)
+    fixed_noreplace = 0x100000
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | fixed_noreplace
+    made = libc.mmap(hva, PAGE, mmap.PROT_READ, flags, -1, 0)
+    assert made == hva or ctypes.get_errno() == errno.EEXIST

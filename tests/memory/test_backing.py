@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from descriptors import descriptors
 from fresh import run_fresh
 
 from memslots import PAGE_SIZE, Backing
@@ -230,10 +231,6 @@ def test_a_memfd_that_cannot_be_leaves_no_descriptor(huge_pages: bool) -> None:
     with pytest.raises((OSError, OverflowError)):
         Backing.memfd(1 << 62, huge_pages=huge_pages)
     assert descriptors() == before
-
-
-def descriptors() -> set[str]:
-    return {path.name for path in Path("/proc/self/fd").iterdir()}
 
 
 def test_the_descriptors_go_with_the_memory(file: Path) -> None:

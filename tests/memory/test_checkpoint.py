@@ -58,6 +58,8 @@ def test_what_was_written_is_put_back(by_log: bool | None) -> None:
     checkpoint = memory.checkpoint(by_log=by_log)
     assert checkpoint.by_log == (by_log is not False)
     assert checkpoint.size == (32 + 64 + 4) * PAGE
+    how = "comparing" if by_log is False else "dirty logs"
+    assert repr(checkpoint) == f"<Checkpoint: 5 slots, 400 KiB, restored by {how}>"
     choose = random.Random(1)
     for _ in range(3):
         pages = set()

@@ -7,6 +7,7 @@ import gc
 import mmap
 import os
 import pickle
+import threading
 from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -267,6 +268,11 @@ def test_a_slot_that_is_not_all_on_known_memory(vm: Memslots, mem: GuestMemory) 
     with pytest.raises(NotMappedError, match=r"gpa 0x13000 .*is beyond <Backing"):
         mem.fill(0x12FF0, 17)
     assert mem.read(0x12FF0, 16) == bytes(16)
+    # Nor does the next Backing help, though it begins where this one ends.
+    mem.add(Backing(room[3 * PAGE :]))
+    with pytest.raises(NotMappedError, match=r"gpa 0x13000 .*is beyond <Backing"):
+        mem.read(0x12FF0, 17)
+    assert mem.read(0x13000, PAGE) == bytes(PAGE)
 
 
 def test_the_end_of_guest_memory(vm: Memslots, mem: GuestMemory) -> None:
@@ -471,6 +477,18 @@ def test_no_more_is_read_of_a_file_than_has_a_place(
     with pytest.raises((NotMappedError, ReadOnlyError)):
         mem.load(path, PAGE)
     assert mem.read(0, 3 * PAGE) == before
+
+
+def test_a_pipe_is_read_to_its_end(mem: GuestMemory, tmp_path: Path) -> None:
+    mem.place(0, 0, filled(3))
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    data = pattern(2 * PAGE + 5)
+    writer = threading.Thread(target=path.write_bytes, args=(data,))
+    writer.start()
+    assert mem.load(path, 7) == len(data)
+    writer.join()
+    assert mem.read(7, len(data)) == data
 
 
 # The object

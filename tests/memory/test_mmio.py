@@ -97,6 +97,28 @@ def test_the_smallest_range_is_asked(memory: GuestMemory) -> None:
     assert memory.read_u8(0x3000) == 1
 
 
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+def test_the_last_byte_of_all(memory: GuestMemory, size: int) -> None:
+    device = Registers()
+    with memory.on_mmio(2**64 - 8, 2**64, read=device.read, write=device.write):
+        gpa = 2**64 - size
+        assert getattr(memory, f"read_u{8 * size}")(gpa) == 0x41
+        getattr(memory, f"write_u{8 * size}")(gpa, 3)
+        assert device.seen == [(gpa, size), (gpa, size, 3)]
+        if size > 1:
+            with pytest.raises(InvalidRegionError, match="beyond the last guest address"):
+                getattr(memory, f"read_u{8 * size}")(gpa + 1)
+
+
+def test_a_handle_says_what_it_is_of(memory: GuestMemory) -> None:
+    there = memory.address_space(1)
+    with there.on_mmio(0x2000, 0x3000) as handle:
+        assert repr(handle) == "<MmioHandle: gpa [0x2000, 0x3000) of address space 1>"
+        with there.on_mmio(0x2000, 0x3001) as other:
+            pass
+        assert repr(other) == "<MmioHandle: gpa [0x2000, 0x3001) of address space 1, closed>"
+
+
 def test_one_way(memory: GuestMemory) -> None:
     device = Registers()
     memory.on_mmio(0x2000, 0x3000, write=device.write)
@@ -129,8 +151,10 @@ def test_ranges_that_cannot_be(memory: GuestMemory) -> None:
             memory.on_mmio(*wrong)
     with pytest.raises(TypeError, match="callable"):
         memory.on_mmio(0, 1, read=5)  # type: ignore[arg-type]
-    with pytest.raises(OverflowError):
-        memory.on_mmio(0, 1 << 64)
+    with pytest.raises(OverflowError, match="end does not fit its 64 bits: 0x10000000000000001"):
+        memory.on_mmio(0, (1 << 64) + 1)
+    with pytest.raises(TypeError, match="end must be an integer, not 'ndarray'"):
+        memory.on_mmio(0, np.array([1, 2]))
     with pytest.raises(ReadOnlyError):
         memory.write_u8(0x10000, 1)
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import resource
 import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from descriptors import descriptors
 
 from memslots import Backing, Flags, GuestMemory, Memslots, SnapshotError
+from memslots.memory import opening
 
 PAGE = 4096
 
@@ -109,6 +115,12 @@ def crash_dump(first: int, pages: int) -> bytes:
         (crash_dump(0, 1 << 40), "cut off: it ends within the memory at 0x0"),
         (crash_dump(1 << 52, 1), "beyond the last page that a slot may have"),
         (crash_dump(0, (1 << 64) - 1), "beyond the last page that a slot may have"),
+        # A header is enough to state it. No slots are made for it, which would take hours.
+        (core(0, PAGE, size=1 << 62), "0x4000000000000000 bytes of memory are more than any host"),
+        (
+            core(0, 0, size=(1 << 56) + 1),
+            "0x100000000000001 bytes of memory are more than any host",
+        ),
     ],
 )
 def test_what_holds_no_memory(tmp_path: Path, content: bytes, text: str) -> None:
@@ -118,6 +130,43 @@ def test_what_holds_no_memory(tmp_path: Path, content: bytes, text: str) -> None
         GuestMemory.open(path)
     with pytest.raises(FileNotFoundError):
         GuestMemory.open(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("name", ["open", "open shared", "restore"])
+def test_no_regular_file(tmp_path: Path, name: str) -> None:
+    call: Callable[[Path], object] = {
+        "open": GuestMemory.open,
+        "open shared": lambda path: GuestMemory.open(path, shared=True),
+        "restore": GuestMemory(Memslots()).restore,
+    }[name]
+    os.mkfifo(tmp_path / "fifo")
+    before = descriptors()
+    with pytest.raises(IsADirectoryError):
+        call(tmp_path)
+    # A pipe may never get a writer: it does not wait for one.
+    for path in (tmp_path / "fifo", Path("/dev/zero")):
+        with pytest.raises(OSError, match="a regular file is needed.*" + path.name) as caught:
+            call(path)
+        assert caught.value.errno == errno.ENODEV
+    assert descriptors() <= before
+
+
+def test_a_file_that_is_replaced_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "snapshot"
+    dumped(path)
+    file_of = Backing.file
+
+    class Replacing:
+        @staticmethod
+        def file(*args: Any, **kwargs: Any) -> Backing:
+            dumped(path)
+            return file_of(*args, **kwargs)
+
+    monkeypatch.setattr(opening, "Backing", Replacing)
+    before = descriptors()
+    with pytest.raises(SnapshotError, match="it was replaced while it was opened"):
+        GuestMemory.open(path)
+    assert descriptors() <= before
 
 
 def test_segments_that_overlap(tmp_path: Path) -> None:

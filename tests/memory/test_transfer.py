@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import struct
 import threading
@@ -111,6 +112,29 @@ def test_from_a_pipe(memory: GuestMemory) -> None:
     assert memory.read(PAGE, 6) == b"hello\0"
 
 
+def test_descriptors_that_do_not_block(memory: GuestMemory) -> None:
+    """What was read or written is told, so that nothing of it is lost."""
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb", buffering=0) as end, os.fdopen(writing, "wb") as other:
+        for fd in (reading, writing):
+            os.set_blocking(fd, False)
+        with pytest.raises(BlockingIOError):
+            memory.write_from(reading, 0, 8)
+        os.write(writing, b"abc")
+        memory.vm.take_dirty_runs()
+        assert memory.write_from(reading, 5 * PAGE - 1, 8) == 3
+        assert memory.read(5 * PAGE - 1, 4) == b"abc\0"
+        assert dirty(memory) == [(4, 6)]
+        fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, PAGE)
+        size = fcntl.fcntl(writing, fcntl.F_GETPIPE_SZ)
+        memory.fill(0, 8 * PAGE, 7)
+        assert memory.read_into(writing, 0, 8 * PAGE) == min(size, 8 * PAGE) == PAGE
+        with pytest.raises(BlockingIOError):
+            memory.read_into(writing, 0, PAGE)
+        assert end.read(8 * PAGE) == b"\7" * PAGE
+        assert not other.closed
+
+
 def test_where_nothing_is(memory: GuestMemory, tmp_path: Path) -> None:
     with (tmp_path / "file").open("w+b") as file:
         for call in (memory.write_from, memory.read_into):
@@ -179,6 +203,37 @@ def test_discarded_pages_are_the_hosts(memory: GuestMemory) -> None:
     assert os.fstat(fd).st_blocks * 512 == 4 * PAGE
     memory.discard(0, 3 * PAGE)
     assert os.fstat(fd).st_blocks * 512 == PAGE
+
+
+@pytest.mark.parametrize(
+    ("gpa", "n"), [(0, 6 << 20), (PAGE, 5 << 20), (5, 100), (1 << 20, 3 << 20)]
+)
+def test_huge_pages_are_discarded_whole(monkeypatch: pytest.MonkeyPatch, gpa: int, n: int) -> None:
+    """The kernel rounds a range that ends within a huge page, and does not say so."""
+    huge = 2 << 20
+    backing = Backing.anonymous(8 << 20, huge_pages=True)  # begins at a huge page
+    memory = GuestMemory(Memslots())
+    memory.place(0, 0, backing)
+    memory.fill(0, 8 << 20, 7)
+    asked: list[tuple[int, int]] = []
+    madvise = transfer._madvise
+
+    def noted(start: int, size: int, advice: int) -> int:
+        asked.append((start - backing.hva, size))
+        return int(madvise(start, size, advice))
+
+    monkeypatch.setattr(transfer, "_madvise", noted)
+    monkeypatch.setattr(transfer, "_page_size", lambda _: huge)
+    memory.discard(gpa, n)
+    first, last = -(-gpa // huge) * huge, (gpa + n) // huge * huge
+    assert asked == ([(first, last - first)] if last > first else [])
+    assert memory.read(0, 8 << 20) == b"\7" * gpa + bytes(n) + b"\7" * ((8 << 20) - gpa - n)
+
+
+def test_the_size_of_pages() -> None:
+    backing = Backing.anonymous(8 << 20, huge_pages=True)
+    huge = backing.huge_pages == "hugetlb"
+    assert transfer._page_size(backing) == (2 << 20 if huge else PAGE)
 
 
 def test_discard_of_a_file(tmp_path: Path) -> None:

@@ -271,6 +271,15 @@ def test_other_address_spaces() -> None:
     assert len(vm) == 1 and len(vm.address_space(1)) == 0
 
 
+@pytest.mark.parametrize("as_id", [16, 1 << 16, (1 << 32) - 1])
+def test_an_address_space_that_no_memslots_has(as_id: int) -> None:
+    last = MemoryMap([(0, 1, 0)], 15)
+    plan(MemoryMap((), 15), last).check()
+    made = plan(MemoryMap((), as_id), MemoryMap([(0, 1, 0)], as_id))
+    with pytest.raises(ValueError, match=f"for address space {as_id}, .* at most 16, from 0 on"):
+        made.check()
+
+
 def test_host_addresses_beyond_four_levels() -> None:
     made = plan(MemoryMap(), [(0, 1, 1 << 56)])
     made.check()

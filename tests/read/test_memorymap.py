@@ -310,6 +310,20 @@ def test_host_addresses_that_overlap(data: st.DataObject) -> None:
         assert at == sorted(at)
 
 
+def test_the_last_host_page() -> None:
+    last = 2**64 - 4096
+    map = MemoryMap([(5, 1, last)])
+    (slot,) = map
+    for start, end in ((last, 2**64), (2**64 - 1, 2**64), (0, 2**64), (0, last + 1)):
+        assert map.in_hva_range(start, end) == [(slot, 5, 6)]
+    assert map.in_hva_range(2**64 - 1, 2**64 - 1) == []
+    assert map.hva_to_gpa(2**64 - 1) == 0x5FFF
+    with pytest.raises(OverflowError, match="end does not fit its 64 bits: 0x10000000000000001"):
+        map.in_hva_range(0, 2**64 + 1)
+    with pytest.raises(OverflowError, match="end does not fit its 64 bits"):
+        map.in_gfn_range(0, 2**64)  # there are 2**52 guest pages
+
+
 def test_it_is_made_once() -> None:
     """An iterable of slots may make the map that it is given to."""
     m = MemoryMap.__new__(MemoryMap)

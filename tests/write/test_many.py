@@ -301,6 +301,32 @@ def test_it_takes_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     assert vm.map() == ROWS
 
 
+@pytest.mark.parametrize("way", ["at once", "in a transaction"])
+def test_one_pass_asks_for_no_changes(drivers: Any, way: str) -> None:
+    """Slot by slot, each is a change as well, and the memory for these grows."""
+    alloc = drivers("alloc")
+
+    def asked(count: int, there: int) -> int:
+        vm = Memslots()
+        vm.create_many([(0, 1, 0)] * there)
+        m = MemoryMap([(2 * i + 2, 1, i << 12, 0, i + 1) for i in range(count)])
+        before = alloc.asked()
+        if way == "at once":
+            vm.create_many(m)
+        else:
+            with vm.transaction() as tx:
+                tx.create_many(m)
+        asked_for = int(alloc.asked() - before)
+        vm.check()
+        assert len(vm) == count + there
+        return asked_for
+
+    for count in (500, 2000):
+        # A slot each, the list of them, and an id table of each set.
+        assert asked(count, 0) == count + 3
+        assert asked(count, 1) > count + 10
+
+
 def test_nothing_is_left_of_it() -> None:
     vm = Memslots()
     before = vm.map()

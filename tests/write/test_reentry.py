@@ -64,6 +64,45 @@ def test_arguments_are_converted_before_anything_is_looked_at(
     assert vm.get(0) is None
 
 
+CUTS: dict[str, Callable[[Memslots, Callable[[int], Any]], object]] = {
+    "unmap": lambda vm, number: vm.unmap(number(8), number(12), as_id=number(0)),
+    "protect": lambda vm, number: vm.protect(number(0), number(4), number(1), as_id=number(0)),
+    "split": lambda vm, number: vm.split(number(0), number(4), number(7), as_id=number(0)),
+    "merge": lambda vm, number: vm.merge(number(0), number(1), as_id=number(0)),
+    "keep": lambda vm, number: vm.become([], keep=[(number(50), number(51))]),
+    "keep, while it is made": lambda vm, number: vm.become(
+        [], keep=((50, 51) for _ in range(number(2).__index__()))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CUTS)
+def test_no_thread_waits_for_the_arguments_of_a_cut(vm: Memslots, name: str) -> None:
+    """Each number waits for another thread, which changes the slots meanwhile."""
+    vm.create(0, 0, 8, HVA)
+    vm.create(1, 8, 8, HVA + (8 << 12))
+
+    def change() -> None:
+        vm.create(60, 0x1000, 1, HVA)
+        vm.delete(60)
+
+    class Waiting:
+        def __init__(self, value: int) -> None:
+            self.value = value
+
+        def __index__(self) -> int:
+            other = threading.Thread(target=change, daemon=True)
+            other.start()
+            other.join(10)
+            assert not other.is_alive(), "it waits for the arguments"
+            change()
+            return self.value
+
+    CUTS[name](vm, Waiting)
+    vm.check()
+    assert vm.get(60) is None
+
+
 class Cycle:
     """Garbage whose finalizer changes the machine."""
 
