@@ -338,6 +338,20 @@ def test_no_free_id_is_lost_without_memory(testcapi: Any) -> None:
             assert vm.free_id() == min(free)
 
 
+def test_a_fork_without_memory_for_another_lock(drivers: Any, testcapi: Any) -> None:
+    """The writer keeps the old lock for its waiting threads."""
+    lock = drivers("lock").Lock()
+    gate = lock.gate
+    testcapi.set_nomemory(0, 0)
+    try:
+        lock.after_fork(False)
+    finally:
+        testcapi.remove_mem_hooks()
+    assert lock.gate == gate
+    assert lock.take()
+    lock.release()
+
+
 def test_no_id_that_a_transaction_took_is_lost_without_memory(testcapi: Any) -> None:
     for nth in range(40):
         vm = Memslots(100)
