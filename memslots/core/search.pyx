@@ -43,8 +43,8 @@ cdef extern from *:
     #if defined(__aarch64__) && defined(__GNUC__)
     #include <arm_neon.h>
 
-    /* Every 64-bit ARM has these instructions. gcc 12 -O3 makes wrong code for it of the loop below:
-       in a vector a comparison that holds is -1, and gcc adds these as if they were 1. */
+    /* Every 64-bit ARM has these instructions. gcc 12 -O3 compiles the loop below wrongly for it:
+       in a vector, a comparison that holds is -1, and gcc adds these as if they were 1. */
     static inline uint32_t memslots_count_portable(const uint32_t *node, uint32_t wanted)
     {
         const uint32x4_t limit = vdupq_n_u32(wanted);
