@@ -1,7 +1,8 @@
 """The errors of the package.
 
 A call that the rules refuse raises an error with KVM's errno. Code written for ``fcntl.ioctl``
-therefore keeps working. After any of these errors nothing has changed.
+therefore keeps working. After any of these errors nothing has changed, unless the documentation of
+the call says otherwise.
 """
 
 from __future__ import annotations

@@ -164,7 +164,7 @@ max_hva=140737488351232, manual_dirty_log=0)\n--\n
         """Checks every property in every address space, as Memslots.check. O(n).
 
         InvariantError with the number of the first property that does not hold: one of
-        baseline/slotarray.pxd, or D1. BusyError from inside a listener.
+        baseline/slotarray.pxd, or D1. BusyError in the middle of a change.
         """
         cdef uint32_t as_id
         cdef uint64_t id

@@ -11,10 +11,20 @@ from memslots.bench import STRUCTURES, TESTS, Report, RivalsResult, Row
 
 #: The (test, case) pairs against rivals that are drawn: one case of each test.
 DRAWN = (("single", "random"), ("batch", "random"), ("changes", "pair"))
+#: Text and lines that are read on white and on dark pages alike: an .svg has no background.
+INK = "#7a7a7a"
+INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
 
 
 def draw(report: Report, path: str) -> None:
     """Draws a figure of up to four panels to `path`, in the format of its suffix."""
+    with import_module("matplotlib").rc_context(
+        {**dict.fromkeys(INKED, INK), "legend.frameon": False}
+    ):
+        _figure(report).savefig(path, transparent=path.endswith(".svg"))
+
+
+def _figure(report: Report) -> Any:
     drawn = [[each for each in report.against if (each.test, each.case) == case] for case in DRAWN]
     panels: list[tuple[Any, Any]] = [(_improvements, report.rows)] if report.rows else []
     panels += [(_costs, results) for results in drawn if results]
@@ -29,7 +39,7 @@ def draw(report: Report, path: str) -> None:
         axes.axis("off")
     machine = report.machine
     figure.suptitle(f"memslots {__version__}, {machine.python}, {machine.cpu}", fontsize=10)
-    figure.savefig(path)
+    return figure
 
 
 def _slots_axis(axes: Any, slots: Sequence[int]) -> None:
@@ -59,8 +69,8 @@ def _improvements(axes: Any, rows: Sequence[Row]) -> None:
         reported = [row.reported for row in ours]
         axes.plot(slots, improvements, "o-", color=colour, markersize=4, label=test.title)
         axes.plot(slots, reported, "*", color=colour, markersize=11)
-    axes.axhline(1, color="black", linewidth=0.8)
-    axes.plot([], [], "*", color="grey", markersize=11, label="reported by Linux's series")
+    axes.axhline(1, color=INK, linewidth=0.8)
+    axes.plot([], [], "*", color=INK, markersize=11, label="reported by Linux's series")
     axes.set_title("Array of Linux 5.16 over trees")
     axes.set_ylabel("times as fast")
     _slots_axis(axes, [row.slots for row in rows])
@@ -71,7 +81,7 @@ def _style(structure: str) -> dict[str, Any]:
     """Returns a structure's style, the same in every panel; memslots has a thicker line."""
     names = [each.name for each in STRUCTURES]
     if structure not in names:  # the empty loop, which is no structure
-        return {"color": "grey", "linestyle": "--"}
+        return {"color": INK, "linestyle": "--"}
     number = names.index(structure)
     return {"color": f"C{number}", "marker": "o", "linewidth": 1.3 if number else 2.8}
 

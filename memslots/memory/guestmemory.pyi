@@ -92,7 +92,7 @@ class GuestMemory:
         """Marks `n` bytes as written. Needed after writing to a view."""
     @staticmethod
     def open(path: str | os.PathLike[str], *, shared: bool = False) -> GuestMemory:
-        """Maps a file as guest memory, without reading it. SnapshotError, OSError. O(k)."""
+        """Opens a file as guest memory: maps or copies its parts. SnapshotError, OSError."""
     def checkpoint(self, *, by_log: bool | None = None) -> Checkpoint:
         """Copies all memory so that it can be restored. InvalidRegionError, MemoryError."""
     def write_from(

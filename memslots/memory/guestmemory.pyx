@@ -633,7 +633,7 @@ cdef class GuestMemory:
 
     @staticmethod
     def open(path, *, shared=False):
-        """Maps a file as guest memory, without reading it. The file's size does not matter.
+        """Opens a file as guest memory. Maps what begins at a page of the file, copies the rest.
 
         Parameters
         ----------
@@ -642,6 +642,7 @@ cdef class GuestMemory:
             crash dump of 64-bit Windows, or raw memory, where a file offset is a guest address.
         shared : bool
             Whether writes go to the file. Otherwise only this process sees them (copy on write).
+            A file with a part that must be copied is refused.
 
         Returns
         -------
@@ -651,12 +652,13 @@ cdef class GuestMemory:
         Raises
         ------
         SnapshotError
-            The file has no memory, or is cut off.
+            The file has no memory, or is cut off, or `shared` is true and a part must be copied.
         OSError, OverlapError, MemoryError
 
         Notes
         -----
-        O(k) for k segments. A segment that is not page aligned in the file (LiME) is copied.
+        O(k) for k segments that are page aligned in the file, of any size. A segment that is not
+        aligned (LiME) is copied, in O(bytes).
         """
         return late("memslots.memory.opening", "open_memory")(path, shared, GuestMemory, Memslots)
 
@@ -667,7 +669,7 @@ cdef class GuestMemory:
         ----------
         by_log : bool, optional
             Whether the dirty logs tell which pages are written from now on. They begin anew, here
-            and with each restore, so nobody else can use them meanwhile. If false, a restore
+            and with each restore, so no other code can use them meanwhile. If false, a restore
             compares all memory. By default the logs are used if every writable slot has one.
 
         Returns
@@ -686,8 +688,8 @@ cdef class GuestMemory:
         Notes
         -----
         O(bytes that were ever touched). READONLY slots are left out, and slots of a guest_memfd
-        without known host memory. With the logs a restore takes
-        as long as to copy the written pages; writes through a view must be marked (mark_dirty).
+        without known host memory. With the logs a restore takes as long as a copy of the written
+        pages, and writes through a view must be marked (mark_dirty).
         """
         return late("memslots.memory.checkpoint", "Checkpoint")(self, by_log)
 

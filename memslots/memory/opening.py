@@ -1,4 +1,4 @@
-"""Maps a dump file as guest memory, without reading it: GuestMemory.open."""
+"""Opens a dump file as guest memory, without reading what can be mapped: GuestMemory.open."""
 
 from __future__ import annotations
 

@@ -477,7 +477,7 @@ cdef class MemoryMap:
         Returns
         -------
         list of (Slot, int, int)
-            A slot and its pages [start_gfn, end_gfn) that the range touches, if only in part. In
+            A slot and its pages [start_gfn, end_gfn) that the range touches, even in part. In
             order of userspace_addr. Slots may overlap in host memory, so several may have the same
             byte.
 

@@ -157,7 +157,7 @@ cdef class Reader:
         NotMappedError
             No slot holds the address, or the slot is INVALID.
         ReadOnlyError
-            `write`, and the slot is READONLY.
+            `write` is true and the slot is READONLY.
 
         Notes
         -----
@@ -252,7 +252,7 @@ cdef class Reader:
         Returns
         -------
         list of (Slot, int, int)
-            A slot and its pages [start_gfn, end_gfn) that the range touches, if only in part. In
+            A slot and its pages [start_gfn, end_gfn) that the range touches, even in part. In
             order of userspace_addr, all of one generation. Slots may overlap in host memory, so
             several may have the same byte.
 
@@ -600,9 +600,9 @@ cdef class Vcpu(Reader):
     def stats(self):
         """How many look-ups the last-used slot answered, and how many had to search (VcpuStats).
 
-        A look-up that finds no slot counts as a search. In a batch that has an index, a hit is a
-        page in one of the few slots or holes used last. If few pages are, all are searched for in
-        groups and count as searches.
+        A look-up that finds no slot counts as a search. If the set has an index, a hit of a batch
+        is a page in one of the few slots or holes used last. If few pages of a batch are in those,
+        the batch searches for all pages in groups, and all count as searches.
         """
         return VcpuStats(atomic_load_relaxed(&self.own.hits), atomic_load_relaxed(&self.own.misses))
 
