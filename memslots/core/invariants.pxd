@@ -33,7 +33,6 @@ cdef struct report:
     int k  # the set with the broken property
     bint in_hva_tree  # with R1 to R5: whether it is the hva tree, else the gfn tree
     uint64_t id  # the id of the slot with the broken property; ~0: no slot in particular
-    uint64_t depth  # the longest path from a root down, in nodes, of all trees walked
 
 # Checks R1 to R5 for one tree of at most `most` nodes. Returns the first property that is broken,
 # and stores the node in *where. Stores the number of nodes in *count and the depth in *depth. O(n);

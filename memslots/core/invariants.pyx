@@ -206,7 +206,6 @@ cdef void check_set(const slotset *set, report *out) noexcept nogil:
     out.k = set.k
     out.in_hva_tree = False
     out.broken = invariants_check_tree(&set.gfn_tree, most, &count, &depth, &where)
-    out.depth = max(out.depth, depth)
     if out.broken != HOLDS:
         out.id = slot_of_gfn_node(<const rb_node *>where, set.k).id
         return
@@ -215,7 +214,6 @@ cdef void check_set(const slotset *set, report *out) noexcept nogil:
         return
     out.in_hva_tree = True
     out.broken = invariants_check_tree(&set.hva_tree, most, &count, &depth, &where)
-    out.depth = max(out.depth, depth)
     if out.broken == HOLDS:
         out.broken = invariants_check_greatest(&set.hva_tree, &where)
     if out.broken != HOLDS:
@@ -258,7 +256,6 @@ cdef void invariants_check_space(const space *sp, report *out) noexcept nogil:
     cdef int k
     out.broken = HOLDS
     out.id = ~<uint64_t>0
-    out.depth = 0
     for k in range(2):
         check_set(&sp.sets[k], out)
         if out.broken != HOLDS:

@@ -40,6 +40,20 @@ cdef extern from *:
     MEMSLOTS_BY_HALVES(memslots_halves_narrow, uint32_t)
     MEMSLOTS_BY_HALVES(memslots_halves_wide, uint64_t)
 
+    #if defined(__aarch64__) && defined(__GNUC__)
+    #include <arm_neon.h>
+
+    /* Every 64-bit ARM has these instructions. gcc 12 -O3 compiles the loop below wrongly for it:
+       in a vector, a comparison that holds is -1, and gcc adds these as if they were 1. */
+    static inline uint32_t memslots_count_portable(const uint32_t *node, uint32_t wanted)
+    {
+        const uint32x4_t limit = vdupq_n_u32(wanted);
+        uint32x4_t found = vcleq_u32(vld1q_u32(node), limit);
+        for (int i = 4; i < 16; i += 4)
+            found = vaddq_u32(found, vcleq_u32(vld1q_u32(node + i), limit));
+        return -vaddvq_u32(found);
+    }
+    #else
     static inline uint32_t memslots_count_portable(const uint32_t *node, uint32_t wanted)
     {
         uint32_t found = 0;
@@ -47,6 +61,7 @@ cdef extern from *:
             found += node[i] <= wanted;
         return found;
     }
+    #endif
 
     /* Searches for G numbers, level by level. COUNT says how many keys of a number's node are not
        above it; the search goes on below the last of these. Only a number below all keys finds

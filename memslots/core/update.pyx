@@ -249,7 +249,6 @@ cdef void update_abandon_begin(change *c) noexcept nogil:
     while s is not NULL:
         slotset_put(set, NULL, c.new if s is c.old else s, &c.spare[set.k])
         s = slotset_step(active, s, 1)
-    c.held[set.k] = c.new
     c.done = True
     if active.generation & SWAPPING:
         space_swap_end(c.sp)

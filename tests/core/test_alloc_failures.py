@@ -277,6 +277,22 @@ def test_transactions_give_all_memory_back(drivers: Any, vm: Memslots) -> None:
         assert alloc.live() == live
 
 
+def test_a_transaction_that_changes_what_it_filled_in_gives_all_memory_back(drivers: Any) -> None:
+    alloc = drivers("alloc")
+    vm = Memslots()
+
+    def pass_through() -> None:
+        with vm.transaction() as tx:
+            tx.create_many([(2 * gfn, 1, 0) for gfn in range(40)])
+            for id in range(40):
+                tx.delete(id)
+
+    pass_through()  # the pool keeps a chunk
+    live = alloc.live()
+    pass_through()
+    assert alloc.live() == live
+
+
 def test_no_free_id_is_lost_without_memory(testcapi: Any) -> None:
     for nth in range(12):
         vm = Memslots(100)
@@ -295,6 +311,20 @@ def test_no_free_id_is_lost_without_memory(testcapi: Any) -> None:
             if vm.get(id) is None:
                 free.add(id)
             assert vm.free_id() == min(free)
+
+
+def test_a_fork_without_memory_for_another_lock(drivers: Any, testcapi: Any) -> None:
+    """The writer keeps the old lock for its waiting threads."""
+    lock = drivers("lock").Lock()
+    gate = lock.gate
+    testcapi.set_nomemory(0, 0)
+    try:
+        lock.after_fork(False)
+    finally:
+        testcapi.remove_mem_hooks()
+    assert lock.gate == gate
+    assert lock.take()
+    lock.release()
 
 
 def test_no_id_that_a_transaction_took_is_lost_without_memory(testcapi: Any) -> None:

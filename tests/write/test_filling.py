@@ -159,17 +159,29 @@ def test_a_pickle_of_slots_that_no_memslots_can_have() -> None:
             restore(kind, limits, [(1, [(first, None), (slot, None)])])
 
 
-@pytest.mark.parametrize("generation", [1, 2, (1 << 62) + 1])
-def test_a_pickle_of_a_generation_that_no_memslots_can_have(generation: int) -> None:
+@pytest.mark.parametrize(
+    ("as_id", "generation", "fits"),
+    [
+        (0, (1 << 62) - 2, True),
+        (0, 1 << 62, False),
+        (1, 1, True),
+        (1, 2, False),
+        (1, (1 << 62) + 1, False),
+    ],
+)
+def test_a_pickle_of_a_generation_that_no_memslots_can_have(
+    as_id: int, generation: int, fits: bool
+) -> None:
     """The second of two address spaces uses odd generations, far below bit 63."""
     vm = Memslots(address_spaces=2)
     reduced: Any = vm.__reduce__()
     restore, (kind, limits, spaces) = reduced[:2]
-    state = [spaces[0], (generation, [])]
-    if generation == 1:
-        assert restore(kind, limits, state).address_space(1).generation == 1
+    state = list(spaces)
+    state[as_id] = (generation, [])
+    if fits:
+        assert restore(kind, limits, state).address_space(as_id).generation == generation
     else:
-        with pytest.raises(ValueError, match="address space 1 cannot have generation"):
+        with pytest.raises(ValueError, match=f"address space {as_id} cannot have generation"):
             restore(kind, limits, state)
 
 

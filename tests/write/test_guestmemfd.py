@@ -23,6 +23,7 @@ from memfdmodel import BAD, FOREIGN, MemfdModel
 from model import Model
 
 from memslots import (
+    BusyError,
     Change,
     Flags,
     GuestMemfd,
@@ -269,6 +270,19 @@ def test_a_descriptor_that_is_closed_while_it_is_duplicated() -> None:
         if at.lines < number:
             break
     assert number > 5
+
+
+def test_no_step_begins_within_a_step(vm: Memslots, memfd: GuestMemfd) -> None:
+    """Python code that runs while a transaction's step checks a file cannot use the transaction."""
+
+    def meddle() -> None:
+        with pytest.raises(BusyError, match="a change"):
+            tx.delete(1)
+
+    with vm.transaction() as tx, AtLine(1, meddle, Bindings.check) as at:
+        tx.set_region2(5, PRIVATE, 100 * PAGE, PAGE, 0, memfd, 16 * PAGE)
+    assert at.lines > 1
+    assert [slot.id for slot in vm] == [0, 1, 2, 5]
 
 
 def test_a_descriptor_is_an_integer(vm: Memslots) -> None:

@@ -121,7 +121,9 @@ def test_a_fork_between_a_release_and_the_next_holder(drivers: Any, held: bool) 
     assert not lock.is_open()
     assert lock.take()
     lock.hand_over()
+    gate = lock.gate
     lock.after_fork(held)
+    assert lock.gate != gate
     assert not lock.is_open()
     assert lock.held is held
     if held:

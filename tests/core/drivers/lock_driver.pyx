@@ -49,6 +49,11 @@ cdef class Lock:
     def after_fork(self, held):
         lock_after_fork(&self.lock, held)
 
+    @property
+    def gate(self):
+        """The address of the gate at which threads wait."""
+        return <size_t>self.lock.handover
+
     def is_open(self):
         """Whether a thread that waits would get through at once. If so, closes the gate."""
         return PyThread_acquire_lock(self.lock.handover, NOWAIT_LOCK) != 0

@@ -177,10 +177,9 @@ cdef class Space:
         return <size_t>slotset_by_id(space_active(self.sp), id) % CACHE_LINE
 
     def check(self):
-        """The depth of the deepest tree; AssertionError with the property that does not hold."""
+        """AssertionError with the property that does not hold."""
         cdef report found
         memset(&found, 0xFF, sizeof(report))
         invariants_check_space(self.sp, &found)
         if found.broken != HOLDS:
             raise AssertionError(NAMES[<int>found.broken])
-        return found.depth
