@@ -75,5 +75,6 @@ For memslots alone:
   access       access span access_kind ACCESS_READ ACCESS_WRITE ACCESS_RESTORE ACCESS_ALL ACCESS_BAD
                access_result ACCESS_NO_MEMORY access_free access_init access_mark access_meets
                access_probe access_read access_write access_fill access_load access_store
+               access_split
   invariants   property_id HOLDS S1 S2 S3 S4 D1 report invariants_check_space
 """

@@ -12,8 +12,8 @@ from memslots.core.units cimport gpa_t, hva_t
 cdef enum:
     FEW_SPANS = 4  # spans that fit in the access itself
 
-# The part of an access that is in one slot. It says what the slot was, not where its struct is:
-# after the read-side section the slot may have been freed.
+# The part of an access that is in one slot, or a part of that part (access_split). It says what the
+# slot was, not where its struct is: after the read-side section the slot may have been freed.
 cdef struct span:
     hva_t hva  # the first byte, in host memory
     uint64_t size  # in bytes, at least 1
@@ -46,6 +46,9 @@ cdef enum access_result:
 cdef access_result access_init(
     access *a, slotset *set, gpa_t gpa, uint64_t size, access_kind kind
 ) noexcept nogil
+# Splits span n behind its first `size` bytes, which are fewer than it has. Returns False if there
+# is no memory; then nothing has changed. O(k).
+cdef bint access_split(access *a, size_t n, uint64_t size) noexcept nogil
 # Frees the memory of an access.
 cdef void access_free(access *a) noexcept nogil
 # Marks the accessed pages in the dirty logs of the slots that `set` has now. If a span's slot still

@@ -123,6 +123,25 @@ cdef access_result access_init(
     return ACCESS_DONE
 
 
+cdef bint access_split(access *a, size_t n, uint64_t size) noexcept nogil:
+    cdef span *spans = a.spans
+    if a.spans is not a.few or a.count == FEW_SPANS:
+        spans = <span *>alloc_zeroed((a.count + 1) * sizeof(span))
+        if spans is NULL:
+            return False
+        memcpy(spans, a.spans, (n + 1) * sizeof(span))
+    memmove(&spans[n + 1], &a.spans[n], (a.count - n) * sizeof(span))
+    if spans is not a.spans:
+        access_free(a)
+        a.spans = spans
+    a.count += 1
+    spans[n].size = size
+    spans[n + 1].hva += size
+    spans[n + 1].gpa += size
+    spans[n + 1].size -= size
+    return True
+
+
 cdef void access_free(access *a) noexcept nogil:
     if a.spans is not a.few:
         alloc_free(a.spans)

@@ -46,6 +46,16 @@ class _Piece(NamedTuple):
             there.write(gpa + start, self.copy[start:end])
 
 
+class _Part(NamedTuple):
+    """The memory of a slot, or the part of it that is in one Backing."""
+
+    hva: int
+    view: memoryview
+    slot: Slot
+    gpa: int
+    there: GuestMemory
+
+
 class Checkpoint:
     """The memory of a machine as it was at one moment. GuestMemory.checkpoint makes it.
 
@@ -61,12 +71,12 @@ class Checkpoint:
         self._by_log = False
         self._ended_logs = 0  # of the machine, when its logs last said all that was written
         self._pieces: list[_Piece] = []
-        self._of_files: list[tuple[GuestMemory, Slot]] = []
+        self._of_files: list[tuple[GuestMemory, int]] = []  # with a guest address in the file
         # For each slot its parts, as copy_pages takes them.
         self._places: dict[Slot, list[tuple[int, int, int, bool]]] = {}
 
         logs: list[object] = []
-        views: list[tuple[GuestMemory, Slot, memoryview]] = []
+        views: list[_Part] = []
 
         def begin() -> None:
             self._slots = [list(vm.address_space(as_id)) for as_id in range(vm.address_spaces)]
@@ -83,10 +93,12 @@ class Checkpoint:
                 for slot in slots:
                     if not _is_copied(there, slot):
                         continue
-                    (view,) = there._restore_views(slot.guest_phys_addr, slot.memory_size)
-                    views.append((there, slot, view))
-                    if _backing(view).kind == "file":
-                        self._of_files.append((there, slot))
+                    gpa = slot.guest_phys_addr
+                    for view in there._restore_views(gpa, slot.memory_size):
+                        views.append(_Part(address_of(view), view, slot, gpa, there))
+                        if _backing(view).kind == "file":
+                            self._of_files.append((there, gpa))
+                        gpa += len(view)
             self._copy_all(views)
 
         try:
@@ -113,22 +125,21 @@ class Checkpoint:
         """The number of bytes of host memory that the checkpoint covers."""
         return sum(len(piece.memory) for piece in self._pieces)
 
-    def _copy_all(self, views: list[tuple[GuestMemory, Slot, memoryview]]) -> None:
+    def _copy_all(self, found: list[_Part]) -> None:
         """Copies, once, all host memory that can be written through a slot."""
-        found = [(address_of(view), view, slot, there) for there, slot, view in views]
         end = 0
-        for hva, view, slot, there in sorted(found, key=lambda each: (each[0], -len(each[1]))):
-            if hva + len(view) <= end:
+        for part in sorted(found, key=lambda part: (part.hva, -len(part.view))):
+            if part.hva + len(part.view) <= end:
                 continue  # a piece of another slot covers it
-            skipped = max(0, end - hva)
+            skipped = max(0, end - part.hva)
             self._pieces.append(
-                _copied(hva + skipped, view[skipped:], there, slot.guest_phys_addr + skipped)
+                _copied(part.hva + skipped, part.view[skipped:], part.there, part.gpa + skipped)
             )
-            end = hva + len(view)
+            end = part.hva + len(part.view)
         self._guarded = any(piece.guarded is not None for piece in self._pieces)
         starts = [piece.hva for piece in self._pieces]
-        for hva, view, slot, _ in found:
-            parts = self._places[slot] = []
+        for hva, view, slot, *_ in found:
+            parts = self._places.setdefault(slot, [])
             at, end = hva, hva + len(view)
             while at < end:  # the memory of a slot may be in several pieces
                 piece = self._pieces[bisect_right(starts, at) - 1]
@@ -176,8 +187,8 @@ class Checkpoint:
                     errno.ESTALE, "the slots are not the same as at the checkpoint"
                 )
             self._generations[as_id] = space.generation
-        for there, slot in self._of_files:
-            there.views(slot.guest_phys_addr, 1)  # raises
+        for there, gpa in self._of_files:
+            there.views(gpa, 1)  # raises
 
     def _restore_by_log(self) -> int:
         vm = self._memory.vm

@@ -79,14 +79,14 @@ class GuestMemory:
     def write_u64(self, gpa: SupportsIndex, value: SupportsIndex) -> None:
         """Writes 8 bytes, as write_u16. NotMappedError, ReadOnlyError, OverflowError."""
     def view(self, gpa: SupportsIndex, n: SupportsIndex) -> memoryview:
-        """Returns a view of guest memory that is all in one slot.
+        """Returns a view of guest memory that is all in one slot and one Backing.
 
-        NotMappedError. InvalidRegionError: the memory is in several slots.
+        NotMappedError. InvalidRegionError: the memory is in several of them.
         """
     def views(
         self, gpa: SupportsIndex, n: SupportsIndex, *, write: bool = False
     ) -> list[memoryview]:
-        """Returns views of guest memory, slot by slot. NotMappedError, ReadOnlyError."""
+        """Returns views of guest memory, part by part. NotMappedError, ReadOnlyError."""
     def _restore_views(self, gpa: SupportsIndex, n: SupportsIndex) -> list[memoryview]: ...
     def mark_dirty(self, gpa: SupportsIndex, n: SupportsIndex) -> None:
         """Marks `n` bytes as written. Needed after writing to a view."""

@@ -32,6 +32,7 @@ from memslots.core.access cimport (
     access_probe,
     access_read,
     access_result,
+    access_split,
     access_store,
     access_write,
     span,
@@ -457,7 +458,7 @@ cdef class GuestMemory:
     # Views
 
     def view(self, gpa, n):
-        """Returns a view of guest memory, not a copy. One slot must hold all of it.
+        """Returns a view of guest memory, not a copy. One slot and one Backing must hold all of it.
 
         Parameters
         ----------
@@ -474,7 +475,7 @@ cdef class GuestMemory:
         ------
         NotMappedError
         InvalidRegionError
-            The memory is in more than one slot; `views` returns all parts.
+            The memory is in more than one slot or Backing; `views` returns all parts.
         """
         size = u64(n, "n")
         address = u64(gpa, "gpa")
@@ -482,13 +483,15 @@ cdef class GuestMemory:
         if len(parts) > 1:
             raise InvalidRegionError(
                 errno.EINVAL,
-                f"{size:#x} bytes from gpa {address:#x} are in {len(parts)} slots: a view must be"
-                " in one",
+                f"{size:#x} bytes from gpa {address:#x} are in {len(parts)} slots or backings: a"
+                " view must be in one",
             )
         return parts[0] if parts else memoryview(bytearray())
 
     def views(self, gpa, n, *, write=False):
-        """Returns views of guest memory, slot by slot, as os.readv and os.writev take them.
+        """Returns views of guest memory, part by part, as os.readv and os.writev take them.
+
+        A part is in one slot and one Backing.
 
         Parameters
         ----------
@@ -735,7 +738,7 @@ cdef class GuestMemory:
         """Returns (fd, offset): the descriptor of the memory's file, and its offset in the file.
 
         For mapping the memory elsewhere (vhost-user, VFIO). NotMappedError; InvalidRegionError: the
-        memory is in several slots; ValueError: it is not of a memfd or a file.
+        memory is in several parts; ValueError: it is not of a memfd or a file.
         """
         return late("memslots.memory.transfer", "file_of")(self, gpa, n)
 
@@ -883,6 +886,11 @@ cdef class GuestMemory:
                 self.reader.gpa_to_hva(bad, kind == ACCESS_WRITE)
                 continue
             wrong = find_wrong(a, held, kind)
+            while wrong is not NULL and goes_on(wrong, held):
+                if not access_split(a, wrong - a.spans, bytes_held(wrong, held)):
+                    access_free(a)
+                    raise MemoryError("no memory for an access that goes through many slots")
+                wrong = find_wrong(a, held, kind)
             if wrong is NULL:
                 if note_faults(a, held) and kind != ACCESS_READ:
                     # Check first: otherwise part of it might be written. A single page is either
@@ -922,7 +930,7 @@ cdef class GuestMemory:
         elif kind != ACCESS_READ and backing.memory.readonly:
             error, why = ReadOnlyError, "whose host memory cannot be written"
         elif not backing.holds(at.hva, at.size):
-            gpa += backing.start() + <uint64_t>backing.memory.len - at.hva
+            gpa += bytes_held(at, held)
             error, why = NotMappedError, f"whose host memory there is beyond {backing}"
         elif backing.is_lost:
             error, why = NotMappedError, "whose host memory a fork left to the parent"
@@ -1084,6 +1092,19 @@ cdef const span *find_wrong(const access *a, tuple held, access_kind kind) noexc
         ):
             return at
     return NULL
+
+
+cdef uint64_t bytes_held(const span *at, tuple held) noexcept:
+    """Returns how many bytes from the span's first on are in the Backing that holds that byte."""
+    cdef Backing backing = <Backing>backing_at(held, at.hva)
+    return backing.start() + <uint64_t>backing.memory.len - at.hva
+
+
+cdef bint goes_on(const span *at, tuple held) noexcept:
+    """Returns whether a span runs over the end of one Backing into another one."""
+    if backing_at(held, at.hva) is NULL or bytes_held(at, held) >= at.size:
+        return False
+    return backing_at(held, at.hva + bytes_held(at, held)) is not NULL
 
 
 cdef bint note_faults(access *a, tuple held) noexcept:

@@ -96,7 +96,7 @@ cdef class Window:
     cdef uint32_t as_id
     cdef gpa_t gpa  # of the first byte
     cdef uint64_t size  # in bytes; 0: the window is empty
-    cdef bint whole  # whether the window is all of the slot
+    cdef bint whole  # whether the window is all of the slot's memory that adjoins in one Backing
     cdef hva_t hva  # of the first byte
     cdef object view  # the memory
     cdef bint readonly  # whether the view is read-only
@@ -123,7 +123,11 @@ cdef class Window:
         if slot is not None:
             begin = slot.guest_phys_addr
             try:
-                view = space.views(begin, slot.memory_size)[0]
+                for part in space.views(begin, slot.memory_size):
+                    if gpa - begin < len(part):
+                        view = part
+                        break
+                    begin += len(part)
             except NotMappedError:
                 pass  # not all memory of the slot is known
         self.whole = view is not None

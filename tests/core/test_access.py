@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+from functools import partial
 from typing import Any
 
 import pytest
+from allocations import each_failure
 from model import pages_of
 
 from memslots import Flags, Memslots
@@ -53,6 +55,27 @@ def test_many_spans(driver: Any, count: int) -> None:
     for gpa, hva, _, _, _ in access.spans:
         assert hva == vm.gpa_to_hva(gpa)
     assert access.is_few == (count + 1 <= driver.FEW)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 6])
+def test_split(driver: Any, drivers: Any, count: int) -> None:
+    vm = row(20)
+    alloc = drivers("alloc")
+    for n in range(count):
+        access = driver.Access(vm, 3, 2 * PAGE * count - 6, "read")
+        spans = access.spans
+        gpa, hva, size, *slot = spans[n]
+        parts = [(gpa, hva, 5, *slot), (gpa + 5, hva + 5, size - 5, *slot)]
+        if count >= driver.FEW:
+
+            def unharmed(access: Any = access, spans: object = spans) -> None:
+                assert access.spans == spans
+
+            assert each_failure(alloc, partial(access.split, n, 5), unharmed) == 1
+        else:
+            access.split(n, 5)
+        assert access.spans == [*spans[:n], *parts, *spans[n + 1 :]]
+        assert access.is_few == (count < driver.FEW)
 
 
 @pytest.mark.parametrize("before", range(8))

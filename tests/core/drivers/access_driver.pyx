@@ -21,6 +21,7 @@ from memslots.core.access cimport (
     access_probe,
     access_read,
     access_result,
+    access_split,
     access_write,
 )
 from memslots.core.space cimport space_active
@@ -92,6 +93,10 @@ cdef class Access:
         cdef int side = srcu_enter(reader)
         access_mark(&self.a, space_active(memslots_space(self.face)))
         srcu_leave(reader, side)
+
+    def split(self, n, size):
+        if not access_split(&self.a, n, size):
+            raise MemoryError
 
     def put_behind(self, Access other):
         """Writes the first span of another access behind the last span of this one."""
