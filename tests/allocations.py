@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ def each_failure(alloc: Any, call: Callable[[], object], unharmed: Callable[[], 
 
     Returns the number of failures.
     """
+    gc.collect()  # no garbage of earlier tests is freed while the allocations are counted
     failed = 0
     while True:
         live = alloc.live()

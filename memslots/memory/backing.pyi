@@ -72,6 +72,8 @@ class Backing:
 def open_regular(path: str | os.PathLike[str], mode: int) -> int:
     """Opens a regular file. Returns a descriptor. Does not wait: a pipe may never get a writer.
 
+    Can be the opener of `open`: no signal handler runs in here once the descriptor is open.
+
     OSError: it cannot be opened, or is a directory (EISDIR), a device or a pipe (ENODEV).
     """
 

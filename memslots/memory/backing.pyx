@@ -379,6 +379,8 @@ cdef Backing memfd_of(uint64_t length, str name, int flags):
 def open_regular(path, int mode):
     """Opens a regular file. Returns a descriptor. Does not wait: a pipe may never get a writer.
 
+    Can be the opener of `open`: no signal handler runs in here once the descriptor is open.
+
     OSError: it cannot be opened, or is a directory (EISDIR), a device or a pipe (ENODEV).
     """
     name = os.fspath(path)  # not a number: that would be a descriptor

@@ -30,7 +30,7 @@ def open_memory(
 ) -> GuestMemory:
     """Implements GuestMemory.open."""
     name = os.fspath(path)
-    with os.fdopen(open_regular(Path(path), os.O_RDONLY), "rb") as file:
+    with open(Path(path), "rb", opener=open_regular) as file:
         ranges = _ranges(name, file)
         size = os.fstat(file.fileno()).st_size
         for one in ranges:

@@ -125,8 +125,9 @@ def _write_all(fd: int, views: list[memoryview]) -> None:
 def restore(mem: GuestMemory, path: str | os.PathLike[str]) -> int:
     """Implements `GuestMemory.restore`."""
     with ExitStack() as opened:
-        fd, name = open_regular(Path(path), os.O_RDONLY), os.fspath(path)
-        opened.callback(os.close, fd)
+        # With an opener, a file object has the descriptor before a signal handler can run.
+        file = opened.enter_context(open(Path(path), "rb", opener=open_regular))
+        fd, name = file.fileno(), os.fspath(path)
         segments = _read_segments(mem, fd, name)
         # Find the place of every segment before writing the first byte.
         batches: list[Batch] = []
