@@ -99,10 +99,13 @@ MARKERS = {
 }
 
 
-def starts_threads(item: pytest.Item) -> bool:
-    """Returns whether the test's source starts threads."""
+def disturbs_tracer(item: pytest.Item) -> bool:
+    """Returns whether the test's source starts threads, or sets a tracer of its own."""
     function = getattr(item, "function", None)
-    return function is not None and "thread" in inspect.getsource(function)
+    if function is None:
+        return False
+    source = inspect.getsource(function)
+    return "thread" in source or "AtLine(" in source
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -118,7 +121,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if (
             "testcapi" in getattr(item, "fixturenames", ())
             or any(word in where for word in ("thread", "meanwhile", "interrupt"))
-            or starts_threads(item)
+            or disturbs_tracer(item)
         ):
             item.add_marker("untraced")
 
