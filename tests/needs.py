@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
+import os
 from functools import cache
 
 import pytest
@@ -28,6 +30,29 @@ def need_kvm() -> None:
 
 
 needs_kvm = pytest.mark.skipif(bool(why_no_kvm()), reason=why_no_kvm())
+
+
+def kernel_copies() -> bool:
+    """Returns whether the kernel copies memory of this process, and so reports missing pages.
+
+    Some sandboxes and emulators have no such call. There an access to memory that is gone is a
+    SIGBUS.
+    """
+    copied = ctypes.create_string_buffer(1)
+    parts = (ctypes.c_void_p * 2)(ctypes.addressof(copied), 1)  # a struct iovec
+    call = ctypes.CDLL(None).process_vm_readv
+    call.argtypes = (
+        *(ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong),
+        *(ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong),
+    )
+    call.restype = ctypes.c_ssize_t
+    done: int = call(os.getpid(), parts, 1, parts, 1, 0)
+    return done == 1
+
+
+needs_kernel_copies = pytest.mark.skipif(
+    not kernel_copies(), reason="the system does not allow process_vm_readv"
+)
 
 
 def need_unicorn() -> None:

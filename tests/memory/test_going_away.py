@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from fresh import run_fresh
+from needs import needs_kernel_copies
 
 from memslots import Backing, Flags, GuestMemory, Memslots, NotMappedError
 from memslots.memory.checkpoint import Checkpoint
@@ -57,6 +58,7 @@ ACCESSES: dict[str, Callable[[GuestMemory, int, int], object]] = {
 }
 
 
+@needs_kernel_copies
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ACCESSES)
 def test_a_file_that_was_made_shorter(kind: str, name: str, tmp_path: Path) -> None:
@@ -78,6 +80,7 @@ def test_a_file_that_was_made_shorter(kind: str, name: str, tmp_path: Path) -> N
         access(mem, SIZE - 8, SIZE // 2)
 
 
+@needs_kernel_copies
 def test_which_address_is_in_the_way(tmp_path: Path) -> None:
     path = file_of(tmp_path)
     mem = GuestMemory(Memslots())
@@ -95,6 +98,7 @@ def test_which_address_is_in_the_way(tmp_path: Path) -> None:
     assert buffer == b"x" * 8 * PAGE
 
 
+@needs_kernel_copies
 def test_large_fills_and_probes(tmp_path: Path) -> None:
     """More than the 64 pages of one call of the kernel."""
     path = tmp_path / "large"
@@ -156,6 +160,7 @@ def file_shortened_meanwhile() -> None:
     shortened_meanwhile("file")
 
 
+@needs_kernel_copies
 @pytest.mark.parametrize("work", [mmap_shortened_meanwhile, file_shortened_meanwhile])
 def test_a_file_made_shorter_meanwhile(work: Callable[[], None]) -> None:
     assert run_fresh(work) == "True\n"
@@ -219,6 +224,7 @@ def checkpoints_of_files_shortened_meanwhile() -> None:
                 assert one.mem.read((1 << 20) + at, n) == bytes(range(256)) * (n // 256)
 
 
+@needs_kernel_copies
 def test_checkpoints_of_files_shortened_meanwhile() -> None:
     assert run_fresh(checkpoints_of_files_shortened_meanwhile) == "True\n" * 6
 
@@ -237,6 +243,7 @@ def checkpoints_made_of_files_shortened_meanwhile() -> None:
             assert [run.start_gfn for run in one.mem.vm.take_dirty_runs()] == [0]
 
 
+@needs_kernel_copies
 def test_checkpoints_made_of_files_shortened_meanwhile() -> None:
     assert run_fresh(checkpoints_made_of_files_shortened_meanwhile) == "True\n" * 6
 
@@ -258,6 +265,7 @@ def restored_beside_a_file_shortened_meanwhile() -> None:
         one.refused(lambda: one.mem.restore(dump), 1 << 20)
 
 
+@needs_kernel_copies
 def test_restored_beside_a_file_shortened_meanwhile() -> None:
     assert run_fresh(restored_beside_a_file_shortened_meanwhile) == "True\n"
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from needs import needs_kernel_copies
 
 from memslots import (
     Backing,
@@ -123,6 +124,7 @@ def test_marks_go_with_it(tmp_path: Path) -> None:
     assert mem.read_u8(9 * PAGE) == 0
 
 
+@needs_kernel_copies
 def test_memory_that_goes_away(tmp_path: Path) -> None:
     mem = GuestMemory(Memslots())
     mem.place(0, 0, on_mmap(tmp_path / "memory"))
