@@ -73,6 +73,11 @@ _BEGINNING = re.compile(
     rb"(?:ioctl\([^,\n]{1,200},|(?P<pid>(?:^|[\s|:+>])(?:\[pid +)?\d{1,10}\]?(?: [\d:.]{8,30})?))\Z"
 )
 _LONGEST_BEGINNING = 256
+#: The beginning of a call up to its bracket or its request, with its pid and time.
+_HEAD_OF_CALL = re.compile(
+    rb"(?:(?:\[pid +\d{1,10}\]|(?<!= )(?<!=)\b\d{1,10}) +)?(?:\d[\d:.]{7,29} +)?"
+    rb"(?:\w+\([^()\n]*|\w*\(?)\Z"
+)
 _IN_ENDED_LINE = (b"= ", b"=3D ", b"...>")  # of a call, also in quoted-printable text
 #: The end of a call in its line, or strace's message that interrupts it.
 _ENDED = rb"[^\n]{0,4096}(?:" + _RESULT + rb"|strace: Process )"
@@ -135,7 +140,7 @@ _QEMU = _Calls(
         rb"(?=[^\n]{0,4096}(?:Slot|AddrSpace)#)"
     ),
     re.compile(rb"\bret=-?\d"),
-    re.compile(rb".*kvm_set_user_memory"),
+    re.compile(rb"(?:(?!\bret=-?\d).)*kvm_set_user_memory"),
     re.compile(
         rb"Slot#\d+ flags=0x[0-9a-f]+ gpa=0x[0-9a-f]+ size=0x[0-9a-f]+ ua=0x[0-9a-f]+ "
         rb"(?:guest_memfd=-?\d+ guest_memfd_offset=(?:0x)?[0-9a-f]+ )?ret=-?\d"
@@ -188,37 +193,69 @@ class _Shape(NamedTuple):
 
 
 def _joined(text: bytes, calls: _Calls, shape: _Shape) -> bytes:
-    """Joins each call into one line, and adds empty lines to keep the number of lines."""
+    """Joins each call into one line, and keeps the number of lines.
+
+    A call that begins behind another one in the last of its lines is joined there.
+    """
     lines = text.split(b"\n")
     first = start = place = 0
-    tried = -1
+    tried = opened = -1  # opened: the line that keeps the beginning of such a call
     for found in calls.goes_on.finditer(text):
         first += text.count(b"\n", place, found.start())
         place = found.start()
-        if first < start or first == tried:
+        if (first < start and first != opened) or first == tried:
             continue  # a line of the call before, or another call in the same line
         tried = first
-        begun = first
-        if first > start and _begins_call(lines[first - 1]):
+        begun, column = first, place - (text.rfind(b"\n", 0, place) + 1)
+        if first >= max(start, 1) and _begins_call(lines[first - 1]):
             begun -= _BEGINS_WITH_NAME.match(shape.without_front(lines[first])) is not None
+            column = len(lines[begun].rstrip()) if begun < first else column
+        at = 0 if begun == opened else _start_of_call(lines[begun], column)
         for end in range(first + 1, min(begun + _MOST_LINES, len(lines)) + 1):
-            parts = [lines[begun], *map(shape.without_front, lines[begun + 1 : end])]
+            parts = [lines[begun][at:], *map(shape.without_front, lines[begun + 1 : end])]
             if end - 1 > first and calls.other.match(parts[-1]):
                 break
             whole = _whole(parts, calls, shape.width)
             if whole is None:
                 continue
             if whole[-1:].isdigit():
-                at = next((at for at in range(end, len(lines)) if lines[at].strip()), end)
-                rest = [*map(shape.without_front, lines[at : at + 2])]
+                after = next((n for n in range(end, len(lines)) if lines[n].strip()), end)
+                rest = [*map(shape.without_front, lines[after : after + 2])]
                 if re.match(_REST_OF_NUMBER, b"\n".join(rest) + b"\n"):
                     whole += rest[0]
-                    end = at + 1
+                    end = after + 1
             if end - begun > 1:
-                lines[begun:end] = [whole, *[b""] * (end - begun - 1)]
+                following = shape.without_front(lines[end]) if end < len(lines) else b""
+                behind = _start_of_next(whole, following, calls)
+                lines[begun:end] = [
+                    *(lines[begun][:at] + whole[:behind], *[b""] * (end - begun - 2)),
+                    whole[behind:],
+                ]
+                if behind < len(whole):
+                    opened = end - 1
             start = end
             break
     return b"\n".join(lines)
+
+
+def _start_of_call(line: bytes, place: int) -> int:
+    """Returns where the call in `line` begins whose name or bracket is at `place`."""
+    found = _HEAD_OF_CALL.search(line[: place + 1])
+    return found.start() if found else place
+
+
+def _start_of_next(whole: bytes, following: bytes, calls: _Calls) -> int:
+    """Returns where another call begins in a joined line that goes on in the line `following`.
+
+    If there is none, returns the length of the line.
+    """
+    if _begins_call(whole):
+        return _start_of_call(whole, len(whole.rstrip()))
+    place = len(whole)
+    for found in calls.goes_on.finditer(whole + b"\n" + following):
+        if found.start() < len(whole):
+            place = found.start()
+    return _start_of_call(whole, place) if place < len(whole) else place
 
 
 def _whole(parts: list[bytes], calls: _Calls, width: int) -> bytes | None:

@@ -210,6 +210,41 @@ def test_ends_of_lines(wrap: Callable[[str], str], text: str, end: str) -> None:
     assert found == [call.slot for call in calls(text)]
 
 
+def flowed_calls(number: int) -> dict[str, list[str]]:
+    """Returns lines of one call each, with results of several kinds."""
+    fields = "flags=0, guest_phys_addr={0:#x}, memory_size=4096, userspace_addr={1:#x}"
+    results = ("0", "-1 EEXIST (File exists)", "0 <0.000012>")
+    places = [(0x1000 * n, 0x7F0000000000 + 0x1000 * n) for n in range(number)]
+    strace = [
+        f"{'[pid 12] ' * (n % 3 == 1)}ioctl(4, KVM_SET_USER_MEMORY_REGION, {{slot={n}, "
+        f"{fields.format(*place)}}}) = {results[n % 3]}"
+        for n, place in enumerate(places)
+    ]
+    qemu = [
+        f"7@1.{n:06}:kvm_set_user_memory Slot#{n} flags=0x0 gpa={place[0]:#x} size=0x1000 "
+        f"ua={place[1]:#x} ret={-17 * (n % 3 == 1)}"
+        for n, place in enumerate(places)
+    ]
+    return {"strace": strace, "qemu": qemu}
+
+
+@pytest.mark.parametrize("width", [*range(50, 140, 7), 400])
+@pytest.mark.parametrize("kind", ["strace", "qemu"])
+def test_a_paragraph_that_flows_over_all_calls(kind: str, width: int) -> None:
+    """A program filled the lines anew, so a call may begin wherever the one before ends."""
+    lines = flowed_calls(30)[kind]
+    with open_trace("pasted", stream=io.BytesIO("\n".join(lines).encode())) as trace:
+        wanted = [(call.slot, call.errno) for call in trace if isinstance(call, RegionCall)]
+    text = textwrap.fill(" ".join(lines), width, break_long_words=False, break_on_hyphens=False)
+    with open_trace("pasted", stream=io.BytesIO(text.encode())) as trace:
+        found = [(call.slot, call.errno) for call in trace if isinstance(call, RegionCall)]
+    # Where the input's last block begins, a call may be in two blocks. It is counted as lost.
+    missing = [call for call in wanted if call not in found]
+    assert len(missing) <= min(1, trace.counts.lost_total)
+    assert [call for call in wanted if call in found] == found
+    assert trace.counts.lines == text.count("\n") + 1
+
+
 @pytest.mark.parametrize("text", [STRACE, QEMU], ids=["strace", "qemu"])
 def test_a_quoted_mail_is_encoded_last(text: str) -> None:
     found = [call.slot for call in calls(quoted_printable(prefixed("> > ")(text)))]
