@@ -89,6 +89,8 @@ _HINTS: dict[Format, str] = {
 }
 #: The end of a strace line: a result, or `<unfinished ...>`.
 _RESULT = re.compile(r"\) += (?:\?|-?\d+|0x[0-9a-f]+)|<unfinished \.\.\.>$")
+#: Lines that one call is looked for in. Each is searched again with all before it.
+_MOST_INTERRUPTED = 64
 #: QEMU's event with named fields.
 _EVENT = re.compile(r"kvm_set_user_memory\b")
 _NAMED_FIELD = re.compile(r"\bguest_phys_addr ?= ?\w")
@@ -167,7 +169,7 @@ class Trace:
                 for line in [(number, raw), *reversed(interrupted)]:
                     lines.put_back(*line)
                 return found
-            if attached := ATTACHED.search(text):
+            if (attached := ATTACHED.search(text)) and len(interrupted) < _MOST_INTERRUPTED:
                 interrupted.append((number, raw))
                 beginning += text[: attached.start()]
             elif text:
