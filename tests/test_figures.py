@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "benchmarks" / "figures.py"
+
+HISTORY = SOURCE.parent / "history.tar.xz"  # results of asv
+ABOUT = ("machine.json", "benchmarks.json")  # files of these results that hold no figures
 
 pytestmark = pytest.mark.skipif(not SOURCE.exists(), reason="benchmarks/ is not here")
 
@@ -56,3 +60,18 @@ def test_a_difference_from_the_page_is_reported(
         assert not figures.check()
         (line,) = [line for line in capsys.readouterr().out.splitlines() if "NOT SO" in line]
         assert line.startswith(wrong[0])
+
+
+def test_the_history_has_all_figures_of_twenty_commits() -> None:
+    runs = []
+    with tarfile.open(HISTORY) as archive:
+        for member in archive:
+            file = archive.extractfile(member)  # None: a folder
+            if file is not None and Path(member.name).name not in ABOUT:
+                runs.append(json.load(file))
+    assert len({run["commit_hash"] for run in runs}) == len(runs) == 20
+    assert len({run["params"]["cpu"] for run in runs}) == 1
+    assert len({frozenset(run["results"]) for run in runs}) == 1
+    for run in runs:
+        for name, (figures, *_) in run["results"].items():
+            assert figures and None not in figures, (run["commit_hash"], name)
