@@ -429,9 +429,7 @@ def arm64(session: nox.Session) -> None:
     session.install(*BUILD, "pip")
     few = {"MEMSLOTS_HYPOTHESIS_PROFILE": "short", "PYTHON": str(Path(session.bin) / "python")}
     command = ("bash", "tests/arm64/run", str(KEPT / "arm64"), "-m", "not soak and not static")
-    # qemu does not pass on to the kernel what madvise asks of huge pages.
-    huge = "tests/memory/test_backing.py::test_without_the_pool_huge_pages_are_transparent"
-    session.run(*command, *ON_ARM64, f"--deselect={huge}", external=True, env=few)
+    session.run(*command, *ON_ARM64, external=True, env=few)
 
 
 # --------------------------------------------------------------------------------------- mutation
