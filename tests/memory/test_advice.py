@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from needs import needs_madvise
 
 from memslots import Backing, GuestMemory, Memslots, NotMappedError
 
@@ -40,6 +41,7 @@ def told(backing: Backing, **advice: bool) -> None:
         pytest.skip("this kernel has no such thing")
 
 
+@needs_madvise
 @pytest.mark.skipif(not SMAPS.exists(), reason="needs /proc/self/smaps")
 @pytest.mark.parametrize(
     ("name", "flag", "when"), [("dump", "dd", False), ("mergeable", "mg", True)]
@@ -52,6 +54,7 @@ def test_what_the_kernel_has_noted(name: str, flag: str, when: bool) -> None:
     assert flag not in flags_of(backing)
 
 
+@needs_madvise
 @pytest.mark.skipif(not SMAPS.exists(), reason="needs /proc/self/smaps")
 def test_a_child_does_not_have_it() -> None:
     backing = Backing.anonymous(8 * PAGE)
@@ -116,6 +119,7 @@ def in_a_child(call: Callable[[], None]) -> int:
     return os.waitpid(child, 0)[1]
 
 
+@needs_madvise
 def test_an_access_in_a_child_that_does_not_have_it() -> None:
     memory = GuestMemory(Memslots())
     lost = [Backing.anonymous(8 * PAGE)]

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from descriptors import descriptors
 from fresh import run_fresh
+from needs import needs_madvise
 
 from memslots import PAGE_SIZE, Backing
 from memslots.memory.backing import address_of
@@ -134,6 +135,7 @@ def test_wrong_arguments_close_no_descriptor() -> None:
 # Anonymous memory and huge pages
 
 
+@needs_madvise
 def test_without_the_pool_huge_pages_are_transparent() -> None:
     if not TRANSPARENT.exists():
         pytest.skip("this kernel has no transparent huge pages")

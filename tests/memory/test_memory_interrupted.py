@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 from atline import AtLine
+from needs import needs_madvise
 
 from memslots import Backing, Flags, GuestMemory, Memslots, NotMappedError
 from memslots.memory import transfer
@@ -216,7 +217,9 @@ def write_in_a_block(memory: GuestMemory, gpa: int, n: int) -> None:
 
 
 @pytest.mark.parametrize("moves", [False, True])
-@pytest.mark.parametrize("name", ["write_from", "discard", "writing"])
+@pytest.mark.parametrize(
+    "name", ["write_from", pytest.param("discard", marks=needs_madvise), "writing"]
+)
 def test_at_each_line(name: str, moves: bool) -> None:
     """No mark is lost, wherever the handler raises, not even if the slot moved meanwhile."""
     size = 3 * PAGE

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from needs import needs_madvise
 
 from memslots import (
     Backing,
@@ -181,6 +182,7 @@ def test_the_file_of_memory(memory: GuestMemory) -> None:
         memory.file_of(0x900000)
 
 
+@needs_madvise
 def test_discard(memory: GuestMemory) -> None:
     memory.fill(0, 8 * PAGE, 7)
     memory.vm.take_dirty_runs()
@@ -197,6 +199,7 @@ def test_discard(memory: GuestMemory) -> None:
     assert dirty(memory) == []
 
 
+@needs_madvise
 def test_discarded_pages_are_the_hosts(memory: GuestMemory) -> None:
     fd, _ = memory.file_of(0)
     memory.fill(0, 4 * PAGE, 1)
@@ -245,7 +248,7 @@ def test_discard_of_a_file(tmp_path: Path) -> None:
     assert memory.read(0, 2 * PAGE) == bytes(PAGE) + b"x" * PAGE
 
 
-@pytest.mark.parametrize("write", [True, False])
+@pytest.mark.parametrize("write", [pytest.param(True, marks=needs_madvise), False])
 def test_prefault(memory: GuestMemory, write: bool) -> None:
     memory.write(PAGE, b"here")
     memory.prefault(5, 7 * PAGE, write=write)
