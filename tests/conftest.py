@@ -10,7 +10,6 @@ import fcntl
 import gc
 import hashlib
 import importlib
-import inspect
 import os
 import shutil
 import subprocess
@@ -99,15 +98,6 @@ MARKERS = {
 }
 
 
-def disturbs_tracer(item: pytest.Item) -> bool:
-    """Returns whether the test's source starts threads, or sets a tracer of its own."""
-    function = getattr(item, "function", None)
-    if function is None:
-        return False
-    source = inspect.getsource(function)
-    return "thread" in source or "AtLine(" in source
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks each test by its folder."""
     for item in items:
@@ -115,14 +105,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, places in MARKERS.items():
             if where.startswith(places):
                 item.add_marker(marker)
-        # The tracer's allocations would fail, too. The tracer also runs Python code inside the
-        # core, so threads take turns where they otherwise cannot, and a signal's handler would
-        # interrupt the tracer itself.
-        if (
-            "testcapi" in getattr(item, "fixturenames", ())
-            or any(word in where for word in ("thread", "meanwhile", "interrupt"))
-            or disturbs_tracer(item)
-        ):
+        if "testcapi" in getattr(item, "fixturenames", ()):
             item.add_marker("untraced")
 
 
