@@ -9,11 +9,11 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
-from memslots.dirty.runs import copy_pages, take_logs
+from memslots.dirty.runs import copy_pages, return_logs, take_logs
 from memslots.errors import InvalidRegionError
 from memslots.memory.absent import pages_there
 from memslots.memory.backing import Backing, address_of, may_go_away
-from memslots.memory.marks import return_marks, without_changes
+from memslots.memory.marks import without_changes
 from memslots.memory.written import mark_memory
 from memslots.values.integers import PAGE_SHIFT, PAGE_SIZE
 from memslots.values.records import Flags, Slot, size_text
@@ -104,7 +104,7 @@ class Checkpoint:
         try:
             without_changes(vm, begin)
         except BaseException:
-            return_marks(vm, logs)
+            return_logs(vm, logs)
             raise
 
     def __repr__(self) -> str:
@@ -206,7 +206,7 @@ class Checkpoint:
                 self._ended_logs = ended
                 return count << PAGE_SHIFT
             except BaseException:
-                return_marks(vm, logs)
+                return_logs(vm, logs)
                 raise
 
         return without_changes(vm, work)

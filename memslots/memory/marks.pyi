@@ -10,7 +10,4 @@ def without_changes(vm: Memslots, work: Callable[[], _T]) -> _T:
     """Returns what work() returns. Nobody changes the slots meanwhile: other threads wait."""
 
 def take_runs(vm: Memslots, logs: list[object]) -> list[DirtyRun]:
-    """Does what Memslots.take_dirty_runs does. `logs` gets the marks, for return_marks."""
-
-def return_marks(vm: Memslots, logs: list[object]) -> None:
-    """Restores the marks that take_runs took, in the slots they came from."""
+    """Does what Memslots.take_dirty_runs does. `logs` gets the marks, for return_logs."""

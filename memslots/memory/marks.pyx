@@ -3,8 +3,6 @@
 from memslots.memslots cimport memslots_writer
 from memslots.write.writer cimport Writer
 
-from memslots.dirty.runs import return_logs
-
 
 def without_changes(vm, work):
     """Returns what work() returns. Nobody changes the slots meanwhile: other threads wait."""
@@ -18,15 +16,10 @@ def without_changes(vm, work):
 
 
 def take_runs(vm, list logs not None):
-    """Does what Memslots.take_dirty_runs does. `logs` gets the marks, for return_marks.
+    """Does what Memslots.take_dirty_runs does. `logs` gets the marks, for return_logs.
 
     If this raises, `logs` has what was taken until then. `logs` is an argument because a signal
     handler may raise after this call, before the caller has its result.
     """
     cdef Writer writer = memslots_writer(vm)
     return writer.take_dirty_runs(vm, logs)
-
-
-def return_marks(vm, list logs not None):
-    """Restores the marks that take_runs took, in the slots they came from."""
-    return_logs(vm, logs)

@@ -18,9 +18,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from memslots.dirty.runs import return_logs
 from memslots.errors import no_snapshot
 from memslots.memory.backing import open_regular
-from memslots.memory.marks import return_marks, take_runs, without_changes
+from memslots.memory.marks import take_runs, without_changes
 from memslots.memory.replacing import replacing
 from memslots.memory.segments import Batch, Segments
 from memslots.values.integers import PAGE_SIZE
@@ -90,7 +91,7 @@ def _write(
         with replacing(path) as fd:
             _write_all(fd, [memoryview(_headers(written)), *memory])
     except BaseException:
-        return_marks(mem.vm, logs)
+        return_logs(mem.vm, logs)
         raise
     return segments.size
 

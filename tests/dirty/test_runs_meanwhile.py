@@ -13,8 +13,8 @@ from model import Model, unchanged
 from smallmachine import MAX_SLOTS
 
 from memslots import KvmError, Memslots
-from memslots.dirty.runs import DirtyRun
-from memslots.memory.marks import return_marks, take_runs
+from memslots.dirty.runs import DirtyRun, return_logs
+from memslots.memory.marks import take_runs
 
 # Threads
 
@@ -250,9 +250,9 @@ def test_marks_are_returned(mode: int) -> None:
     # Only mode 3 marks READONLY slots.
     assert [run for run in taken if run.start_gfn == 300] == [(0, 300, 370)] * (mode == 3)
     vm.mark_dirty(1)  # meanwhile
-    return_marks(vm, logs)
+    return_logs(vm, logs)
     check(vm, *taken)
-    return_marks(vm, [])
+    return_logs(vm, [])
     check(vm)
 
 
@@ -270,7 +270,7 @@ def test_marks_go_with_their_slots() -> None:
     vm.create(3, 300, 70, HVA, LOG)  # other memory
     vm.delete(4)
     vm.create(4, 400, 69, HVA + (4 << 20), LOG)  # a shorter slot
-    return_marks(vm, logs)
+    return_logs(vm, logs)
     check(vm, (0, 0x1000 + 69, 0x1000 + 70))
 
 
@@ -279,4 +279,4 @@ def test_only_logs_are_returned() -> None:
     with unchanged(vm):
         for wrong in (None, (), "log", [bytearray(8)], [(0, 0, 4)]):
             with pytest.raises(TypeError):
-                return_marks(vm, wrong)  # type: ignore[arg-type]
+                return_logs(vm, wrong)  # type: ignore[arg-type]
