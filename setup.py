@@ -3,11 +3,12 @@
 Three switches, read from the environment, each off unless set:
 
 - MEMSLOTS_DEBUG=1: no optimisation, debug symbols, the core's own assertions.
-- MEMSLOTS_TRACE=1: line tracing, for coverage of the .pyx files.
+- MEMSLOTS_COVERAGE=1: counts for gcov, which tell what lines of the .pyx files have run.
 - MEMSLOTS_SANITIZE=address,undefined (or thread): the named sanitizers of the C compiler.
 """
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -19,7 +20,7 @@ from setuptools.command.bdist_wheel import bdist_wheel as setuptools_bdist_wheel
 from setuptools.command.build_ext import build_ext as setuptools_build_ext
 
 DEBUG = os.environ.get("MEMSLOTS_DEBUG", "") not in ("", "0")
-TRACE = os.environ.get("MEMSLOTS_TRACE", "") not in ("", "0")
+COVERAGE = os.environ.get("MEMSLOTS_COVERAGE", "") not in ("", "0")
 SANITIZE = os.environ.get("MEMSLOTS_SANITIZE", "")
 
 # What a program calls a few times, and calls that take as long as the work they order: size is
@@ -65,12 +66,17 @@ NO_START_FILES = ["-nostartfiles"]
 CALLS_ATFORK = "write/writer"
 
 
+# Cython writes this in C before the code of a line: the file, and the line's number. It also writes
+# it before the constants of a line, which are made when the module is imported.
+MARKER = re.compile(r' */\* "(.+)":(\d+)')
+CONSTANTS = "static int __Pyx_InitCachedConstants(__pyx_mstatetype *__pyx_mstate) {"
+# The folder of the objects and of gcov's notes on them. pip would remove a folder of its own.
+COUNTED = "build/coverage"
+
+
 def optimisation(module: Path) -> list[str]:
-    if DEBUG:
+    if DEBUG or COVERAGE:  # gcov's manual: optimisation would make one line of several
         return ["-O0"]
-    if TRACE:
-        # What more would gain is less than what the compiler takes for it.
-        return ["-O1"]
     name = module.relative_to("memslots").with_suffix("")
     if name.as_posix() in SELDOM_CALLED:
         return ["-Os"]
@@ -98,8 +104,11 @@ def compiler_options() -> tuple[list[str], list[str], list[tuple[str, str | None
         # CPython through a table of pointers need no stubs, which are a twentieth of the size.
         compile_args += ["-fno-ident", "-fno-plt"]
         link_args += ["-Wl,--strip-all", "-Wl,--build-id=none", *FEWER_SEGMENTS]
-    if TRACE:
-        macros += [("CYTHON_TRACE_NOGIL", "1"), ("CYTHON_USE_SYS_MONITORING", "0")]
+    if COVERAGE:
+        # Threads count, too. The second warns of arrays that a called function fills.
+        flags = ["--coverage", "-fprofile-update=atomic"]
+        compile_args += [*flags, "-Wno-maybe-uninitialized"]
+        link_args += flags
     if SANITIZE:
         flags = [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
         # gcc's manual: with a sanitizer the first warns of what is no fault. The second says of
@@ -111,7 +120,31 @@ def compiler_options() -> tuple[list[str], list[str], list[tuple[str, str | None
 
 def start_files(module: Path) -> list[str]:
     name = module.relative_to("memslots").with_suffix("").as_posix()
-    return [] if DEBUG or SANITIZE or name == CALLS_ATFORK else NO_START_FILES
+    return [] if DEBUG or COVERAGE or SANITIZE or name == CALLS_ATFORK else NO_START_FILES
+
+
+def name_lines(source: Path) -> None:
+    """Tells the C compiler which line of a .pyx or .pxd each line of a C function was made from.
+
+    Cython's `emit_linenums` is not enough for gcov. With it, a number holds until the next number,
+    so the code that Cython adds after a function counts as that function's lines, too.
+    """
+    text = source.read_text()
+    if "\n#line" in text:
+        return  # an earlier build made this file
+    named: list[str] = []
+    here = ""
+    constants = False
+    for number, line in enumerate(text.splitlines(), 1):
+        constants = line == CONSTANTS or (constants and line != "}")
+        marker = MARKER.fullmatch(line)
+        if marker and not constants:
+            here = f'#line {marker[2]} "{marker[1]}"'
+        elif here and (line.startswith("}") or line == "  /* function exit code */"):
+            here = ""
+            named.append(f'#line {number} "{source}"')
+        named += [here, line] if here else [line]
+    source.write_text("\n".join(named) + "\n")
 
 
 def takes(compiler: list[str], options: list[str]) -> bool:
@@ -129,6 +162,11 @@ class build_ext(setuptools_build_ext):  # noqa: N801 (the name setuptools knows)
 
     parallel: int | None
 
+    def finalize_options(self) -> None:
+        if COVERAGE:
+            self.build_temp = COUNTED
+        super().finalize_options()
+
     def run(self) -> None:
         if sys.platform != "linux":
             sys.exit(
@@ -144,8 +182,7 @@ class build_ext(setuptools_build_ext):  # noqa: N801 (the name setuptools knows)
 
         self.extensions[:] = cythonize(
             self.extensions,
-            # Coverage finds the lines of a .pyx by the .c beside it.
-            build_dir=None if TRACE else str(Path(self.build_temp) / "cython"),
+            build_dir=str(Path(self.build_temp) / "cython"),
             nthreads=self.parallel,
             compiler_directives={
                 "language_level": "3",
@@ -162,9 +199,11 @@ class build_ext(setuptools_build_ext):  # noqa: N801 (the name setuptools knows)
                 # The classes that can be pickled say how; the others hold pointers, and object's
                 # own __reduce_ex__ refuses them.
                 "auto_pickle": False,
-                "linetrace": TRACE,
             },
         )
+        if COVERAGE:
+            for extension in self.extensions:
+                name_lines(Path(*extension.sources))
         unknown = {
             option
             for options in (NOT_ALIGNED, FEWER_SEGMENTS, NO_START_FILES)

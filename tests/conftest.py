@@ -7,17 +7,15 @@ They drive a part of the core alone, as any outside code could.
 from __future__ import annotations
 
 import fcntl
-import functools
 import gc
 import hashlib
 import importlib
-import inspect
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -100,14 +98,6 @@ MARKERS = {
 }
 
 
-# Cached, since the cases of a test share one function.
-@functools.cache
-def disturbs_tracer(function: Callable[..., object]) -> bool:
-    """Returns whether the test's source starts threads, or sets a tracer of its own."""
-    source = inspect.getsource(function)
-    return "thread" in source or "AtLine(" in source
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks each test by its folder."""
     for item in items:
@@ -115,14 +105,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, places in MARKERS.items():
             if where.startswith(places):
                 item.add_marker(marker)
-        # The tracer's allocations would fail, too. The tracer also runs Python code inside the
-        # core, so threads take turns where they otherwise cannot, and a signal's handler would
-        # interrupt the tracer itself.
-        if (
-            "testcapi" in getattr(item, "fixturenames", ())
-            or any(word in where for word in ("thread", "meanwhile", "interrupt"))
-            or (isinstance(item, pytest.Function) and disturbs_tracer(item.function))
-        ):
+        if "testcapi" in getattr(item, "fixturenames", ()):
             item.add_marker("untraced")
 
 

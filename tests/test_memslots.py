@@ -275,7 +275,6 @@ def test_lookup_has_no_name_for_its_gfn(vm: Memslots) -> None:
         vm.lookup(gfn=1)  # type: ignore[call-arg]
 
 
-@pytest.mark.untraced
 def test_as_many_slots_as_kvm_has() -> None:
     vm = Memslots()
     ids = list(range(32764))

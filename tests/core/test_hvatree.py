@@ -162,7 +162,6 @@ def test_large_trees_at_random(hvatree: Any) -> None:
     check(ranges, model, queries)
 
 
-@pytest.mark.untraced
 def test_one_overlap_among_a_million_is_not_searched_for_linearly(hvatree: Any) -> None:
     """A thousand times the ranges cost far less than a thousand times as much: O(log n + k)."""
 

@@ -17,7 +17,7 @@ from memslots import BusyError, Change, MemslotError, Slot
 from memslots.kvm import KvmClosedError, KvmVM
 from memslots.kvm import vm as module
 
-pytestmark = [pytest.mark.usefixtures("no_descriptor_left"), pytest.mark.untraced]
+pytestmark = pytest.mark.usefixtures("no_descriptor_left")
 
 PAGE = 4096
 FIRST = Slot(0, 0, 0, 1, PAGE)

@@ -253,7 +253,6 @@ def test_a_diff_is_laid_out_a_part_at_a_time(path: Path, monkeypatch: pytest.Mon
     assert mem.vm.take_dirty_runs() == [(0, gfn, gfn + 1) for gfn in gfns]
 
 
-@pytest.mark.untraced
 def test_signals_are_seen_while_roms_are_compared(tmp_path: Path, path: Path) -> None:
     """A thousand segments that all name the same ROM: some seconds of work."""
     size = 4 << 20

@@ -13,8 +13,6 @@ from backend import Backend
 from memslots import Memslots
 from memslots.mirror import planner
 
-pytestmark = pytest.mark.untraced
-
 HVA = 0x1000_0000
 Steps = Callable[[Memslots, int], None]
 

@@ -305,7 +305,6 @@ def test_numpy_askew(face: Face) -> None:
 # Threads
 
 
-@pytest.mark.untraced
 @pytest.mark.parametrize("call", ["lookup_many", "translate", "mark_dirty_many"])
 def test_others_run_meanwhile(used: Memslots, call: str) -> None:
     """While one thread is in a batch of millions, another one counts."""

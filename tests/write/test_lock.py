@@ -82,7 +82,6 @@ def test_many_take_turns(vm: Memslots) -> None:
     assert made == [0, *[50] * 5]
 
 
-@pytest.mark.untraced
 def test_a_signal_ends_the_wait(vm: Memslots) -> None:
     class Stop(Exception):
         pass
@@ -146,7 +145,6 @@ def signals(handler: Callable[[], None]) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-@pytest.mark.untraced
 def test_a_signal_whose_handler_returns_does_not_end_the_wait(drivers: Any) -> None:
     lock = drivers("lock").Lock()
     calls = 0
@@ -167,7 +165,6 @@ def test_a_signal_whose_handler_returns_does_not_end_the_wait(drivers: Any) -> N
     assert not lock.is_open()
 
 
-@pytest.mark.untraced
 def test_a_handler_that_hands_the_lock_over_and_raises(drivers: Any) -> None:
     """The waiting thread has the lock then, and must release it."""
     lock = drivers("lock").Lock()

@@ -237,7 +237,6 @@ def errors_beside_changes() -> None:
         print(len(said), end=" ")
 
 
-@pytest.mark.untraced
 def test_the_text_of_an_error_while_slots_come_and_go() -> None:
     assert len(run_fresh(errors_beside_changes).split()) == len(FAILURES)
 

@@ -186,7 +186,6 @@ def signalled_while_waiting() -> None:
     print(*[slot.id for slot in vm], end="")
 
 
-@pytest.mark.untraced
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs setitimer")
 def test_signals_reach_a_thread_that_waits_for_anothers_change() -> None:
     assert run_fresh(interrupted_while_waiting) == "interrupted " * 4 + "2"

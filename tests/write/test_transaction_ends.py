@@ -202,7 +202,6 @@ def in_the_middle_of_the_end() -> None:
     meddled_with(at_end=True)
 
 
-@pytest.mark.untraced
 @pytest.mark.parametrize("work", [in_the_middle_of_a_step, in_the_middle_of_the_end])
 def test_a_finalizer(work: Callable[[], None]) -> None:
     """The collector may run it anywhere: refused calls do no harm, and it never hangs.
