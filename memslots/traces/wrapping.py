@@ -152,7 +152,8 @@ _QEMU = _Calls(
 _REQUEST = b"KVM_SET_USER_MEMORY_REGION"
 _EVENT = b"kvm_set_user_memory"
 _CALLS = ((_REQUEST, _STRACE), (_EVENT, _QEMU))
-#: The rest of an event's name that a line begins with.
+#: The rest of an event's name that a line begins with. It is searched for in whole blocks.
+_BEGINS_WITH_REST = re.compile(rb"\n(?!kvm_)[a-z_]{1,18} (?:AddrSpace|Slot)#\d")
 _REST_OF_EVENT = re.compile(rb"\r?\n([a-z_]{1,18}) (?=(?:AddrSpace|Slot)#\d)")
 _BEGINS_WITH_NAME = re.compile(rb"\s*(?:[a-z]\w*\(|KVM_|0x4|kvm_set_user_memory)")
 _MOST_LINES = 16  # of one call
@@ -423,7 +424,8 @@ class Wrapping:
     def _joined(self, text: bytes) -> bytes:
         """Joins the calls that are broken into several lines."""
         if _EVENT in text:
-            text = _REST_OF_EVENT.sub(_with_whole_event, text)
+            if _BEGINS_WITH_REST.search(text):
+                text = _REST_OF_EVENT.sub(_with_whole_event, text)
             if _QEMU.goes_on.search(text):
                 text = _joined(text, _QEMU, self._shape)
         self._is_broken = self._is_broken or (
