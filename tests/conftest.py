@@ -7,6 +7,7 @@ They drive a part of the core alone, as any outside code could.
 from __future__ import annotations
 
 import fcntl
+import functools
 import gc
 import hashlib
 import importlib
@@ -16,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -99,11 +100,10 @@ MARKERS = {
 }
 
 
-def disturbs_tracer(item: pytest.Item) -> bool:
+# Cached, since the cases of a test share one function.
+@functools.cache
+def disturbs_tracer(function: Callable[..., object]) -> bool:
     """Returns whether the test's source starts threads, or sets a tracer of its own."""
-    function = getattr(item, "function", None)
-    if function is None:
-        return False
     source = inspect.getsource(function)
     return "thread" in source or "AtLine(" in source
 
@@ -121,7 +121,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if (
             "testcapi" in getattr(item, "fixturenames", ())
             or any(word in where for word in ("thread", "meanwhile", "interrupt"))
-            or disturbs_tracer(item)
+            or (isinstance(item, pytest.Function) and disturbs_tracer(item.function))
         ):
             item.add_marker("untraced")
 

@@ -48,8 +48,11 @@ def shape_of(slot: Slot) -> Shape:
 
 def at_least(state: State, wanted: set[Shape]) -> int:
     """Returns a lower bound of calls: one call places one slot, and removes one."""
-    there = {shape for _, shape in state}
-    return max(len(wanted - there), len(there - wanted))
+    right = 0  # no two slots of a state have the same shape: they would overlap
+    for _, shape in state:
+        if shape in wanted:
+            right += 1
+    return max(len(wanted), len(state)) - right
 
 
 # The pages of each shape, a bit for each, and what a call can make of a slot of that shape.

@@ -39,9 +39,10 @@ from memslots.replay.costs import Costs
 from memslots.replay.explaining import Succeeded, explanation
 from memslots.replay.live import Live, LiveVM, number_of, slot_name
 from memslots.traces import Counts, Event, RegionCall, Trace, TraceError
+from memslots.traces.births import BirthsFirst
 from memslots.traces.events import GUEST_MEMFD_FLAG, Capability
 from memslots.traces.gaps import Gap, Gaps
-from memslots.traces.processes import Machines, births_first
+from memslots.traces.processes import Machines
 from memslots.values.limits import DEFAULT_LIMITS
 from memslots.values.records import deletion_arguments, region_arguments
 
@@ -204,8 +205,9 @@ def replay(
 ) -> Report:
     """Replays an opened trace to its end, or to a line.
 
-    Takes O(log n) time for each call on a map of n slots. The memory is proportional to the calls
-    of the trace, not to its lines.
+    Takes O(log n) time for each call on a map of n slots. The memory depends on the slots, the VMs,
+    the tasks and what the Report lists, not on the length of the trace. If the trace has more than
+    262,144 events, a temporary file holds the others.
 
     Parameters
     ----------
@@ -229,12 +231,13 @@ def replay(
     TraceError
         The trace cannot be used, or `live` raised an OSError.
     """
-    events = births_first(trace)
-    if not trace.counts.calls:
-        lost = trace.counts.first_lost[0]
-        reason = f"none of its {trace.counts.lost_total} memslot calls can be read; {lost.reason}"
-        raise TraceError(trace.name, reason, lost.line)
     with ExitStack() as open_vms:
+        events = open_vms.enter_context(_in_order(trace))
+        if not trace.counts.calls:
+            lost = trace.counts.first_lost[0]
+            lost_total = trace.counts.lost_total
+            reason = f"none of its {lost_total} memslot calls can be read; {lost.reason}"
+            raise TraceError(trace.name, reason, lost.line)
         replayer = Replayer(events, _opener(trace.name, live, open_vms), history)
         for done, event in enumerate(events):
             if watch is not None and not done % 4096:
@@ -251,6 +254,16 @@ def replay(
             if vm.live is not None:
                 vm.live.finish(vm.final_map)
     return Report(trace.name, trace.format, trace.counts, trace.notes + replayer.notes, vms)
+
+
+def _in_order(trace: Trace) -> BirthsFirst:
+    try:
+        return BirthsFirst(trace)
+    except TraceError:
+        raise
+    except OSError as error:
+        reason = f"a temporary file cannot hold its memslot calls: {error.strerror or error}"
+        raise TraceError(trace.name, reason, errno=error.errno or errno_module.EIO) from error
 
 
 #: Makes a VM of this machine's kernel for a map; the line is the line of the first call.

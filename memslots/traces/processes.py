@@ -12,7 +12,7 @@ trace, or one that would give the recorded result.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -217,43 +217,6 @@ class Machines(Generic[V]):
             f"thread {call.tid} (line {call.line}) is assumed to be {what}: {why}; "
             "the trace has no clone call for it"
         )
-
-
-def births_first(events: Iterable[Event]) -> list[Event]:
-    """Returns `events` with each TaskStarted before its child's events.
-
-    strace prints a clone's result when the clone returns in the parent. The child may run earlier.
-    """
-    events = list(events)
-    if not any(isinstance(event, TaskStarted) for event in events):
-        return events
-    keyed: list[tuple[float, Event]] = []
-    first_seen: dict[int | None, int] = {}  # since the last end of that tid
-    born: set[int | None] = set()  # tasks with a TaskStarted, until they end
-    last_seen: dict[int | None, int] = {}
-    unborn: dict[int | None, int] = {}  # first places of tasks that ended without a TaskStarted
-    for place, event in enumerate(events):
-        key: float = place
-        if isinstance(event, TaskStarted):
-            first = unborn.pop(event.child, -1)
-            if first > last_seen.get(event.parent, -1) and event.child not in first_seen:
-                key = first - 0.5  # the parent waited in vfork until the child had ended
-            else:
-                key = first_seen.setdefault(event.child, place) - 0.5
-                born.add(event.child)
-            first_seen.setdefault(event.parent, place)
-            last_seen[event.parent] = place
-        else:
-            first_seen.setdefault(event.tid, place)
-            last_seen[event.tid] = place
-            if isinstance(event, TaskEnded) and not event.by_exec:
-                first = first_seen.pop(event.tid)
-                if event.tid in born:
-                    born.remove(event.tid)
-                else:
-                    unborn[event.tid] = first
-        keyed.append((key, event))
-    return [event for _, event in sorted(keyed, key=lambda pair: pair[0])]
 
 
 def _nearness(leader: int | None, tid: int | None) -> tuple[bool, int]:

@@ -1,4 +1,4 @@
-"""Fixtures of the core's tests: they count the core's allocations."""
+"""Fixtures of the core's tests that count the core's allocations."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import gc
 import pytest
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def no_garbage() -> None:
-    """Collects the garbage of earlier tests, so that it is not freed while a test counts."""
+    """Collects the garbage of earlier tests, so that it is not freed while a test counts.
+
+    Only the modules that count ask for it: a Python without a GIL walks its whole heap each time.
+    """
     gc.collect()

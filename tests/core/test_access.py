@@ -13,6 +13,8 @@ from model import pages_of
 
 from memslots import Flags, Memslots
 
+pytestmark = pytest.mark.usefixtures("no_garbage")
+
 PAGE = 0x1000
 HVA = 0x7000_0000_0000
 LOG = Flags.LOG_DIRTY_PAGES

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("no_garbage")
+
 
 @pytest.fixture
 def alloc(drivers: Any) -> Any:

@@ -24,6 +24,8 @@ from model import state_of
 
 from memslots import Backing, Flags, GuestMemory, MemoryMap, Memslots, Slot
 
+pytestmark = pytest.mark.usefixtures("no_garbage")
+
 Call = Callable[[Memslots], object]
 
 LOG = Flags.LOG_DIRTY_PAGES

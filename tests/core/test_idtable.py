@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+pytestmark = pytest.mark.usefixtures("no_garbage")
+
 
 @pytest.fixture(scope="module")
 def idtable(drivers: Any) -> Any:

@@ -14,6 +14,8 @@ from model import pages_of
 
 from memslots import BAD_HVA, Backing, Flags, GuestMemory, Memslots, ReadOnlyError
 
+pytestmark = pytest.mark.usefixtures("no_garbage")
+
 PAGES = 8
 STEP = 10  # from one slot's first page to the next slot's: a hole of two pages after each
 MARK = 1 << 20

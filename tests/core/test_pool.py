@@ -10,6 +10,8 @@ import pytest
 
 from memslots import Memslots
 
+pytestmark = pytest.mark.usefixtures("no_garbage")
+
 
 @pytest.mark.parametrize("size", [64, 192])
 def test_blocks_are_apart_and_aligned(drivers: Any, size: int) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("no_garbage")
+
 
 class Wait:
     """A wait in a separate thread."""

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("no_garbage")
+
 LOG = 1
 Holds = tuple[str, int, bool] | None  # base_gfn, flags, INVALID
 

@@ -18,7 +18,7 @@ from needs import needs_kvm
 from memslots import MemoryMap, Memslots, Plan, plan
 from memslots.replay import Replayer
 from memslots.traces import RegionCall, open_trace
-from memslots.traces.processes import births_first
+from memslots.traces.births import BirthsFirst
 
 ROOT = Path(__file__).parent.parent.parent
 TRACES = sorted((ROOT / "tests" / "data" / "traces").iterdir())
@@ -43,7 +43,7 @@ class Way(NamedTuple):
 def ways(path: Path) -> list[Way]:
     """Yields the ways in each address space of the trace's VM; all calls count in each."""
     with open_trace(path) as trace:
-        events = births_first(trace)
+        events = list(BirthsFirst(trace))
     replayer = Replayer(events)
     moments: list[tuple[int, list[MemoryMap]]] = []
     made = 0

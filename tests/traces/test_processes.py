@@ -15,7 +15,8 @@ from memslots.traces import (
     TaskStarted,
     VmCreated,
 )
-from memslots.traces.processes import Machines, births_first
+from memslots.traces.births import BirthsFirst
+from memslots.traces.processes import Machines
 
 
 @dataclass
@@ -48,7 +49,7 @@ def sort(*events: Event) -> tuple[list[tuple[int | None, int | None, list[int]]]
         return vms[-1]
 
     machines = Machines(make_and_keep, fits)
-    for event in births_first(events):
+    for event in BirthsFirst(events):
         if isinstance(event, RegionCall):
             vm = machines.of(event)
             vm.lines.append(event.line)
@@ -154,13 +155,6 @@ def test_a_birth_told_twice() -> None:
         call(4, 101),
     )
     assert (vms, notes) == ([(100, 8, [4])], [])
-
-
-def test_births_first_keeps_everything_else_in_order() -> None:
-    events: list[Event] = [
-        call(1, 5), TaskEnded(2, 5), call(3, 7), call(4, 5), TaskStarted(5, 7, 5, False), call(6, 5)
-    ]  # fmt: skip
-    assert [event.line for event in births_first(events)] == [1, 2, 3, 5, 4, 6]
 
 
 def test_a_vm_at_two_descriptors() -> None:

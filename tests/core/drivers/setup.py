@@ -26,12 +26,14 @@ def main() -> None:
     sys.argv[1:] = [argument for argument in sys.argv[2:] if argument not in sources]
     sanitize = os.environ.get("MEMSLOTS_SANITIZE", "")
     debug = os.environ.get("MEMSLOTS_DEBUG", "") not in ("", "0")
+    # As in the package's own build: with MEMSLOTS_DEBUG no optimisation.
+    optimisation = "-O0" if debug else "-O1"
     flags = [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all"] if sanitize else []
     extensions = [
         Extension(
             Path(source).stem,
             [source],
-            extra_compile_args=["-O1", "-g" if debug or sanitize else "-g0", *flags],
+            extra_compile_args=[optimisation, "-g" if debug or sanitize else "-g0", *flags],
             extra_link_args=flags,
             define_macros=[("MEMSLOTS_DEBUG", "1")] if debug else [],
         )
