@@ -114,12 +114,15 @@ def _explained(error: TraceError, trace: Trace, path: Input) -> TraceError:
     """Returns the error of an input that is no trace, or a better one if the input is a map."""
     if trace.format != "auto" or not isinstance(path, str):
         return error
-    if path == "-" and error.reason.startswith(NO_TRACE):  # read already: nobody can look again
+    regular = path != "-" and Path(path).is_file()
+    if not regular and error.reason.startswith(NO_TRACE):  # read already: nobody can look again
         reason = f"{error.reason}; if it is a map, `memslots map` reads it"
         return TraceError(error.name, reason, error.line, error.errno or errno.EINVAL)
+    if not regular:
+        return error
     try:
         with Path(path).open("rb") as file:
-            found = recognised(path, file) if file.seekable() else "trace"
+            found = recognised(path, file)
     except (OSError, TraceError):
         return error
     if found == "trace":

@@ -6,13 +6,13 @@ come first, and formats whose lines may be in any log come last.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import json
 import os
 import re
 import struct
-from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from memslots.errors import InvalidRegionError, TraceError
@@ -104,15 +104,13 @@ def read(
     if format not in ("auto", *_NAMES):
         raise ValueError(f"format must be auto or one of {', '.join(FORMATS)}, not {format!r}")
     name = os.fspath(path)
-    if stream is None:
-        with Source(path) as source:  # raises TraceError if the file cannot be opened
-            if name == "-":
+    with contextlib.ExitStack() as opened:
+        if stream is None:
+            source = opened.enter_context(Source(path))
+            stream = source.stream  # a FIFO can be opened only once
+            if name == "-" or not stream.seekable():
                 stream = io.BytesIO(b"".join(source.blocks()))
-    if stream is not None:
         seekable = stream if stream.seekable() else io.BytesIO(stream.read())
-        return _read(name, seekable, format)
-    with Path(path).open("rb") as file:
-        seekable = file if file.seekable() else io.BytesIO(file.read())
         return _read(name, seekable, format)
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+from collections import deque
 from collections.abc import Iterator
 from typing import BinaryIO, Literal
 
@@ -159,29 +160,35 @@ class Trace:
         """
         nul = False
         messages: list[tuple[int, bytes]] = []
-        interrupted: list[tuple[int, bytes]] = []  # lines that the next line continues
+        # From strace's first message on: the next line may continue its line. Other programs'
+        # output has these messages too.
+        kept: deque[tuple[int, bytes]] = deque(maxlen=_MOST_INTERRUPTED)
         beginning = ""
+        interrupted = 0
         for number, raw in lines:
             nul = nul or b"\0" in raw
             text = raw.removeprefix(b"\xef\xbb\xbf").decode("ascii", "replace").rstrip("\r")
             found = _recognised(beginning + text)
             if found is not None:
-                for line in [(number, raw), *reversed(interrupted)]:
+                for line in [(number, raw), *reversed(kept)]:
                     lines.put_back(*line)
                 return found
-            if (attached := ATTACHED.search(text)) and len(interrupted) < _MOST_INTERRUPTED:
-                interrupted.append((number, raw))
+            attached = ATTACHED.search(text)
+            if attached or kept:
+                kept.append((number, raw))
+            if attached and interrupted < _MOST_INTERRUPTED:
+                interrupted += 1
                 beginning += text[: attached.start()]
             elif text:
-                interrupted, beginning = [], ""
+                interrupted, beginning = 0, ""
             if _MESSAGE.search(text):
                 messages.append((number, raw))
             if messages and number > messages[0][0] + _LOOKED_AHEAD:
                 break
-        if messages:
-            for number, raw in reversed(messages):
+        if messages or kept:
+            for number, raw in reversed(messages or kept):
                 lines.put_back(number, raw)
-            return "qemu"
+            return "qemu" if messages else "strace"
         if not lines.total:
             raise TraceError(self.name, "it is empty")
         reason = NO_TRACE
@@ -196,7 +203,7 @@ def _recognised(text: str) -> Format | None:
         return "qemu"
     head = HEAD.match(text)
     if head is not None:
-        if head["resumed"] or head["ended"] or head["signal"] or head["note"]:
+        if head["resumed"] or head["ended"] or head["signal"]:
             return "strace"
         if _RESULT.search(text, head.end()):
             return "strace"

@@ -71,6 +71,11 @@ class Source:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def stream(self) -> BinaryIO:
+        """Returns the file itself, as long as no block of it was read."""
+        return self._raw
+
     def close(self) -> None:
         """Closes the file, if this object opened it."""
         if self._close:

@@ -99,6 +99,8 @@ _WORDS = (
 )
 #: Lines that are known to be counted before those are forgotten on which no more calls stand.
 _MOST_COUNTED = 1000
+#: A line with two structs of memslot calls is longer.
+_ONE_CALL = 180
 #: Most descriptors of VMs whose close the search tells from another.
 _MOST_FDS = 16
 
@@ -123,6 +125,9 @@ _OTHER_BEGUN = re.compile(
     rf"(?:(?:(?P<clock>\d\d:\d\d:\d\d(?:\.\d{{1,9}})?)|\d{{9,20}}\.\d{{1,9}})\s+)?"
     rf"(?!(?:{_NAMES})\()[a-z]\w*\(".encode()
 )
+
+#: Words of a line that matters even so: the name of a memslot call may be cut.
+_NOT_IDLE = (b"ioctl(", b"attached", b"guest_phys_addr=")
 
 _HEAD = r"""
     \s*
@@ -242,7 +247,7 @@ class StraceReader:
         if not raw.endswith(_UNFINISHED.encode()) or self._lines.words is None or self._fragment:
             return False
         found = _OTHER_BEGUN.match(raw)
-        if found is None or b"ioctl(" in raw or b"attached" in raw:
+        if found is None or any(word in raw for word in _NOT_IDLE):
             return False
         if any(begun.text for begun in self._begun.values()):
             return False
@@ -319,6 +324,11 @@ class StraceReader:
             yield from self._inner_calls(first, number, text, others)
         elif kind != "resumed" and found["call"] != "ioctl":
             self._lose_beheaded(first, text)
+            return
+        if len(text) > _ONE_CALL:
+            # Behind the struct of the last call there may be another one without its beginning.
+            last = text.find("}", others[-1].start if others else found.end())
+            self._lose_beheaded(first, text[last + 1 :] if last >= 0 else "")
 
     def _read_head(self, found: re.Match[str]) -> _Head:
         pid, bare, clock, seconds = found.group("pid", "bare", "clock", "seconds")

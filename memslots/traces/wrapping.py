@@ -51,7 +51,8 @@ _NOT_QUOTED = re.compile(rb"=(?!\r?\n|[0-9A-F]{2})")
 _ENCODED_END = b"=0A"
 _QUOTED_BYTE = re.compile(rb"=([0-9A-F]{2})")
 _RESULT = (
-    rb"(?:\)[ \t]*=[ \t]*(?:\?|0x[0-9a-f]|\d|-\d+[ \t]+[(E])|<(?:unfinished|detached) \.\.\.>)"
+    rb"(?:\)[ \t]*=[ \t]*(?:\?|0x[0-9a-f]|\d|-\d+[ \t]+[(E])"
+    rb"|(?:<|&lt;)(?:unfinished|detached) \.\.\.)"
 )
 
 
@@ -94,7 +95,8 @@ _STRACE = _Calls(
     re.compile(_RESULT),
     _OTHER_LINE,
     re.compile(
-        rb"\bioctl\(.*(?:KVM_SET_USER_MEMORY_REGION2?(?: \*/)?|0x4020ae46|0x40a0ae49), \{slot=\w+, "
+        rb"\bioctl\(.*(?:KVM_SET_USER_MEMORY_REGION2?(?: \*/)?|0x4020ae46|0x40a0ae49"
+        rb"|_IOC\(_IOC_WRITE, 0xae, 0x4(?:6, 0x20|9, 0xa0)\)), \{slot=\w+, "
         rb"flags=\w+(?: ?\| ?\w+)*(?: /\*[^*]*\*/)?, guest_phys_addr=\w+, memory_size=\w+, "
         rb"userspace_addr=\w+[,}]"
     ),
@@ -147,14 +149,18 @@ _QEMU = _Calls(
     ),
 )
 #: A word of each call, which is found fast.
-_CALLS = (
-    (b"KVM_SET_USER_MEMORY_REGION", _STRACE),
-    (b"kvm_set_user_memory", _QEMU),
-)
+_REQUEST = b"KVM_SET_USER_MEMORY_REGION"
+_EVENT = b"kvm_set_user_memory"
+_CALLS = ((_REQUEST, _STRACE), (_EVENT, _QEMU))
+#: The rest of an event's name that a line begins with. It is searched for in whole blocks.
+_BEGINS_WITH_REST = re.compile(rb"\n(?!kvm_)[a-z_]{1,18} (?:AddrSpace|Slot)#\d")
+_REST_OF_EVENT = re.compile(rb"\r?\n([a-z_]{1,18}) (?=(?:AddrSpace|Slot)#\d)")
 _BEGINS_WITH_NAME = re.compile(rb"\s*(?:[a-z]\w*\(|KVM_|0x4|kvm_set_user_memory)")
 _MOST_LINES = 16  # of one call
 _FEW_LINES = 4  # that may begin alike by chance
 _LONGEST_CALL = 1 << 10
+_DECIDING = 1 << 14  # bytes of the first lines, at least, that decide how an input is wrapped
+_LOOKED_AT = 1 << 18  # most bytes of a block that are looked at for that
 
 
 def _front(text: bytes) -> bytes:
@@ -190,6 +196,14 @@ class _Shape(NamedTuple):
 
     def without_front(self, line: bytes) -> bytes:
         return line.removeprefix(self.outer).removeprefix(self.front)
+
+
+def _with_whole_event(rest: re.Match[bytes]) -> bytes:
+    """Returns the rest of an event's name before the line end that broke the name."""
+    broken = _EVENT.endswith(rest[1]) and rest.string.endswith(
+        _EVENT.removesuffix(rest[1]), 0, rest.start()
+    )
+    return rest[1] + b"\n" if broken else rest[0]
 
 
 def _joined(text: bytes, calls: _Calls, shape: _Shape) -> bytes:
@@ -338,7 +352,8 @@ class Wrapping:
     """Removes the wrapping of one input. The first lines decide how all lines are wrapped."""
 
     def __init__(self) -> None:
-        self._prefixes: list[re.Pattern[bytes]] | None = None
+        self._beginning = b""
+        self._prefixes: list[re.Pattern[bytes]] = []
         self._is_page = False
         self._is_quoted = False
         self._is_broken = False
@@ -370,35 +385,56 @@ class Wrapping:
         """Returns whole lines without their wrapping; their number does not change."""
         if b"\x1b" in text:
             text = _TERMINAL.sub(b"", text)  # behind the "=" of a broken line
-        first = self._prefixes is None
-        if first:
-            self._is_quoted = _is_quoted_printable(text)
+        if len(self._beginning) < _DECIDING:
+            # A pipe or a call at the end may leave few lines in the first blocks.
+            self._beginning += text[: text.rfind(b"\n", 0, _LOOKED_AT) + 1 or len(text)]
+            self._decide(self._beginning)
+        return self._joined(self._without_prefixes(self._without_tags(self._decoded(text))))
+
+    def _decide(self, text: bytes) -> None:
+        """Decides by the first lines how all lines are wrapped."""
+        self._is_quoted = _is_quoted_printable(text)
+        text = self._decoded(text)
+        self._is_page = _ENTITY.search(text) is not None
+        self._prefixes = self._find_prefixes(text)
+        text = self._without_tags(text)
+        outer = _front(text)
+        text = self._without_prefixes(text)
+        self._is_broken = self._is_broken or _BROKEN.search(text) is not None
+        width = max(len(line.rstrip(b"\r")) for line in text.split(b"\n"))
+        self._shape = _Shape(outer, _front(text), width)
+
+    def _decoded(self, text: bytes) -> bytes:
         if self._is_quoted or (b"=3D" in text and _SOFT_BREAK.search(text)):
             text = _unquoted(text)
             if b"\x1b" in text:
                 text = _TERMINAL.sub(b"", text)
         if b"\xc2" in text and _NO_BREAK_SPACE in text:
             text = text.replace(_NO_BREAK_SPACE, b" ")
-        if self._prefixes is None:
-            self._is_page = _ENTITY.search(text) is not None
-            self._prefixes = self._find_prefixes(text)
-        if self._is_page:
-            text = _TAGS.sub(b"", text)
-            text = _ENTITY.sub(_character, text)
-        if first:
-            outer = _front(text)
+        return text
+
+    def _without_tags(self, text: bytes) -> bytes:
+        return _ENTITY.sub(_character, _TAGS.sub(b"", text)) if self._is_page else text
+
+    def _without_prefixes(self, text: bytes) -> bytes:
         for prefix in self._prefixes:
             text = prefix.sub(b"", text)
-        if first:
-            self._is_broken = _BROKEN.search(text) is not None
-            width = max(len(line.rstrip(b"\r")) for line in text.split(b"\n"))
-            self._shape = _Shape(outer, _front(text), width)
-        for word, calls in _CALLS:
-            if word in text and calls.goes_on.search(text):
-                text = _joined(text, calls, self._shape)
-                self._is_broken = self._is_broken or calls is _STRACE
+        return text
+
+    def _joined(self, text: bytes) -> bytes:
+        """Joins the calls that are broken into several lines."""
+        if _EVENT in text:
+            if _BEGINS_WITH_REST.search(text):
+                text = _REST_OF_EVENT.sub(_with_whole_event, text)
+            if _QEMU.goes_on.search(text):
+                text = _joined(text, _QEMU, self._shape)
+        self._is_broken = self._is_broken or (
+            _REQUEST in text and _STRACE.goes_on.search(text) is not None
+        )
         if self._is_broken:
+            # First each call from its bracket on. A call whose request begins a line is left.
             text = _joined(text, _ANY, self._shape)
+            text = _joined(text, _STRACE, self._shape)
             if self._is_page:
                 text = _ENTITY.sub(_character, text)  # those that were broken too
         return text

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
-from commandline import SEABIOS, Outcome
+from commandline import SEABIOS, Outcome, run
 
 DATA = Path(__file__).parent.parent / "data" / "maps"
 MTREE, LIME, E820 = (str(DATA / name) for name in ("mtree-f.txt", "lime.lime", "e820.txt"))
@@ -200,3 +202,21 @@ def test_several_files_are_no_one_file_of_a_format(capsys: pytest.CaptureFixture
         assert (outcome.status, outcome.out) == (2, "")
         assert f"--to {format} takes one FILE, not 2" in outcome.err
     assert Outcome(capsys, "map", "--to", "text", E820, LIME).status == 0
+
+
+@pytest.mark.parametrize("file", [E820, LIME, SEABIOS])
+def test_a_fifo_is_opened_once(file: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with subprocess.Popen(["cp", file, tmp_path / "fifo"]) as writer:
+        outcome = run("map", str(tmp_path / "fifo"))
+        assert writer.wait(60) == 0
+    assert (outcome.returncode, outcome.stderr) == (0, b"")
+    assert outcome.stdout.splitlines()[1:] == run("map", file).stdout.splitlines()[1:]
+
+
+def test_replaying_a_fifo_with_a_map_does_not_wait_for_another_writer(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with subprocess.Popen(["cp", E820, tmp_path / "fifo"]):
+        outcome = run("replay", str(tmp_path / "fifo"))
+    assert outcome.returncode == 2
+    assert b"if it is a map, `memslots map` reads it" in outcome.stderr

@@ -159,3 +159,14 @@ def test_events_of_all_requests() -> None:
     with open_trace("x", stream=io.BytesIO(text.encode())) as trace:
         assert sum(isinstance(event, RegionCall) for event in trace) == 2
     assert (trace.format, trace.counts.lost_total) == ("qemu", 0)
+
+
+@pytest.mark.parametrize("front", ["", "> ", "console "])
+def test_a_log_may_begin_with_a_message_of_strace(front: str) -> None:
+    event = "kvm_set_user_memory Slot#1 flags=0x0 gpa=0x1000 size=0x1000 ua=0x7f0000001000 ret=0"
+    text = "".join(
+        f"{front}{line}\n" for line in ("strace: Process 13 attached", "warning", event, event)
+    )
+    with open_trace("log", stream=io.BytesIO(text.encode())) as trace:
+        found = list(trace)
+    assert (trace.format, len(found), trace.counts.lines) == ("qemu", 2, 4)

@@ -400,3 +400,64 @@ def test_a_broken_line_behind_a_cut_call_at_the_end_of_a_block() -> None:
     lines = [line for _, line in Lines(iter([whole.encode()]))]
     assert b"| ioctl(8, KVM" in lines[0]
     assert len(lines) == 5
+
+
+def _struct(k: int) -> str:
+    return (
+        f"{{slot={k}, flags=0, guest_phys_addr={k:#x}000, memory_size=4096, "
+        f"userspace_addr=0x7f000000{k:x}000}}"
+    )
+
+
+@pytest.mark.parametrize(
+    "request_", ["0x4020ae46", "KVM_SET_USER_MEMORY_REGION", "_IOC(_IOC_WRITE, 0xae, 0x46, 0x20)"]
+)
+@pytest.mark.parametrize("result", [") = 0", " <unfinished ...>"])
+@pytest.mark.parametrize("between", ["", " ", "; "])
+def test_a_call_behind_another_one_is_broken_anywhere(
+    request_: str, result: str, between: str
+) -> None:
+    """A width breaks the second call at each of its characters."""
+    first = f"7 ioctl(8, KVM_SET_USER_MEMORY_REGION, {_struct(1)}) = 0{between}"
+    second = f"[pid 12] ioctl(8, {request_}, {_struct(2)}{result}"
+    silent = []
+    for width in range(len(first) // 2 + 1, (len(first) + len(second)) // 2 + 1):
+        both = first + second
+        text = "\n".join(both[at : at + width] for at in range(0, len(both), width)) + "\n"
+        with open_trace("trace", stream=io.BytesIO(text.encode())) as trace:
+            found = [event for event in trace if isinstance(event, RegionCall)]
+        if len(found) + trace.counts.lost_total < 2:
+            silent.append(text)
+    assert silent == []
+
+
+def test_the_name_of_an_event_is_broken_behind_another_event() -> None:
+    event = "kvm_set_user_memory Slot#{0} flags=0x0 gpa=0x{0}000 size=0x1000 ua=0x7f{0}000 ret=0"
+    first, second, third = (f"7@1700000000.123456:{event.format(slot)}" for slot in (1, 2, 3))
+    glued = f"{first} {second}"
+    for name in range(1, len("kvm_set_user_memory")):
+        at = glued.rindex("kvm_set_user_memory") + name
+        text = f"{glued[:at]}\n{glued[at:]}\n{third}\n"
+        with open_trace("trace", stream=io.BytesIO(text.encode())) as trace:
+            found = [event for event in trace if isinstance(event, RegionCall)]
+        assert [(call.slot, call.line) for call in found] == [(1, 1), (2, 1), (3, 3)], text
+
+
+def test_the_first_lines_decide_even_if_they_come_one_by_one() -> None:
+    page = "".join(html.escape(line) for line in STRACE.splitlines(keepends=True))
+
+    class Terminal(io.BytesIO):
+        def read1(self, size: int | None = -1, /) -> bytes:
+            return self.readline()
+
+    wanted = list(open_trace("trace", stream=io.BytesIO(STRACE.encode())))
+    with open_trace("trace", stream=Terminal(page.encode())) as trace:
+        assert list(trace) == wanted
+
+
+def test_a_page_whose_last_call_never_returned() -> None:
+    call = f"[pid 13] ioctl(8, KVM_SET_USER_MEMORY_REGION, {_struct(1)} &lt;unfinished ...&gt;"
+    text = f"[pid 12] +++ exited with 0 +++\n{call}\n"
+    with open_trace("trace", stream=io.BytesIO(text.encode())) as trace:
+        list(trace)
+    assert trace.counts.lost == {"unfinished, and never resumed": 1}
