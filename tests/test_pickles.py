@@ -19,6 +19,7 @@ from enum import Enum
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from needs import needs_kvm
@@ -252,6 +253,14 @@ def test_a_value_comes_back_equal(name: str, way: Callable[[object], object]) ->
     assert parts(again) == parts(value)
     if isinstance(value, Enum):
         assert again is value
+
+
+@pytest.mark.parametrize("count", [0, 1, 4])
+def test_a_pickle_with_other_address_spaces_is_refused(count: int) -> None:
+    reduced: Any = Memslots(address_spaces=2).__reduce__()
+    restore, (cls, limits, spaces, *rest), *_ = reduced
+    with pytest.raises(ValueError, match=f"^there must be 2 address spaces, not {count}$"):
+        restore(cls, limits, (spaces * 2)[:count], *rest)
 
 
 def test_every_public_class_has_an_example() -> None:

@@ -63,6 +63,7 @@ def test_many_spans(driver: Any, count: int) -> None:
 def test_split(driver: Any, drivers: Any, count: int) -> None:
     vm = row(20)
     alloc = drivers("alloc")
+    live = alloc.live()
     for n in range(count):
         access = driver.Access(vm, 3, 2 * PAGE * count - 6, "read")
         spans = access.spans
@@ -78,6 +79,10 @@ def test_split(driver: Any, drivers: Any, count: int) -> None:
             access.split(n, 5)
         assert access.spans == [*spans[:n], *parts, *spans[n + 1 :]]
         assert access.is_few == (count < driver.FEW)
+        del access
+        if count >= driver.FEW:
+            del unharmed
+    assert alloc.live() == live
 
 
 @pytest.mark.parametrize("before", range(8))

@@ -42,6 +42,7 @@ CASES = [
     ("S3", "S3", False),
     ("S4", "S4", False),
     ("P1", "P1", False),
+    ("P1 slots", "P1", False),
     ("P2", "P2", False),
     ("D1 flag", "D1", False),
     ("D1 bit", "D1", False),

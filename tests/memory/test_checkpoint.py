@@ -93,6 +93,22 @@ def test_many_pages_of_many_slots() -> None:
         assert memory.vm.take_dirty_runs() == []
 
 
+@pytest.mark.parametrize("by_log", [True, False])
+def test_pages_side_by_side_of_a_file(by_log: bool, tmp_path: Path) -> None:
+    """Memory that may go away is copied page by page."""
+    path = tmp_path / "file"
+    was = random.Random(3).randbytes(130 * PAGE)
+    path.write_bytes(was)
+    memory = GuestMemory(Memslots())
+    memory.place(0, 0, Backing.file(path, shared=True), flags=LOG)
+    checkpoint = memory.checkpoint(by_log=by_log)
+    for pages in (range(130), range(62, 66), (0, 1, 128, 129)):
+        for page in pages:
+            memory.write(page * PAGE, b"changed")
+        assert checkpoint.restore() == len(pages) * PAGE
+        assert memory.read(0, 130 * PAGE) == was
+
+
 def test_a_slot_whose_copy_is_in_two_pieces() -> None:
     """Slot 1's first 8 pages are copied with slot 0's memory, its last 8 on their own.
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from backend import Interrupt, mirrored
 from guest import LOG, PAGE, READONLY, TOP, dirty, filled, known, pattern
+from listening import Recorder
 from model import unchanged
 
 from memslots import (
@@ -29,6 +30,17 @@ from memslots import (
 )
 
 # Placing
+
+
+def test_a_listener_that_came_before() -> None:
+    """What knows the memory is a listener too, and is told from others."""
+    vm = Memslots()
+    vm.subscribe(Recorder([]))
+    memory = GuestMemory(vm)
+    backing = filled(1)
+    memory.place(0, 0, backing)
+    assert GuestMemory(vm).backings == (backing,)
+    assert memory.read(0, PAGE) == bytes(backing)
 
 
 def test_place(vm: Memslots, mem: GuestMemory) -> None:

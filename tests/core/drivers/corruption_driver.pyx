@@ -4,6 +4,7 @@
 from libc.stdint cimport uint64_t
 
 from memslots.core.hvatree cimport hva_node
+from memslots.core.idtable cimport idtable_spare
 from memslots.core.index cimport INDEX_READONLY, index_row
 from memslots.core.rbtree cimport RB_BLACK, rb_node
 from memslots.core.slot cimport (
@@ -13,7 +14,7 @@ from memslots.core.slot cimport (
     slot_of_gfn_node,
     slot_of_hva_node,
 )
-from memslots.core.slotset cimport slotset, slotset_first, slotset_step
+from memslots.core.slotset cimport slotset, slotset_first, slotset_put, slotset_step
 from memslots.core.space cimport SWAPPING, space, space_active, space_inactive
 from memslots.memslots cimport memslots_space
 
@@ -73,6 +74,8 @@ def broken(face, name, active=True, hva=False):
     cdef index_row row_copy
     cdef rb_node *parent
     cdef int side
+    cdef idtable_spare spare  # none is needed: a table keeps its size
+    spare.places = NULL
     if name == "R1":
         kept = s.userspace_addr if hva else s.base_gfn
         if hva:
@@ -159,6 +162,13 @@ def broken(face, name, active=True, hva=False):
         s.flags |= SLOT_INVALID
         yield sp.active.k, s.id
         s.flags &= ~SLOT_INVALID
+    elif name == "P1 slots":
+        while next is not NULL:  # to the last slot
+            s = next
+            next = slotset_step(set, s, 1)
+        slotset_put(set, s, NULL, NULL)
+        yield sp.active.k, s.id
+        slotset_put(set, NULL, s, &spare)
     elif name == "P2":
         sp.active.generation |= SWAPPING
         yield sp.active.k, None
