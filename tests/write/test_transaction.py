@@ -321,3 +321,21 @@ def test_any_transactions_against_a_dict(transactions: list[tuple[list[Any], boo
         assert [vm.lookup(gfn) for gfn in range(16)] == [
             next((s for s in vm if gfn in s), None) for gfn in range(16)
         ]
+
+
+@pytest.mark.parametrize("as_id", [1, 31, 32, 2**32 - 1])
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("lookup", (0,)), ("get", (0,)), ("in_gfn_range", (0, 1)), ("free_id", ()),
+        ("create", (0, 0, 1, 0)), ("create_many", ([],)), ("move", (0, 1)), ("set_flags", (0, 0)),
+        ("delete", (0,)), ("unmap", (0, 1)), ("protect", (0, 1, 0)), ("split", (0, 1)),
+        ("merge", (0, 1)),
+    ],
+)  # fmt: skip
+def test_there_is_no_such_address_space(
+    name: str, arguments: tuple[object, ...], as_id: int
+) -> None:
+    refused = pytest.raises(InvalidRegionError, match=f"there is no address space {as_id};")
+    with Memslots().transaction() as tx, refused:
+        getattr(tx, name)(*arguments, as_id=as_id)
