@@ -116,7 +116,9 @@ max_hva=140737488351232, manual_dirty_log=0, backend=None, map=None)\n--\n
     """
 
     cdef Writer writer  # owns the machine, and makes every change
-    cdef list private_pages  # one item, the PageRuns of private pages: a list is safe in any thread
+    # The PageRuns of private pages, or None. Any thread may read it while the writer replaces it: use
+    # it only in a critical section
+    cdef object private_pages
     cdef object __weakref__
 
     def __cinit__(
@@ -171,7 +173,6 @@ max_hva=140737488351232, manual_dirty_log=0, backend=None, map=None)\n--\n
         self.writer.own_machine(&lim)
         self.m = self.writer.m
         self.sp = self.m.spaces[0]
-        self.private_pages = [None]
         if backend is not None:
             self.writer.mirror = Mirror(backend, self)
             self.writer.journal = self.writer.mirror.journal
@@ -831,20 +832,21 @@ max_hva=140737488351232, manual_dirty_log=0, backend=None, map=None)\n--\n
         cdef object known = late("memslots.values.pageruns", "PageRuns")
         self.writer.enter("a change of memory attributes")
         try:
-            before = self.private_pages[0] or known()
+            before = self.private_now() or known()
             changed = before.changed(e.first, e.last + 1, inside)
             if self.writer.mirror is not None:
                 self.writer.mirror.set_private(
                     e.first, e.last + 1, inside, before.runs(e.first, e.last + 1)
                 )
-            self.private_pages[0] = changed
+            with cython.critical_section(self):
+                self.private_pages = changed
         finally:
             self.writer.leave()
 
     def is_private(self, gfn):
         """Returns whether a guest page is private to the guest (`set_private`). O(log n)."""
         cdef gfn_t page = u64(gfn, "gfn")
-        runs = self.private_pages[0]
+        runs = self.private_now()
         return runs is not None and page in runs
 
     def private_runs(self, start=0, end=4503599627370496):
@@ -869,7 +871,7 @@ max_hva=140737488351232, manual_dirty_log=0, backend=None, map=None)\n--\n
         O(log n + k) for k runs there.
         """
         cdef extent e
-        runs = self.private_pages[0]
+        runs = self.private_now()
         if not set_extent(&e, False, start, end) or runs is None:
             return []
         return runs.runs(e.first, int(e.last) + 1)
@@ -1055,7 +1057,7 @@ max_hva=140737488351232, manual_dirty_log=0, backend=None, map=None)\n--\n
         self.writer.enter("a copy")
         try:
             limits_, spaces = late("memslots.write.filling", "state_of")(self)
-            runs = self.private_pages[0]
+            runs = self.private_now()
         finally:
             self.writer.leave()
         # The last item is the state of a subclass, by Python's own protocol.
@@ -1063,6 +1065,12 @@ max_hva=140737488351232, manual_dirty_log=0, backend=None, map=None)\n--\n
         if runs:
             arguments += (runs.bounds,)
         return _restore, arguments, object.__getstate__(self)
+
+    cdef object private_now(self):
+        """Returns the PageRuns of private pages, or None: no page was ever private."""
+        with cython.critical_section(self):
+            now = self.private_pages
+        return now
 
     cdef int fetch_log(self, uint32_t id, uint32_t as_id) except -1:
         """Takes over the marks that the backend has for a slot."""
@@ -1099,7 +1107,7 @@ def _restore(cls, limits_, spaces, private=()):
     cdef Memslots vm = Memslots.__new__(cls, **limits_)
     late("memslots.write.filling", "restore")(vm.writer, spaces)
     if private:
-        vm.private_pages[0] = late("memslots.values.pageruns", "PageRuns")(private)
+        vm.private_pages = late("memslots.values.pageruns", "PageRuns")(private)
     return vm
 
 

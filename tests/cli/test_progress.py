@@ -31,17 +31,22 @@ def test_short_work_shows_nothing(terminal: io.StringIO) -> None:
     assert terminal.getvalue() == ""
 
 
+def wait_for_bar(terminal: io.StringIO, what: str, after: int = 0) -> None:
+    """Waits until the terminal shows `what` behind its first `after` characters."""
+    end = time.monotonic() + 60
+    while what not in terminal.getvalue()[after:]:
+        assert time.monotonic() < end, terminal.getvalue()[after:]
+        time.sleep(0.01)
+
+
 def test_no_bar_while_something_is_asked(terminal: io.StringIO) -> None:
     with metered("long"):
-        time.sleep(0.3)
-        before = terminal.getvalue()
-        assert "long" in before
+        wait_for_bar(terminal, "long")
         with unmetered():
             hidden = terminal.getvalue()
             time.sleep(0.3)
             assert terminal.getvalue() == hidden
-        time.sleep(0.3)
-        assert "long" in terminal.getvalue()[len(hidden) :]
+        wait_for_bar(terminal, "long", after=len(hidden))
     with unmetered():
         pass
 
