@@ -140,6 +140,68 @@ def test_excerpts_of_a_tree(text: str) -> None:
     assert shapes(text) == DRAWN
 
 
+BY_SPACE = (
+    FLAT.replace("FlatView #0\n", "")
+    .replace(' AS "I/O", root: io\n', "address-space (flat view): I/O\n")
+    .replace("FlatView #1\n", "")
+    .replace(' AS "memory", root: system\n', "address-space (flat view): memory\n")
+    .replace(' AS "cpu-memory-0", root: system\n', "")
+    .replace(" Root memory region: io\n", "")
+    .replace(" Root memory region: system\n", "")
+    .replace("ramd", "ram")
+    .replace(" KVM", "")
+)
+
+
+def test_a_view_for_each_address_space() -> None:
+    """QEMU 2.9 and 2.10 repeat a view for each address space that has it."""
+    again = BY_SPACE.split("memory\n")[1]
+    assert shapes(f"{BY_SPACE}address-space (flat view): cpu-memory-0\n{again}") == SLOTS
+
+
+def test_lines_of_several_views() -> None:
+    """Equal views without headings are one map, and different ones are refused."""
+    lines = "".join(line for line in EXCERPT.splitlines(True) if "(prio" in line)
+    ports = "  0000000000000000-0000000000000007 (prio 0, i/o): dma-chan\n"
+    assert shapes(f"{ports}{lines}{lines}") == SLOTS
+    other = "  0000000000000000-00000000000bffff (prio 0, ram): pc.ram KVM\n"
+    with pytest.raises(ValueError, match="those of 2 different flat views without the names"):
+        shapes(f"{other}{lines}")
+    roots = "Root memory region: {}\n{}"
+    container = roots.format("bus master container", other)
+    assert shapes(container + roots.format("system", lines)) == SLOTS
+
+
+def test_aliases_without_their_container() -> None:
+    """Lines of info mtree with one indentation are no flat view: an alias has its own offset."""
+    lines = [line.strip() for line in TREE.splitlines(True) if ": alias ram-" in line]
+    want = [(0, 0xC0000000, "ram", "pc.ram", 0), DRAWN[-1]]
+    assert shapes("\n".join(lines)) == want
+    with pytest.raises(ValueError, match="it is of info mtree without -f"):
+        read("pasted", "mtree-f", stream=io.BytesIO("\n".join(lines).encode()))
+
+
+@pytest.mark.parametrize("text", [TREE, TREE.split("address-space: memory\n")[1]])
+def test_a_tree_without_indentation_is_refused(text: str) -> None:
+    """A web page may drop the blanks. Then nothing tells the region that contains a region."""
+    with pytest.raises(ValueError, match="whether system contains pci: give the output"):
+        shapes("\n".join(line.strip() for line in text.splitlines()))
+
+
+GREETING = (
+    '{"QMP": {"version": {"qemu": {"micro": 0, "minor": 2, "major": 9}}, "capabilities": []}}'
+)
+
+
+@pytest.mark.parametrize("rows", [0, 20000], ids=["small", "of more than 1 MiB"])
+def test_a_session_of_qmp(rows: int) -> None:
+    line = "  {:016x}-{:016x} (prio 0, i/o): port\n"
+    ports = "".join(line.format(port, port) for port in range(rows))
+    text = FLAT.replace("dma-chan\n", f"dma-chan\n{ports}")
+    answer = json.dumps({"return": text.replace("\n", "\r\n"), "id": "libvirt-13"})
+    assert shapes(f'{GREETING}\n{{"return": {{}}}}\n{answer}\n') == SLOTS
+
+
 def test_what_follows_is_no_part_of_a_name() -> None:
     text = FLAT.rstrip("\n") + "\n(qemu) info status\nVM status: running\n"
     assert shapes(text) == SLOTS
