@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from memslots.maps.entries import MEMORY, Entry, Map, joined
+from memslots.maps.entries import MEMORY, Entry, Map, cut_off, joined
 from memslots.values.records import Flags
 
 #: The heading of a view. QEMU before 2.11 prints a view for each address space.
@@ -25,6 +25,11 @@ _BEGINS = re.compile(r"[^0-9a-f]*[0-9a-f]{16}-[0-9a-f]{16}\b")
 #: The second line of a range that a mail wrapped.
 _CONTINUES = re.compile(r"(?:@|\[disabled\]|owner:|parent:|(?:.* )?KVM$)", re.IGNORECASE)
 _OFFSET = re.compile(r" @([0-9a-f]{16})\b")
+#: An alias or an offset without its last digits, and a last line that ends before its name.
+_CUT = re.compile(r"alias |.* @[0-9a-f]{0,15}$")
+_CUT_LINE = re.compile(
+    r"^[^0-9a-f\n]*[0-9a-f]{16}-[0-9a-f]{0,16}(?: (?:\([^\n]*)?)?\Z", re.MULTILINE
+)
 _KINDS = {
     "ram": "ram",
     "nv-ram": "ram",
@@ -132,7 +137,11 @@ def _unwrapped(text: str) -> str:
                 lines[-1] = f"{last.rstrip()} {more}"
                 continue
         lines.append(line)
-    return "\n".join(lines)
+    joined_up = "\n".join(lines)
+    cut = _CUT_LINE.search(joined_up.rstrip())
+    if cut is not None and not _RANGE.match(cut[0]):
+        raise cut_off(cut[0])
+    return joined_up
 
 
 def _indents(text: str) -> Iterator[int]:
@@ -141,6 +150,14 @@ def _indents(text: str) -> Iterator[int]:
 
 def _is_alias(match: re.Match[str]) -> bool:
     return _ALIAS.match(match["rest"]) is not None
+
+
+def _rest(match: re.Match[str]) -> str:
+    """Returns what follows the kind of a region, without its owner."""
+    rest = _OWNER.sub("", match["rest"]).rstrip()
+    if _CUT.match(rest) and not _ALIAS.match(rest):
+        raise cut_off(match[0])
+    return rest
 
 
 def _kind(match: re.Match[str]) -> str:
@@ -161,7 +178,7 @@ def _flat(view: str, with_kvm: bool) -> Iterator[Entry]:
         if _is_alias(match):
             raise ValueError("it has an alias, so it is of info mtree without -f: format mtree")
         kind = _kind(match)
-        rest = _OWNER.sub("", match["rest"]).rstrip()
+        rest = _rest(match)
         if _is_kvms(rest):
             rest = rest[: -len(" KVM")]
             if kind == "mmio":
@@ -232,7 +249,7 @@ def _tree(text: str, regions: dict[str, _Region]) -> _Region | None:
     stack: list[tuple[int, _Region]] = []
     roots: list[_Region] = []
     for match in _RANGE.finditer(text):
-        rest = _OWNER.sub("", match["rest"]).rstrip()
+        rest = _rest(match)
         alias = _ALIAS.match(rest)
         region = _Region(
             int(match["start"], 16),

@@ -158,7 +158,7 @@ def _some(maps: list[Map]) -> list[Map]:
 def text_of(name: str, file: BinaryIO | None, most: int = _MOST_TEXT) -> str:
     """Returns at least the first `most` bytes of a text, without the wrapping of its lines."""
     with Source(name, file) as source:
-        parts = []
+        parts: list[bytes] = []
         size = 0
         for block in source.text():
             if not parts and _ANSWER.match(block[:_HEAD].decode("utf-8", "replace")):

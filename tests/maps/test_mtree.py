@@ -202,6 +202,21 @@ def test_a_session_of_qmp(rows: int) -> None:
     assert shapes(f'{GREETING}\n{{"return": {{}}}}\n{answer}\n') == SLOTS
 
 
+@pytest.mark.parametrize(
+    ("whole", "rest"),
+    [(FLAT.replace(" KVM", "").rstrip(), "pc.ram @"), (TREE.rstrip(), "alias ram-")],
+)
+def test_a_map_that_is_cut_off(whole: str, rest: str) -> None:
+    """Without its last digits, a line would be left out, or have another offset."""
+    line = whole.rindex("\n")
+    assert len(shapes(whole)) == 4
+    begins = whole.index("-", line)
+    name = whole.index(rest, line) + len(rest)
+    for end in (begins + 1, begins + 9, whole.index("(", line) + 4, name, len(whole) - 1):
+        with pytest.raises(ValueError, match="is cut off"):
+            shapes(whole[:end])
+
+
 def test_what_follows_is_no_part_of_a_name() -> None:
     text = FLAT.rstrip("\n") + "\n(qemu) info status\nVM status: running\n"
     assert shapes(text) == SLOTS
