@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, insort
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import islice, pairwise
+from operator import itemgetter
 
 from memslots.maps.entries import MEMORY, Entry, Map, cut_off, joined
 from memslots.values.records import Flags
@@ -14,7 +16,7 @@ from memslots.values.records import Flags
 _VIEW = re.compile(r"FlatView #\d+|address-space \(flat view\): ")
 _SPACE = re.compile(r'^\W*(?:AS "|address-space \(flat view\): )([^"\r\n]*)', re.MULTILINE)
 _RANGE = re.compile(
-    r"^[^0-9a-f\n]*?(?P<indent> *)(?P<start>[0-9a-f]{16})-(?P<end>[0-9a-f]{16}) "
+    r"^(?:[^0-9a-f\n]*[^ 0-9a-f\n])?(?P<indent> *)(?P<start>[0-9a-f]{16})-(?P<end>[0-9a-f]{16}) "
     r"\(prio (?P<prio>-?\d+), (?P<kind>[\w/-]+)\): ?(?P<rest>[^\r\n]*)",
     re.MULTILINE,
 )
@@ -296,7 +298,7 @@ def _draw(root: _Region, regions: dict[str, _Region]) -> Iterator[Entry]:
     taken: list[tuple[int, int, _Region, int]] = []  # [start, end), region, offset in the region
     _render(root, 0, root.start, root.end + 1, regions, taken, 0)
     joined_up: list[tuple[int, int, _Region, int]] = []
-    for part in sorted(taken, key=lambda part: part[:2]):
+    for part in taken:
         last = joined_up[-1] if joined_up else None
         if (
             last is not None
@@ -345,15 +347,16 @@ def _render(
     if region.kind == "other" or (region.children and region.kind == "mmio"):
         return  # QEMU prints a container as "i/o"; a region with children is a container
     for a, b in _free(start, end, taken):
-        taken.append((a, b, region, a - (region.start + shift)))
+        insort(taken, (a, b, region, a - (region.start + shift)), key=itemgetter(0))
 
 
 def _free(
     start: int, end: int, taken: list[tuple[int, int, _Region, int]]
 ) -> list[tuple[int, int]]:
-    """Returns the parts of [start, end) that are not in `taken`."""
+    """Returns the parts of [start, end) that are not in `taken`, which is in order."""
     left = []
-    for a, b, *_ in sorted(taken, key=lambda part: part[:2]):
+    first = max(bisect_left(taken, start, key=itemgetter(0)) - 1, 0)
+    for a, b, *_ in islice(taken, first, None):
         if a >= end:
             break
         if b > start:

@@ -179,7 +179,7 @@ def _answer(text: str) -> str:
     answers = []
     decoder = json.JSONDecoder()
     at = 0
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):
         while blank := _BLANK.match(text, at):
             document, at = decoder.raw_decode(text, blank.end())
             answer = document.get("return") if isinstance(document, dict) else None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import textwrap
+import time
 
 import pytest
 
@@ -220,6 +222,35 @@ def test_a_map_that_is_cut_off(whole: str, rest: str) -> None:
 def test_what_follows_is_no_part_of_a_name() -> None:
     text = FLAT.rstrip("\n") + "\n(qemu) info status\nVM status: running\n"
     assert shapes(text) == SLOTS
+
+
+def seconds(text: str) -> float:
+    start = time.process_time()
+    with contextlib.suppress(ValueError):
+        read("pasted", stream=io.BytesIO(text.encode()))
+    return time.process_time() - start
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "00000000-00000fff : Reserved\n" + "\t" * 100_000,
+        EXCERPT + " " * 100_000,
+        "address-space: memory\n  0000000000000000-ffffffffffffffff (prio 0, i/o): system\n"
+        + "".join(
+            f"    {row:012x}0000-{row:012x}0fff (prio 0, ram): r{row}\n" for row in range(15_000)
+        ),
+    ],
+    ids=["blanks after iomem", "blanks after mtree", "many regions"],
+)
+def test_the_time_grows_with_the_length(text: str) -> None:
+    """Each of these took from 25 seconds to many minutes."""
+    assert seconds(text) < 10
+
+
+def test_deep_json_is_refused() -> None:
+    with pytest.raises(ValueError, match="recursion depth"):
+        read("deep", stream=io.BytesIO(b'{"QMP": ' + b"[" * 100_000))
 
 
 def test_an_answer_that_is_no_text() -> None:
