@@ -22,8 +22,8 @@ _E820_MADE = ("user", "modified", "setup_data")
 #: The beginning of a line of the machine's map.
 _E820_BEGINS = re.compile(r"\bBIOS-e820:\s*(?:\[mem\b|[0-9a-f]{16}\b)[^\n]*", re.IGNORECASE)
 _IOMEM = re.compile(
-    r"(?<![ \t])(?P<indent>[ \t]*)(?<![0-9a-fx-])(?P<start>[0-9a-f]{8,16})-(?P<end>[0-9a-f]{8,16}) : "
-    r"(?P<name>[^\r\n]*)"
+    r"(?<![ \t])(?P<indent>[ \t]*)(?<![0-9a-fx-])"
+    r"(?P<start>[0-9a-f]{8,16})-(?P<end>[0-9a-f]{8,16}) : (?P<name>[^\r\n]*)"
 )
 #: A last line without its name.
 _IOMEM_CUT = re.compile(r"^[ \t]*[0-9a-f]{8,16}-[0-9a-f]{0,16}(?: :?)?\Z", re.MULTILINE)
