@@ -159,6 +159,11 @@ def machines(maps: Iterable[Map]) -> list[list[Map]]:
     return found
 
 
+def cut_off(line: str) -> ValueError:
+    """Returns the error for a map with a line that does not have all its parts."""
+    return ValueError(f"its line {line.strip()!r} is cut off")
+
+
 def joined(entries: Iterable[Entry]) -> tuple[Entry, ...]:
     """Returns the entries in the order of their addresses.
 

@@ -61,9 +61,9 @@ class _Firmware:
     @classmethod
     def _entry(cls, match: re.Match[str]) -> Entry:
         found = match.groupdict()
-        start = int(found["start"], 16)
+        start = int(found["start"].replace(":", ""), 16)
         if found.get("end"):
-            end = int(found["end"], 16)
+            end = int(found["end"].replace(":", ""), 16)
             size = end + (end & 1) - start  # an odd end is the last address
         elif found.get("pages"):
             size = int(found["pages"], 16) << PAGE_SHIFT
@@ -115,6 +115,9 @@ class Smap(_Firmware):
         r"\s+Length:\s+0x\s*(?P<size>[0-9a-f]+)",
         # Coreboot.
         r"\b\d+\. (?P<start>[0-9a-f]{16})-(?P<end>[0-9a-f]{16}): (?P<type>[A-Z][A-Z ]+)",
+        # Xen's hvmloader.
+        r"\[\d+\]: (?P<start>[0-9a-f]{8}:[0-9a-f]{8}) - (?P<end>[0-9a-f]{8}:[0-9a-f]{8}): "
+        r"(?P<type>[A-Z]+)",
         # Linux on MIPS.
         rf"memory: (?P<size>[0-9a-f]{{8,16}}) @ {_START} \((?P<type>[\w ]+)\)",
     )

@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, insort
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import islice, pairwise
+from operator import itemgetter
 
-from memslots.maps.entries import MEMORY, Entry, Map, joined
+from memslots.maps.entries import MEMORY, Entry, Map, cut_off, joined
 from memslots.values.records import Flags
 
-_VIEW = re.compile(r"FlatView #(\d+)")
-_SPACE = re.compile(r'^\W*AS "([^"]*)"', re.MULTILINE)
+#: The heading of a view. QEMU before 2.11 prints a view for each address space.
+_VIEW = re.compile(r"FlatView #\d+|address-space \(flat view\): ")
+_SPACE = re.compile(r'^\W*(?:AS "|address-space \(flat view\): )([^"\r\n]*)', re.MULTILINE)
 _RANGE = re.compile(
-    r"^[^0-9a-f\n]*?(?P<indent> *)(?P<start>[0-9a-f]{16})-(?P<end>[0-9a-f]{16}) "
+    r"^(?:[^0-9a-f\n]*[^ 0-9a-f\n])?(?P<indent> *)(?P<start>[0-9a-f]{16})-(?P<end>[0-9a-f]{16}) "
     r"\(prio (?P<prio>-?\d+), (?P<kind>[\w/-]+)\): ?(?P<rest>[^\r\n]*)",
     re.MULTILINE,
 )
 #: What the option -o adds: the owner of a region.
 _OWNER = re.compile(r" (?:owner|parent):\{[^}]*\}")
-_ROOT = re.compile(r"Root memory region: ")
+_ROOT = re.compile(r"Root memory region: (?P<name>[^\r\n]*)")
 _BEGINS = re.compile(r"[^0-9a-f]*[0-9a-f]{16}-[0-9a-f]{16}\b")
 #: The second line of a range that a mail wrapped.
 _CONTINUES = re.compile(r"(?:@|\[disabled\]|owner:|parent:|(?:.* )?KVM$)", re.IGNORECASE)
 _OFFSET = re.compile(r" @([0-9a-f]{16})\b")
+#: An alias or an offset without its last digits, and a last line that ends before its name.
+_CUT = re.compile(r"alias |.* @[0-9a-f]{0,15}$")
+_CUT_LINE = re.compile(
+    r"^[^0-9a-f\n]*[0-9a-f]{16}-[0-9a-f]{0,16}(?: (?:\([^\n]*)?)?\Z", re.MULTILINE
+)
 _KINDS = {
     "ram": "ram",
     "nv-ram": "ram",
@@ -56,22 +64,22 @@ class FlatViews:
         """Returns whether an input that begins with `text` is in this format."""
         if _VIEW.search(text) is not None:
             return _RANGE.search(text) is not None
-        # An excerpt without headings: the lines of a tree have different indentations.
-        return _TREE.search(text) is None and len({*_indents(text)}) == 1
+        # An excerpt without headings. The lines of a tree have different indentations, or aliases.
+        tree = _TREE.search(text) is not None or any(map(_is_alias, _RANGE.finditer(text)))
+        return not tree and len({*_indents(text)}) == 1
 
     @staticmethod
     def read(text: str) -> list[Map]:
         """Returns its maps. Raises ValueError or InvalidRegionError if it holds none."""
         text = _unwrapped(text)
         starts = [match.start() for match in _VIEW.finditer(text)]
-        excerpt = not starts
-        if excerpt:
-            starts = [0, *(match.start() for match in _ROOT.finditer(text))]
+        if not starts:
+            return [_excerpt(text)]
         views = [text[a:b] for a, b in pairwise([*starts, len(text)])]
         with_kvm = any(_is_kvms(match["rest"]) for match in _RANGE.finditer(text))
         found: dict[int, Map] = {}
         for view in views:
-            spaces: list[str] = ["memory"] if excerpt else _SPACE.findall(view)
+            spaces: list[str] = _SPACE.findall(view)
             as_id = 0 if _named(spaces, _SPACES) else 1 if _named(spaces, _SMM) else None
             if as_id is None or as_id in found:
                 continue
@@ -82,6 +90,35 @@ class FlatViews:
         if smm is not None and 0 in found and smm.entries == found[0].entries:
             del found[1]
         return [found[as_id] for as_id in sorted(found)]
+
+
+def _excerpt(text: str) -> Map:
+    """Returns the map of lines of flat views without the names of their address spaces.
+
+    Raises ValueError if the lines are of several views that differ.
+    """
+    roots = list(_ROOT.finditer(text))
+    starts = [0, *(root.start() for root in roots)]
+    system = [at for at, root in enumerate(roots, 1) if root["name"].strip() == "system"]
+    last = -1
+    for line in _RANGE.finditer(text):
+        start = int(line["start"], 16)
+        if start <= last and not system:
+            starts.append(line.start())
+        last = start
+    starts.sort()
+    views = [text[a:b] for a, b in pairwise([*starts, len(text)])]
+    if system:
+        views = [views[at] for at in system]
+    with_kvm = any(_is_kvms(match["rest"]) for match in _RANGE.finditer(text))
+    found = {tuple(_flat(view, with_kvm)) for view in views}
+    maps = {one for one in found if any(entry.kind != "mmio" for entry in one)} or found
+    if len(maps) > 1:
+        raise ValueError(
+            f"its lines are those of {len(maps)} different flat views without the names of their"
+            " address spaces: the whole output of info mtree -f has them"
+        )
+    return Map(joined(maps.pop()), "memory", format="mtree-f")
 
 
 def _named(spaces: list[str], names: tuple[str, ...]) -> bool:
@@ -102,11 +139,27 @@ def _unwrapped(text: str) -> str:
                 lines[-1] = f"{last.rstrip()} {more}"
                 continue
         lines.append(line)
-    return "\n".join(lines)
+    joined_up = "\n".join(lines)
+    cut = _CUT_LINE.search(joined_up.rstrip())
+    if cut is not None and not _RANGE.match(cut[0]):
+        raise cut_off(cut[0])
+    return joined_up
 
 
 def _indents(text: str) -> Iterator[int]:
     return (len(match["indent"]) for match in _RANGE.finditer(text))
+
+
+def _is_alias(match: re.Match[str]) -> bool:
+    return _ALIAS.match(match["rest"]) is not None
+
+
+def _rest(match: re.Match[str]) -> str:
+    """Returns what follows the kind of a region, without its owner."""
+    rest = _OWNER.sub("", match["rest"]).rstrip()
+    if _CUT.match(rest) and not _ALIAS.match(rest):
+        raise cut_off(match[0])
+    return rest
 
 
 def _kind(match: re.Match[str]) -> str:
@@ -124,8 +177,10 @@ def _is_kvms(rest: str) -> bool:
 
 def _flat(view: str, with_kvm: bool) -> Iterator[Entry]:
     for match in _RANGE.finditer(view):
+        if _is_alias(match):
+            raise ValueError("it has an alias, so it is of info mtree without -f: format mtree")
         kind = _kind(match)
-        rest = _OWNER.sub("", match["rest"]).rstrip()
+        rest = _rest(match)
         if _is_kvms(rest):
             rest = rest[: -len(" KVM")]
             if kind == "mmio":
@@ -196,7 +251,7 @@ def _tree(text: str, regions: dict[str, _Region]) -> _Region | None:
     stack: list[tuple[int, _Region]] = []
     roots: list[_Region] = []
     for match in _RANGE.finditer(text):
-        rest = _OWNER.sub("", match["rest"]).rstrip()
+        rest = _rest(match)
         alias = _ALIAS.match(rest)
         region = _Region(
             int(match["start"], 16),
@@ -218,8 +273,24 @@ def _tree(text: str, regions: dict[str, _Region]) -> _Region | None:
             regions.setdefault(region.name, region)
         stack.append((indent, region))
     if len(roots) > 1:  # an excerpt without the region that contains them
+        if not any(root.children for root in roots):
+            _check_side_by_side(roots)
         return _Region(0, _LAST, 0, "other", "", children=roots)
     return roots[0] if roots else None
+
+
+def _check_side_by_side(regions: list[_Region]) -> None:
+    """Raises ValueError if a region may contain others, and the text lost the indentation."""
+    outer: _Region | None = None  # of those that begin before, the one that ends last
+    for region in sorted(regions, key=lambda one: (one.start, -one.end, one.kind in MEMORY)):
+        if outer is not None and region.end <= outer.end:
+            raise ValueError(
+                f"its lines are not indented, so the text does not tell whether {outer.name}"
+                f" contains {region.name}: give the output of info mtree with its indentation, or"
+                " that of info mtree -f"
+            )
+        if region.kind not in MEMORY and region.alias is None:
+            outer = region
 
 
 def _draw(root: _Region, regions: dict[str, _Region]) -> Iterator[Entry]:
@@ -227,7 +298,7 @@ def _draw(root: _Region, regions: dict[str, _Region]) -> Iterator[Entry]:
     taken: list[tuple[int, int, _Region, int]] = []  # [start, end), region, offset in the region
     _render(root, 0, root.start, root.end + 1, regions, taken, 0)
     joined_up: list[tuple[int, int, _Region, int]] = []
-    for part in sorted(taken, key=lambda part: part[:2]):
+    for part in taken:
         last = joined_up[-1] if joined_up else None
         if (
             last is not None
@@ -276,15 +347,16 @@ def _render(
     if region.kind == "other" or (region.children and region.kind == "mmio"):
         return  # QEMU prints a container as "i/o"; a region with children is a container
     for a, b in _free(start, end, taken):
-        taken.append((a, b, region, a - (region.start + shift)))
+        insort(taken, (a, b, region, a - (region.start + shift)), key=itemgetter(0))
 
 
 def _free(
     start: int, end: int, taken: list[tuple[int, int, _Region, int]]
 ) -> list[tuple[int, int]]:
-    """Returns the parts of [start, end) that are not in `taken`."""
+    """Returns the parts of [start, end) that are not in `taken`, which is in order."""
     left = []
-    for a, b, *_ in sorted(taken, key=lambda part: part[:2]):
+    first = max(bisect_left(taken, start, key=itemgetter(0)) - 1, 0)
+    for a, b, *_ in islice(taken, first, None):
         if a >= end:
             break
         if b > start:

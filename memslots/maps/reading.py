@@ -38,8 +38,9 @@ _HEAD = 1 << 12
 _LOOKED_AT = 1 << 20  # bytes of a text in which a format is looked for, before it is a trace
 #: A memslot call of a trace, but not of a syzkaller program.
 _TRACE = re.compile(r"kvm_set_user_memory\b|(?<!ioctl\$)KVM_SET_USER_MEMORY_REGION")
-#: The beginning of QMP's answer to a command that prints text.
-_ANSWER = re.compile(r"\s*\{\s*\"return\"\s*:\s*\"")
+#: The beginning of a session of QMP, or of its answer to a command that prints text.
+_ANSWER = re.compile(r"\s*\{\s*\"(?:QMP|execute|return)\"\s*:")
+_BLANK = re.compile(r"\s*")
 
 
 class _Text(Protocol):
@@ -157,9 +158,11 @@ def _some(maps: list[Map]) -> list[Map]:
 def text_of(name: str, file: BinaryIO | None, most: int = _MOST_TEXT) -> str:
     """Returns at least the first `most` bytes of a text, without the wrapping of its lines."""
     with Source(name, file) as source:
-        parts = []
+        parts: list[bytes] = []
         size = 0
         for block in source.text():
+            if not parts and _ANSWER.match(block[:_HEAD].decode("utf-8", "replace")):
+                most = _MOST_TEXT  # JSON is read as a whole
             parts.append(block)
             size += len(block)
             if size >= most:
@@ -169,13 +172,20 @@ def text_of(name: str, file: BinaryIO | None, most: int = _MOST_TEXT) -> str:
 
 
 def _answer(text: str) -> str:
-    """Returns the text in QMP's answer to human-monitor-command, or the whole text."""
-    try:
-        document, _ = json.JSONDecoder().raw_decode(text.lstrip())
-    except ValueError:
-        return text
-    answer = document["return"]
-    return answer if isinstance(answer, str) else text
+    """Returns the text that QMP answered to human-monitor-command, or the whole text.
+
+    What follows the session's last whole message is returned too.
+    """
+    answers = []
+    decoder = json.JSONDecoder()
+    at = 0
+    with contextlib.suppress(ValueError, RecursionError):
+        while blank := _BLANK.match(text, at):
+            document, at = decoder.raw_decode(text, blank.end())
+            answer = document.get("return") if isinstance(document, dict) else None
+            if isinstance(answer, str):
+                answers.append(answer)
+    return "\n".join([*answers, text[at:]]) if answers else text
 
 
 def unrecognised(error: TraceError) -> TraceError:

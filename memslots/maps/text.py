@@ -6,7 +6,7 @@ import csv
 import re
 from collections.abc import Iterator
 
-from memslots.maps.entries import KINDS, Entry, Map, joined
+from memslots.maps.entries import KINDS, Entry, Map, cut_off, joined
 
 #: A line of an e820 map in the log of Linux since 3.5 (`[mem A-B] usable`) or before
 #: (`A - B (usable)`), of Xen (`[A, B] (usable)`), or of SeaBIOS (`A - B = 1 RAM`).
@@ -19,10 +19,14 @@ _E820 = re.compile(
 )
 #: The maps that Linux makes of the one that it got.
 _E820_MADE = ("user", "modified", "setup_data")
+#: The beginning of a line of the machine's map.
+_E820_BEGINS = re.compile(r"\bBIOS-e820:\s*(?:\[mem\b|[0-9a-f]{16}\b)[^\n]*", re.IGNORECASE)
 _IOMEM = re.compile(
-    r"(?P<indent>[ \t]*)(?<![0-9a-fx-])(?P<start>[0-9a-f]{8,16})-(?P<end>[0-9a-f]{8,16}) : "
-    r"(?P<name>[^\r\n]*)"
+    r"(?<![ \t])(?P<indent>[ \t]*)(?<![0-9a-fx-])"
+    r"(?P<start>[0-9a-f]{8,16})-(?P<end>[0-9a-f]{8,16}) : (?P<name>[^\r\n]*)"
 )
+#: A last line without its name.
+_IOMEM_CUT = re.compile(r"^[ \t]*[0-9a-f]{8,16}-[0-9a-f]{0,16}(?: :?)?\Z", re.MULTILINE)
 _LEECH_HEAD = re.compile(r"#\s+Base\s+Top\s*$", re.MULTILINE)
 _LEECH = re.compile(
     r"^\W*[0-9a-f]{4,}\s+([0-9a-f]{1,16})\s+-\s+([0-9a-f]{1,16})(?:\s+->\s+([0-9a-f]{1,16}))?\s*$",
@@ -49,6 +53,7 @@ class E820:
         The machine's map counts. If the log has only maps that Linux made of it, these count.
         """
         lines = list(_e820_lines(text))
+        _check_whole(text)
         given = [entry for source, entry in lines if source not in _E820_MADE]
         maps: list[list[Entry]] = []
         last = 1 << 64
@@ -72,6 +77,15 @@ def _e820_lines(text: str) -> Iterator[tuple[str, Entry]]:
         if match["closed"] or end & 1:
             end += 1  # the last address of the range, not the first after it
         yield source, Entry(start, end - start, kind, type)
+
+
+def _check_whole(text: str) -> None:
+    """Raises ValueError if a line of the machine's map is cut off."""
+    for begins in _E820_BEGINS.finditer(text):
+        whole = _E820.match(text, begins.start())
+        type = whole["type"].strip().lower() if whole else ""
+        if type != "usable" and "usable".startswith(type):
+            raise cut_off(begins[0])
 
 
 def _e820_kind(type: str) -> str:
@@ -107,10 +121,15 @@ class Iomem:
         left = min(len(line["indent"]) for line in lines)
         if not any(int(line["end"], 16) for line in lines):
             raise ValueError("its addresses are all 0: only root can read those of /proc/iomem")
+        cut = _IOMEM_CUT.search(text.rstrip())
+        if cut is not None:
+            raise cut_off(cut[0])
         maps: list[list[Entry]] = [[]]
         for line in lines:
             start, name = int(line["start"], 16), line["name"].strip()
             size = int(line["end"], 16) + 1 - start
+            if name != "System RAM" and "System RAM".startswith(name):
+                raise cut_off(line[0])
             entry = Entry(start, size, _iomem_kind(name), name)
             entries = maps[-1]
             if not entries or (start >= entries[-1].end and entry.kind == "ram"):

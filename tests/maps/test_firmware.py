@@ -175,6 +175,10 @@ def test_what_is_not_efis() -> None:
     assert shapes(text + SHELL) == [ONE]
 
 
+def colon(address: int) -> str:
+    return f"{address >> 32:08x}:{address & 0xFFFFFFFF:08x}"
+
+
 PC: list[Shape] = [
     (0, 0x9FC00, "ram"),
     (0x9FC00, 0x400, "reserved"),
@@ -210,10 +214,17 @@ MIPS = "Determined physical RAM map:\n" + "".join(
     for start, size, kind in PC
 )
 SYSCTL = "machdep.smap: \n" + FREEBSD.replace(" base", ", xattr=01, base").replace(" len", ", len")
+HVMLOADER = "(d7) E820 table:\n" + "".join(
+    f"(d7)  [{n:02}]: {colon(start)} - {colon(start + size)}: "
+    f"{'RAM' if kind == 'ram' else 'RESERVED'}\n(d7)  HOLE: 00000000:00000000 - {colon(start)}\n"
+    for n, (start, size, kind) in enumerate(PC)
+)
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("text", [GRUB, OLD_GRUB, FREEBSD, SYSCTL, DISPLAYMEM, COREBOOT, MIPS])
+@pytest.mark.parametrize(
+    "text", [GRUB, OLD_GRUB, FREEBSD, SYSCTL, DISPLAYMEM, COREBOOT, MIPS, HVMLOADER]
+)
 def test_maps_of_a_bios(text: str, way: str) -> None:
     assert shapes(WAYS[way](text)) == [PC]
     assert maps(text)[0].format == "smap"

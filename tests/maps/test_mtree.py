@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import textwrap
+import time
 
 import pytest
 
@@ -140,9 +142,115 @@ def test_excerpts_of_a_tree(text: str) -> None:
     assert shapes(text) == DRAWN
 
 
+BY_SPACE = (
+    FLAT.replace("FlatView #0\n", "")
+    .replace(' AS "I/O", root: io\n', "address-space (flat view): I/O\n")
+    .replace("FlatView #1\n", "")
+    .replace(' AS "memory", root: system\n', "address-space (flat view): memory\n")
+    .replace(' AS "cpu-memory-0", root: system\n', "")
+    .replace(" Root memory region: io\n", "")
+    .replace(" Root memory region: system\n", "")
+    .replace("ramd", "ram")
+    .replace(" KVM", "")
+)
+
+
+def test_a_view_for_each_address_space() -> None:
+    """QEMU 2.9 and 2.10 repeat a view for each address space that has it."""
+    again = BY_SPACE.split("memory\n")[1]
+    assert shapes(f"{BY_SPACE}address-space (flat view): cpu-memory-0\n{again}") == SLOTS
+
+
+def test_lines_of_several_views() -> None:
+    """Equal views without headings are one map, and different ones are refused."""
+    lines = "".join(line for line in EXCERPT.splitlines(True) if "(prio" in line)
+    ports = "  0000000000000000-0000000000000007 (prio 0, i/o): dma-chan\n"
+    assert shapes(f"{ports}{lines}{lines}") == SLOTS
+    other = "  0000000000000000-00000000000bffff (prio 0, ram): pc.ram KVM\n"
+    with pytest.raises(ValueError, match="those of 2 different flat views without the names"):
+        shapes(f"{other}{lines}")
+    roots = "Root memory region: {}\n{}"
+    container = roots.format("bus master container", other)
+    assert shapes(container + roots.format("system", lines)) == SLOTS
+
+
+def test_aliases_without_their_container() -> None:
+    """Lines of info mtree with one indentation are no flat view: an alias has its own offset."""
+    lines = [line.strip() for line in TREE.splitlines(True) if ": alias ram-" in line]
+    want = [(0, 0xC0000000, "ram", "pc.ram", 0), DRAWN[-1]]
+    assert shapes("\n".join(lines)) == want
+    with pytest.raises(ValueError, match="it is of info mtree without -f"):
+        read("pasted", "mtree-f", stream=io.BytesIO("\n".join(lines).encode()))
+
+
+@pytest.mark.parametrize("text", [TREE, TREE.split("address-space: memory\n")[1]])
+def test_a_tree_without_indentation_is_refused(text: str) -> None:
+    """A web page may drop the blanks. Then nothing tells the region that contains a region."""
+    with pytest.raises(ValueError, match="whether system contains pci: give the output"):
+        shapes("\n".join(line.strip() for line in text.splitlines()))
+
+
+GREETING = (
+    '{"QMP": {"version": {"qemu": {"micro": 0, "minor": 2, "major": 9}}, "capabilities": []}}'
+)
+
+
+@pytest.mark.parametrize("rows", [0, 20000], ids=["small", "of more than 1 MiB"])
+def test_a_session_of_qmp(rows: int) -> None:
+    line = "  {:016x}-{:016x} (prio 0, i/o): port\n"
+    ports = "".join(line.format(port, port) for port in range(rows))
+    text = FLAT.replace("dma-chan\n", f"dma-chan\n{ports}")
+    answer = json.dumps({"return": text.replace("\n", "\r\n"), "id": "libvirt-13"})
+    assert shapes(f'{GREETING}\n{{"return": {{}}}}\n{answer}\n') == SLOTS
+
+
+@pytest.mark.parametrize(
+    ("whole", "rest"),
+    [(FLAT.replace(" KVM", "").rstrip(), "pc.ram @"), (TREE.rstrip(), "alias ram-")],
+)
+def test_a_map_that_is_cut_off(whole: str, rest: str) -> None:
+    """Without its last digits, a line would be left out, or have another offset."""
+    line = whole.rindex("\n")
+    assert len(shapes(whole)) == 4
+    begins = whole.index("-", line)
+    name = whole.index(rest, line) + len(rest)
+    for end in (begins + 1, begins + 9, whole.index("(", line) + 4, name, len(whole) - 1):
+        with pytest.raises(ValueError, match="is cut off"):
+            shapes(whole[:end])
+
+
 def test_what_follows_is_no_part_of_a_name() -> None:
     text = FLAT.rstrip("\n") + "\n(qemu) info status\nVM status: running\n"
     assert shapes(text) == SLOTS
+
+
+def seconds(text: str) -> float:
+    start = time.process_time()
+    with contextlib.suppress(ValueError):
+        read("pasted", stream=io.BytesIO(text.encode()))
+    return time.process_time() - start
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "00000000-00000fff : Reserved\n" + "\t" * 100_000,
+        EXCERPT + " " * 100_000,
+        "address-space: memory\n  0000000000000000-ffffffffffffffff (prio 0, i/o): system\n"
+        + "".join(
+            f"    {row:012x}0000-{row:012x}0fff (prio 0, ram): r{row}\n" for row in range(15_000)
+        ),
+    ],
+    ids=["blanks after iomem", "blanks after mtree", "many regions"],
+)
+def test_the_time_grows_with_the_length(text: str) -> None:
+    """Each of these took from 25 seconds to many minutes."""
+    assert seconds(text) < 10
+
+
+def test_deep_json_is_refused() -> None:
+    with pytest.raises(ValueError, match="recursion depth"):
+        read("deep", stream=io.BytesIO(b'{"QMP": ' + b"[" * 100_000))
 
 
 def test_an_answer_that_is_no_text() -> None:

@@ -207,3 +207,24 @@ def test_a_log_with_a_json_object_in_each_line(key: str) -> None:
     """journalctl -o json, and containers, write such logs."""
     lines = (json.dumps({"PRIORITY": "6", key: f"{line}\n"}) for line in LINUX.splitlines())
     assert shapes("".join(f"{line}\n" for line in lines)) == [PC]
+
+
+DEVICE = "00000000-00000fff : Reserved\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(LINUX[: LINUX.index("0x00000000bffe0000") + more] for more in (-1, 2, 18, 25, 37)),
+        *(LINUX.rstrip()[:-less] for less in range(1, 7)),
+        LINUX.replace("] usable", "] us", 1),
+        *(
+            "00000000-00000fff : Reserved\n00001000-0009fbff : System RAM"[:at]
+            for at in range(38, 57)
+        ),
+    ],
+)
+def test_a_map_that_is_cut_off_is_refused(text: str) -> None:
+    """Otherwise RAM would be missing from the map, and nothing would tell it."""
+    with pytest.raises(TraceError, match="is cut off"):
+        read("log", stream=io.BytesIO(text.encode()))
