@@ -116,8 +116,8 @@ max_hva=140737488351232, manual_dirty_log=0, backend=None, map=None)\n--\n
     """
 
     cdef Writer writer  # owns the machine, and makes every change
-    # The PageRuns of private pages, or None. Any thread may read it while the writer replaces it: use
-    # it only in a critical section
+    # The PageRuns of private pages, or None. Any thread may read it while the writer replaces it:
+    # use it only in a critical section
     cdef object private_pages
     cdef object __weakref__
 
