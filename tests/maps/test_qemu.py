@@ -44,11 +44,14 @@ def asked(arguments: list[str], folder: Path) -> dict[str, Path]:
     )
     assert qemu.stdin is not None
     assert qemu.stdout is not None
-    prompt = ""
-    while not prompt.endswith("(qemu) "):  # until then it may not have its memory
+    # Once it has answered, it has all its memory.
+    qemu.stdin.write("info status\n")
+    qemu.stdin.flush()
+    answer = ""
+    while "VM status" not in answer:
         read = qemu.stdout.read(1)
-        assert read, prompt
-        prompt += read
+        assert read, answer
+        answer += read
     found["process"] = folder / "process"
     found["process"].write_bytes(Path(f"/proc/{qemu.pid}/maps").read_bytes())
     for question in ("info mtree -f", "info mtree"):
