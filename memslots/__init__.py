@@ -1,6 +1,19 @@
 """Guest memory slots as KVM keeps them.
 
-Which slot of guest memory holds this page? Asked while that memory is being re-arranged.
+A Memslots holds the slots of a virtual machine. It answers which slot holds a guest page, while
+other threads change the slots:
+
+>>> from memslots import Memslots
+>>> vm = Memslots()
+>>> ram = vm.create(0, base_gfn=0x100, npages=64, userspace_addr=0x7F00_0000_0000)
+>>> vm.lookup(0x13F) is ram
+True
+>>> hex(vm.gpa_to_hva(0x100_123))
+'0x7f0000000123'
+
+GuestMemory reads and writes the memory behind the slots. MemoryMap is a map as a value.
+memslots.kvm has the virtual machines of /dev/kvm, memslots.maps reads maps of guest memory, and
+memslots.replay replays traces of VMMs.
 """
 
 from memslots.errors import (

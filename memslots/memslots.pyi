@@ -245,7 +245,10 @@ class Memslots(Reader):
         InvalidRegionError if there is no such address space.
         """
     def vcpu(self, as_id: SupportsIndex = 0) -> Vcpu:
-        """Returns a reader with its own last-used slot. InvalidRegionError as address_space."""
+        """Returns a reader of an address space with a last-used slot of its own.
+
+        InvalidRegionError if there is no such address space.
+        """
     def subscribe(self, listener: object) -> Subscription:
         """Subscribes a listener to every change: prepare(change, old, new), invalidate(slot),
         commit(change, old, new).

@@ -113,6 +113,15 @@ max_hva=140737488351232, manual_dirty_log=0, backend=None, map=None)\n--\n
     Safe to use from any thread. Look-ups wait for nothing; changes wait for one another. Pickling
     and copying take the limits, slots, dirty logs and generations. They leave out listeners, Vcpus
     and the backend.
+
+    Examples
+    --------
+    >>> vm = Memslots()
+    >>> ram = vm.create(0, base_gfn=0x100, npages=64, userspace_addr=0x7F00_0000_0000)
+    >>> vm.lookup(0x13F) is ram
+    True
+    >>> hex(vm.gpa_to_hva(0x100_123))
+    '0x7f0000000123'
     """
 
     cdef Writer writer  # owns the machine, and makes every change
@@ -948,7 +957,7 @@ max_hva=140737488351232, manual_dirty_log=0, backend=None, map=None)\n--\n
     def vcpu(self, as_id=0):
         """Returns a reader of an address space with a last-used slot of its own (Vcpu).
 
-        InvalidRegionError as address_space.
+        InvalidRegionError if there is no such address space.
         """
         return Vcpu(self, as_id)
 

@@ -125,6 +125,17 @@ def test_python(page: Path) -> None:
             run_doctest(block, page, namespace)
 
 
+def test_docstrings() -> None:
+    """The examples in docstrings of the package and its classes print what they say."""
+    namespace = {name: getattr(memslots, name) for name in memslots.__all__}
+    found = {"memslots": memslots, **namespace}
+    blocks = {name: Block("pycon", 1, ob.__doc__ or "") for name, ob in found.items()}
+    with_examples = [name for name, block in blocks.items() if ">>> " in block.text]
+    assert {"memslots", "Memslots", "GuestMemory"} <= {*with_examples}
+    for name in with_examples:
+        run_doctest(blocks[name], ROOT / "memslots" / name, dict(namespace))
+
+
 def commands(block: Block) -> Iterator[tuple[str, str]]:
     """Yields each `$ command` of a console block with the output that follows it."""
     command, output = "", ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ SOURCE = ROOT / "benchmarks" / "figures.py"
 
 HISTORY = SOURCE.parent / "history.tar.xz"  # results of asv
 ABOUT = ("machine.json", "benchmarks.json")  # files of these results that hold no figures
+
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 pytestmark = pytest.mark.skipif(not SOURCE.exists(), reason="benchmarks/ is not here")
 
@@ -39,6 +42,23 @@ def test_the_page_has_the_figures_of_its_run(figures: Any) -> None:
     page = figures.PAGE.read_text(encoding="utf-8")
     assert {place[1] for place in figures.PLACE.findall(page)} == set(figures.TABLES)
     assert figures.page_of(page, found) == page, "run python benchmarks/figures.py --page"
+
+
+def test_the_front_pages_have_the_figures_of_the_table(figures: Any) -> None:
+    page = figures.PAGE.read_text(encoding="utf-8")
+    table = page[page.index("<!-- figures: single -->") :]
+    row = {
+        name: [float(cell) for cell in cells.split("|") if cell]
+        for name, cells in re.findall(r"^\| (.+?) \|(.*)\|$", table, re.MULTILINE)
+        if name in ("Memslots, ns", "list + bisect / memslots")
+    }
+    gains = row["list + bisect / memslots"]
+    least, most = NUMBERS[int(min(gains))], NUMBERS[int(max(gains))]
+    front = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"{least} to {most} times [faster]" in " ".join(front.split())
+    site = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    among_509 = row["Memslots, ns"][1]
+    assert f"[about {among_509:.0f} ns]" in site
 
 
 def test_a_figure_that_is_not_the_runs_is_seen(figures: Any) -> None:

@@ -156,7 +156,7 @@ max_hva=140737488351232, manual_dirty_log=0)\n--\n
     def vcpu(self, as_id=0):
         """Returns a reader of an address space with a last-used slot of its own (ArrayVcpu).
 
-        InvalidRegionError as address_space.
+        InvalidRegionError if there is no such address space.
         """
         return ArrayVcpu(self, as_id)
 

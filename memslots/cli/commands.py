@@ -32,11 +32,14 @@ class _Commands(UserDict[str, Any]):
 def command() -> None:
     """KVM's memory slots: replay a VMM's calls, look up guest addresses, plan changes, measure.
 
-    FILE is the output of strace -f, or of QEMU's -trace kvm_set_user_memory; plain, gzip or xz. A
-    dash (-) is standard input.
+    FILE is a trace: the output of strace -f, or of QEMU's -trace kvm_set_user_memory. The commands
+    map, lookup, diff and plan read other maps of memory too. A dash (-) is standard input. FILE
+    may be compressed with gzip or xz.
 
     Exit status: 0 if every call gave the recorded result, 1 if some did not, 2 if an input cannot
-    be used, or /dev/kvm with --kvm.
+    be used. With --kvm it is also 2 if /dev/kvm cannot be used.
+
+    Begin with memslots demo.
     """
 
 

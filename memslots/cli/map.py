@@ -45,10 +45,10 @@ def command(
 ) -> int:
     """Show the map of guest memory that each FILE holds.
 
-    A FILE may be a trace, QEMU's info mtree or info mtree -f, an e820 or EFI map, /proc/iomem, or a
-    map in JSON or CSV. It may be a LiME file, an ELF core or a full crash dump of Windows. It may
-    be LeechCore's memory map, a program of syzkaller, or a log of cloud-hypervisor, dosemu2,
-    unidbg or libkrun.
+    A FILE may be a trace, QEMU's info mtree or info mtree -f, the map of a BIOS (e820) or of EFI,
+    /proc/iomem, or a map in JSON or CSV. It may be a LiME file, an ELF core or a full crash dump of
+    Windows. It may be LeechCore's memory map, a program of syzkaller, or a log of cloud-hypervisor,
+    dosemu2, unidbg or libkrun.
 
     Exit status: 0, or 2 if a FILE cannot be used.
     """

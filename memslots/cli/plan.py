@@ -105,7 +105,9 @@ def _check_on(opened: Callable[[], LiveVM], made: Plan) -> None:
 
 def _read_range(text: str) -> tuple[int, int]:
     """Converts guest addresses `START-END` to a half-open range of gfns."""
-    start, _, end = text.partition("-")
+    start, dash, end = text.partition("-")
+    if not (start and dash and end):
+        raise click.UsageError(f"--keep {text}: it is not START-END, two guest addresses")
     first, last = read_gpa(start), read_gpa(end)
     if first > last:
         raise click.UsageError(f"--keep {text}: the range ends before it starts")

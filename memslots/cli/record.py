@@ -124,7 +124,7 @@ def command(words: tuple[str, ...], output: str, live: bool | None) -> int:
         complain("record needs strace, which is not installed (apt install strace)")
         return 2
     if shutil.which(words[0]) is None:
-        complain(f"record: there is no command {words[0]!r}")
+        complain(f"record: there is no program {words[0]!r} that may be executed")
         return 2
     terminal = sys.stderr.isatty()
     end = "\r\n" if terminal else "\n"  # a VMM may have the terminal raw

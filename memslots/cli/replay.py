@@ -82,7 +82,7 @@ def command(
         show(shown)
         return 0
     if bool(files) == (sample is not None):
-        raise click.UsageError("name either FILEs or one --sample (see --list-samples)")
+        raise click.UsageError("name one or more FILEs, or one --sample (see --list-samples)")
     if kvm and jobs > 1:
         raise click.UsageError(f"--kvm replays one FILE at a time: --jobs must be 1, not {jobs}")
     if dask is not None and (kvm or jobs > 1 or sample is not None or "-" in files):

@@ -213,7 +213,7 @@ def command(files: tuple[str, ...], sample: str | None, format: Format, output: 
     Exit status: that of replay.
     """
     if bool(files) == (sample is not None):
-        raise click.UsageError("name either FILEs or one --sample")
+        raise click.UsageError("name one or more FILEs, or one --sample")
     reports: list[Report] = []
     arguments: list[str | None] = []
     for group in grouped(files) if files else [[sample or ""]]:

@@ -12,11 +12,11 @@ from memslots.kvm.fd import Fd
 DEVICE = "/dev/kvm"
 
 _WHAT_TO_DO = {
-    errno.ENOENT: "load KVM (modprobe kvm_intel or kvm_amd); where that fails, turn virtualization "
-    "on in the firmware's setup, inside a virtual machine have its host allow nested "
-    "virtualization, and in a container have it given the device (--device /dev/kvm)",
+    errno.ENOENT: "load KVM (modprobe kvm_intel or kvm_amd); if that fails, turn virtualization on "
+    "in the firmware's setup; inside a virtual machine, allow nested virtualization on its host; "
+    "in a container, pass the device on (--device /dev/kvm)",
     errno.EACCES: "join the group that owns it (usermod -aG kvm USER, then log in again) or run as "
-    "root; in a container have it given the device (--device /dev/kvm)",
+    "root; in a container, pass the device on (--device /dev/kvm)",
     errno.ENODEV: "load KVM (modprobe kvm_intel or kvm_amd); the device is there, its module not",
 }
 _WHAT_TO_DO[errno.EPERM] = _WHAT_TO_DO[errno.EACCES]

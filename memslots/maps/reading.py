@@ -25,7 +25,7 @@ from memslots.maps.procmaps import ProcMaps
 from memslots.maps.ramblock import RamBlocks
 from memslots.maps.text import E820, Csv, Iomem, Memmap
 from memslots.maps.vmmlogs import CloudHypervisor, Dosemu, Libkrun, Syzkaller, Unidbg
-from memslots.memory.dumpfiles import READERS
+from memslots.memory.dumpfiles import READERS, REFUSED
 from memslots.replay import replay
 from memslots.traces import NO_TRACE, open_trace
 from memslots.traces.source import Source
@@ -68,8 +68,8 @@ _TEXTS: tuple[_Text, ...] = (
     RamBlocks(),
     ProcMaps(),
 )
-#: Inputs that are recognised to be refused with a reason: they have no guest addresses.
-_REFUSED = ("minidump", "ramblock", "proc-maps")
+#: Inputs that are recognised to be refused with a reason.
+_REFUSED = (*REFUSED, "ramblock", "proc-maps")
 _NAMES = (*(one.name for one in READERS), *(one.name for one in _TEXTS), "trace")
 #: The names of all formats of maps, in the order in which they are tried.
 FORMATS = tuple(name for name in _NAMES if name not in _REFUSED)

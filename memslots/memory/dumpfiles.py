@@ -1,6 +1,7 @@
 """Finds the guest memory in a dump file: LiME files, ELF cores, Windows crash dumps.
 
-A minidump has none, and is refused.
+A minidump has none, and is refused. So are dumps whose pages are compressed or in a stream: read as
+raw memory they would give wrong bytes.
 """
 
 from __future__ import annotations
@@ -139,6 +140,15 @@ def minidump_ranges(file: BinaryIO) -> list[FileRange]:
     )
 
 
+def _refusal(reason: str) -> Callable[[BinaryIO], list[FileRange]]:
+    """Returns a function that raises ValueError with the reason."""
+
+    def ranges(file: BinaryIO) -> list[FileRange]:
+        raise ValueError(reason)
+
+    return ranges
+
+
 class Reader(NamedTuple):
     """A format of dump files."""
 
@@ -149,9 +159,29 @@ class Reader(NamedTuple):
     """Returns the ranges of a file, or raises ValueError."""
 
 
+_COMPRESSED_PAGES = _refusal(
+    "its pages are compressed (kdump): write an ELF core, by dump-guest-memory without -z, -l and"
+    " -s, by virsh dump --memory-only --format elf, or by makedumpfile -E"
+)
+_STREAM = _refusal(
+    "it is a saved state of QEMU, whose pages are in a stream: write an ELF core, by"
+    " dump-guest-memory or by virsh dump --memory-only"
+)
 READERS = (
     Reader("lime", b"EMiL", lime_ranges),
     Reader("elf", b"\x7fELF", elf_ranges),
     Reader("crashdump", b"PAGEDU64", crashdump_ranges),
     Reader("minidump", b"MDMP", minidump_ranges),
+    Reader("kdump", b"KDUMP   ", _COMPRESSED_PAGES),
+    Reader("kdump", b"makedumpfile", _COMPRESSED_PAGES),
+    Reader("avml", b"AVML", _refusal("its pages are compressed by AVML: use avml-convert first")),
+    Reader("stream", b"QEVM", _STREAM),
+    Reader("stream", b"LibvirtQemudSave", _STREAM),
+    Reader(
+        "crashdump-32",
+        b"PAGEDUMP",
+        _refusal("it is a crash dump of 32-bit Windows: only those of 64-bit Windows can be read"),
+    ),
 )
+#: The names of those whose files are recognised to be refused with a reason.
+REFUSED = ("minidump", "kdump", "avml", "stream", "crashdump-32")

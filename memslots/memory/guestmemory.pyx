@@ -120,6 +120,15 @@ cdef class GuestMemory:
     -----
     Any thread may use it. Two threads that access the same bytes at a time race, as with any
     memory. `read_u16` and the like read and write an aligned number as a whole.
+
+    Examples
+    --------
+    >>> memory = GuestMemory(Memslots())
+    >>> ram = memory.place(0, 0x1000, Backing.anonymous(0x4000))
+    >>> memory.write(0x1FFE, b"over the end of a page")
+    22
+    >>> memory.read(0x1FFE, 8)
+    b'over the'
     """
 
     cdef object vm_of  # the Memslots, which keeps the machine alive

@@ -74,8 +74,15 @@ def open_memory(
         return made
 
 
+#: The first bytes of files that are compressed as a whole.
+_COMPRESSED = {"gzip": b"\x1f\x8b\x08", "xz": b"\xfd7zXZ\x00", "zstd": b"\x28\xb5\x2f\xfd"}
+
+
 def _ranges(name: str, file: BinaryIO) -> list[FileRange]:
-    head = file.read(8)
+    head = file.read(16)
+    for program, magic in _COMPRESSED.items():
+        if head.startswith(magic):
+            raise no_snapshot(f"{name}: it is compressed with {program}: decompress it first")
     for reader in READERS:
         if head.startswith(reader.magic):
             try:

@@ -85,8 +85,8 @@ Format = Literal["auto", "strace", "qemu"]
 FORMATS: tuple[Format, ...] = ("auto", "strace", "qemu")
 
 _HINTS: dict[Format, str] = {
-    "strace": "was strace told to trace ioctl, and to follow the threads (-f)?",
-    "qemu": "was QEMU run with -trace kvm_set_user_memory?",
+    "strace": "did the VMM use KVM, and did strace trace ioctl and follow the threads (-f)?",
+    "qemu": "was QEMU run with -accel kvm and -trace kvm_set_user_memory?",
 }
 #: The end of a strace line: a result, or `<unfinished ...>`.
 _RESULT = re.compile(r"\) += (?:\?|-?\d+|0x[0-9a-f]+)|<unfinished \.\.\.>$")

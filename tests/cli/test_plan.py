@@ -126,8 +126,15 @@ def test_pages_to_be_kept(files: tuple[str, str], capsys: pytest.CaptureFixture[
     assert (outcome.status, outcome.out) == (1, "")
     assert "gpa [0x1000, 0x2000), 4 KiB cannot be kept" in outcome.err
     assert Outcome(capsys, "plan", *files, "--keep", "0xa0000-0xc0000").status == 0
-    for wrong in ("5", "0x2000-0x1000", "a-b"):
-        assert Outcome(capsys, "plan", *files, "--keep", wrong).status == 2
+    for wrong, reason in (
+        ("5", "--keep 5: it is not START-END, two guest addresses"),
+        ("5-", "--keep 5-: it is not START-END"),
+        ("0x2000-0x1000", "--keep 0x2000-0x1000: the range ends before it starts"),
+        ("a-b", "'a' is not an address"),
+    ):
+        outcome = Outcome(capsys, "plan", *files, "--keep", wrong)
+        assert outcome.status == 2
+        assert reason in outcome.err
 
 
 def test_too_few_slots(files: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:

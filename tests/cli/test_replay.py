@@ -145,7 +145,7 @@ def compressed_and_cut() -> bytes:
         (compressed_and_cut(), "the file is truncated"),
         (lzma.compress(b"hello\n" * 99)[:-20], "the file is truncated"),
         (b"\x1f\x8b" + bytes(100), "its gzip compression is damaged"),
-        (b"9 ioctl(9, KVM_RUN, 0) = 0\n", "no memslot call in its 1 line: was strace told"),
+        (b"9 ioctl(9, KVM_RUN, 0) = 0\n", "no memslot call in its 1 line: did the VMM use KVM"),
         (
             b"9 ioctl(8, KVM_SET_USER_MEMORY_REGION, 0x7ffd) = 0\n",
             "line 1: none of its 1 memslot calls can be read; strace did not decode the struct",
@@ -202,7 +202,7 @@ def test_unusable_paths(path: str, reason: str, capsys: pytest.CaptureFixture[st
 def test_the_wrong_format(capsys: pytest.CaptureFixture[str]) -> None:
     outcome = Outcome(capsys, "replay", "--format", "qemu", SEABIOS)
     assert outcome.status == 2
-    assert "was QEMU run with -trace kvm_set_user_memory?" in outcome.err
+    assert "was QEMU run with -accel kvm and -trace kvm_set_user_memory?" in outcome.err
     outcome = Outcome(capsys, "replay", "--format", "strace", OVMF_QEMU)
     assert outcome.status == 2
     assert "--format qemu" in outcome.err

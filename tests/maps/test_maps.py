@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import io
+import lzma
 import struct
+from collections.abc import Callable
 from email.mime.text import MIMEText
 from pathlib import Path
 
@@ -337,6 +339,45 @@ def test_a_minidump_is_no_guest_memory(size: int, tmp_path: Path) -> None:
     with pytest.raises(TraceError, match=rf"a process \({size} bytes\): its memory is"):
         read(path)
     with pytest.raises(SnapshotError, match="no guest physical addresses"):
+        GuestMemory.open(path)
+
+
+@pytest.mark.parametrize(
+    ("head", "reason"),
+    [
+        (b"KDUMP   ", "its pages are compressed \\(kdump\\): write an ELF core"),
+        (b"makedumpfile\0\0\0\0", "its pages are compressed \\(kdump\\)"),
+        (b"AVML\2\0\0\0", "use avml-convert first"),
+        (b"QEVM\0\0\0\3", "it is a saved state of QEMU"),
+        (b"LibvirtQemudSave", "it is a saved state of QEMU"),
+        (b"PAGEDUMP", "a crash dump of 32-bit Windows"),
+    ],
+)
+def test_a_dump_that_cannot_be_read_is_not_taken_for_raw_memory(
+    head: bytes, reason: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "dump"
+    path.write_bytes(head.ljust(8192, b"\0"))
+    with pytest.raises(TraceError, match=reason):
+        read(path)
+    with pytest.raises(SnapshotError, match=reason):
+        GuestMemory.open(path)
+
+
+@pytest.mark.parametrize(
+    ("program", "compress"),
+    [
+        ("gzip", gzip.compress),
+        ("xz", lzma.compress),
+        ("zstd", lambda data: b"\x28\xb5\x2f\xfd" + data),
+    ],
+)
+def test_compressed_memory_is_not_taken_for_raw_memory(
+    program: str, compress: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
+    path = tmp_path / "dump"
+    path.write_bytes(compress(lime((0, 4096))))
+    with pytest.raises(SnapshotError, match=f"compressed with {program}: decompress it first"):
         GuestMemory.open(path)
 
 

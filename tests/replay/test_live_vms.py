@@ -164,7 +164,7 @@ def test_without_kvm(shown: Shown, tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_wrong_arguments_come_first(shown: Shown, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["replay", "--kvm"]) == 2
-    assert "name either FILEs or one --sample" in capsys.readouterr().err
+    assert "name one or more FILEs, or one --sample" in capsys.readouterr().err
 
 
 def test_kvm_is_not_imported_until_it_is_asked_for() -> None:
