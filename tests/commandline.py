@@ -40,7 +40,7 @@ class Outcome:
 
 def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
     """Runs the command in a separate process."""
-    return subprocess.run([*COMMAND, *arguments], capture_output=True, timeout=60, **options)
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, timeout=600, **options)
 
 
 # --- JSON: the document that docs/command.md describes

@@ -59,7 +59,7 @@ def fake_qemu(path: Path, act: Callable[[Peer], object]) -> Iterator[list[Any]]:
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(path))
         server.listen()
-        server.settimeout(30)
+        server.settimeout(600)
 
         def serve() -> None:
             peer = Peer(server.accept()[0], asked)
@@ -69,5 +69,5 @@ def fake_qemu(path: Path, act: Callable[[Peer], object]) -> Iterator[list[Any]]:
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
         yield asked
-        thread.join(30)
+        thread.join(600)
         assert not thread.is_alive()

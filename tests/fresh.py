@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def run_fresh(work: Callable[[], object], timeout: float = 120) -> str:
+def run_fresh(work: Callable[[], object], timeout: float = 600) -> str:
     """Calls a function of a test module, without arguments. Returns what it printed.
 
     Fails if the process raises, is killed by a signal or times out.

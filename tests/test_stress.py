@@ -39,7 +39,6 @@ class Scene:
         self.vm = Memslots()
         for id in range(TILES):
             self.vm.create(id, UNIT * id, UNIT, hva_of(id))
-        self.end = time.monotonic() + SECONDS
         self.start = threading.Barrier(10)
         self.failures: list[BaseException] = []
         self.rounds: dict[str, int] = {}
@@ -47,8 +46,10 @@ class Scene:
     def run(self, name: str, once: Callable[[], None]) -> None:
         try:
             self.start.wait()
+            end = time.monotonic() + SECONDS
             count = 0
-            while time.monotonic() < self.end and not self.failures:
+            # At least once: on a busy machine a thread may get no time until the end.
+            while (time.monotonic() < end or not count) and not self.failures:
                 once()
                 count += 1
             self.rounds[name] = count
@@ -213,4 +214,4 @@ def stress() -> None:
 
 
 def test_no_reader_sees_a_change_half_made() -> None:
-    print(run_fresh(stress, timeout=10 * SECONDS + 60))
+    print(run_fresh(stress, timeout=10 * SECONDS + 600))

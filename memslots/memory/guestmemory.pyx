@@ -851,9 +851,11 @@ cdef class GuestMemory:
         """
         cdef uint64_t first = u64(start, "start")
         last = end_of(end, "end")
-        with cython.critical_section(self.known):
-            if self.known.mmio is None:
-                self.known.mmio = late("memslots.memory.mmio", "Mmio")()
+        if self.known.mmio is None:
+            made = late("memslots.memory.mmio", "Mmio")()  # other threads run during the import
+            with cython.critical_section(self.known):
+                if self.known.mmio is None:
+                    self.known.mmio = made
         return self.known.mmio.add(first, last, self.sp.as_id, read, write)
 
     def _ended_logs(self):
@@ -1054,8 +1056,9 @@ cdef class GuestMemory:
         return 0
 
 
-# The struct module caches formats too, but its functions do not return the size.
-cdef dict STRUCTS = {}
+# The struct module caches formats too, but its functions do not return the size. Not a `cdef dict`:
+# Cython's own `get` of a dict takes its reference too late if another thread clears the dict.
+cdef object STRUCTS = {}
 
 
 cdef object compiled(object format):

@@ -16,7 +16,8 @@ cdef class Backings:
     # The number of dirty logs that ended: their slot was deleted, or logs no more. Each step of a
     # transaction counts. Written by the writer
     cdef uint64_t ended_logs
-    cdef object mmio  # the machine's devices, a memory.mmio.Mmio; None: there are none
+    # The machine's devices, a memory.mmio.Mmio; None: there are none. Written once
+    cdef object mmio
 
     # Returns all known Backings. The tuple keeps their memory.
     cdef tuple get(self)

@@ -60,7 +60,8 @@ cdef object new_output(object given, size_t count, str element):
     if zero is None:
         import array
 
-        zero = ZERO[element] = array.array("i" if element == "int32" else "Q", [0])
+        # Not replaced if another thread was first: a third one may be about to use it.
+        zero = ZERO.setdefault(element, array.array("i" if element == "int32" else "Q", [0]))
     return zero * count
 
 

@@ -4,9 +4,9 @@ cimport cython
 
 from memslots.core.slotset cimport slotset_by_id
 
-# Functions of heapq, imported when they are first needed: few programs ask for a free id.
-cdef object heappop
-cdef object heappush
+# Imported when it is first needed: few programs ask for a free id. One name, not one for each
+# function: no thread can see one of them set and another not.
+cdef object heapq
 
 
 @cython.final
@@ -20,11 +20,9 @@ cdef class FreeIds:
     """
 
     def __cinit__(self):
-        global heappop, heappush
-        if heappop is None:
+        global heapq
+        if heapq is None:
             import heapq
-
-            heappop, heappush = heapq.heappop, heapq.heappush
         self.given_back = []
         self.known = set()
 
@@ -41,7 +39,7 @@ cdef class FreeIds:
 
     cdef int take(self, uint32_t id) except -1:
         if id < self.beyond:
-            heappop(self.given_back)
+            heapq.heappop(self.given_back)
             self.known.discard(id)
         else:
             self.beyond = id + 1
@@ -51,7 +49,7 @@ cdef class FreeIds:
         if id < self.beyond and id not in self.known:
             self.known.add(id)
             try:
-                heappush(self.given_back, id)
+                heapq.heappush(self.given_back, id)
             except BaseException:
                 self.known.discard(id)
                 raise

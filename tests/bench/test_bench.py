@@ -325,7 +325,7 @@ def test_the_reader_reads(kind: type[AnyMemslots]) -> None:
     watched: Any = Watched()
     guard = threading.Lock()
     with reader(watched, range(5), guard):
-        enough = time.monotonic() + 30
+        enough = time.monotonic() + 60
         while len(batches) < 10 and time.monotonic() < enough:
             time.sleep(0.001)
     assert len(batches) >= 10
@@ -405,4 +405,4 @@ def test_the_import_is_light() -> None:
         "heavy = {'numpy', 'numba', 'matplotlib', 'click', 'rich', 'BTrees', 'sortedcontainers'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=600)

@@ -26,7 +26,7 @@ def run_without(modules: list[str], *arguments: str) -> subprocess.CompletedProc
         "from memslots.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, capture_output=True, timeout=60)
+    return subprocess.run(command, capture_output=True, timeout=600)
 
 
 def test_bench_json(capsys: pytest.CaptureFixture[str]) -> None:

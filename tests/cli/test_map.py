@@ -209,7 +209,7 @@ def test_a_fifo_is_opened_once(file: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     with subprocess.Popen(["cp", file, tmp_path / "fifo"]) as writer:
         outcome = run("map", str(tmp_path / "fifo"))
-        assert writer.wait(60) == 0
+        assert writer.wait(600) == 0
     assert (outcome.returncode, outcome.stderr) == (0, b"")
     assert outcome.stdout.splitlines()[1:] == run("map", file).stdout.splitlines()[1:]
 

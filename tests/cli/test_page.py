@@ -59,7 +59,7 @@ def test_completion_in_a_shell(workplace: Path) -> None:
             stdout=subprocess.PIPE,
             check=True,
             text=True,
-            timeout=60,
+            timeout=600,
         ).stdout
 
     assert shown(f"{lines[0]}\n{ask}").split() == ["record", "replay", "report"]
@@ -102,7 +102,7 @@ def check_examples(place: Path, wanted: Callable[[str], bool]) -> int:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
-                timeout=60,
+                timeout=600,
             )
             shown, expected = TIME.sub("TIME", done.stdout), TIME.sub("TIME", expected)
             pattern = r"(?:.*\n)*".join(re.escape(part) for part in expected.split("...\n"))

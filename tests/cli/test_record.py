@@ -43,7 +43,7 @@ def test_a_vmm(tmp_path: Path, status: int) -> None:
         [*COMMAND, "record", "-o", str(trace), "--", *words],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert run.returncode == 0, run.stderr
@@ -111,7 +111,7 @@ def test_calls_come_while_the_vmm_runs(tmp_path: Path) -> None:
         first = process.stderr.readline()
         assert process.poll() is None
         (tmp_path / "go").touch()
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=600)
     call = "slot=0x0 flags=0x0 gpa={} size=0x1000 hva=0x7f0000000000: ENOTTY\n"
     assert first.endswith(call.format("0x1000"))
     assert err.endswith(call.format("0x2000"))
@@ -126,7 +126,7 @@ def test_a_terminal_shows_calls(tmp_path: Path, options: list[str], lines: int) 
     (tmp_path / "go").touch()
     ours, theirs = pty.openpty()
     with waiting(tmp_path, *options, stderr=theirs) as process:
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=600)
     os.write(theirs, b"end\n")
     os.close(theirs)
     shown = b""
@@ -141,7 +141,7 @@ def test_a_terminal_shows_calls(tmp_path: Path, options: list[str], lines: int) 
 def test_no_terminal_shows_no_calls(tmp_path: Path) -> None:
     (tmp_path / "go").touch()
     with waiting(tmp_path, stderr=subprocess.PIPE) as process:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=600)
     assert (process.returncode, err) == (0, "")
     assert "refused     2 ENOTTY" in out
 
@@ -154,7 +154,7 @@ def test_interrupted(tmp_path: Path, options: list[str]) -> None:
         assert process.stdout.readline() == "refused\n"  # of the VMM, which waits now
         process.send_signal(signal.SIGINT)
         (tmp_path / "go").touch()
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=600)
     assert process.returncode == 130
     assert err.endswith("memslots: interrupted\n")
 

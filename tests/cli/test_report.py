@@ -57,7 +57,7 @@ def dumped(page: Path, *options: str) -> str:
         [CHROMIUM, *arguments, page.as_uri()],
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=600,
         check=False,
         cwd=page.parent,
         env={"HOME": str(page.parent), "PATH": "/usr/bin:/bin"},
@@ -609,7 +609,7 @@ def test_dark_light_and_print(capsys: pytest.CaptureFixture[str], tmp_path: Path
     subprocess.run(
         [CHROMIUM, *options, page.as_uri()],
         capture_output=True,
-        timeout=180,
+        timeout=600,
         check=True,
         env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"},
     )

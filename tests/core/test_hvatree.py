@@ -173,10 +173,10 @@ def test_one_overlap_among_a_million_is_not_searched_for_linearly(hvatree: Any) 
         queries = [16 * dice.randrange(size) for _ in range(2000)]
         times = []
         for _ in range(5):  # the best: another process may take the cache meanwhile
-            begin = time.perf_counter()
+            begin = time.process_time()
             for first in queries:
                 assert ranges.count_overlaps(first, first + 15) == 1
-            times.append(time.perf_counter() - begin)
+            times.append(time.process_time() - begin)
         return min(times)
 
     assert seconds(1_000_000) < 100 * seconds(1000)

@@ -23,7 +23,7 @@ class Wait:
         return self.thread.is_alive()
 
     def ends(self) -> bool:
-        self.thread.join(30)
+        self.thread.join(60)
         return not self.thread.is_alive()
 
 

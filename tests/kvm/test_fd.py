@@ -58,7 +58,7 @@ def test_unclosed_where_warnings_are_errors(null: int, monkeypatch: pytest.Monke
 def test_unclosed_at_the_interpreters_end() -> None:
     code = "import os; from memslots.kvm.fd import Fd; fd = Fd(os.open('/dev/null', 0), 'KvmVM')"
     command = [sys.executable, "-P", "-Wdefault", "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
     assert re.fullmatch(r".*ResourceWarning: unclosed KvmVM\s+.*", done.stderr, re.DOTALL)
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr

@@ -42,6 +42,13 @@ def run_in_a_thread(vcpu: Any) -> tuple[threading.Thread, list[object]]:
     return thread, stops
 
 
+def wait_until_it_runs(vcpu: Any) -> None:
+    end = time.monotonic() + 60
+    while vcpu.runs() is not None:
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
 def test_request_exit_before_it_runs() -> None:
     with guest(HLT) as (_, vcpu, _):
         vcpu.request_exit()
@@ -54,10 +61,11 @@ def test_request_exit_with_a_signal() -> None:
     try:
         with guest(FOREVER) as (_, vcpu, _):
             thread, stops = run_in_a_thread(vcpu)
+            wait_until_it_runs(vcpu)
             time.sleep(0.05)
             assert stops == []
             vcpu.request_exit(signal.SIGUSR1)
-            thread.join(10)
+            thread.join(60)
             assert stops == [InterruptedExit()]
             assert vcpu.get_regs()["rip"] == CODE
     finally:
@@ -99,14 +107,17 @@ def test_a_guest_that_runs_keeps_its_memory() -> None:
 
             thread = threading.Thread(target=run)
             thread.start()
-            time.sleep(0.05)
+            wait_until_it_runs(vcpu)
             vm.close()
             gc.collect()
             assert vm.kept() == []
             assert alive() is not None
             assert thread.ident is not None
-            signal.pthread_kill(thread.ident, signal.SIGUSR1)
-            thread.join(10)
+            for _ in range(1200):  # the first signal may come before the guest runs
+                if not thread.is_alive():
+                    break
+                signal.pthread_kill(thread.ident, signal.SIGUSR1)
+                thread.join(0.05)
             assert len(ended) == 1
             gc.collect()
             assert alive() is None
@@ -166,8 +177,8 @@ def test_keyboard_interrupt() -> None:
     try:
         with guest(FOREVER) as (_, vcpu, memory):
             timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
-            timer.start()
             with pytest.raises(KeyboardInterrupt):
+                timer.start()
                 for _ in vcpu.run():
                     pytest.fail("it never exits")
             timer.join()
@@ -185,10 +196,10 @@ def test_other_threads_run_meanwhile() -> None:
             thread, _ = run_in_a_thread(vcpu)
             began = time.monotonic()
             assert sum(range(100_000)) == 4_999_950_000
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < 60
             assert thread.is_alive()
             vcpu.request_exit(signal.SIGUSR1)
-            thread.join(10)
+            thread.join(60)
             assert not thread.is_alive()
     finally:
         signal.signal(signal.SIGUSR1, before)

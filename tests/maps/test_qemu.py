@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -44,12 +43,20 @@ def asked(arguments: list[str], folder: Path) -> dict[str, Path]:
         text=True,
     )
     assert qemu.stdin is not None
-    time.sleep(1.0)
+    assert qemu.stdout is not None
+    # Once it has answered, it has all its memory.
+    qemu.stdin.write("info status\n")
+    qemu.stdin.flush()
+    answer = ""
+    while "VM status" not in answer:
+        read = qemu.stdout.read(1)
+        assert read, answer
+        answer += read
     found["process"] = folder / "process"
     found["process"].write_bytes(Path(f"/proc/{qemu.pid}/maps").read_bytes())
     for question in ("info mtree -f", "info mtree"):
         qemu.stdin.write(f"{question}\n")
-    out, _ = qemu.communicate("quit\n", timeout=60)
+    out, _ = qemu.communicate("quit\n", timeout=600)
     split = out.index("address-space: ")
     for name, text in (("mtree-f", out[:split]), ("mtree", out[split:])):
         found[name] = folder / name

@@ -132,12 +132,12 @@ def shortened_meanwhile(kind: str) -> None:
         mem.place(0, 0, backing)
 
         def shorten() -> None:
-            while time.monotonic() < end:
+            while time.monotonic() < end or not refused:
                 os.truncate(fd, PAGE)
                 os.truncate(fd, size)
 
         def touch(name: str) -> None:
-            while time.monotonic() < end:
+            while time.monotonic() < end or not refused:
                 try:
                     ACCESSES[name](mem, 0, size)
                 except NotMappedError:

@@ -50,15 +50,16 @@ class Scene:
         # So neither Backing is ever dropped.
         for id, backing in enumerate(self.both):
             self.mem.address_space(1).place(id, id * TOP * PAGE, backing)
-        self.end = time.monotonic() + SECONDS
         self.failures: list[BaseException] = []
         self.rounds: dict[str, int] = {}
 
     def run(self, name: str, start: threading.Barrier, once: Callable[[], None]) -> None:
         try:
             start.wait()
+            end = time.monotonic() + SECONDS
             count = 0
-            while time.monotonic() < self.end and not self.failures:
+            # At least once: on a busy machine a thread may get no time until the end.
+            while (time.monotonic() < end or not count) and not self.failures:
                 once()
                 count += 1
             self.rounds[name] = count
@@ -192,4 +193,4 @@ def stress() -> None:
 
 
 def test_every_byte_is_of_its_place() -> None:
-    print(run_fresh(stress, timeout=10 * SECONDS + 60))
+    print(run_fresh(stress, timeout=10 * SECONDS + 600))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import random
+import select
 import signal
 import threading
 import time
@@ -116,7 +117,7 @@ def changes_wait_for_nobody(memory: GuestMemory) -> None:
 
     thread = threading.Thread(target=change, daemon=True)
     thread.start()
-    thread.join(20)
+    thread.join(60)
     assert not thread.is_alive()
 
 
@@ -258,9 +259,20 @@ def test_at_each_line(name: str, moves: bool) -> None:
 def test_read_into_that_waits() -> None:
     memory = machine()
     reading, writing = os.pipe()
+    main = threading.get_ident()
+
+    def interrupt_later() -> None:
+        """Sends the signal once the pipe has some bytes."""
+        assert select.select([reading], [], [], 60)[0]
+        time.sleep(0.05)
+        signal.pthread_kill(main, signal.SIGALRM)
+
+    thread = threading.Thread(target=interrupt_later)
     try:
-        with pytest.raises(Interrupt), interrupted_after(0.05):
+        with pytest.raises(Interrupt), interrupted_after(60):
+            thread.start()
             memory.read_into(writing, 0, PAGES * PAGE)
+        thread.join()
         assert os.read(reading, 8) == b"\1" * 8
         assert dirty(memory) == set()
     finally:

@@ -6,6 +6,7 @@ import os
 import signal
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import count
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -181,13 +182,33 @@ def test_answers_that_are_no_integers(memory: GuestMemory, value: Any) -> None:
         memory.read_u8(0x2000)
 
 
+def test_two_threads_register_the_first_devices(
+    memory: GuestMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One thread is still at the start of the first call while the other makes a whole one."""
+    made: list[Thread] = []
+
+    def meanwhile() -> Mmio:
+        if not made:
+            answer = {"read": lambda gpa, size: 2}
+            made.append(Thread(target=memory.on_mmio, args=(0x3000, 0x4000), kwargs=answer))
+            made[0].start()
+            made[0].join()
+        return Mmio()
+
+    monkeypatch.setattr("memslots.memory.mmio.Mmio", meanwhile)
+    memory.on_mmio(0x2000, 0x3000, read=lambda gpa, size: 1)
+    assert len(made) == 1
+    assert (memory.read_u8(0x2000), memory.read_u8(0x3000)) == (1, 2)
+
+
 def test_a_fork_while_another_thread_registers(memory: GuestMemory) -> None:
     """The child can register devices, wherever the other thread was."""
 
     def fork() -> int:
         child = os.fork()
         if child == 0:
-            signal.alarm(10)  # ends the child if it waits for ever
+            signal.alarm(60)  # ends the child if it waits for ever
             memory.on_mmio(0x4000, 0x5000).close()
             os._exit(0)
         return os.waitpid(child, 0)[1]

@@ -296,24 +296,22 @@ def test_memory_is_let_go_beside_threads_that_place_slots_on_it() -> None:
     start = threading.Barrier(3)
     stop = threading.Event()
 
-    def place(id: int) -> int:
+    def place(id: int) -> None:
         start.wait()
         for times in itertools.count(1):
             mem.place(id, id * PAGE, backing, id * PAGE, PAGE)
             assert mem.read(id * PAGE, PAGE) == bytes(backing)[id * PAGE : (id + 1) * PAGE]
             vm.delete(id)
-            if stop.is_set():
-                return times
-        raise AssertionError
+            if stop.is_set() and times > 10:
+                return
 
-    def let_go() -> int:
+    def let_go() -> None:
         start.wait()
         for times in itertools.count(1):
             with suppress(BusyError):
                 mem.remove(backing)
-            if stop.is_set():
-                return times
-        raise AssertionError
+            if stop.is_set() and times > 10:
+                return
 
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
@@ -322,7 +320,8 @@ def test_memory_is_let_go_beside_threads_that_place_slots_on_it() -> None:
             work = [pool.submit(place, 0), pool.submit(place, 1), pool.submit(let_go)]
             wait(work, timeout=0.3, return_when=FIRST_EXCEPTION)
             stop.set()
-            assert all(each.result() > 10 for each in work)
+            for each in work:
+                each.result()
     finally:
         sys.setswitchinterval(before)
     assert known(mem) == []

@@ -131,7 +131,7 @@ def test_readers_beside_become() -> None:
     def run(once: Callable[[], None]) -> None:
         count = 0
         try:
-            while time.monotonic() < end and not failures:
+            while (time.monotonic() < end or not count) and not failures:
                 once()
                 count += 1
         except BaseException as failure:  # noqa: BLE001 (a thread's failure is the test's)

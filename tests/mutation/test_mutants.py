@@ -182,7 +182,7 @@ from pathlib import Path
 import pytest
 from mutation import trials
 
-trials.PATIENCE = 1
+trials.PATIENCE = 4
 def report(outcome):
     print(outcome.number, outcome.what, outcome.by.split()[-1], flush=True)
 plugin = trials.Trials(range(1, int(sys.argv[1]) + 1), Path(sys.argv[2]), 2, report)

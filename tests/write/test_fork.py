@@ -151,7 +151,7 @@ class Stopped:
 
     def __enter__(self) -> None:
         self.thread.start()
-        assert self.there.wait(30)
+        assert self.there.wait(60)
 
     def __exit__(self, *_: object) -> None:
         self.go_on.set()
@@ -474,7 +474,7 @@ def told_of_a_fork_before_memslots() -> None:
 def test_told_of_a_fork_before_memslots() -> None:
     program = PROGRAMS / "told_before_memslots.py"
     command = [sys.executable, "-P", str(program)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, f"{done.returncode}: {done.stdout}{done.stderr}"
 
 

@@ -137,14 +137,14 @@ def test_it_does_not_walk_over_all_each_time() -> None:
         for id in range(20_000):
             tx.create(id, id, 1, 0)
     dice = random.Random(1)
-    began = time.perf_counter()
+    began = time.process_time()
     for _ in range(5000):
         id = dice.randrange(20_000)
         vm.delete(id)
         assert vm.free_id() == id
         vm.create(id, id, 1, 0)
         assert vm.free_id() == 20_000
-    took = time.perf_counter() - began
+    took = time.process_time() - began
     # 10,000 walks over 20,000 ids would take minutes.
     assert took < 20
 

@@ -93,7 +93,7 @@ def test_no_thread_waits_for_the_arguments_of_a_cut(vm: Memslots, name: str) -> 
         def __index__(self) -> int:
             other = threading.Thread(target=change, daemon=True)
             other.start()
-            other.join(10)
+            other.join(60)
             assert not other.is_alive(), "it waits for the arguments"
             change()
             return self.value

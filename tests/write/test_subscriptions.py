@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import signal
 import threading
-import time
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -157,14 +156,12 @@ def interrupted_while_waiting() -> None:
         lambda: vm.transaction().__enter__(),
     ]
     for call in calls:
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
-        begin = time.monotonic()
         try:
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
             call()
         except KeyboardInterrupt:
             print("interrupted", end=" ")
-        assert 0.02 < time.monotonic() - begin < 5
-        assert thread.is_alive()
+        assert thread.is_alive()  # in its listener, so the call did not wait for it
         assert (list(vm), vm.generation) == ([], 0)
     leave.set()
     thread.join()
