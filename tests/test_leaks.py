@@ -416,8 +416,9 @@ def measure(vm: Memslots, case: Callable[[Memslots], None]) -> dict[str, int]:
 
     rounds = CASES[case]
     repeat(rounds // 10)  # makes the objects that are made once
-    # A leak grows each time. Python's own tables and the allocators' slack do not.
-    for _ in range(3):
+    # A leak grows each time. Python's own tables and the allocators' slack do not: without the GIL
+    # Python's allocator frees memory late, so that it comes and goes by the megabyte.
+    for _ in range(10):
         rss, blocks, held = resident(), sys.getallocatedblocks(), of_the_kernel()
         repeat(rounds)
         grown = {"rss": resident() - rss, "blocks": sys.getallocatedblocks() - blocks}
