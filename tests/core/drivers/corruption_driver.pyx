@@ -14,7 +14,13 @@ from memslots.core.slot cimport (
     slot_of_gfn_node,
     slot_of_hva_node,
 )
-from memslots.core.slotset cimport slotset, slotset_first, slotset_put, slotset_step
+from memslots.core.slotset cimport (
+    slotset,
+    slotset_drop_index,
+    slotset_first,
+    slotset_put,
+    slotset_step,
+)
 from memslots.core.space cimport SWAPPING, space, space_active, space_inactive
 from memslots.memslots cimport memslots_space
 
@@ -166,6 +172,7 @@ def broken(face, name, active=True, hva=False):
         while next is not NULL:  # to the last slot
             s = next
             next = slotset_step(set, s, 1)
+        slotset_drop_index(set)
         slotset_put(set, s, NULL, NULL)
         yield sp.active.k, s.id
         slotset_put(set, NULL, s, &spare)
