@@ -76,7 +76,7 @@ class FlatViews:
         if not starts:
             return [_excerpt(text)]
         views = [text[a:b] for a, b in pairwise([*starts, len(text)])]
-        with_kvm = any(_is_kvms(match["rest"]) for match in _RANGE.finditer(text))
+        with_kvm = _tells_kvm(text)
         found: dict[int, Map] = {}
         for view in views:
             spaces: list[str] = _SPACE.findall(view)
@@ -110,7 +110,7 @@ def _excerpt(text: str) -> Map:
     views = [text[a:b] for a, b in pairwise([*starts, len(text)])]
     if system:
         views = [views[at] for at in system]
-    with_kvm = any(_is_kvms(match["rest"]) for match in _RANGE.finditer(text))
+    with_kvm = _tells_kvm(text)
     found = {tuple(_flat(view, with_kvm)) for view in views}
     maps = {one for one in found if any(entry.kind != "mmio" for entry in one)} or found
     if len(maps) > 1:
@@ -173,6 +173,11 @@ def _kind(match: re.Match[str]) -> str:
 
 def _is_kvms(rest: str) -> bool:
     return rest.rstrip().lower().endswith(" kvm")
+
+
+def _tells_kvm(text: str) -> bool:
+    """Returns whether a text tells which regions are KVM's."""
+    return any(_is_kvms(match["rest"]) for match in _RANGE.finditer(text))
 
 
 def _flat(view: str, with_kvm: bool) -> Iterator[Entry]:

@@ -167,10 +167,7 @@ _STREAM = _refusal(
     "it is a saved state of QEMU, whose pages are in a stream: write an ELF core, by"
     " dump-guest-memory or by virsh dump --memory-only"
 )
-READERS = (
-    Reader("lime", b"EMiL", lime_ranges),
-    Reader("elf", b"\x7fELF", elf_ranges),
-    Reader("crashdump", b"PAGEDU64", crashdump_ranges),
+_REFUSING = (
     Reader("minidump", b"MDMP", minidump_ranges),
     Reader("kdump", b"KDUMP   ", _COMPRESSED_PAGES),
     Reader("kdump", b"makedumpfile", _COMPRESSED_PAGES),
@@ -183,5 +180,11 @@ READERS = (
         _refusal("it is a crash dump of 32-bit Windows: only those of 64-bit Windows can be read"),
     ),
 )
+READERS = (
+    Reader("lime", b"EMiL", lime_ranges),
+    Reader("elf", b"\x7fELF", elf_ranges),
+    Reader("crashdump", b"PAGEDU64", crashdump_ranges),
+    *_REFUSING,
+)
 #: The names of those whose files are recognised to be refused with a reason.
-REFUSED = ("minidump", "kdump", "avml", "stream", "crashdump-32")
+REFUSED = frozenset(one.name for one in _REFUSING)

@@ -75,7 +75,13 @@ def open_memory(
 
 
 #: The first bytes of files that are compressed as a whole.
-_COMPRESSED = {"gzip": b"\x1f\x8b\x08", "xz": b"\xfd7zXZ\x00", "zstd": b"\x28\xb5\x2f\xfd"}
+_COMPRESSED = {
+    "gzip": b"\x1f\x8b\x08",
+    "bzip2": b"BZh",
+    "xz": b"\xfd7zXZ\x00",
+    "zstd": b"\x28\xb5\x2f\xfd",
+    "zip": b"PK\x03\x04",
+}
 
 
 def _ranges(name: str, file: BinaryIO) -> list[FileRange]:

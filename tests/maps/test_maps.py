@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import lzma
@@ -368,8 +369,10 @@ def test_a_dump_that_cannot_be_read_is_not_taken_for_raw_memory(
     ("program", "compress"),
     [
         ("gzip", gzip.compress),
+        ("bzip2", bz2.compress),
         ("xz", lzma.compress),
         ("zstd", lambda data: b"\x28\xb5\x2f\xfd" + data),
+        ("zip", lambda data: b"PK\x03\x04" + data),
     ],
 )
 def test_compressed_memory_is_not_taken_for_raw_memory(
